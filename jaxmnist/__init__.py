@@ -1,0 +1,54 @@
+"""Random search over small convolutional networks for MNIST-like images, in JAX."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxmnist.config import Hyperparameters, SearchSettings
+    from jaxmnist.errors import JaxmnistError, SurroundingsError, UsageError
+    from jaxmnist.features import FlattenFeatures
+    from jaxmnist.model import build_model
+    from jaxmnist.run import Run
+    from jaxmnist.search import random_search
+    from jaxmnist.svm import SupportVectors
+    from jaxmnist.trained import TrainedModel
+
+# Loaded when first asked for, so that importing the package, and `--help`, cost nothing.
+_HOMES = {
+    "FlattenFeatures": "features",
+    "Hyperparameters": "config",
+    "JaxmnistError": "errors",
+    "Run": "run",
+    "SearchSettings": "config",
+    "SupportVectors": "svm",
+    "SurroundingsError": "errors",
+    "TrainedModel": "trained",
+    "UsageError": "errors",
+    "build_model": "model",
+    "random_search": "search",
+}
+__all__ = [
+    "FlattenFeatures",
+    "Hyperparameters",
+    "JaxmnistError",
+    "Run",
+    "SearchSettings",
+    "SupportVectors",
+    "SurroundingsError",
+    "TrainedModel",
+    "UsageError",
+    "build_model",
+    "random_search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'jaxmnist' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"jaxmnist.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,114 @@
+"""What all commands share: their flags, their exit statuses, and what signals do."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+from jaxmnist.config import SELECTIONS, SVM_BACKENDS, SearchSettings, flag
+from jaxmnist.errors import JaxmnistError, Stopped, UsageError
+
+CHOICES = {"select": SELECTIONS, "svm_backend": SVM_BACKENDS}
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line."""
+
+    def __init__(self, module: str, description: str) -> None:
+        super().__init__(prog=f"python -m jaxmnist.{module}", description=description, allow_abbrev=False)
+        self.add_argument("--version", action="version", version=f"jaxmnist {version('jaxmnist')}")
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what the parser has to complain about."""
+        raise UsageError(f"{message} (--help lists the flags)")
+
+
+def add_settings(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:
+    """Add flags for the settings of `names`, or for all; a flag that isn't given sets nothing."""
+    for item in fields(SearchSettings):
+        if names is not None and item.name not in names:
+            continue
+        kind = str(item.type).removesuffix(" | None")
+        text = item.metadata["help"]
+        if item.name in CHOICES:
+            text += f" [{', '.join(CHOICES[item.name])}]"
+        if kind == "bool":
+            name, action = (flag(item.name), "store_true")
+            if item.default is True:
+                name, action = (flag("no_" + item.name), "store_false")
+            parser.add_argument(name, dest=item.name, action=action, default=argparse.SUPPRESS, help=text)
+            continue
+        if item.default is not None:
+            text += f" (default {item.default})"
+        parser.add_argument(
+            flag(item.name),
+            dest=item.name,
+            default=argparse.SUPPRESS,
+            type={"int": _number(int), "float": _number(float)}.get(kind, str),
+            metavar=item.metadata["metavar"] or "WORD",
+            help=text.replace("%", "%%"),
+        )
+
+
+def _number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Read a number; what isn't one stays text, for the setting to complain about."""
+
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+
+    return read
+
+
+@contextmanager
+def signals() -> Iterator[None]:
+    """Raise `Stopped` in the main thread at Ctrl-C, TERM or hang-up; a second one ends at once."""
+
+    def stop(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise Stopped(number)
+
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    # nohup ignores hang-ups; so does a search that it starts.
+    numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_command(main: Callable[[list[str]], None], arguments: list[str] | None = None) -> int:
+    """Run a command's `main` with its arguments; returns the exit status.
+
+    An error of jaxmnist becomes one line on standard error.
+    """
+    try:
+        with signals():
+            main(sys.argv[1:] if arguments is None else arguments)
+            sys.stdout.flush()
+    except JaxmnistError as error:
+        print(f"jaxmnist: {error}", file=sys.stderr)
+        return error.exit_status
+    except MemoryError:
+        print("jaxmnist: memory is exhausted", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        name = signal.Signals(stopped.exit_status - 128).name
+        print(f"jaxmnist: stopped by {name}; the same command goes on from here", file=sys.stderr)
+        return stopped.exit_status
+    except BrokenPipeError:
+        # Whoever read the output has gone; nothing is left to tell them.
+        sys.stdout = None  # type: ignore[assignment]
+        return 1
+    return 0

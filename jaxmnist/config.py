@@ -1,0 +1,255 @@
+"""Hyperparameters and settings: frozen dataclasses that check themselves.
+
+Each field of `SearchSettings` is a word of the command line and of `random_search`; its help
+text stands here once. Only the standard library is imported, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from jaxmnist.errors import UsageError
+
+LARGEST_SEED = 2**32 - 1
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting: `max_trials` is `--max-trials`."""
+    return "--" + name.replace("_", "-")
+
+
+def check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """Raise `UsageError` unless `value` is an int of at least `low` and at most `high`."""
+    bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        raise UsageError(f"{flag(name)} must be a whole number {bounds}, not {value!r}")
+
+
+def check_number(name: str, value: Any, accepts: Callable[[float], bool], wanted: str) -> None:
+    """Raise `UsageError` unless `value` is a finite number that `accepts` holds for."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not accepts(value):
+        raise UsageError(f"{flag(name)} must be a number {wanted}, not {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise `UsageError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise UsageError(f"{flag(name)} must be one of {', '.join(choices)}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """One configuration of the search.
+
+    filters: filters of every convolution, at least 1.
+    conv_layers: convolutions, at least 1.
+    dense_layers: hidden dense layers, at least 0.
+    units: units of every hidden dense layer; None, whatever was given, when there are none.
+    """
+
+    filters: int
+    conv_layers: int
+    dense_layers: int
+    units: int | None = None
+
+    def __post_init__(self) -> None:
+        check_whole("filters", self.filters, 1)
+        check_whole("conv_layers", self.conv_layers, 1)
+        check_whole("dense_layers", self.dense_layers, 0)
+        if self.dense_layers == 0:
+            object.__setattr__(self, "units", None)
+        else:
+            check_whole("units", self.units, 1)
+
+    def to_json(self) -> dict[str, int | None]:
+        """The hyperparameters as JSON's object."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        units = "" if self.units is None else f" units={self.units}"
+        return f"filters={self.filters} conv_layers={self.conv_layers} dense_layers={self.dense_layers}{units}"
+
+
+@dataclass(frozen=True)
+class Range:
+    """The whole numbers start, start + step, … up to stop, which is included where a step lands on it."""
+
+    start: int
+    stop: int
+    step: int = 1
+
+    @classmethod
+    def parse(cls, name: str, value: Any) -> Range:
+        """Read `32:128:16`, `1:3`, `112`, an int, a `Range`, or a sequence of two or three ints.
+
+        Raises `UsageError` that names the hyperparameter if the range is empty, negative or no range.
+        """
+        if isinstance(value, Range):
+            parts: list[Any] = [value.start, value.stop, value.step]
+        elif isinstance(value, str):
+            parts = value.split(":")
+        elif isinstance(value, list | tuple):
+            parts = list(value)
+        else:
+            parts = [value]
+        wanted = f"{flag(name)} must be a number, first:last or first:last:step, such as 32:128:16, not {value!r}"
+        try:
+            numbers = [int(part) for part in parts if not isinstance(part, bool | float)]
+        except (TypeError, ValueError):
+            raise UsageError(wanted) from None
+        if len(numbers) != len(parts) or not 1 <= len(numbers) <= 3:
+            raise UsageError(wanted)
+        start = numbers[0]
+        stop = numbers[1] if len(numbers) > 1 else start
+        step = numbers[2] if len(numbers) > 2 else 1
+        low = 0 if name == "dense_layers" else 1
+        if start < low:
+            raise UsageError(f"{flag(name)} must start at {low} or more, not at {start}")
+        if stop < start:
+            raise UsageError(f"{flag(name)} is empty: its last number {stop} is below its first, {start}")
+        if step < 1:
+            raise UsageError(f"{flag(name)} must have a step of at least 1, not {step}")
+        return cls(start, stop, step)
+
+    @property
+    def values(self) -> range:
+        """Its members, ascending."""
+        return range(self.start, self.stop + 1, self.step)
+
+    def __str__(self) -> str:
+        if len(self.values) == 1:
+            return str(self.start)
+        return f"{self.start}:{self.stop}" + (f":{self.step}" if self.step != 1 else "")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How each candidate is trained: what `training` needs and nothing else.
+
+    learning_rate is Adam's step size; batch_size counts images.
+    """
+
+    epochs: int = 5
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    optimizer: str = "adam"
+
+    def __post_init__(self) -> None:
+        check_whole("epochs", self.epochs, 1)
+        check_whole("batch_size", self.batch_size, 1)
+        check_number("learning_rate", self.learning_rate, lambda value: value > 0, "above 0")
+
+
+def _setting(default: Any, help: str, metavar: str | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "metavar": metavar})
+
+
+SELECTIONS = ("steady", "best")
+SVM_BACKENDS = ("auto", "sklearn", "sklearnex", "cuml")
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Everything that a person can say of a search, under the words of the command line.
+
+    Raises `UsageError` with one line that names the flag, the value and what would be right.
+    """
+
+    dataset: str | None = _setting(
+        None, "mnist (default), fashion_mnist, kmnist or another name of tensorflow-datasets", "NAME"
+    )
+    data_dir: str | None = _setting(None, "read this folder of IDX files, or this .npz", "PATH")
+    filters: Any = _setting(None, "filters of each convolution (default 32:128:16)", "RANGE")
+    conv_layers: Any = _setting(None, "number of convolutions (default 1:3)", "RANGE")
+    dense_layers: Any = _setting(None, "number of hidden dense layers (default 0:2)", "RANGE")
+    units: Any = _setting(None, "units of each hidden dense layer (default 32:256:32)", "RANGE")
+    max_trials: int = _setting(10, "configurations to try", "N")
+    epochs: int = _setting(5, "epochs for each configuration", "N")
+    batch_size: int = _setting(128, "images in a batch", "N")
+    learning_rate: float = _setting(1e-3, "Adam's step size", "RATE")
+    validation_split: float = _setting(0.1, "fraction of the training images to validate on", "FRACTION")
+    train_limit: int | None = _setting(None, "use the first N training images", "N")
+    seed: int = _setting(0, "seed of draws, weights, order and split", "N")
+    directory: str = _setting("runs", "folder of all runs", "PATH")
+    project_name: str | None = _setting(None, "folder of this run in it (default: the dataset's name)", "NAME")
+    overwrite: bool = _setting(False, "delete the run that is there and start anew")
+    select: str = _setting("steady", "how the winner is chosen: steady (validation accuracy never falls) or best")
+    tolerance: float | None = _setting(None, "fall of validation accuracy that is still steady", "FALL")
+    keep: int = _setting(3, "how many of the best trials keep their weights", "N")
+    jobs: int | None = _setting(None, "trials that train at once (default: one for each core)", "N")
+    svm: bool = _setting(True, "leave the SVM out")
+    svm_backend: str = _setting("auto", "library that fits the SVM")
+    svm_search: int = _setting(0, "tune the SVM's C and gamma over N draws", "N")
+    quiet: bool = _setting(False, "say only the result")
+
+    def __post_init__(self) -> None:
+        for name in ("dataset", "data_dir", "directory"):
+            value = getattr(self, name)
+            if value is None and name != "directory":
+                continue
+            value = os.fspath(value) if isinstance(value, os.PathLike) else value
+            if not isinstance(value, str) or not value or not value.isprintable():
+                raise UsageError(f"{flag(name)} must be a name or a path, not {value!r}")
+            object.__setattr__(self, name, value)
+        for name in ("overwrite", "svm", "quiet"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{flag(name)} must be true or false, not {getattr(self, name)!r}")
+        for name in RANGES:
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else Range.parse(name, value))
+        if self.project_name is not None and not is_plain_name(self.project_name):
+            raise UsageError(f"--project-name must be the name of a folder, without slashes, not {self.project_name!r}")
+        check_whole("max_trials", self.max_trials, 1)
+        check_whole("seed", self.seed, 0, LARGEST_SEED)
+        check_whole("keep", self.keep, 1)
+        check_whole("svm_search", self.svm_search, 0)
+        for name in ("train_limit", "jobs"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), 1)
+        check_number("validation_split", self.validation_split, lambda value: 0 < value < 1, "above 0 and below 1")
+        if self.tolerance is not None:
+            check_number("tolerance", self.tolerance, lambda value: 0 <= value <= 1, "from 0 to 1")
+        check_choice("select", self.select, SELECTIONS)
+        check_choice("svm_backend", self.svm_backend, SVM_BACKENDS)
+        self.training()
+
+    @property
+    def dataset_name(self) -> str:
+        """What to call the data: by `dataset`, else after the folder or file they lie in."""
+        if self.dataset is None and self.data_dir is not None:
+            return os.path.splitext(os.path.basename(os.path.abspath(self.data_dir)))[0] or "data"
+        return (self.dataset or "mnist").replace("/", "_")
+
+    @property
+    def run_directory(self) -> str:
+        """The folder of the run."""
+        return os.path.join(self.directory, self.project_name or self.dataset_name)
+
+    def training(self) -> TrainingSettings:
+        """The part that training needs."""
+        return TrainingSettings(self.epochs, self.batch_size, self.learning_rate)
+
+    def to_json(self) -> dict[str, Any]:
+        """All settings as JSON's object; ranges as their text."""
+        return {
+            item.name: str(value) if isinstance(value := getattr(self, item.name), Range) else value
+            for item in fields(self)
+        }
+
+
+RANGES = ("filters", "conv_layers", "dense_layers", "units")
+
+
+def is_plain_name(name: Any) -> bool:
+    """Whether `name` can be one folder below another, and nothing else."""
+    return (
+        isinstance(name, str)
+        and name not in ("", ".", "..")
+        and not set(name) & {"/", "\\", "\0", os.sep}
+        and name.isprintable()
+    )

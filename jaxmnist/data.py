@@ -1,0 +1,144 @@
+"""A dataset of uint8 images and integer labels, in training, validation and test parts."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from jaxmnist.errors import UsageError
+from jaxmnist.files import Arrays, read_idx_folder, read_npz
+
+MNIST_SHA256 = {
+    "x_train": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "y_train": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "x_test": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "y_test": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images uint8[N, H, W, C] and their classes int32[N], 0 to K − 1, in three parts.
+
+    labels: the K labels, ascending, as the data gives them: class k has label `labels[k]`.
+    """
+
+    name: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_validation: np.ndarray
+    y_validation: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    labels: tuple[int, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        height, width, channels = self.x_train.shape[1:]
+        return height, width, channels
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return len(self.labels)
+
+    def fingerprint(self) -> str:
+        """The SHA-256 of everything that is in it, the split included."""
+        digest = hashlib.sha256(repr(self.labels).encode())
+        for part in ("train", "validation", "test"):
+            for array in (getattr(self, f"x_{part}"), getattr(self, f"y_{part}")):
+                digest.update(repr((array.shape, str(array.dtype))).encode())
+                digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
+
+
+def load_arrays(dataset: str | None = None, data_dir: str | None = None) -> Arrays:
+    """The arrays of a dataset: from `data_dir`, from the package (mnist), or by its name.
+
+    Args:
+      dataset: 'mnist' (also if None), or a name of tensorflow-datasets.
+      data_dir: a folder of IDX files or an `.npz`, read instead of looking for `dataset`.
+
+    Raises:
+      UsageError: an unknown name, or files that are damaged or don't fit together.
+      SurroundingsError: the dataset can't be downloaded.
+    """
+    if data_dir is not None:
+        path = Path(data_dir)
+        if path.is_dir():
+            return read_idx_folder(path)
+        if path.is_file():
+            return read_npz(path)
+        raise UsageError(f"--data-dir {data_dir}: no such folder of IDX files or .npz file")
+    if dataset in (None, "mnist"):
+        with resources.as_file(resources.files("jaxmnist") / "mnist") as folder:
+            return read_idx_folder(folder, MNIST_SHA256)
+    from jaxmnist.download import load_named
+
+    assert dataset is not None
+    return load_named(dataset)
+
+
+def split(
+    name: str, arrays: Arrays, *, validation_split: float, seed: int, train_limit: int | None = None
+) -> Dataset:
+    """Part the training images into training and validation.
+
+    Args:
+      name: what to call the dataset.
+      arrays: the dataset as it was found.
+      validation_split: exactly round(validation_split × N) images are drawn, stratified by class.
+      seed: of the draw.
+      train_limit: use the first so many training images only, before the draw.
+
+    Raises:
+      UsageError: fewer than two classes, a part that would leave a class out, or test labels
+        that training doesn't have.
+    """
+    x, y = arrays.x_train[:train_limit], arrays.y_train[:train_limit]
+    labels, classes, counts = np.unique(y, return_inverse=True, return_counts=True)
+    if len(labels) < 2:
+        raise UsageError(f"{name}: all training images have the label {labels[0]}; two classes are needed")
+    unknown = np.setdiff1d(arrays.y_test, labels)
+    if len(unknown):
+        raise UsageError(f"{name}: test images have the label {unknown[0]}, which no training image has")
+    validation = _stratified_draw(classes, counts, round(validation_split * len(y)), seed)
+    for part, drawn in (("validation", validation), ("training", ~validation)):
+        absent = np.setdiff1d(np.arange(len(labels)), classes[drawn])
+        if len(absent):
+            raise UsageError(
+                f"--validation-split {validation_split} leaves no {part} image of label"
+                f" {labels[absent[0]]}, which has {counts[absent[0]]} of {len(y)} images"
+            )
+    return Dataset(
+        name,
+        x[~validation],
+        classes[~validation].astype(np.int32),
+        x[validation],
+        classes[validation].astype(np.int32),
+        arrays.x_test,
+        np.searchsorted(labels, arrays.y_test).astype(np.int32),
+        tuple(int(label) for label in labels),
+    )
+
+
+def _stratified_draw(classes: np.ndarray, counts: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """`size` images, each class in its share: bool[N].
+
+    Shares are rounded by largest remainders; of equal remainders the larger class comes first.
+    """
+    shares = counts * (size / len(classes))
+    sizes = np.floor(shares).astype(int)
+    for k in np.lexsort((-counts, sizes - shares))[: size - sizes.sum()]:
+        sizes[k] += 1
+    generator = np.random.default_rng([seed, 3])
+    drawn = np.zeros(len(classes), bool)
+    for k, wanted in enumerate(sizes):
+        members = np.flatnonzero(classes == k)
+        drawn[generator.permutation(members)[:wanted]] = True
+    return drawn

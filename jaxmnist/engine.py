@@ -1,0 +1,247 @@
+"""Where trials run: one a core on a CPU, one after another on an accelerator.
+
+The engine is given trials and gives back what happened to them; nobody else knows of threads,
+compiled programs or devices. One bad trial never hurts its neighbours.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmnist.config import Hyperparameters, TrainingSettings
+from jaxmnist.convolution import block_size
+from jaxmnist.data import Dataset
+from jaxmnist.model import build_model, initial_parameters
+from jaxmnist.training import (
+    batches,
+    epoch_order,
+    evaluate,
+    start_epoch,
+    start_training,
+    train_block,
+)
+
+# Steps of one call of the compiled program; between calls the host can stop the trial.
+STEPS_PER_CALL = 16
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One epoch of a trial: mean cross-entropy and accuracy over training and validation images."""
+
+    loss: float
+    accuracy: float
+    val_loss: float
+    val_accuracy: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether both losses are numbers."""
+        return bool(np.isfinite(self.loss) and np.isfinite(self.val_loss))
+
+
+@dataclass(frozen=True)
+class TrialStarted:
+    """A trial has begun to compile and train."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class EpochFinished:
+    """A trial has finished an epoch, counted from 1; `seconds` since the trial began."""
+
+    index: int
+    epoch: int
+    metrics: Metrics
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrialFinished:
+    """A trial has ended.
+
+    history: its epochs, the one that diverged included.
+    parameters: its weights, float32 NumPy arrays; None where it failed.
+    seconds: wall time, compiling included.
+    error: why it failed, or None.
+    """
+
+    index: int
+    history: tuple[Metrics, ...]
+    parameters: dict[str, dict[str, np.ndarray]] | None
+    seconds: float
+    error: str | None = None
+
+
+Event = TrialStarted | EpochFinished | TrialFinished
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Interrupted(Exception):
+    """The engine was asked to stop while a trial was running."""
+
+
+@dataclass
+class Engine:
+    """Trains configurations on one dataset, whose images lie on the device as uint8.
+
+    jobs: trials at once; None for one a core on a CPU, and one on an accelerator.
+    """
+
+    dataset: Dataset
+    settings: TrainingSettings
+    seed: int
+    jobs: int | None = None
+    platform: str = field(default_factory=jax.default_backend)
+
+    def __post_init__(self) -> None:
+        if self.jobs is None:
+            self.jobs = cores() if self.platform == "cpu" else 1
+        data = self.dataset
+        self._train = jax.device_put((data.x_train, data.y_train))
+        self._validation = jax.device_put((data.x_validation, data.y_validation))
+        self._block = block_size(self.platform, self.settings.batch_size)
+        # Evaluation has no batch size to respect, so that it takes whatever the platform likes.
+        size = block_size(self.platform, 1024)
+        order = np.arange(len(data.y_validation), dtype=np.int32)
+        self._validation_batches = jax.device_put(batches(order, size, size)[:, 0])
+
+    @contextmanager
+    def run(self, trials: Iterable[tuple[int, Hyperparameters]]) -> Iterator[Iterator[Event]]:
+        """Train trials, given as (index, hyperparameters); a context whose value iterates events.
+
+        Leaving the context early stops the trials that are running at their next pause, and
+        waits for them; they have then left nothing behind.
+        """
+        waiting: queue.SimpleQueue[tuple[int, Hyperparameters]] = queue.SimpleQueue()
+        events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        stop = threading.Event()
+        count = 0
+        for trial in trials:
+            waiting.put(trial)
+            count += 1
+
+        def work() -> None:
+            while not stop.is_set():
+                try:
+                    index, hyperparameters = waiting.get_nowait()
+                except queue.Empty:
+                    break
+                try:
+                    for event in self._trial(index, hyperparameters, stop):
+                        events.put(event)
+                except _Interrupted:
+                    break
+            events.put(None)
+
+        assert self.jobs is not None
+        workers = [threading.Thread(target=work, daemon=True) for _ in range(min(self.jobs, count))]
+
+        def finished() -> Iterator[Event]:
+            running = len(workers)
+            while running:
+                event = events.get()
+                if event is None:
+                    running -= 1
+                else:
+                    yield event
+
+        for worker in workers:
+            worker.start()
+        try:
+            yield finished()
+        finally:
+            stop.set()
+            for worker in workers:
+                worker.join()
+
+    def _trial(
+        self, index: int, hyperparameters: Hyperparameters, stop: threading.Event
+    ) -> Iterator[Event]:
+        """The events of one trial; an exception in it becomes its error."""
+        started = time.perf_counter()
+        history: list[Metrics] = []
+        yield TrialStarted(index)
+        parameters, error = None, None
+        try:
+            for metrics, state in self._epochs(index, hyperparameters, stop):
+                history.append(metrics)
+                if not metrics.finite:
+                    error = f"the loss became {metrics.loss} in epoch {len(history)}"
+                    break
+                yield EpochFinished(index, len(history), metrics, time.perf_counter() - started)
+            else:
+                parameters = jax.device_get(state.parameters)
+        except _Interrupted:
+            raise
+        except Exception as failure:
+            error = " ".join(f"{type(failure).__name__}: {failure}".split())[:500]
+        yield TrialFinished(index, tuple(history), parameters, time.perf_counter() - started, error)
+
+    def _epochs(
+        self, index: int, hyperparameters: Hyperparameters, stop: threading.Event
+    ) -> Iterator[tuple[Metrics, Any]]:
+        """Metrics and state after each epoch of a trial; ends after an epoch that diverged."""
+        shape, classes = self.dataset.image_shape, self.dataset.classes
+        parameters = initial_parameters(
+            hyperparameters, shape, classes, seed=self.seed, index=index
+        )
+        state = jax.jit(start_training, static_argnums=1)(parameters, self.settings)
+        images = len(self.dataset.y_train)
+        train, evaluate = self._compile(hyperparameters, state)
+        for epoch in range(self.settings.epochs):
+            order = self._batches(epoch)
+            state, loss, steps = start_epoch(state), 0.0, len(order)
+            for first in range(0, steps, STEPS_PER_CALL):
+                if stop.is_set():
+                    raise _Interrupted
+                last = min(first + STEPS_PER_CALL, steps)
+                state = train(state, *self._train, order, np.int32(first), np.int32(last))
+                loss = float(state.loss_sum) / images
+                if not np.isfinite(loss):
+                    yield Metrics(loss, np.nan, np.nan, np.nan), state
+                    return
+            sums = evaluate(state.parameters, *self._validation, self._validation_batches)
+            validated = len(self.dataset.y_validation)
+            metrics = Metrics(
+                loss,
+                int(state.correct) / images,
+                float(sums.loss_sum) / validated,
+                int(sums.correct) / validated,
+            )
+            yield metrics, state
+
+    def _batches(self, epoch: int) -> np.ndarray:
+        """The batches of an epoch, the same for all trials: int32[S, K, B]."""
+        order = epoch_order(len(self.dataset.y_train), self.seed, epoch)
+        return batches(order, self.settings.batch_size, self._block)
+
+    def _compile(self, hyperparameters: Hyperparameters, state: Any) -> tuple[Any, Any]:
+        """The programs of a configuration: one that trains some steps, one that evaluates."""
+        model = build_model(hyperparameters, self.dataset.classes, self.platform)
+        step = np.int32(0)
+        train = jax.jit(train_block(model, self.settings), donate_argnums=0)
+        validate = jax.jit(evaluate(model))
+        return (
+            train.lower(state, *self._train, self._batches(0), step, step).compile(),
+            validate.lower(
+                state.parameters, *self._validation, self._validation_batches
+            ).compile(),
+        )

@@ -1,0 +1,194 @@
+"""The test set: accuracy with its interval, confusion matrix, classification report.
+
+`python -m jaxmnist.evaluation RUN` repeats the look at the test set, and writes it down.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxmnist.command import Parser, run_command
+from jaxmnist.data import Dataset
+from jaxmnist.run import Run
+from jaxmnist.store import write_bytes, write_json
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well predictions agree with the truth, on the same N images.
+
+    labels: the K labels, in the order of rows and columns.
+    confusion_matrix: int64[K, K]; row: the truth, column: the prediction.
+    """
+
+    labels: tuple[int, ...]
+    confusion_matrix: np.ndarray
+
+    @property
+    def images(self) -> int:
+        """How many images were judged."""
+        return int(self.confusion_matrix.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """The share of images that were classified rightly."""
+        return int(np.trace(self.confusion_matrix)) / self.images
+
+    def confidence_interval(self) -> tuple[float, float]:
+        """The 95 % interval of the accuracy.
+
+        Wilson, 'Probable inference, the law of succession, and statistical inference', 1927.
+        """
+        from scipy.stats import binomtest
+
+        right = int(np.trace(self.confusion_matrix))
+        interval = binomtest(right, self.images).proportion_ci(0.95, "wilson")
+        return float(interval.low), float(interval.high)
+
+    def classification_report(self) -> dict[str, Any]:
+        """scikit-learn's report: precision, recall, f1-score and support of labels and averages."""
+        return self._report(output_dict=True)
+
+    def classification_table(self) -> str:
+        """The report as a table of text, to three digits."""
+        return self._report(digits=3)
+
+    def _report(self, **form: Any) -> Any:
+        from sklearn.metrics import classification_report
+
+        classes = len(self.labels)
+        truth, predictions = np.divmod(
+            np.repeat(np.arange(classes * classes), self.confusion_matrix.ravel()), classes
+        )
+        return classification_report(
+            truth,
+            predictions,
+            labels=range(classes),
+            target_names=[str(label) for label in self.labels],
+            zero_division=0,
+            **form,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What test.json and svm.json say of it."""
+        return {
+            "accuracy": self.accuracy,
+            "confidence_interval": list(self.confidence_interval()),
+            "labels": list(self.labels),
+            "confusion_matrix": self.confusion_matrix.tolist(),
+            "classification_report": self.classification_report(),
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Evaluation:
+        """The evaluation of `to_json`."""
+        matrix = np.asarray(content["confusion_matrix"], np.int64)
+        return cls(tuple(int(label) for label in content["labels"]), matrix)
+
+
+def judge(truth: np.ndarray, predictions: np.ndarray, labels: Sequence[int]) -> Evaluation:
+    """Compare classes int[N], 0 to K − 1, with the truth int[N]."""
+    classes = len(labels)
+    pairs = truth.astype(np.int64) * classes + predictions
+    matrix = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+    return Evaluation(tuple(int(label) for label in labels), matrix)
+
+
+def table(matrix: np.ndarray, labels: Sequence[int]) -> str:
+    """A confusion matrix with its labels: rows are the truth, columns the prediction."""
+    cells = [["", *map(str, labels)]]
+    cells += [[str(label), *map(str, row)] for label, row in zip(labels, matrix.tolist(), strict=True)]
+    width = max(len(cell) for row in cells for cell in row)
+    return "\n".join(" ".join(cell.rjust(width) for cell in row) for row in cells)
+
+
+def describe_gap(validation: float, validation_images: int, test: Evaluation) -> str:
+    """The gap between validation and test accuracy, and what it means, in a sentence or two.
+
+    The standard error of the difference is that of two independent shares.
+    """
+    gap = validation - test.accuracy
+    error = math.sqrt(
+        validation * (1 - validation) / validation_images
+        + test.accuracy * (1 - test.accuracy) / test.images
+    )
+    line = f"Validation accuracy {validation:.4f} − test accuracy {test.accuracy:.4f} = {gap:+.4f}"
+    if gap > 2 * error:
+        return line + (
+            f", more than chance explains (two standard errors are {2 * error:.4f}): the choice"
+            " among trials has fitted the validation images, or the test images are harder."
+        )
+    if gap < -2 * error:
+        return line + (
+            f", more than chance explains (two standard errors are {2 * error:.4f}): the test"
+            " images are easier than the validation images."
+        )
+    return line + (
+        f", within chance (two standard errors are {2 * error:.4f}): no sign that the choice among"
+        " trials has fitted the validation images."
+    )
+
+
+def look(run: Run, dataset: Dataset, purpose: str) -> dict[str, Any]:
+    """Evaluate the winner on the test set, once, and keep what came of it.
+
+    The look is written to the ledger before it happens. Returns the content of best/test.json.
+    """
+    config = run.result("best/config.json")
+    sha256 = config["model_sha256"]
+    run.directory.write_look(purpose, sha256, run.search["identity"]["data"])
+    probabilities = run.best_model.predict_proba(dataset.x_test)
+    evaluation = judge(dataset.y_test, probabilities.argmax(1), dataset.labels)
+    content = {
+        "model_sha256": sha256,
+        **evaluation.to_json(),
+        "validation_accuracy": config["score"],
+        "validation_images": len(dataset.y_validation),
+        "evaluations": len([x for x in run.directory.read_looks() if x["model_sha256"] == sha256]),
+    }
+    buffer = io.BytesIO()
+    np.save(buffer, probabilities, allow_pickle=False)
+    write_bytes(run.directory.best / "test_probabilities.npy", buffer.getvalue())
+    write_json(run.directory.best / "test.json", content)
+    return content
+
+
+def describe(content: dict[str, Any]) -> str:
+    """The test report of best/test.json as text."""
+    evaluation = Evaluation.from_json(content)
+    low, high = content["confidence_interval"]
+    looks = content["evaluations"]
+    return "\n".join(
+        [
+            f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images"
+            f" (95 % interval {low:.4f} to {high:.4f}; look{'s' * (looks > 1)} at the test set: {looks})",
+            describe_gap(content["validation_accuracy"], content["validation_images"], evaluation),
+            "",
+            "Confusion matrix (rows: truth, columns: prediction):",
+            table(evaluation.confusion_matrix, evaluation.labels),
+            "",
+            "Classification report:",
+            evaluation.classification_table().rstrip(),
+        ]
+    )
+
+
+def main(arguments: list[str]) -> None:
+    """The command: a new look at the test set."""
+    parser = Parser("evaluation", "Evaluate a run's winner on the test set again, and write the look down.")
+    parser.add_argument("run", metavar="RUN", help="directory of a finished run, such as runs/mnist")
+    run = Run(parser.parse_args(arguments).run)
+    dataset = run.load_dataset()
+    with run.directory.locked():
+        print(describe(look(run, dataset, "evaluation")))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

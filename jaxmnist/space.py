@@ -1,0 +1,97 @@
+"""The search space: its size, its members, and draw i of a seed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from jaxmnist.config import Hyperparameters, Range, SearchSettings
+from jaxmnist.errors import UsageError
+
+DEFAULTS = {
+    "filters": Range(32, 128, 16),
+    "conv_layers": Range(1, 3),
+    "dense_layers": Range(0, 2),
+    "units": Range(32, 256, 32),
+}
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """A range for each of the four hyperparameters."""
+
+    filters: Range = DEFAULTS["filters"]
+    conv_layers: Range = DEFAULTS["conv_layers"]
+    dense_layers: Range = DEFAULTS["dense_layers"]
+    units: Range = DEFAULTS["units"]
+
+    @property
+    def size(self) -> int:
+        """Distinct configurations: those without dense layers count once for all `units`."""
+        dense = sum(1 if layers == 0 else len(self.units.values) for layers in self.dense_layers.values)
+        return len(self.filters.values) * len(self.conv_layers.values) * dense
+
+    def members(self) -> Iterator[Hyperparameters]:
+        """Every configuration once, in ascending order of its hyperparameters."""
+        for filters, conv_layers, dense_layers in itertools.product(
+            self.filters.values, self.conv_layers.values, self.dense_layers.values
+        ):
+            for units in self.units.values if dense_layers else (None,):
+                yield Hyperparameters(filters, conv_layers, dense_layers, units)
+
+    def draws(self, seed: int) -> Iterator[Hyperparameters]:
+        """The one sequence of `seed`: every member once, each hyperparameter uniform and independent.
+
+        Draw i comes from a generator of its own, seeded by (seed, i), which goes on until it
+        gives a configuration that no draw before has given.
+        """
+        drawn: set[Hyperparameters] = set()
+        ranges = (self.filters.values, self.conv_layers.values, self.dense_layers.values, self.units.values)
+        for i in range(self.size):
+            generator = np.random.default_rng([seed, i])
+            while True:
+                values = (values[int(generator.integers(len(values)))] for values in ranges)
+                candidate = Hyperparameters(*values)
+                if candidate not in drawn:
+                    break
+            drawn.add(candidate)
+            yield candidate
+
+    def to_json(self) -> dict[str, str]:
+        """Each range as its text."""
+        return {name: str(Range(**value)) for name, value in asdict(self).items()}
+
+
+def most_conv_layers(height: int, width: int) -> int:
+    """Convolutions that an image can pass before pooling leaves nothing of it.
+
+    The first convolution takes 4 pixels off each side, and each pooling halves, rounding down.
+    """
+    side = (min(height, width) - 4) // 2
+    return max(side, 0).bit_length()
+
+
+def fit_to_images(settings: SearchSettings, height: int, width: int) -> tuple[SearchSpace, str | None]:
+    """The space that `settings` asks for on images of this size.
+
+    Returns the space and, where default ranges had to narrow, a line that says so.
+    Raises `UsageError` where a range that the person gave would pool the image away.
+    """
+    most = most_conv_layers(height, width)
+    if most == 0:
+        raise UsageError(f"images of {height}×{width} pixels are too small: at least 6×6 are needed")
+    given = {name: value for name in DEFAULTS if (value := getattr(settings, name)) is not None}
+    space = SearchSpace(**{**DEFAULTS, **given})
+    if space.conv_layers.values[-1] <= most:
+        return space, None
+    if "conv_layers" in given:
+        raise UsageError(
+            f"--conv-layers {space.conv_layers} would pool images of {height}×{width} pixels away: "
+            f"at most {most} fit"
+        )
+    narrowed = Range(space.conv_layers.start, most)
+    note = f"images of {height}×{width} pixels have room for conv_layers {narrowed}, not {space.conv_layers}"
+    return SearchSpace(**{**DEFAULTS, **given, "conv_layers": narrowed}), note

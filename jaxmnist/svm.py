@@ -1,0 +1,629 @@
+"""Scaler → PCA → support vector machine on flatten features.
+
+`python -m jaxmnist.svm RUN` fits it on a finished run's features, of its own or of another dataset.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from jaxmnist.command import Parser, add_settings, run_command
+from jaxmnist.config import SearchSettings
+from jaxmnist.data import Dataset, load_arrays, split
+from jaxmnist.errors import UsageError
+from jaxmnist.evaluation import Evaluation, judge
+from jaxmnist.model import initial_parameters
+from jaxmnist.run import Run
+from jaxmnist.store import DamagedFile, read_json, write_bytes, write_json
+from jaxmnist.trained import TrainedModel
+
+COMPONENTS = 64
+C = 5.0
+ROWS = 1024  # rows that pass through the scaler, and through the kernel, at a time
+
+# How to install what a backend needs.
+INSTALL = {
+    "sklearnex": "pip install 'jaxmnist[sklearnex]'",
+    "cuml": "pip install cuml-cu12 (RAPIDS, for a CUDA GPU)",
+}
+
+
+def choose_backend(wanted: str, platform: str) -> str:
+    """The library that fits the SVM: 'sklearn', 'sklearnex' or 'cuml'.
+
+    Args:
+      wanted: one of these, or 'auto': cuML on a GPU, else scikit-learn-intelex, where installed.
+      platform: 'cpu', 'gpu' or 'tpu'.
+
+    Raises:
+      UsageError: the one that is wanted isn't installed; names the command that installs it.
+    """
+    if wanted == "auto":
+        if platform == "gpu" and find_spec("cuml"):
+            return "cuml"
+        return "sklearnex" if find_spec("sklearnex") else "sklearn"
+    if wanted in INSTALL and not find_spec(wanted):
+        raise UsageError(f"--svm-backend {wanted} is not installed: {INSTALL[wanted]}")
+    return wanted
+
+
+def classifier(backend: str) -> Callable[..., Any]:
+    """The SVC class of a backend, with scikit-learn's parameters C and gamma."""
+    if backend == "sklearnex":
+        from sklearnex.svm import SVC
+    elif backend == "cuml":
+        # One classifier for each pair of classes, as scikit-learn trains; cuML's default differs.
+        from functools import partial
+
+        from cuml.svm import SVC as CumlSVC
+
+        return partial(CumlSVC, decision_function_shape="ovo")
+    else:
+        from sklearn.svm import SVC
+    return SVC
+
+
+def project(
+    features: np.ndarray,
+    scaler_mean: np.ndarray,
+    scaler_scale: np.ndarray,
+    pca_mean: np.ndarray,
+    pca_components: np.ndarray,
+) -> np.ndarray:
+    """Scaled features on their principal components: float32[N, D] → float32[N, P]."""
+    return ((features - scaler_mean) / scaler_scale - pca_mean) @ pca_components.T
+
+
+@dataclass(frozen=True)
+class SupportVectors:
+    """A fitted scaler → PCA → SVC with an RBF kernel, as arrays; predicts with NumPy alone.
+
+    scaler_mean, scaler_scale: float32[D].
+    pca_mean: float32[D]; pca_components: float32[P, D].
+    vectors: float32[V, P], those of class 0 first; counts: int32[K], vectors of each class.
+    dual: float64[K − 1, V], the coefficients as libsvm lays them out.
+    intercept: float64[K (K − 1) / 2].
+    labels: int64[K].
+    gamma, c: of the kernel and of the penalty.
+    """
+
+    scaler_mean: np.ndarray
+    scaler_scale: np.ndarray
+    pca_mean: np.ndarray
+    pca_components: np.ndarray
+    vectors: np.ndarray
+    counts: np.ndarray
+    dual: np.ndarray
+    intercept: np.ndarray
+    labels: np.ndarray
+    gamma: float
+    c: float
+
+    def project(self, features: np.ndarray) -> np.ndarray:
+        """Principal components of features: float32[N, D] → float32[N, P]."""
+        return project(
+            features, self.scaler_mean, self.scaler_scale, self.pca_mean, self.pca_components
+        )
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Labels of features float32[N, D]: int64[N]."""
+        return self.predict_projected(self.project(features))
+
+    def predict_projected(self, x: np.ndarray) -> np.ndarray:
+        """Labels of principal components float32[N, P]: int64[N].
+
+        Each pair of classes votes; of equal votes the class that comes first wins. This is
+        libsvm's rule: Chang and Lin, 'LIBSVM: a library for support vector machines', 2011.
+        """
+        return np.concatenate(
+            [self.labels[self._votes(x[i : i + ROWS]).argmax(1)] for i in range(0, len(x), ROWS)]
+            or [self.labels[:0]]
+        )
+
+    def _votes(self, x: np.ndarray) -> np.ndarray:
+        """Won pairs of each class: float[N, P] → int64[N, K]."""
+        x, vectors = x.astype(np.float64), self.vectors.astype(np.float64)
+        squares = (x**2).sum(1)[:, None] + (vectors**2).sum(1) - 2 * (x @ vectors.T)
+        kernel = np.exp(-self.gamma * squares)
+        classes = len(self.labels)
+        ends = np.cumsum(self.counts)
+        of = [slice(end - count, end) for end, count in zip(ends, self.counts, strict=True)]
+        votes = np.zeros((len(x), classes), np.int64)
+        pair = 0
+        for i in range(classes):
+            for j in range(i + 1, classes):
+                decision = kernel[:, of[i]] @ self.dual[j - 1, of[i]]
+                decision += kernel[:, of[j]] @ self.dual[i, of[j]]
+                first = decision + self.intercept[pair] > 0
+                votes[:, i] += first
+                votes[:, j] += ~first
+                pair += 1
+        return votes
+
+    def to_bytes(self) -> bytes:
+        """As a safetensors file."""
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ARRAYS}
+        return save_tensors(arrays, {"svm": json.dumps({"gamma": self.gamma, "c": self.c})})
+
+    @classmethod
+    def load(cls, path: Path) -> SupportVectors:
+        """Read `to_bytes`; it can't run code, and needs no library that fits."""
+        try:
+            content = path.read_bytes()
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            numbers = json.loads(header["__metadata__"]["svm"])
+            arrays = load_tensors(content)
+            svm = cls(**{name: arrays[name] for name in ARRAYS}, gamma=float(numbers["gamma"]), c=float(numbers["c"]))
+            classes, vectors = len(svm.labels), len(svm.vectors)
+            fits = (
+                svm.dual.shape == (classes - 1, vectors)
+                and svm.counts.shape == (classes,)
+                and svm.counts.min() >= 0
+                and svm.counts.sum() == vectors
+                and svm.intercept.shape == (classes * (classes - 1) // 2,)
+                and svm.vectors.shape[1:] == svm.pca_components.shape[:1]
+                and {a.shape for a in (svm.scaler_mean, svm.scaler_scale, svm.pca_mean)}
+                == {svm.pca_components.shape[1:]}
+            )
+        except OSError as error:
+            raise DamagedFile(f"{path}: can't be read: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, SafetensorError, RecursionError):
+            fits = False
+        if not fits:
+            raise DamagedFile(f"{path}: is no file of jaxmnist's SVM")
+        return svm
+
+
+ARRAYS = tuple(SupportVectors.__annotations__)[:9]
+
+
+@dataclass
+class Fit:
+    """What fitting gave.
+
+    seconds: wall time of each stage, by name.
+    search: C, gamma and validation accuracy of each draw of the search, best first.
+    """
+
+    svm: SupportVectors
+    backend: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    search: list[dict[str, float]] = field(default_factory=list)
+
+
+Batches = Callable[[np.ndarray], Iterator[tuple[int, np.ndarray]]]
+
+
+def fit(
+    batches: Batches,
+    width: int,
+    train: tuple[np.ndarray, np.ndarray],
+    validation: tuple[np.ndarray, np.ndarray],
+    *,
+    backend: str,
+    seed: int,
+    draws: int = 0,
+) -> Fit:
+    """Fit scaler, PCA and SVC on training images alone.
+
+    The features are one float32 matrix, which scaler and PCA then work in: beside it only
+    blocks of rows are taken, so that memory stays under twice its size.
+
+    Args:
+      batches: from images uint8[N, …] to (index of the first, features float32[B, width]).
+      width: features of an image, D.
+      train: images and labels to fit on.
+      validation: images and labels that the search scores its draws on.
+      backend: as `choose_backend` gives it.
+      seed: of PCA and of the search.
+      draws: pairs of C and gamma to try; 0 for C = 5 and scikit-learn's gamma, 'scale'.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
+    clock = _Clock()
+    x = np.empty((len(train[0]), width), np.float32)
+    for first, values in batches(train[0]):
+        x[first : first + len(values)] = values
+    clock.lap("features")
+    rows = [slice(first, first + ROWS) for first in range(0, len(x), ROWS)]
+    scaler = StandardScaler(copy=False)
+    for part in rows:
+        scaler.partial_fit(x[part])
+    for part in rows:
+        scaler.transform(x[part])
+    clock.lap("scaler")
+    pca = PCA(min(COMPONENTS, *x.shape), copy=False, random_state=seed)
+    projected = np.ascontiguousarray(pca.fit_transform(x), np.float32)
+    del x
+    clock.lap("pca")
+    projection = {
+        "scaler_mean": scaler.mean_.astype(np.float32),
+        "scaler_scale": scaler.scale_.astype(np.float32),
+        "pca_mean": pca.mean_.astype(np.float32),
+        "pca_components": pca.components_.astype(np.float32),
+    }
+    variance = float(projected.var(dtype=np.float64))
+    scale = 1 / (projected.shape[1] * variance) if variance else 1.0
+    parameters = {"C": C, "gamma": scale}
+    tried: list[dict[str, float]] = []
+    make = classifier(backend)
+    if draws:
+        held_out = np.concatenate(
+            [project(values, **projection) for _, values in batches(validation[0])]
+        )
+        tried = _search(
+            make, (projected, train[1]), (held_out, validation[1]), scale, draws=draws, seed=seed
+        )
+        parameters = {"C": tried[0]["C"], "gamma": tried[0]["gamma"]}
+        clock.lap("search")
+    if backend == "cuml":
+        vectors = one_against_one(make, projected, train[1], parameters)
+    else:
+        vectors = _libsvm_arrays(make(kernel="rbf", **parameters).fit(projected, train[1]))
+    clock.lap("svc")
+    svm = SupportVectors(**projection, **vectors, gamma=parameters["gamma"], c=parameters["C"])
+    return Fit(svm, backend, clock.seconds, tried)
+
+
+class _Clock:
+    """Wall time of stages, one after another."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = now - self._last
+        self._last = now
+
+
+def _libsvm_arrays(svc: Any) -> dict[str, np.ndarray]:
+    """Support vectors and coefficients of a fitted SVC, in libsvm's layout."""
+    dual, intercept = np.asarray(svc.dual_coef_), np.asarray(svc.intercept_)
+    if len(svc.classes_) == 2:
+        # scikit-learn turns the sign where there are two classes: the second is positive.
+        dual, intercept = -dual, -intercept
+    return {
+        "vectors": np.asarray(svc.support_vectors_, np.float32),
+        "counts": np.asarray(svc.n_support_, np.int32),
+        "dual": np.asarray(dual, np.float64),
+        "intercept": np.asarray(intercept, np.float64).reshape(-1),
+        "labels": np.asarray(svc.classes_, np.int64),
+    }
+
+
+def one_against_one(
+    make: Callable[..., Any], x: np.ndarray, y: np.ndarray, parameters: dict[str, float]
+) -> dict[str, np.ndarray]:
+    """One classifier for each pair of classes, in libsvm's layout.
+
+    This is what libsvm trains. It serves libraries that give away the support vectors of two
+    classes only.
+
+    Args:
+      make: an SVC of two classes with `support_`, `dual_coef_` and `intercept_`.
+      x: float32[N, P].
+      y: labels int64[N].
+      parameters: C and gamma.
+
+    Returns:
+      vectors, counts, dual, intercept and labels, as in `SupportVectors`.
+    """
+    labels, classes = np.unique(y, return_inverse=True)
+    dual = np.zeros((len(labels) - 1, len(x)))
+    intercept = []
+    for i in range(len(labels)):
+        for j in range(i + 1, len(labels)):
+            rows = np.flatnonzero((classes == i) | (classes == j))
+            svc = make(kernel="rbf", **parameters).fit(x[rows], classes[rows])
+            support = rows[np.asarray(svc.support_, np.int64)]
+            # scikit-learn's decision is positive for the second class, libsvm's for the first.
+            coefficients = -np.asarray(svc.dual_coef_, np.float64).reshape(-1)
+            dual[np.where(classes[support] == i, j - 1, i), support] = coefficients
+            intercept.append(-float(np.asarray(svc.intercept_).reshape(-1)[0]))
+    used = np.flatnonzero(dual.any(0))
+    used = used[np.argsort(classes[used], kind="stable")]
+    return {
+        "vectors": x[used],
+        "counts": np.bincount(classes[used], minlength=len(labels)).astype(np.int32),
+        "dual": dual[:, used],
+        "intercept": np.array(intercept),
+        "labels": labels.astype(np.int64),
+    }
+
+
+def _search(
+    make: Callable[..., Any],
+    train: tuple[np.ndarray, np.ndarray],
+    validation: tuple[np.ndarray, np.ndarray],
+    scale: float,
+    *,
+    draws: int,
+    seed: int,
+) -> list[dict[str, float]]:
+    """C, gamma and validation accuracy of each draw, best first.
+
+    C is log-uniform from 0.5 to 50, gamma from a tenth to ten times `scale`.
+    """
+    from scipy.stats import loguniform
+    from sklearn.model_selection import PredefinedSplit, RandomizedSearchCV
+
+    fold = np.repeat([-1, 0], [len(train[0]), len(validation[0])])
+    search = RandomizedSearchCV(
+        make(kernel="rbf"),
+        {"C": loguniform(0.5, 50), "gamma": loguniform(scale / 10, scale * 10)},
+        n_iter=draws,
+        cv=PredefinedSplit(fold),
+        refit=False,
+        random_state=seed,
+        error_score="raise",
+    )
+    search.fit(*(np.concatenate(parts) for parts in zip(train, validation, strict=True)))
+    results = search.cv_results_
+    order = np.argsort(-results["mean_test_score"], kind="stable")
+    return [
+        {
+            "C": float(results["params"][i]["C"]),
+            "gamma": float(results["params"][i]["gamma"]),
+            "val_accuracy": float(results["mean_test_score"][i]),
+        }
+        for i in order
+    ]
+
+
+def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict[str, float]:
+    """McNemar's exact test that two classifiers err equally often on the same images.
+
+    Args:
+      first_right, second_right: bool[N], which images each classified rightly.
+
+    Returns:
+      only_first, only_second: images that only one of them got right; p_value: two-sided,
+      binomial. McNemar, 'Note on the sampling error of the difference between correlated
+      proportions or percentages', 1947.
+    """
+    from scipy.stats import binomtest
+
+    only_first = int((first_right & ~second_right).sum())
+    only_second = int((~first_right & second_right).sum())
+    different = only_first + only_second
+    p_value = float(binomtest(only_first, different).pvalue) if different else 1.0
+    return {"only_first": only_first, "only_second": only_second, "p_value": p_value}
+
+
+# --- On a run -----------------------------------------------------------------------------------
+
+
+def raw_pixels(images: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Pixels from 0 to 1 in place of features, a block of rows at a time."""
+    for first in range(0, len(images), ROWS):
+        part = images[first : first + ROWS]
+        yield first, part.reshape(len(part), -1).astype(np.float32) / 255
+
+
+def untrained(model: TrainedModel, seed: int, index: int) -> TrainedModel:
+    """The network of trial `index` as it was before training."""
+    classes = len(model.labels)
+    parameters = initial_parameters(
+        model.hyperparameters, model.image_shape, classes, seed=seed, index=index
+    )
+    return dataclasses.replace(model, parameters=parameters)
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A fitted SVM with what the test set says of it.
+
+    predictions: classes int64[N] of the test images, 0 to K − 1.
+    """
+
+    fit: Fit
+    evaluation: Evaluation
+    predictions: np.ndarray
+
+    def to_json(self) -> dict[str, Any]:
+        """What svm.json says of it."""
+        seconds = {stage: round(value, 3) for stage, value in self.fit.seconds.items()}
+        return {
+            **self.evaluation.to_json(),
+            "backend": self.fit.backend,
+            "seconds": {**seconds, "total": round(sum(self.fit.seconds.values()), 3)},
+            "C": self.fit.svm.c,
+            "gamma": self.fit.svm.gamma,
+            "components": len(self.fit.svm.pca_components),
+            "support_vectors": len(self.fit.svm.vectors),
+            "search": self.fit.search,
+        }
+
+
+def fit_and_test(
+    batches: Batches, width: int, dataset: Dataset, *, backend: str, seed: int, draws: int
+) -> Tested:
+    """Fit on the training part of `dataset`, look at its test part once."""
+    labels = np.asarray(dataset.labels)
+    fitted = fit(
+        batches,
+        width,
+        (dataset.x_train, labels[dataset.y_train]),
+        (dataset.x_validation, labels[dataset.y_validation]),
+        backend=backend,
+        seed=seed,
+        draws=draws,
+    )
+    clock = _Clock()
+    projected = np.concatenate(
+        [fitted.svm.project(values) for _, values in batches(dataset.x_test)]
+    )
+    predictions = np.searchsorted(labels, fitted.svm.predict_projected(projected))
+    clock.lap("predict")
+    fitted.seconds.update(clock.seconds)
+    return Tested(fitted, judge(dataset.y_test, predictions, dataset.labels), predictions)
+
+
+def fit_on_run(
+    run: Run, dataset: Dataset, *, wanted: str, draws: int, baselines: bool = False
+) -> dict[str, Any]:
+    """Fit the SVM on the winner's features of `dataset`, and keep it under svm/.
+
+    What is there already for the same network, data and settings is used again: no new look.
+
+    Args:
+      run: a run whose winner is kept.
+      dataset: the run's own, or another with images of the same shape.
+      wanted: the backend, or 'auto'.
+      draws: of the search for C and gamma.
+      baselines: fit the same SVM on raw pixels and on the untrained network's features too.
+
+    Returns:
+      The content of svm.json.
+    """
+    import jax
+
+    model, config = run.best_model, run.result("best/config.json")
+    if dataset.image_shape != model.image_shape:
+        raise UsageError(
+            f"{dataset.name}: its images are {dataset.image_shape}; the network of"
+            f" {run.directory.path} takes {model.image_shape}"
+        )
+    folder = run.directory.path / "svm" / dataset.name
+    backend = choose_backend(wanted, jax.default_backend())
+    belongs_to = {
+        "model_sha256": config["model_sha256"],
+        "data": dataset.fingerprint(),
+        "draws": draws,
+        "backend": backend,
+    }
+    kept = _kept(folder)
+    if {key: kept.get(key) for key in belongs_to} == belongs_to and (
+        not baselines or kept["baselines"]
+    ):
+        return kept
+
+    def tested(batches: Batches, width: int, purpose: str) -> Tested:
+        run.directory.write_look(purpose, belongs_to["model_sha256"], belongs_to["data"])
+        return fit_and_test(
+            batches, width, dataset, backend=backend, seed=run.settings.seed, draws=draws
+        )
+
+    result = tested(lambda images: model.batches("features", images), model.feature_count, "svm")
+    content = {**belongs_to, "dataset": dataset.name, **result.to_json(), "baselines": {}}
+    if dataset.fingerprint() == run.search["identity"]["data"]:
+        probabilities = np.load(run.directory.best / "test_probabilities.npy", allow_pickle=False)
+        network = probabilities.argmax(1) == dataset.y_test
+        content["network_accuracy"] = float(network.mean())
+        content["mcnemar"] = mcnemar(network, result.predictions == dataset.y_test)
+    if baselines:
+        before = untrained(model, run.settings.seed, config["trial"])
+        content["baselines"] = {
+            "raw pixels": tested(
+                raw_pixels, int(np.prod(dataset.image_shape)), "svm on raw pixels"
+            ).to_json(),
+            "untrained network": tested(
+                lambda images: before.batches("features", images),
+                before.feature_count,
+                "svm on the untrained network",
+            ).to_json(),
+        }
+    pipeline = result.fit.svm.to_bytes()
+    write_bytes(folder / "pipeline.safetensors", pipeline)
+    content["pipeline_sha256"] = hashlib.sha256(pipeline).hexdigest()
+    write_json(folder / "svm.json", content)
+    return content
+
+
+def _kept(folder: Path) -> dict[str, Any]:
+    """What svm.json says, if it can be believed and its pipeline is beside it; else nothing."""
+    try:
+        content = read_json(folder / "svm.json")
+        pipeline = (folder / "pipeline.safetensors").read_bytes()
+    except (DamagedFile, OSError):
+        return {}
+    matches = hashlib.sha256(pipeline).hexdigest() == content.get("pipeline_sha256")
+    return content if matches else {}
+
+
+def describe(content: dict[str, Any]) -> str:
+    """The SVM's report of svm.json as text."""
+    evaluation = Evaluation.from_json(content)
+    low, high = content["confidence_interval"]
+    stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in content["seconds"].items())
+    lines = [
+        f"SVM on the flatten features of {content['dataset']} (scaler, PCA to"
+        f" {content['components']}, RBF with C = {content['C']:.3g} and gamma ="
+        f" {content['gamma']:.3g}; {content['backend']}): {content['support_vectors']} support vectors",
+        f"Seconds: {stages}",
+        f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images (95 % interval"
+        f" {low:.4f} to {high:.4f})",
+    ]
+    if "mcnemar" in content:
+        pairs = content["mcnemar"]
+        verdict = "differ more than chance explains" if pairs["p_value"] < 0.05 else "may be chance"
+        lines.append(
+            f"The network has {content['network_accuracy']:.4f}, a difference of"
+            f" {content['network_accuracy'] - evaluation.accuracy:+.4f}: {pairs['only_first']} images"
+            f" only it has right, {pairs['only_second']} only the SVM (McNemar's exact test:"
+            f" p = {pairs['p_value']:.3g}; they {verdict})"
+        )
+    for tried in content["search"][:3]:
+        lines.append(
+            f"Tried C = {tried['C']:.3g}, gamma = {tried['gamma']:.3g}: validation accuracy"
+            f" {tried['val_accuracy']:.4f}"
+        )
+    for name, baseline in content["baselines"].items():
+        low, high = baseline["confidence_interval"]
+        lines.append(
+            f"The same SVM on {name}: {baseline['accuracy']:.4f} (95 % interval {low:.4f} to"
+            f" {high:.4f})"
+        )
+    return "\n".join([*lines, "", evaluation.classification_table().rstrip()])
+
+
+def main(arguments: list[str]) -> None:
+    """The command: the SVM on a finished run, on its own data or on another task's."""
+    parser = Parser("svm", "Fit the SVM on the features of a run's winner, as it is.")
+    parser.add_argument("run", metavar="RUN", help="directory of a finished run, such as runs/mnist")
+    names = ("dataset", "data_dir", "train_limit", "validation_split", "svm_backend", "svm_search")
+    add_settings(parser, names)
+    given = vars(parser.parse_args(arguments))
+    run = Run(given.pop("run"))
+    own = not given.keys() & {"dataset", "data_dir", "train_limit", "validation_split"}
+    settings = SearchSettings(**{"seed": run.settings.seed, **given})
+    if own:
+        dataset = run.load_dataset()
+    else:
+        dataset = split(
+            settings.dataset_name,
+            load_arrays(settings.dataset, settings.data_dir),
+            validation_split=settings.validation_split,
+            seed=settings.seed,
+            train_limit=settings.train_limit,
+        )
+    with run.directory.locked():
+        content = fit_on_run(
+            run,
+            dataset,
+            wanted=settings.svm_backend,
+            draws=settings.svm_search,
+            baselines=not own,
+        )
+    print(describe(content))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

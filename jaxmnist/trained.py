@@ -1,0 +1,148 @@
+"""A trained network: classes, probabilities and features of images, in batches; its file."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmnist.config import Hyperparameters
+from jaxmnist.errors import UsageError
+from jaxmnist.model import (
+    Parameters,
+    build_model,
+    count_parameters,
+    layers,
+    parameter_shapes,
+    summary,
+)
+from jaxmnist.store import DamagedFile, parse_weights, weights_bytes
+
+BATCH_SIZE = 128
+
+
+@functools.lru_cache(maxsize=8)
+def _program(
+    hyperparameters: Hyperparameters, classes: int, platform: str, output: str
+) -> Callable[..., jax.Array]:
+    """The compiled function of (parameters, images) that gives 'logits' or 'features'."""
+    model = build_model(hyperparameters, classes, platform)
+
+    def apply(parameters: Any, images: jax.Array) -> jax.Array:
+        outputs = model.apply({"params": parameters}, images)
+        return getattr(outputs, output)
+
+    return jax.jit(apply)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A network with its weights.
+
+    labels: class k stands for label `labels[k]` of the data.
+    image_shape: (H, W, C) of the images that it takes.
+
+    >>> model = run.get_best_models(1)[0]               # doctest: +SKIP
+    >>> model.predict(images), model.features(images)   # doctest: +SKIP
+    """
+
+    hyperparameters: Hyperparameters
+    image_shape: tuple[int, int, int]
+    labels: tuple[int, ...]
+    parameters: Parameters
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """The labels of images uint8[N, H, W, C] (or [N, H, W] of one channel): int64[N]."""
+        return np.asarray(self.labels)[self._run("logits", images).argmax(1)]
+
+    def predict_proba(self, images: np.ndarray) -> np.ndarray:
+        """The probability of each class, in the order of `labels`: float32[N, K]."""
+        logits = self._run("logits", images)
+        exponentials = np.exp(logits - logits.max(1, keepdims=True))
+        return exponentials / exponentials.sum(1, keepdims=True)
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """The flatten features of images: float32[N, D]."""
+        return self._run("features", images)
+
+    def summary(self) -> str:
+        """The layers with their output shapes and parameters, under Keras' columns."""
+        return summary(self.hyperparameters, self.image_shape, len(self.labels))
+
+    @property
+    def feature_count(self) -> int:
+        """How many flatten features an image has, D."""
+        rows = layers(self.hyperparameters, self.image_shape, len(self.labels))
+        return next(row.output_shape[0] for row in rows if row.kind == "Flatten")
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers the network learned."""
+        return count_parameters(self.hyperparameters, self.image_shape, len(self.labels))
+
+    def _run(self, output: str, images: np.ndarray) -> np.ndarray:
+        images = self._check(images)
+        width = len(self.labels) if output == "logits" else self.feature_count
+        result = np.empty((len(images), width), np.float32)
+        for first, values in self.batches(output, images):
+            result[first : first + len(values)] = values
+        return result
+
+    def batches(self, output: str, images: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """'logits' or 'features' a batch at a time, as (index of its first image, float32[B, …])."""
+        platform = jax.default_backend()
+        program = _program(self.hyperparameters, len(self.labels), platform, output)
+        parameters = jax.device_put(self.parameters)
+        images = self._check(images)
+        for first in range(0, len(images), BATCH_SIZE):
+            batch = images[first : first + BATCH_SIZE]
+            # The last one is filled up, so that one program serves all.
+            padded = np.zeros((BATCH_SIZE, *self.image_shape), np.uint8)
+            padded[: len(batch)] = batch
+            yield first, np.asarray(program(parameters, padded))[: len(batch)]
+
+    def _check(self, images: np.ndarray) -> np.ndarray:
+        images = np.asarray(images)
+        if images.ndim == 3 and self.image_shape[2] == 1:
+            images = images[..., None]
+        if images.dtype != np.uint8 or images.shape[1:] != self.image_shape:
+            raise UsageError(
+                f"images must be uint8 of shape (N, {', '.join(map(str, self.image_shape))}),"
+                f" not {images.dtype} of {images.shape}"
+            )
+        return images
+
+    def to_bytes(self) -> bytes:
+        """The model as a safetensors file."""
+        metadata = {
+            "hyperparameters": self.hyperparameters.to_json(),
+            "image_shape": list(self.image_shape),
+            "labels": list(self.labels),
+        }
+        return weights_bytes(jax.device_get(self.parameters), metadata)
+
+    @classmethod
+    def load(cls, path: Path, sha256: str | None = None) -> TrainedModel:
+        """The model of a safetensors file; `DamagedFile` if it is no model, or another one."""
+        parameters, metadata, found = parse_weights(path)
+        if sha256 is not None and found != sha256:
+            raise DamagedFile(f"{path}: its SHA-256 is {found}, not {sha256}")
+        try:
+            hyperparameters = Hyperparameters(**metadata["hyperparameters"])
+            height, width, channels = (int(side) for side in metadata["image_shape"])
+            labels = tuple(int(label) for label in metadata["labels"])
+            expected = parameter_shapes(hyperparameters, (height, width, channels), len(labels))
+        except (ValueError, KeyError, TypeError):
+            raise DamagedFile(f"{path}: does not say what model it holds") from None
+        shapes = {
+            layer: {name: array.shape for name, array in entries.items() if array.dtype == np.float32}
+            for layer, entries in parameters.items()
+        }
+        if shapes != expected:
+            raise DamagedFile(f"{path}: its weights don't fit its hyperparameters")
+        return cls(hyperparameters, (height, width, channels), labels, parameters)

@@ -1,0 +1,141 @@
+"""Training and evaluation as pure functions of arrays that lie on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from jaxmnist.config import TrainingSettings
+from jaxmnist.model import ConvolutionalNetwork, Outputs, Parameters
+
+# Where a batch has no image: the last batch of an epoch, or of an evaluation, may be short.
+NO_IMAGE = -1
+
+
+class TrainingState(NamedTuple):
+    """A trial between two steps.
+
+    loss_sum: float32[], the epoch's cross-entropy so far, summed over its images.
+    correct: int32[], the epoch's images so far that were classified rightly.
+    """
+
+    parameters: Any
+    optimizer_state: Any
+    loss_sum: jax.Array
+    correct: jax.Array
+
+
+class Sums(NamedTuple):
+    """Cross-entropy and right answers, summed over images: float32[] and int32[]."""
+
+    loss_sum: jax.Array
+    correct: jax.Array
+
+
+def optimizer(settings: TrainingSettings) -> optax.GradientTransformation:
+    """Adam with the step size of `settings`."""
+    return optax.adam(settings.learning_rate)
+
+
+def epoch_order(images: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of `images` images in an epoch, the same for all trials: int32[images]."""
+    return np.random.default_rng([seed, epoch, 2]).permutation(images).astype(np.int32)
+
+
+def batches(order: np.ndarray, batch_size: int, block: int) -> np.ndarray:
+    """`order` cut into batches, and each batch into blocks, filled up with `NO_IMAGE`.
+
+    Returns int32[S, K, block]: S batches, each in its K blocks.
+    """
+    steps, blocks = -(-len(order) // batch_size), -(-batch_size // block)
+    rows = np.full((steps, batch_size), NO_IMAGE, np.int32)
+    rows.reshape(-1)[: len(order)] = order
+    cut = np.full((steps, blocks * block), NO_IMAGE, np.int32)
+    cut[:, :batch_size] = rows
+    return cut.reshape(steps, blocks, block)
+
+
+def start_training(parameters: Parameters, settings: TrainingSettings) -> TrainingState:
+    """The state before the first step."""
+    return start_epoch(
+        TrainingState(parameters, optimizer(settings).init(parameters), jnp.float32(0), jnp.int32(0))
+    )
+
+
+def start_epoch(state: TrainingState) -> TrainingState:
+    """The same weights with the epoch's sums at zero."""
+    return state._replace(loss_sum=jnp.float32(0), correct=jnp.int32(0))
+
+
+def _sums(logits: jax.Array, labels: jax.Array, present: jax.Array) -> Sums:
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    right = (logits.argmax(-1) == labels) & present
+    return Sums(jnp.where(present, losses, 0).sum(), right.sum(dtype=jnp.int32))
+
+
+def train_block(model: ConvolutionalNetwork, settings: TrainingSettings) -> Callable[..., TrainingState]:
+    """The function that trains through the batches first, …, last − 1 of an epoch.
+
+    Returns a pure function of (state, images uint8[N, H, W, C], labels int32[N],
+    batches int32[S, K, B], first int32[], last int32[]) that gives the state after them. A
+    batch's gradient is that of the mean over its real images, added up over its K blocks.
+    """
+    update = optimizer(settings).update
+
+    def loss(parameters: Any, images: jax.Array, labels: jax.Array, present: jax.Array, count: jax.Array):
+        logits = model.apply({"params": parameters}, images).logits
+        sums = _sums(logits, labels, present)
+        return sums.loss_sum / count, sums
+
+    gradient = jax.grad(loss, has_aux=True)
+
+    def step(state: TrainingState, images: jax.Array, labels: jax.Array, batch: jax.Array) -> TrainingState:
+        count = (batch != NO_IMAGE).sum()
+
+        def add_block(total: tuple, block: jax.Array) -> tuple[tuple, None]:
+            part = gradient(state.parameters, images[block], labels[block], block != NO_IMAGE, count)
+            return jax.tree.map(jnp.add, total, part), None
+
+        zeros = jax.tree.map(jnp.zeros_like, (state.parameters, Sums(state.loss_sum, state.correct)))
+        (gradients, sums), _ = lax.scan(add_block, zeros, batch)
+        updates, optimizer_state = update(gradients, state.optimizer_state, state.parameters)
+        return TrainingState(
+            optax.apply_updates(state.parameters, updates),
+            optimizer_state,
+            state.loss_sum + sums.loss_sum,
+            state.correct + sums.correct,
+        )
+
+    def block(state, images, labels, batches, first, last) -> TrainingState:
+        return lax.fori_loop(first, last, lambda i, state: step(state, images, labels, batches[i]), state)
+
+    return block
+
+
+def evaluate(model: ConvolutionalNetwork) -> Callable[..., Sums]:
+    """The function that sums loss and right answers over images.
+
+    Returns a pure function of (parameters, images uint8[N, H, W, C], labels int32[N],
+    batches int32[S, B]), every image once where `batches` names it once.
+    """
+
+    def sums(parameters, images, labels, batches) -> Sums:
+        def add_batch(total: Sums, batch: jax.Array) -> tuple[Sums, None]:
+            logits = model.apply({"params": parameters}, images[batch]).logits
+            part = _sums(logits, labels[batch], batch != NO_IMAGE)
+            return Sums(*(a + b for a, b in zip(total, part, strict=True))), None
+
+        return lax.scan(add_batch, Sums(jnp.float32(0), jnp.int32(0)), batches)[0]
+
+    return sums
+
+
+def apply(model: ConvolutionalNetwork) -> Callable[..., Outputs]:
+    """The function of (parameters, images uint8[N, H, W, C]) that gives logits and features."""
+    return lambda parameters, images: model.apply({"params": parameters}, images)
