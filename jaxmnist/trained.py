@@ -6,12 +6,12 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from jaxmnist.config import Hyperparameters
+from jaxmnist.convolution import block_size
 from jaxmnist.errors import UsageError
 from jaxmnist.model import (
     Parameters,
@@ -22,8 +22,9 @@ from jaxmnist.model import (
     summary,
 )
 from jaxmnist.store import DamagedFile, parse_weights, weights_bytes
+from jaxmnist.training import apply
 
-BATCH_SIZE = 128
+BATCH_SIZE = 512  # a multiple of what any platform computes together
 
 
 @functools.lru_cache(maxsize=8)
@@ -32,12 +33,7 @@ def _program(
 ) -> Callable[..., jax.Array]:
     """The compiled function of (parameters, images) that gives 'logits' or 'features'."""
     model = build_model(hyperparameters, classes, platform)
-
-    def apply(parameters: Any, images: jax.Array) -> jax.Array:
-        outputs = model.apply({"params": parameters}, images)
-        return getattr(outputs, output)
-
-    return jax.jit(apply)
+    return jax.jit(apply(model, output, block_size(platform, BATCH_SIZE)))
 
 
 @dataclass(frozen=True, eq=False)

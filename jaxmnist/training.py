@@ -12,7 +12,7 @@ import optax
 from jax import lax
 
 from jaxmnist.config import TrainingSettings
-from jaxmnist.model import ConvolutionalNetwork, Outputs, Parameters
+from jaxmnist.model import ConvolutionalNetwork, Parameters
 
 # Where a batch has no image: the last batch of an epoch, or of an evaluation, may be short.
 NO_IMAGE = -1
@@ -136,6 +136,17 @@ def evaluate(model: ConvolutionalNetwork) -> Callable[..., Sums]:
     return sums
 
 
-def apply(model: ConvolutionalNetwork) -> Callable[..., Outputs]:
-    """The function of (parameters, images uint8[N, H, W, C]) that gives logits and features."""
-    return lambda parameters, images: model.apply({"params": parameters}, images)
+def apply(model: ConvolutionalNetwork, output: str, block: int) -> Callable[..., jax.Array]:
+    """The function of (parameters, images uint8[N, H, W, C]) that gives 'logits' or 'features'.
+
+    N is a multiple of `block`, the images that are computed together; the result is float32[N, D].
+    """
+
+    def run(parameters: Any, images: jax.Array) -> jax.Array:
+        blocks = images.reshape(-1, block, *images.shape[1:])
+        values = lax.map(
+            lambda part: getattr(model.apply({"params": parameters}, part), output), blocks
+        )
+        return values.reshape(len(images), -1)
+
+    return run
