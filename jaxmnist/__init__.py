@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from jaxmnist.model import build_model
     from jaxmnist.run import Run
     from jaxmnist.search import random_search
-    from jaxmnist.svm import SupportVectors
+    from jaxmnist.support_vectors import SupportVectors
     from jaxmnist.trained import TrainedModel
 
 # Loaded when first asked for, so that importing the package, and `--help`, cost nothing.
@@ -22,7 +22,7 @@ _HOMES = {
     "JaxmnistError": "errors",
     "Run": "run",
     "SearchSettings": "config",
-    "SupportVectors": "svm",
+    "SupportVectors": "support_vectors",
     "SurroundingsError": "errors",
     "TrainedModel": "trained",
     "UsageError": "errors",

@@ -22,7 +22,9 @@ class Parser(argparse.ArgumentParser):
     """A parser whose complaint is one line."""
 
     def __init__(self, module: str, description: str) -> None:
-        super().__init__(prog=f"python -m jaxmnist.{module}", description=description, allow_abbrev=False)
+        super().__init__(
+            prog=f"python -m jaxmnist.{module}", description=description, allow_abbrev=False
+        )
         self.add_argument("--version", action="version", version=f"jaxmnist {version('jaxmnist')}")
 
     def error(self, message: str) -> NoReturn:
@@ -43,7 +45,9 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str] | None = 
             name, action = (flag(item.name), "store_true")
             if item.default is True:
                 name, action = (flag("no_" + item.name), "store_false")
-            parser.add_argument(name, dest=item.name, action=action, default=argparse.SUPPRESS, help=text)
+            parser.add_argument(
+                name, dest=item.name, action=action, default=argparse.SUPPRESS, help=text
+            )
             continue
         if item.default is not None:
             text += f" (default {item.default})"
@@ -109,6 +113,6 @@ def run_command(main: Callable[[list[str]], None], arguments: list[str] | None =
         return stopped.exit_status
     except BrokenPipeError:
         # Whoever read the output has gone; nothing is left to tell them.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 1
     return 0

@@ -25,7 +25,12 @@ def flag(name: str) -> str:
 def check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:
     """Raise `UsageError` unless `value` is an int of at least `low` and at most `high`."""
     bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or value < low
+        or (high is not None and value > high)
+    ):
         raise UsageError(f"{flag(name)} must be a whole number {bounds}, not {value!r}")
 
 
@@ -71,13 +76,13 @@ class Hyperparameters:
         return asdict(self)
 
     def __str__(self) -> str:
-        units = "" if self.units is None else f" units={self.units}"
-        return f"filters={self.filters} conv_layers={self.conv_layers} dense_layers={self.dense_layers}{units}"
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return " ".join(f"{name}={value}" for name, value in given.items())
 
 
 @dataclass(frozen=True)
 class Range:
-    """The whole numbers start, start + step, … up to stop, which is included where a step lands on it."""
+    """The whole numbers start, start + step, … up to stop, included where a step lands on it."""
 
     start: int
     stop: int
@@ -87,7 +92,7 @@ class Range:
     def parse(cls, name: str, value: Any) -> Range:
         """Read `32:128:16`, `1:3`, `112`, an int, a `Range`, or a sequence of two or three ints.
 
-        Raises `UsageError` that names the hyperparameter if the range is empty, negative or no range.
+        Raises `UsageError` that names the hyperparameter if it is empty, negative or no range.
         """
         if isinstance(value, Range):
             parts: list[Any] = [value.start, value.stop, value.step]
@@ -97,7 +102,10 @@ class Range:
             parts = list(value)
         else:
             parts = [value]
-        wanted = f"{flag(name)} must be a number, first:last or first:last:step, such as 32:128:16, not {value!r}"
+        wanted = (
+            f"{flag(name)} must be a number, first:last or first:last:step, such as 32:128:16,"
+            f" not {value!r}"
+        )
         try:
             numbers = [int(part) for part in parts if not isinstance(part, bool | float)]
         except (TypeError, ValueError):
@@ -111,7 +119,9 @@ class Range:
         if start < low:
             raise UsageError(f"{flag(name)} must start at {low} or more, not at {start}")
         if stop < start:
-            raise UsageError(f"{flag(name)} is empty: its last number {stop} is below its first, {start}")
+            raise UsageError(
+                f"{flag(name)} is empty: its last number {stop} is below its first, {start}"
+            )
         if step < 1:
             raise UsageError(f"{flag(name)} must have a step of at least 1, not {step}")
         return cls(start, stop, step)
@@ -161,7 +171,9 @@ class SearchSettings:
     """
 
     dataset: str | None = _setting(
-        None, "mnist (default), fashion_mnist, kmnist or another name of tensorflow-datasets", "NAME"
+        None,
+        "mnist (default), fashion_mnist, kmnist or another name of tensorflow-datasets",
+        "NAME",
     )
     data_dir: str | None = _setting(None, "read this folder of IDX files, or this .npz", "PATH")
     filters: Any = _setting(None, "filters of each convolution (default 32:128:16)", "RANGE")
@@ -172,14 +184,22 @@ class SearchSettings:
     epochs: int = _setting(5, "epochs for each configuration", "N")
     batch_size: int = _setting(128, "images in a batch", "N")
     learning_rate: float = _setting(1e-3, "Adam's step size", "RATE")
-    validation_split: float = _setting(0.1, "fraction of the training images to validate on", "FRACTION")
+    validation_split: float = _setting(
+        0.1, "fraction of the training images to validate on", "FRACTION"
+    )
     train_limit: int | None = _setting(None, "use the first N training images", "N")
     seed: int = _setting(0, "seed of draws, weights, order and split", "N")
     directory: str = _setting("runs", "folder of all runs", "PATH")
-    project_name: str | None = _setting(None, "folder of this run in it (default: the dataset's name)", "NAME")
+    project_name: str | None = _setting(
+        None, "folder of this run in it (default: the dataset's name)", "NAME"
+    )
     overwrite: bool = _setting(False, "delete the run that is there and start anew")
-    select: str = _setting("steady", "how the winner is chosen: steady (validation accuracy never falls) or best")
-    tolerance: float | None = _setting(None, "fall of validation accuracy that is still steady", "FALL")
+    select: str = _setting(
+        "steady", "how the winner is chosen: steady (validation accuracy never falls) or best"
+    )
+    tolerance: float | None = _setting(
+        None, "fall of validation accuracy that is still steady", "FALL"
+    )
     keep: int = _setting(3, "how many of the best trials keep their weights", "N")
     jobs: int | None = _setting(None, "trials that train at once (default: one for each core)", "N")
     svm: bool = _setting(True, "leave the SVM out")
@@ -203,7 +223,10 @@ class SearchSettings:
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Range.parse(name, value))
         if self.project_name is not None and not is_plain_name(self.project_name):
-            raise UsageError(f"--project-name must be the name of a folder, without slashes, not {self.project_name!r}")
+            raise UsageError(
+                "--project-name must be the name of a folder, without slashes,"
+                f" not {self.project_name!r}"
+            )
         check_whole("max_trials", self.max_trials, 1)
         check_whole("seed", self.seed, 0, LARGEST_SEED)
         check_whole("keep", self.keep, 1)
@@ -211,7 +234,12 @@ class SearchSettings:
         for name in ("train_limit", "jobs"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1)
-        check_number("validation_split", self.validation_split, lambda value: 0 < value < 1, "above 0 and below 1")
+        check_number(
+            "validation_split",
+            self.validation_split,
+            lambda value: 0 < value < 1,
+            "above 0 and below 1",
+        )
         if self.tolerance is not None:
             check_number("tolerance", self.tolerance, lambda value: 0 <= value <= 1, "from 0 to 1")
         check_choice("select", self.select, SELECTIONS)

@@ -175,7 +175,11 @@ def _input_tiles(x: jax.Array, m: int) -> jax.Array:
     x = jnp.pad(x, ((0, 0), (1, rows + 1 - height), (1, columns + 1 - width), (0, 0)))
     shifts = range(m + 2)
     return jnp.stack(
-        [x[:, i : i + rows - m + 1 : m, j : j + columns - m + 1 : m] for i in shifts for j in shifts]
+        [
+            x[:, i : i + rows - m + 1 : m, j : j + columns - m + 1 : m]
+            for i in shifts
+            for j in shifts
+        ]
     )
 
 
@@ -184,7 +188,11 @@ def _output_tiles(y: jax.Array, m: int) -> jax.Array:
     n, height, width, filters = y.shape
     t, u = -(-height // m), -(-width // m)
     y = jnp.pad(y, ((0, 0), (0, t * m - height), (0, u * m - width), (0, 0)))
-    return y.reshape(n, t, m, u, m, filters).transpose(2, 4, 0, 1, 3, 5).reshape(m * m, n, t, u, filters)
+    return (
+        y.reshape(n, t, m, u, m, filters)
+        .transpose(2, 4, 0, 1, 3, 5)
+        .reshape(m * m, n, t, u, filters)
+    )
 
 
 def _join_tiles(tiles: jax.Array, m: int, height: int, width: int) -> jax.Array:
@@ -210,7 +218,9 @@ def _winograd_forward(x: jax.Array, kernel: jax.Array, m: int) -> tuple[jax.Arra
     return _join_tiles(_transform(to_output, products), m, *x.shape[1:3]), (flat, kernel)
 
 
-def _winograd_backward(m: int, residuals: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _winograd_backward(
+    m: int, residuals: tuple, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """The kernel's gradient in the transformed tiles; the input's as a convolution again."""
     flat, kernel = residuals
     to_output, to_kernel, _ = _transforms(m)

@@ -53,7 +53,7 @@ class Dataset:
         for part in ("train", "validation", "test"):
             for array in (getattr(self, f"x_{part}"), getattr(self, f"y_{part}")):
                 digest.update(repr((array.shape, str(array.dtype))).encode())
-                digest.update(np.ascontiguousarray(array))
+                digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 
@@ -103,10 +103,14 @@ def split(
     x, y = arrays.x_train[:train_limit], arrays.y_train[:train_limit]
     labels, classes, counts = np.unique(y, return_inverse=True, return_counts=True)
     if len(labels) < 2:
-        raise UsageError(f"{name}: all training images have the label {labels[0]}; two classes are needed")
+        raise UsageError(
+            f"{name}: all training images have the label {labels[0]}; two classes are needed"
+        )
     unknown = np.setdiff1d(arrays.y_test, labels)
     if len(unknown):
-        raise UsageError(f"{name}: test images have the label {unknown[0]}, which no training image has")
+        raise UsageError(
+            f"{name}: test images have the label {unknown[0]}, which no training image has"
+        )
     validation = _stratified_draw(classes, counts, round(validation_split * len(y)), seed)
     for part, drawn in (("validation", validation), ("training", ~validation)):
         absent = np.setdiff1d(np.arange(len(labels)), classes[drawn])

@@ -179,16 +179,17 @@ class Engine:
         started = time.perf_counter()
         history: list[Metrics] = []
         yield TrialStarted(index)
-        parameters, error = None, None
+        weights, parameters, error = None, None, None
         try:
             for metrics, state in self._epochs(index, hyperparameters, stop):
                 history.append(metrics)
+                weights = state.parameters
                 if not metrics.finite:
                     error = f"the loss became {metrics.loss} in epoch {len(history)}"
                     break
                 yield EpochFinished(index, len(history), metrics, time.perf_counter() - started)
             else:
-                parameters = jax.device_get(state.parameters)
+                parameters = jax.device_get(weights)
         except _Interrupted:
             raise
         except Exception as failure:
@@ -241,7 +242,5 @@ class Engine:
         validate = jax.jit(evaluate(model))
         return (
             train.lower(state, *self._train, self._batches(0), step, step).compile(),
-            validate.lower(
-                state.parameters, *self._validation, self._validation_batches
-            ).compile(),
+            validate.lower(state.parameters, *self._validation, self._validation_batches).compile(),
         )

@@ -104,7 +104,9 @@ def judge(truth: np.ndarray, predictions: np.ndarray, labels: Sequence[int]) -> 
 def table(matrix: np.ndarray, labels: Sequence[int]) -> str:
     """A confusion matrix with its labels: rows are the truth, columns the prediction."""
     cells = [["", *map(str, labels)]]
-    cells += [[str(label), *map(str, row)] for label, row in zip(labels, matrix.tolist(), strict=True)]
+    cells += [
+        [str(label), *map(str, row)] for label, row in zip(labels, matrix.tolist(), strict=True)
+    ]
     width = max(len(cell) for row in cells for cell in row)
     return "\n".join(" ".join(cell.rjust(width) for cell in row) for row in cells)
 
@@ -168,7 +170,8 @@ def describe(content: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images"
-            f" (95 % interval {low:.4f} to {high:.4f}; look{'s' * (looks > 1)} at the test set: {looks})",
+            f" (95 % interval {low:.4f} to {high:.4f};"
+            f" look{'s' * (looks > 1)} at the test set: {looks})",
             describe_gap(content["validation_accuracy"], content["validation_images"], evaluation),
             "",
             "Confusion matrix (rows: truth, columns: prediction):",
@@ -182,8 +185,12 @@ def describe(content: dict[str, Any]) -> str:
 
 def main(arguments: list[str]) -> None:
     """The command: a new look at the test set."""
-    parser = Parser("evaluation", "Evaluate a run's winner on the test set again, and write the look down.")
-    parser.add_argument("run", metavar="RUN", help="directory of a finished run, such as runs/mnist")
+    parser = Parser(
+        "evaluation", "Evaluate a run's winner on the test set again, and write the look down."
+    )
+    parser.add_argument(
+        "run", metavar="RUN", help="directory of a finished run, such as runs/mnist"
+    )
     run = Run(parser.parse_args(arguments).run)
     dataset = run.load_dataset()
     with run.directory.locked():

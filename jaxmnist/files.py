@@ -59,7 +59,9 @@ def read_idx(path: Path, sha256: str | None = None) -> np.ndarray:
             if len(head) < 4 or head[:2] != b"\0\0" or not axes or len(shape_bytes) < 4 * axes:
                 raise UsageError(f"{path}: not an IDX file: its header is wrong or cut short")
             if head[2] != UNSIGNED_BYTES:
-                raise UsageError(f"{path}: an IDX file of type {head[2]:#x}; only unsigned bytes, 0x8, are read")
+                raise UsageError(
+                    f"{path}: an IDX file of type {head[2]:#x}; only unsigned bytes, 0x8, are read"
+                )
             shape = tuple(int(side) for side in np.frombuffer(shape_bytes, ">u4"))
             size = 1
             for side in shape:
@@ -69,7 +71,7 @@ def read_idx(path: Path, sha256: str | None = None) -> np.ndarray:
             # One byte more than the header promises tells a longer file; a shorter one shows too.
             content = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise UsageError(f"{path}: can't be read: {_reason(error)}") from None
+        raise UsageError(f"{path}: can't be read: {reason(error)}") from None
     if len(content) != size:
         found = f"only {len(content)}" if len(content) < size else "more"
         raise UsageError(f"{path}: its header promises {size} bytes of data, it has {found}")
@@ -85,11 +87,15 @@ def read_idx_folder(folder: Path, sha256: dict[str, str] | None = None) -> Array
     found = {}
     for key, name in IDX_NAMES.items():
         # MNIST's files are also handed round as train-images.idx3-ubyte.
-        candidates = [folder / f"{base}{end}" for base in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")]
+        candidates = [
+            folder / f"{base}{end}"
+            for base in (name, name.replace("-idx", ".idx"))
+            for end in ("", ".gz")
+        ]
         path = next((path for path in candidates if path.is_file()), None)
         if path is None:
             raise UsageError(f"{folder}: has no file {name} or {name}.gz")
-        found[key] = read_idx(path, sha256 and sha256[key])
+        found[key] = read_idx(path, None if sha256 is None else sha256[key])
     return check_arrays(str(folder), **found)
 
 
@@ -103,24 +109,34 @@ def read_npz(path: Path) -> Arrays:
         with np.load(path, allow_pickle=False) as archive:
             missing = [key for key in Arrays._fields if key not in archive]
             if missing:
-                raise UsageError(f"{path}: has no array {missing[0]}; it has {', '.join(archive) or 'none'}")
+                raise UsageError(
+                    f"{path}: has no array {missing[0]}; it has {', '.join(archive) or 'none'}"
+                )
             found = {key: archive[key] for key in Arrays._fields}
     except UsageError:
         raise
-    except (OSError, EOFError, ValueError, KeyError, MemoryError, NotImplementedError, SyntaxError) as error:
-        raise UsageError(f"{path}: can't be read: {_reason(error)}") from None
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        MemoryError,
+        NotImplementedError,
+        SyntaxError,
+    ) as error:
+        raise UsageError(f"{path}: can't be read: {reason(error)}") from None
     except (zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError(f"{path}: can't be read: {_reason(error)}") from None
+        raise UsageError(f"{path}: can't be read: {reason(error)}") from None
     return check_arrays(str(path), **found)
 
 
 def check_arrays(
     source: str, x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray
 ) -> Arrays:
-    """`Arrays` of these, images with a channel axis; `UsageError` naming `source` if they don't fit."""
+    """`Arrays` of these, images with a channel axis; `UsageError` if they don't fit together."""
     parts = {}
     for part, images, labels in (("train", x_train, y_train), ("test", x_test, y_test)):
-        parts[f"x_{part}"] = _check_images(f"{source}: x_{part}", images)
+        parts[f"x_{part}"] = check_images(f"{source}: x_{part}", images)
         parts[f"y_{part}"] = _check_labels(f"{source}: y_{part}", labels)
         if len(images) != len(labels):
             raise UsageError(f"{source}: {len(images)} {part} images but {len(labels)} labels")
@@ -132,7 +148,8 @@ def check_arrays(
     return Arrays(**parts)
 
 
-def _check_images(name: str, images: np.ndarray) -> np.ndarray:
+def check_images(name: str, images: np.ndarray) -> np.ndarray:
+    """Images as uint8[N, H, W, C]; `UsageError` naming `name` if they can't be that."""
     if images.ndim not in (3, 4) or 0 in images.shape[1:]:
         raise UsageError(f"{name}: images must be (N, H, W) or (N, H, W, C), not {images.shape}")
     if images.dtype != np.uint8:
@@ -141,8 +158,8 @@ def _check_images(name: str, images: np.ndarray) -> np.ndarray:
         )
         if not whole:
             raise UsageError(
-                f"{name}: pixels must be whole numbers from 0 to 255 (fractions times 255, rounded),"
-                f" not {images.dtype} of other values"
+                f"{name}: pixels must be whole numbers from 0 to 255 (fractions times 255,"
+                f" rounded), not {images.dtype} of other values"
             )
         images = images.astype(np.uint8)
     return images if images.ndim == 4 else images[..., None]
@@ -153,12 +170,14 @@ def _check_labels(name: str, labels: np.ndarray) -> np.ndarray:
         labels = labels[:, 0]
     if labels.ndim != 1:
         raise UsageError(f"{name}: labels must be (N,), not {labels.shape}")
-    if labels.dtype.kind not in "iu" or (labels.dtype == np.uint64 and labels.size and labels.max() > 2**63 - 1):
+    if labels.dtype.kind not in "iu" or (
+        labels.dtype == np.uint64 and labels.size and labels.max() > 2**63 - 1
+    ):
         raise UsageError(f"{name}: labels must be whole numbers, not {labels.dtype}")
     return labels.astype(np.int64)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """An exception's message in one line, without the path that the caller names already."""
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)

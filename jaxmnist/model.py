@@ -42,6 +42,7 @@ class ConvolutionReluPool(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
+        """The pooled activations of `inputs`."""
         shape = (self.kernel_size, self.kernel_size, inputs.shape[-1], self.filters)
         kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.filters,))
@@ -81,11 +82,18 @@ def build_model(
 
     >>> model = build_model(Hyperparameters(filters=112, conv_layers=2, dense_layers=1, units=224))
     >>> parameters = initial_parameters(model.hyperparameters, (28, 28, 1), 10, seed=0, index=0)
-    >>> outputs = model.apply({"params": parameters}, np.zeros((3, 28, 28, 1), np.uint8))
-    >>> outputs.logits.shape, outputs.features.shape
+    >>> logits, features = outputs(model, parameters, np.zeros((3, 28, 28, 1), np.uint8))
+    >>> logits.shape, features.shape
     ((3, 10), (3, 4032))
     """
     return ConvolutionalNetwork(hyperparameters, classes, platform)
+
+
+def outputs(model: ConvolutionalNetwork, parameters: Parameters, images: jax.Array) -> Outputs:
+    """Logits and flatten features of images uint8[N, H, W, C]."""
+    result = model.apply({"params": parameters}, images)
+    assert isinstance(result, Outputs)
+    return result
 
 
 def _convolutions(hyperparameters: Hyperparameters) -> list[dict]:
@@ -185,9 +193,7 @@ def initial_parameters(
     return parameters
 
 
-def summary(
-    hyperparameters: Hyperparameters, image_shape: tuple[int, ...], classes: int
-) -> str:
+def summary(hyperparameters: Hyperparameters, image_shape: tuple[int, ...], classes: int) -> str:
     """The model's table under Keras' columns, with totals; all parameters are trainable."""
     rows = layers(hyperparameters, image_shape, classes)
     cells = [("Layer (type)", "Output Shape", "Param #")]
@@ -195,14 +201,18 @@ def summary(
         shape = ", ".join(str(side) for side in (None, *row.output_shape))
         cells.append((f"{row.name} ({row.kind})", f"({shape})", str(row.parameters)))
     widths = [max(len(cell[i]) for cell in cells) for i in range(3)]
-    lines = ["  ".join((a.ljust(widths[0]), b.ljust(widths[1]), c.rjust(widths[2]))) for a, b, c in cells]
+    lines = [
+        "  ".join((a.ljust(widths[0]), b.ljust(widths[1]), c.rjust(widths[2]))) for a, b, c in cells
+    ]
     rule = "=" * len(lines[0])
     total = sum(row.parameters for row in rows)
     size = f"{total} ({_bytes(4 * total)})"
-    return "\n".join(
-        ['Model: "sequential"', lines[0], rule, *lines[1:], rule]
-        + [f"Total params: {size}", f"Trainable params: {size}", f"Non-trainable params: 0 ({_bytes(0)})"]
-    )
+    totals = [
+        f"Total params: {size}",
+        f"Trainable params: {size}",
+        f"Non-trainable params: 0 ({_bytes(0)})",
+    ]
+    return "\n".join(['Model: "sequential"', lines[0], rule, *lines[1:], rule, *totals])
 
 
 def _bytes(count: int) -> str:

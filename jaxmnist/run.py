@@ -60,7 +60,9 @@ class Run:
     def get_best_models(self, n: int = 1) -> list[TrainedModel]:
         """The first n models, the winner first; `UsageError` where their weights weren't kept."""
         if n > self.settings.keep:
-            raise UsageError(f"the weights of {self.settings.keep} trials were kept, not of {n}: --keep {n}")
+            raise UsageError(
+                f"the weights of {self.settings.keep} trials were kept, not of {n}: --keep {n}"
+            )
         return [self.load_model(entry.trial) for entry in self.ranked[:n]]
 
     def load_model(self, trial: Trial) -> TrainedModel:
@@ -69,18 +71,17 @@ class Run:
 
     def results_summary(self) -> str:
         """A line for each trial, the winner first, then those that failed."""
-        lines = [f"{'trial':>5}  {'val_accuracy':>12}  {'largest fall':>12}  {'seconds':>7}  hyperparameters"]
+        rows = [("trial", "val_accuracy", "largest fall", "seconds", "hyperparameters")]
         for entry in self.ranked:
-            trial = entry.trial
-            lines.append(
-                f"{trial.index:>5}  {entry.score:>12.4f}  {entry.fall:>12.4f}"
-                f"  {trial.seconds:>7.1f}  {trial.hyperparameters}"
+            trial, numbers = entry.trial, (f"{entry.score:.4f}", f"{entry.fall:.4f}")
+            rows.append(
+                (str(trial.index), *numbers, f"{trial.seconds:.1f}", str(trial.hyperparameters))
             )
         for trial in self.trials:
             if trial.status != "completed":
-                reason = trial.error or trial.status
-                lines.append(f"{trial.index:>5}  {'–':>12}  {'–':>12}  {trial.seconds:>7.1f}  {trial.hyperparameters}: {reason}")
-        return "\n".join(lines)
+                what = f"{trial.hyperparameters}: {trial.error or trial.status}"
+                rows.append((str(trial.index), "–", "–", f"{trial.seconds:.1f}", what))
+        return "\n".join(f"{a:>5}  {b:>12}  {c:>12}  {d:>7}  {e}" for a, b, c, d, e in rows)
 
     def why(self) -> str:
         """Why the winner won, what the rule passed over, and what that cost."""
@@ -90,7 +91,9 @@ class Run:
     def best_model(self) -> TrainedModel:
         """The winner's network, as best/ keeps it."""
         config = self.result("best/config.json")
-        return TrainedModel.load(self.directory.best / "model.safetensors", config.get("model_sha256"))
+        return TrainedModel.load(
+            self.directory.best / "model.safetensors", config.get("model_sha256")
+        )
 
     def result(self, name: str) -> dict[str, Any]:
         """What a JSON file of the run says: 'best/test.json', 'svm/mnist/svm.json', …."""
@@ -110,6 +113,7 @@ class Run:
             train_limit=settings.train_limit,
         )
         if dataset.fingerprint() != self.search["identity"]["data"]:
-            raise UsageError(f"{self.directory.path}: its data are not those of {dataset.name} any more")
+            raise UsageError(
+                f"{self.directory.path}: its data are not those of {dataset.name} any more"
+            )
         return dataset
-

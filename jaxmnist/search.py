@@ -19,7 +19,7 @@ from jaxmnist.errors import SurroundingsError, UsageError
 
 if TYPE_CHECKING:
     from jaxmnist.data import Dataset
-    from jaxmnist.engine import Engine, TrialFinished
+    from jaxmnist.engine import TrialFinished
     from jaxmnist.report.console import Console
     from jaxmnist.run import Run
     from jaxmnist.store import RunDirectory, Trial
@@ -45,7 +45,9 @@ def random_search(**options: Any) -> Run:
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            raise UsageError(f"{name} is no option of a search" + (f"; {near[0]} is" if near else ""))
+            raise UsageError(
+                f"{name} is no option of a search" + (f"; {near[0]} is" if near else "")
+            )
     return search(SearchSettings(**options))
 
 
@@ -149,37 +151,51 @@ def train_all(
         console.note(f"{len(done)} trials are finished already")
 
     def ranking() -> list[int]:
-        ranked = rank([*done.values()], len(dataset.y_validation), settings.select, settings.tolerance)
+        ranked = rank(
+            [*done.values()], len(dataset.y_validation), settings.select, settings.tolerance
+        )
         return [entry.trial.index for entry in ranked]
 
     def keep_best() -> None:
         directory.keep_weights({*ranking()[: settings.keep]})
 
     engine = Engine(dataset, settings.training(), settings.seed, settings.jobs)
-    pending = {index: draw for index, draw in draws.items() if index not in done}
-    while pending:
+    while pending := unfinished(draws, done, ranking()[: settings.keep], directory, console):
         with engine.run(pending.items()) as events:
             for event in events:
                 console.event(event, draws, settings.epochs)
                 before = trials.get(event.index)
                 if isinstance(event, TrialStarted):
                     attempts = 1 + (before.attempts if before else 0)
-                    trials[event.index] = started(draws[event.index], event.index, dataset, attempts)
+                    trials[event.index] = started(
+                        draws[event.index], event.index, dataset, attempts
+                    )
                     directory.write_trial(trials[event.index])
                 elif isinstance(event, TrialFinished):
                     assert before is not None
                     trial = write_finished(before, event, dataset, directory)
                     done[event.index] = trials[event.index] = trial
                     keep_best()
-        # Other rules than before may rank first a trial whose weights were not kept: once more.
-        pending = {
-            index: draws[index]
-            for index in ranking()[: settings.keep]
-            if not weights_match(directory, done[index])
-        }
-        for index in pending:
-            console.note(f"trial {index} is among the best, but its weights are gone: training it again")
-            del done[index]
+
+
+def unfinished(
+    draws: dict[int, Hyperparameters],
+    done: dict[int, Trial],
+    best: list[int],
+    directory: RunDirectory,
+    console: Console,
+) -> dict[int, Hyperparameters]:
+    """The draws to train: those not done, and when all are, the best whose weights are gone.
+
+    Weights may have been lost, or were not kept because other rules ranked the trials then.
+    """
+    missing = {index: draw for index, draw in draws.items() if index not in done}
+    if missing:
+        return missing
+    lost = {index: draws[index] for index in best if not weights_match(directory, done[index])}
+    for index in lost:
+        console.note(f"trial {index} is among the best, but its weights are gone: once more")
+    return lost
 
 
 def read_trials(
@@ -192,18 +208,25 @@ def read_trials(
     for index in directory.trial_indices():
         try:
             trial = directory.read_trial(index)
-            if trial is not None and trial.hyperparameters != draws.get(index, trial.hyperparameters):
-                raise DamagedFile(f"trial {index}: its hyperparameters are not those of draw {index}")
+            if trial is not None and trial.hyperparameters != draws.get(
+                index, trial.hyperparameters
+            ):
+                raise DamagedFile(
+                    f"trial {index}: its hyperparameters are not those of draw {index}"
+                )
         except DamagedFile as problem:
             moved = directory.set_aside(directory.trial_folder(index) / "trial.json")
             console.note(f"note: {problem}; moved to {moved}, and the trial is run again")
             continue
         if trial is not None:
             trials[index] = trial
-    beyond = [index for index, trial in trials.items() if index not in draws and trial.status != "running"]
+    beyond = [
+        index for index, trial in trials.items() if index not in draws and trial.status != "running"
+    ]
     if beyond:
         raise UsageError(
-            f"--max-trials {len(draws)} is less than the {max(beyond) + 1} that this run has finished"
+            f"--max-trials {len(draws)} is less than the {max(beyond) + 1} trials that this run"
+            " has finished"
         )
     return trials
 
@@ -310,7 +333,9 @@ def kept_test(run: Run) -> dict[str, Any] | None:
 
 def main(arguments: list[str]) -> None:
     """The command."""
-    parser = Parser("search", "Random search over small convolutional networks for images like MNIST's.")
+    parser = Parser(
+        "search", "Random search over small convolutional networks for images like MNIST's."
+    )
     add_settings(parser)
     settings = SearchSettings(**vars(parser.parse_args(arguments)))
     began = time.perf_counter()

@@ -110,8 +110,13 @@ def explain(ranked: Sequence[Ranked], select: str) -> str:
     if select == "best":
         return line + ": the highest of all."
     if not winner.steady:
-        return line + f": no trial was steady, and its largest fall, {winner.fall:.4f}, is the smallest."
-    passed = sorted((entry for entry in ranked if entry.score > winner.score), key=lambda x: -x.score)
+        return (
+            line
+            + f": no trial was steady, and its largest fall, {winner.fall:.4f}, is the smallest."
+        )
+    passed = sorted(
+        (entry for entry in ranked if entry.score > winner.score), key=lambda x: -x.score
+    )
     if not passed:
         return line + ": it is steady, and no trial scored higher."
     best, fall = passed[0], passed[0].worst()

@@ -31,7 +31,9 @@ class SearchSpace:
     @property
     def size(self) -> int:
         """Distinct configurations: those without dense layers count once for all `units`."""
-        dense = sum(1 if layers == 0 else len(self.units.values) for layers in self.dense_layers.values)
+        dense = sum(
+            1 if layers == 0 else len(self.units.values) for layers in self.dense_layers.values
+        )
         return len(self.filters.values) * len(self.conv_layers.values) * dense
 
     def members(self) -> Iterator[Hyperparameters]:
@@ -43,13 +45,18 @@ class SearchSpace:
                 yield Hyperparameters(filters, conv_layers, dense_layers, units)
 
     def draws(self, seed: int) -> Iterator[Hyperparameters]:
-        """The one sequence of `seed`: every member once, each hyperparameter uniform and independent.
+        """The one sequence of `seed`, every member once; hyperparameters uniform, independent.
 
         Draw i comes from a generator of its own, seeded by (seed, i), which goes on until it
         gives a configuration that no draw before has given.
         """
         drawn: set[Hyperparameters] = set()
-        ranges = (self.filters.values, self.conv_layers.values, self.dense_layers.values, self.units.values)
+        ranges = (
+            self.filters.values,
+            self.conv_layers.values,
+            self.dense_layers.values,
+            self.units.values,
+        )
         for i in range(self.size):
             generator = np.random.default_rng([seed, i])
             while True:
@@ -74,7 +81,9 @@ def most_conv_layers(height: int, width: int) -> int:
     return max(side, 0).bit_length()
 
 
-def fit_to_images(settings: SearchSettings, height: int, width: int) -> tuple[SearchSpace, str | None]:
+def fit_to_images(
+    settings: SearchSettings, height: int, width: int
+) -> tuple[SearchSpace, str | None]:
     """The space that `settings` asks for on images of this size.
 
     Returns the space and, where default ranges had to narrow, a line that says so.
@@ -82,7 +91,9 @@ def fit_to_images(settings: SearchSettings, height: int, width: int) -> tuple[Se
     """
     most = most_conv_layers(height, width)
     if most == 0:
-        raise UsageError(f"images of {height}×{width} pixels are too small: at least 6×6 are needed")
+        raise UsageError(
+            f"images of {height}×{width} pixels are too small: at least 6×6 are needed"
+        )
     given = {name: value for name in DEFAULTS if (value := getattr(settings, name)) is not None}
     space = SearchSpace(**{**DEFAULTS, **given})
     if space.conv_layers.values[-1] <= most:
@@ -93,5 +104,8 @@ def fit_to_images(settings: SearchSettings, height: int, width: int) -> tuple[Se
             f"at most {most} fit"
         )
     narrowed = Range(space.conv_layers.start, most)
-    note = f"images of {height}×{width} pixels have room for conv_layers {narrowed}, not {space.conv_layers}"
+    note = (
+        f"images of {height}×{width} pixels have room for conv_layers {narrowed},"
+        f" not {space.conv_layers}"
+    )
     return SearchSpace(**{**DEFAULTS, **given, "conv_layers": narrowed}), note

@@ -33,7 +33,16 @@ FORMAT = 1
 METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
 STATUSES = ("running", "completed", "failed")
 # What a run directory may hold; `--overwrite` deletes these and nothing else.
-CONTENTS = ("search.json", "trials", "best", "svm", "ledger.jsonl", "damaged", "tensorboard", "report.html")
+CONTENTS = (
+    "search.json",
+    "trials",
+    "best",
+    "svm",
+    "ledger.jsonl",
+    "damaged",
+    "tensorboard",
+    "report.html",
+)
 
 
 class DamagedFile(UsageError):
@@ -162,9 +171,7 @@ def _finite(x: float) -> float | None:
     return x if math.isfinite(x) else None
 
 
-def weights_bytes(
-    parameters: dict[str, dict[str, np.ndarray]], metadata: dict[str, Any]
-) -> bytes:
+def weights_bytes(parameters: dict[str, dict[str, np.ndarray]], metadata: dict[str, Any]) -> bytes:
     """A safetensors file of float32 parameters, named `layer/array`, with JSON beside them."""
     arrays = {
         f"{layer}/{name}": np.ascontiguousarray(array)
@@ -219,7 +226,9 @@ class RunDirectory:
         if search.get("program") != PROGRAM:
             raise UsageError(f"{self.path}: is a run of another program")
         if search.get("format") != FORMAT:
-            raise UsageError(f"{path}: is of format {search.get('format')!r}; this version reads {FORMAT}")
+            raise UsageError(
+                f"{path}: is of format {search.get('format')!r}; this version reads {FORMAT}"
+            )
         return search
 
     @contextmanager
@@ -227,7 +236,7 @@ class RunDirectory:
         """Hold the run for this process alone; `UsageError` names whoever holds it already."""
         with _disk(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / "lock", "a+")
+            file = open(self.path / "lock", "a+")  # noqa: SIM115
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -259,12 +268,16 @@ class RunDirectory:
         """
         strangers = [p.name for p in self.path.iterdir() if p.name not in (*CONTENTS, "lock")]
         if strangers and not self.exists():
-            raise UsageError(f"{self.path}: is not a run of jaxmnist: it has {sorted(strangers)[0]!r}")
+            raise UsageError(
+                f"{self.path}: is not a run of jaxmnist: it has {sorted(strangers)[0]!r}"
+            )
         if overwrite:
             self._clear()
         if not self.exists():
             if (self.path / "trials").exists():
-                raise UsageError(f"{self.path}: has trials but no search.json; --overwrite starts anew")
+                raise UsageError(
+                    f"{self.path}: has trials but no search.json; --overwrite starts anew"
+                )
             write_json(self.path / "search.json", {"program": PROGRAM, "format": FORMAT, **search})
             return []
         before = self.read_search()
@@ -280,7 +293,7 @@ class RunDirectory:
             )
         write_json(self.path / "search.json", {**before, **search})
         return [
-            f"{key} was {before.get(section, {}).get(key)}, is {value}: what follows may differ from the beginning"
+            f"{key} was {before.get(section, {}).get(key)}, is {value}: what follows may differ"
             for section in ("versions", "device")
             for key, value in search[section].items()
             if before.get(section, {}).get(key) != value
@@ -376,4 +389,3 @@ class RunDirectory:
             return [json.loads(line) for line in path.read_text().splitlines() if line]
         except (OSError, ValueError):
             raise DamagedFile(f"{path}: is not a list of JSON lines") from None
-

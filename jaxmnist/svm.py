@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from jaxmnist.command import Parser, add_settings, run_command
 from jaxmnist.config import SearchSettings
@@ -29,11 +25,12 @@ from jaxmnist.evaluation import Evaluation, judge
 from jaxmnist.model import initial_parameters
 from jaxmnist.run import Run
 from jaxmnist.store import DamagedFile, read_json, write_bytes, write_json
+from jaxmnist.support_vectors import SupportVectors, libsvm_arrays, one_against_one, project
 from jaxmnist.trained import TrainedModel
 
 COMPONENTS = 64
 C = 5.0
-ROWS = 1024  # rows that pass through the scaler, and through the kernel, at a time
+ROWS = 1024  # rows that pass through the scaler at a time
 
 # How to install what a backend needs.
 INSTALL = {
@@ -75,120 +72,6 @@ def classifier(backend: str) -> Callable[..., Any]:
     else:
         from sklearn.svm import SVC
     return SVC
-
-
-def project(
-    features: np.ndarray,
-    scaler_mean: np.ndarray,
-    scaler_scale: np.ndarray,
-    pca_mean: np.ndarray,
-    pca_components: np.ndarray,
-) -> np.ndarray:
-    """Scaled features on their principal components: float32[N, D] → float32[N, P]."""
-    return ((features - scaler_mean) / scaler_scale - pca_mean) @ pca_components.T
-
-
-@dataclass(frozen=True)
-class SupportVectors:
-    """A fitted scaler → PCA → SVC with an RBF kernel, as arrays; predicts with NumPy alone.
-
-    scaler_mean, scaler_scale: float32[D].
-    pca_mean: float32[D]; pca_components: float32[P, D].
-    vectors: float32[V, P], those of class 0 first; counts: int32[K], vectors of each class.
-    dual: float64[K − 1, V], the coefficients as libsvm lays them out.
-    intercept: float64[K (K − 1) / 2].
-    labels: int64[K].
-    gamma, c: of the kernel and of the penalty.
-    """
-
-    scaler_mean: np.ndarray
-    scaler_scale: np.ndarray
-    pca_mean: np.ndarray
-    pca_components: np.ndarray
-    vectors: np.ndarray
-    counts: np.ndarray
-    dual: np.ndarray
-    intercept: np.ndarray
-    labels: np.ndarray
-    gamma: float
-    c: float
-
-    def project(self, features: np.ndarray) -> np.ndarray:
-        """Principal components of features: float32[N, D] → float32[N, P]."""
-        return project(
-            features, self.scaler_mean, self.scaler_scale, self.pca_mean, self.pca_components
-        )
-
-    def predict(self, features: np.ndarray) -> np.ndarray:
-        """Labels of features float32[N, D]: int64[N]."""
-        return self.predict_projected(self.project(features))
-
-    def predict_projected(self, x: np.ndarray) -> np.ndarray:
-        """Labels of principal components float32[N, P]: int64[N].
-
-        Each pair of classes votes; of equal votes the class that comes first wins. This is
-        libsvm's rule: Chang and Lin, 'LIBSVM: a library for support vector machines', 2011.
-        """
-        return np.concatenate(
-            [self.labels[self._votes(x[i : i + ROWS]).argmax(1)] for i in range(0, len(x), ROWS)]
-            or [self.labels[:0]]
-        )
-
-    def _votes(self, x: np.ndarray) -> np.ndarray:
-        """Won pairs of each class: float[N, P] → int64[N, K]."""
-        x, vectors = x.astype(np.float64), self.vectors.astype(np.float64)
-        squares = (x**2).sum(1)[:, None] + (vectors**2).sum(1) - 2 * (x @ vectors.T)
-        kernel = np.exp(-self.gamma * squares)
-        classes = len(self.labels)
-        ends = np.cumsum(self.counts)
-        of = [slice(end - count, end) for end, count in zip(ends, self.counts, strict=True)]
-        votes = np.zeros((len(x), classes), np.int64)
-        pair = 0
-        for i in range(classes):
-            for j in range(i + 1, classes):
-                decision = kernel[:, of[i]] @ self.dual[j - 1, of[i]]
-                decision += kernel[:, of[j]] @ self.dual[i, of[j]]
-                first = decision + self.intercept[pair] > 0
-                votes[:, i] += first
-                votes[:, j] += ~first
-                pair += 1
-        return votes
-
-    def to_bytes(self) -> bytes:
-        """As a safetensors file."""
-        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ARRAYS}
-        return save_tensors(arrays, {"svm": json.dumps({"gamma": self.gamma, "c": self.c})})
-
-    @classmethod
-    def load(cls, path: Path) -> SupportVectors:
-        """Read `to_bytes`; it can't run code, and needs no library that fits."""
-        try:
-            content = path.read_bytes()
-            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-            numbers = json.loads(header["__metadata__"]["svm"])
-            arrays = load_tensors(content)
-            svm = cls(**{name: arrays[name] for name in ARRAYS}, gamma=float(numbers["gamma"]), c=float(numbers["c"]))
-            classes, vectors = len(svm.labels), len(svm.vectors)
-            fits = (
-                svm.dual.shape == (classes - 1, vectors)
-                and svm.counts.shape == (classes,)
-                and svm.counts.min() >= 0
-                and svm.counts.sum() == vectors
-                and svm.intercept.shape == (classes * (classes - 1) // 2,)
-                and svm.vectors.shape[1:] == svm.pca_components.shape[:1]
-                and {a.shape for a in (svm.scaler_mean, svm.scaler_scale, svm.pca_mean)}
-                == {svm.pca_components.shape[1:]}
-            )
-        except OSError as error:
-            raise DamagedFile(f"{path}: can't be read: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, SafetensorError, RecursionError):
-            fits = False
-        if not fits:
-            raise DamagedFile(f"{path}: is no file of jaxmnist's SVM")
-        return svm
-
-
-ARRAYS = tuple(SupportVectors.__annotations__)[:9]
 
 
 @dataclass
@@ -274,7 +157,7 @@ def fit(
     if backend == "cuml":
         vectors = one_against_one(make, projected, train[1], parameters)
     else:
-        vectors = _libsvm_arrays(make(kernel="rbf", **parameters).fit(projected, train[1]))
+        vectors = libsvm_arrays(make(kernel="rbf", **parameters).fit(projected, train[1]))
     clock.lap("svc")
     svm = SupportVectors(**projection, **vectors, gamma=parameters["gamma"], c=parameters["C"])
     return Fit(svm, backend, clock.seconds, tried)
@@ -291,61 +174,6 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[stage] = now - self._last
         self._last = now
-
-
-def _libsvm_arrays(svc: Any) -> dict[str, np.ndarray]:
-    """Support vectors and coefficients of a fitted SVC, in libsvm's layout."""
-    dual, intercept = np.asarray(svc.dual_coef_), np.asarray(svc.intercept_)
-    if len(svc.classes_) == 2:
-        # scikit-learn turns the sign where there are two classes: the second is positive.
-        dual, intercept = -dual, -intercept
-    return {
-        "vectors": np.asarray(svc.support_vectors_, np.float32),
-        "counts": np.asarray(svc.n_support_, np.int32),
-        "dual": np.asarray(dual, np.float64),
-        "intercept": np.asarray(intercept, np.float64).reshape(-1),
-        "labels": np.asarray(svc.classes_, np.int64),
-    }
-
-
-def one_against_one(
-    make: Callable[..., Any], x: np.ndarray, y: np.ndarray, parameters: dict[str, float]
-) -> dict[str, np.ndarray]:
-    """One classifier for each pair of classes, in libsvm's layout.
-
-    This is what libsvm trains. It serves libraries that give away the support vectors of two
-    classes only.
-
-    Args:
-      make: an SVC of two classes with `support_`, `dual_coef_` and `intercept_`.
-      x: float32[N, P].
-      y: labels int64[N].
-      parameters: C and gamma.
-
-    Returns:
-      vectors, counts, dual, intercept and labels, as in `SupportVectors`.
-    """
-    labels, classes = np.unique(y, return_inverse=True)
-    dual = np.zeros((len(labels) - 1, len(x)))
-    intercept = []
-    for i in range(len(labels)):
-        for j in range(i + 1, len(labels)):
-            rows = np.flatnonzero((classes == i) | (classes == j))
-            svc = make(kernel="rbf", **parameters).fit(x[rows], classes[rows])
-            support = rows[np.asarray(svc.support_, np.int64)]
-            # scikit-learn's decision is positive for the second class, libsvm's for the first.
-            coefficients = -np.asarray(svc.dual_coef_, np.float64).reshape(-1)
-            dual[np.where(classes[support] == i, j - 1, i), support] = coefficients
-            intercept.append(-float(np.asarray(svc.intercept_).reshape(-1)[0]))
-    used = np.flatnonzero(dual.any(0))
-    used = used[np.argsort(classes[used], kind="stable")]
-    return {
-        "vectors": x[used],
-        "counts": np.bincount(classes[used], minlength=len(labels)).astype(np.int32),
-        "dual": dual[:, used],
-        "intercept": np.array(intercept),
-        "labels": labels.astype(np.int64),
-    }
 
 
 def _search(
@@ -566,19 +394,21 @@ def describe(content: dict[str, Any]) -> str:
     lines = [
         f"SVM on the flatten features of {content['dataset']} (scaler, PCA to"
         f" {content['components']}, RBF with C = {content['C']:.3g} and gamma ="
-        f" {content['gamma']:.3g}; {content['backend']}): {content['support_vectors']} support vectors",
+        f" {content['gamma']:.3g}; {content['backend']}):"
+        f" {content['support_vectors']} support vectors",
         f"Seconds: {stages}",
         f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images (95 % interval"
         f" {low:.4f} to {high:.4f})",
     ]
     if "mcnemar" in content:
         pairs = content["mcnemar"]
-        verdict = "differ more than chance explains" if pairs["p_value"] < 0.05 else "may be chance"
+        chance = pairs["p_value"] >= 0.05
+        difference = evaluation.accuracy - content["network_accuracy"]
         lines.append(
-            f"The network has {content['network_accuracy']:.4f}, a difference of"
-            f" {content['network_accuracy'] - evaluation.accuracy:+.4f}: {pairs['only_first']} images"
-            f" only it has right, {pairs['only_second']} only the SVM (McNemar's exact test:"
-            f" p = {pairs['p_value']:.3g}; they {verdict})"
+            f"The network has {content['network_accuracy']:.4f}, so the SVM's difference is"
+            f" {difference:+.4f}: {pairs['only_first']} images only the network has right,"
+            f" {pairs['only_second']} only the SVM (McNemar's exact test: p ="
+            f" {pairs['p_value']:.3g}, {'within' if chance else 'more than'} chance)"
         )
     for tried in content["search"][:3]:
         lines.append(
@@ -597,7 +427,9 @@ def describe(content: dict[str, Any]) -> str:
 def main(arguments: list[str]) -> None:
     """The command: the SVM on a finished run, on its own data or on another task's."""
     parser = Parser("svm", "Fit the SVM on the features of a run's winner, as it is.")
-    parser.add_argument("run", metavar="RUN", help="directory of a finished run, such as runs/mnist")
+    parser.add_argument(
+        "run", metavar="RUN", help="directory of a finished run, such as runs/mnist"
+    )
     names = ("dataset", "data_dir", "train_limit", "validation_split", "svm_backend", "svm_search")
     add_settings(parser, names)
     given = vars(parser.parse_args(arguments))

@@ -90,7 +90,7 @@ class TrainedModel:
         return result
 
     def batches(self, output: str, images: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """'logits' or 'features' a batch at a time, as (index of its first image, float32[B, …])."""
+        """'logits' or 'features' a batch at a time: (index of its first image, float32[B, D])."""
         platform = jax.default_backend()
         program = _program(self.hyperparameters, len(self.labels), platform, output)
         parameters = jax.device_put(self.parameters)
@@ -136,7 +136,9 @@ class TrainedModel:
         except (ValueError, KeyError, TypeError):
             raise DamagedFile(f"{path}: does not say what model it holds") from None
         shapes = {
-            layer: {name: array.shape for name, array in entries.items() if array.dtype == np.float32}
+            layer: {
+                name: array.shape for name, array in entries.items() if array.dtype == np.float32
+            }
             for layer, entries in parameters.items()
         }
         if shapes != expected:

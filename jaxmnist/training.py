@@ -12,7 +12,7 @@ import optax
 from jax import lax
 
 from jaxmnist.config import TrainingSettings
-from jaxmnist.model import ConvolutionalNetwork, Parameters
+from jaxmnist.model import ConvolutionalNetwork, Parameters, outputs
 
 # Where a batch has no image: the last batch of an epoch, or of an evaluation, may be short.
 NO_IMAGE = -1
@@ -21,7 +21,7 @@ NO_IMAGE = -1
 class TrainingState(NamedTuple):
     """A trial between two steps.
 
-    loss_sum: float32[], the epoch's cross-entropy so far, summed over its images.
+    loss_sum: float[], the epoch's cross-entropy so far, summed over its images.
     correct: int32[], the epoch's images so far that were classified rightly.
     """
 
@@ -32,7 +32,7 @@ class TrainingState(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Cross-entropy and right answers, summed over images: float32[] and int32[]."""
+    """Cross-entropy and right answers, summed over images: float[] and int32[]."""
 
     loss_sum: jax.Array
     correct: jax.Array
@@ -63,14 +63,18 @@ def batches(order: np.ndarray, batch_size: int, block: int) -> np.ndarray:
 
 def start_training(parameters: Parameters, settings: TrainingSettings) -> TrainingState:
     """The state before the first step."""
-    return start_epoch(
-        TrainingState(parameters, optimizer(settings).init(parameters), jnp.float32(0), jnp.int32(0))
-    )
+    return TrainingState(parameters, optimizer(settings).init(parameters), *_no_sums(parameters))
 
 
 def start_epoch(state: TrainingState) -> TrainingState:
     """The same weights with the epoch's sums at zero."""
-    return state._replace(loss_sum=jnp.float32(0), correct=jnp.int32(0))
+    return TrainingState(state.parameters, state.optimizer_state, *_no_sums(state.parameters))
+
+
+def _no_sums(parameters: Any) -> Sums:
+    """Sums over no images, in the precision of the parameters."""
+    precision = jnp.result_type(*jax.tree.leaves(parameters))
+    return Sums(jnp.zeros((), precision), jnp.zeros((), jnp.int32))
 
 
 def _sums(logits: jax.Array, labels: jax.Array, present: jax.Array) -> Sums:
@@ -79,7 +83,9 @@ def _sums(logits: jax.Array, labels: jax.Array, present: jax.Array) -> Sums:
     return Sums(jnp.where(present, losses, 0).sum(), right.sum(dtype=jnp.int32))
 
 
-def train_block(model: ConvolutionalNetwork, settings: TrainingSettings) -> Callable[..., TrainingState]:
+def train_block(
+    model: ConvolutionalNetwork, settings: TrainingSettings
+) -> Callable[..., TrainingState]:
     """The function that trains through the batches first, …, last − 1 of an epoch.
 
     Returns a pure function of (state, images uint8[N, H, W, C], labels int32[N],
@@ -88,21 +94,26 @@ def train_block(model: ConvolutionalNetwork, settings: TrainingSettings) -> Call
     """
     update = optimizer(settings).update
 
-    def loss(parameters: Any, images: jax.Array, labels: jax.Array, present: jax.Array, count: jax.Array):
-        logits = model.apply({"params": parameters}, images).logits
-        sums = _sums(logits, labels, present)
+    def loss(
+        parameters: Any, images: jax.Array, labels: jax.Array, present: jax.Array, count: jax.Array
+    ) -> tuple[jax.Array, Sums]:
+        sums = _sums(outputs(model, parameters, images).logits, labels, present)
         return sums.loss_sum / count, sums
 
     gradient = jax.grad(loss, has_aux=True)
 
-    def step(state: TrainingState, images: jax.Array, labels: jax.Array, batch: jax.Array) -> TrainingState:
+    def step(
+        state: TrainingState, images: jax.Array, labels: jax.Array, batch: jax.Array
+    ) -> TrainingState:
         count = (batch != NO_IMAGE).sum()
 
         def add_block(total: tuple, block: jax.Array) -> tuple[tuple, None]:
-            part = gradient(state.parameters, images[block], labels[block], block != NO_IMAGE, count)
+            part = gradient(
+                state.parameters, images[block], labels[block], block != NO_IMAGE, count
+            )
             return jax.tree.map(jnp.add, total, part), None
 
-        zeros = jax.tree.map(jnp.zeros_like, (state.parameters, Sums(state.loss_sum, state.correct)))
+        zeros = jax.tree.map(jnp.zeros_like, (state.parameters, _no_sums(state.parameters)))
         (gradients, sums), _ = lax.scan(add_block, zeros, batch)
         updates, optimizer_state = update(gradients, state.optimizer_state, state.parameters)
         return TrainingState(
@@ -112,8 +123,17 @@ def train_block(model: ConvolutionalNetwork, settings: TrainingSettings) -> Call
             state.correct + sums.correct,
         )
 
-    def block(state, images, labels, batches, first, last) -> TrainingState:
-        return lax.fori_loop(first, last, lambda i, state: step(state, images, labels, batches[i]), state)
+    def block(
+        state: TrainingState,
+        images: jax.Array,
+        labels: jax.Array,
+        batches: jax.Array,
+        first: jax.Array,
+        last: jax.Array,
+    ) -> TrainingState:
+        return lax.fori_loop(
+            first, last, lambda i, state: step(state, images, labels, batches[i]), state
+        )
 
     return block
 
@@ -125,13 +145,15 @@ def evaluate(model: ConvolutionalNetwork) -> Callable[..., Sums]:
     batches int32[S, B]), every image once where `batches` names it once.
     """
 
-    def sums(parameters, images, labels, batches) -> Sums:
+    def sums(
+        parameters: Parameters, images: jax.Array, labels: jax.Array, batches: jax.Array
+    ) -> Sums:
         def add_batch(total: Sums, batch: jax.Array) -> tuple[Sums, None]:
-            logits = model.apply({"params": parameters}, images[batch]).logits
+            logits = outputs(model, parameters, images[batch]).logits
             part = _sums(logits, labels[batch], batch != NO_IMAGE)
             return Sums(*(a + b for a, b in zip(total, part, strict=True))), None
 
-        return lax.scan(add_batch, Sums(jnp.float32(0), jnp.int32(0)), batches)[0]
+        return lax.scan(add_batch, _no_sums(parameters), batches)[0]
 
     return sums
 
@@ -142,11 +164,9 @@ def apply(model: ConvolutionalNetwork, output: str, block: int) -> Callable[...,
     N is a multiple of `block`, the images that are computed together; the result is float32[N, D].
     """
 
-    def run(parameters: Any, images: jax.Array) -> jax.Array:
+    def run(parameters: Parameters, images: jax.Array) -> jax.Array:
         blocks = images.reshape(-1, block, *images.shape[1:])
-        values = lax.map(
-            lambda part: getattr(model.apply({"params": parameters}, part), output), blocks
-        )
+        values = lax.map(lambda part: getattr(outputs(model, parameters, part), output), blocks)
         return values.reshape(len(images), -1)
 
     return run

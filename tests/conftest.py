@@ -1,0 +1,63 @@
+"""Tiny datasets and runs that several tests share."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxmnist import Run, random_search
+from jaxmnist.files import IDX_NAMES, Arrays, read_idx_folder
+
+PACKAGED = Path(__file__).parents[1] / "jaxmnist" / "mnist"
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """An IDX file of unsigned bytes, written from the format's description."""
+    head = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+    content = head + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Arrays:
+    """MNIST as it is packaged."""
+    return read_idx_folder(PACKAGED)
+
+
+@pytest.fixture(scope="session")
+def small(mnist: Arrays, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the first 400 training and 200 test digits of MNIST, as IDX files."""
+    folder = tmp_path_factory.mktemp("data") / "small"
+    folder.mkdir()
+    for key, count in (("x_train", 400), ("y_train", 400), ("x_test", 200), ("y_test", 200)):
+        array = getattr(mnist, key)[:count]
+        write_idx(folder / f"{IDX_NAMES[key]}.gz", array[..., 0] if array.ndim == 4 else array)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def options(small: Path) -> dict:
+    """A search that takes seconds: four small networks on the small digits."""
+    return {
+        "data_dir": str(small),
+        "filters": "4:8:4",
+        "conv_layers": "1:2",
+        "dense_layers": "0:1",
+        "units": 8,
+        "max_trials": 4,
+        "epochs": 3,
+        "batch_size": 32,
+        "learning_rate": 0.01,
+        "validation_split": 0.25,
+        "quiet": True,
+    }
+
+
+@pytest.fixture(scope="session")
+def finished(options: dict, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run; tests that change it work on a copy."""
+    return random_search(**options, directory=str(tmp_path_factory.mktemp("runs")))

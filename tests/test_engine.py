@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+
+from jaxmnist.config import Hyperparameters, TrainingSettings
+from jaxmnist.data import load_arrays, split
+from jaxmnist.engine import Engine, EpochFinished, TrialFinished, TrialStarted
+
+SETTINGS = TrainingSettings(epochs=2, batch_size=32, learning_rate=0.01)
+TRIALS = {
+    0: Hyperparameters(4, 1, 0),
+    3: Hyperparameters(4, 2, 1, 8),
+    5: Hyperparameters(8, 1, 1, 8),
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(small):
+    return split("small", load_arrays(None, str(small)), validation_split=0.25, seed=0)
+
+
+def run(dataset, settings=SETTINGS, trials=TRIALS, **options):
+    """The events of each trial, by index."""
+    found = {index: [] for index in trials}
+    with Engine(dataset, settings, 0, **options).run(trials.items()) as events:
+        for event in events:
+            found[event.index].append(event)
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(dataset):
+    return run(dataset, jobs=1)
+
+
+def test_every_trial_tells_its_epochs(alone):
+    for events in alone.values():
+        kinds = [type(event) for event in events]
+        assert kinds == [TrialStarted, EpochFinished, EpochFinished, TrialFinished]
+        assert [event.epoch for event in events[1:3]] == [1, 2]
+        assert events[-1].history == tuple(event.metrics for event in events[1:3])
+        assert events[-1].error is None
+
+
+def test_histories_and_weights_do_not_depend_on_jobs(dataset, alone):
+    together = run(dataset, trials=dict(reversed(TRIALS.items())), jobs=3)
+    for index, events in alone.items():
+        assert together[index][-1].history == events[-1].history
+        for layer, arrays in events[-1].parameters.items():
+            for name, array in arrays.items():
+                assert np.array_equal(array, together[index][-1].parameters[layer][name])
+
+
+def test_accuracies_are_those_of_the_weights(dataset, alone):
+    """Validation accuracy of the last epoch, counted anew with the weights that came back."""
+    from jaxmnist.trained import TrainedModel
+
+    for index, events in alone.items():
+        last = events[-1]
+        model = TrainedModel(TRIALS[index], dataset.image_shape, dataset.labels, last.parameters)
+        right = (
+            model.predict(dataset.x_validation) == np.asarray(dataset.labels)[dataset.y_validation]
+        )
+        assert last.history[-1].val_accuracy == right.mean()
+
+
+def test_divergence_is_an_error_and_hurts_nobody(dataset):
+    wild = TrainingSettings(epochs=3, batch_size=32, learning_rate=1e30)
+    found = run(dataset, wild, jobs=2)
+    for events in found.values():
+        assert events[-1].parameters is None
+        assert "the loss became" in events[-1].error
+        assert not events[-1].history[-1].finite
+
+
+def test_an_exception_is_the_trials_own(dataset, alone):
+    """A network too large for any machine fails; its neighbours don't notice."""
+    huge = Hyperparameters(4, 1, 1, 10**12)
+    found = run(dataset, trials={1: huge, **TRIALS}, jobs=2)
+    assert found[1][-1].error is not None
+    assert "\n" not in found[1][-1].error
+    for index, events in alone.items():
+        assert found[index][-1].history == events[-1].history
+
+
+def test_leaving_early_stops_the_trials(dataset):
+    long = dataclasses.replace(SETTINGS, epochs=10**6)
+    with Engine(dataset, long, 0, jobs=2).run(TRIALS.items()) as events:
+        for event in events:
+            if isinstance(event, EpochFinished):
+                break
+    assert not [thread for thread in threading.enumerate() if "(work)" in thread.name]
+
+
+def test_fewer_images_than_a_batch(dataset):
+    tiny = dataclasses.replace(dataset, x_train=dataset.x_train[:20], y_train=dataset.y_train[:20])
+    events = run(tiny, TrainingSettings(epochs=1, batch_size=128), {0: TRIALS[0]})[0]
+    assert events[-1].history[0].finite

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, confusion_matrix
+
+from jaxmnist.evaluation import Evaluation, describe_gap, judge, table
+
+
+@pytest.fixture
+def judged():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 4, 300)
+    predictions = np.where(rng.random(300) < 0.8, truth, rng.integers(0, 3, 300))
+    return truth, predictions, judge(truth, predictions, (3, 5, 7, 11))
+
+
+def test_judge_counts_as_scikit_learn(judged):
+    truth, predictions, evaluation = judged
+    assert np.array_equal(evaluation.confusion_matrix, confusion_matrix(truth, predictions))
+    assert evaluation.accuracy == accuracy_score(truth, predictions)
+
+
+def test_report_by_hand(judged):
+    truth, predictions, evaluation = judged
+    report = evaluation.classification_report()
+    for k, label in enumerate(("3", "5", "7", "11")):
+        hits = ((truth == k) & (predictions == k)).sum()
+        precision, recall = hits / (predictions == k).sum(), hits / (truth == k).sum()
+        assert math.isclose(report[label]["precision"], precision)
+        assert math.isclose(report[label]["recall"], recall)
+        assert math.isclose(
+            report[label]["f1-score"], 2 * precision * recall / (precision + recall)
+        )
+        assert report[label]["support"] == (truth == k).sum()
+    assert math.isclose(report["accuracy"], (truth == predictions).mean())
+    assert "macro avg" in evaluation.classification_table()
+
+
+def test_wilson_interval_by_its_formula():
+    matrix = np.array([[4900, 50], [45, 5005]])
+    low, high = Evaluation((0, 1), matrix).confidence_interval()
+    n, p, z = 10_000, 9905 / 10_000, 1.959963984540054
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    assert math.isclose(low, centre - half, rel_tol=1e-12)
+    assert math.isclose(high, centre + half, rel_tol=1e-12)
+
+
+def test_a_label_that_is_never_there():
+    evaluation = judge(np.array([0, 0, 1]), np.array([0, 0, 0]), (0, 1, 2))
+    report = evaluation.classification_report()
+    assert report["1"]["precision"] == report["2"]["recall"] == 0
+
+
+def test_json_reads_back(judged):
+    evaluation = judged[2]
+    again = Evaluation.from_json(evaluation.to_json())
+    assert again.labels == evaluation.labels
+    assert np.array_equal(again.confusion_matrix, evaluation.confusion_matrix)
+
+
+def test_table_has_labels_on_both_sides():
+    rows = [line.split() for line in table(np.array([[10, 2], [0, 333]]), (4, 9)).splitlines()]
+    assert rows == [["4", "9"], ["4", "10", "2"], ["9", "0", "333"]]
+
+
+@pytest.mark.parametrize(
+    ("validation", "right", "says"),
+    [(0.99, 9890, "within chance"), (0.999, 9890, "fitted the validation"), (0.97, 9890, "easier")],
+)
+def test_gap(validation, right, says):
+    wrong = 10_000 - right
+    evaluation = Evaluation((0, 1), np.array([[right - 5000, wrong], [0, 5000]]))
+    assert says in describe_gap(validation, 6000, evaluation)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from jaxmnist.config import Hyperparameters
+from jaxmnist.model import (
+    build_model,
+    count_parameters,
+    initial_parameters,
+    layers,
+    parameter_shapes,
+    summary,
+)
+
+REFERENCE = Hyperparameters(112, 2, 1, 224)
+
+
+def test_summary_of_the_reference():
+    text = summary(REFERENCE, (28, 28, 1), 10)
+    rows = [line.split() for line in text.splitlines()]
+    expected = [
+        ("conv2d (Conv2D)", "(None, 24, 24, 112)", "2912"),
+        ("max_pooling2d (MaxPooling2D)", "(None, 12, 12, 112)", "0"),
+        ("conv2d_1 (Conv2D)", "(None, 12, 12, 112)", "113008"),
+        ("max_pooling2d_1 (MaxPooling2D)", "(None, 6, 6, 112)", "0"),
+        ("flatten (Flatten)", "(None, 4032)", "0"),
+        ("dense (Dense)", "(None, 224)", "903392"),
+        ("dense_1 (Dense)", "(None, 10)", "2250"),
+    ]
+    for cells in expected:
+        assert " ".join(cells).split() in rows
+    assert "Total params: 1021562 (3.90 MB)" in text
+    assert "Trainable params: 1021562 (3.90 MB)" in text
+    assert "Non-trainable params: 0 (0.00 Byte)" in text
+
+
+@pytest.mark.parametrize(
+    "hyperparameters",
+    [REFERENCE, Hyperparameters(32, 1, 0), Hyperparameters(48, 3, 2, 32)],
+    ids=str,
+)
+@pytest.mark.parametrize("image_shape", [(28, 28, 1), (33, 20, 3)])
+def test_layers_are_those_that_flax_makes(hyperparameters, image_shape):
+    model = build_model(hyperparameters, 7)
+    images = np.zeros((2, *image_shape), np.uint8)
+    made = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    shapes = {layer: {k: v.shape for k, v in arrays.items()} for layer, arrays in made.items()}
+    assert shapes == parameter_shapes(hyperparameters, image_shape, 7)
+    assert count_parameters(hyperparameters, image_shape, 7) == sum(
+        x.size for x in jax.tree.leaves(made)
+    )
+    outputs = jax.eval_shape(model.apply, {"params": made}, images)
+    rows = layers(hyperparameters, image_shape, 7)
+    assert outputs.logits.shape == (2, 7)
+    flatten = next(row for row in rows if row.kind == "Flatten")
+    assert outputs.features.shape == (2, *flatten.output_shape)
+
+
+class Plain(nn.Module):
+    """The network of the study, written with Flax's own layers."""
+
+    hyperparameters: Hyperparameters
+
+    @nn.compact
+    def __call__(self, x):
+        h = self.hyperparameters
+        for i in range(h.conv_layers):
+            size, padding = ((5, 5), "VALID") if i == 0 else ((3, 3), "SAME")
+            x = nn.relu(nn.Conv(h.filters, size, padding=padding, name=f"c{i}")(x))
+            x = nn.max_pool(x, (2, 2), (2, 2))
+        x = features = x.reshape(len(x), -1)
+        for i in range(h.dense_layers):
+            x = nn.relu(nn.Dense(h.units, name=f"d{i}")(x))
+        return nn.Dense(10, name=f"d{h.dense_layers}")(x), features
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_outputs_equal_plain_flax(platform):
+    hyperparameters = Hyperparameters(12, 3, 2, 9)
+    parameters = initial_parameters(hyperparameters, (28, 28, 1), 10, seed=3, index=4)
+    names = {"conv2d": "c0", "conv2d_1": "c1", "conv2d_2": "c2"}
+    names |= {"dense": "d0", "dense_1": "d1", "dense_2": "d2"}
+    renamed = {names[name]: arrays for name, arrays in parameters.items()}
+    images = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), np.uint8)
+    ours = build_model(hyperparameters, 10, platform).apply({"params": parameters}, images)
+    logits, features = Plain(hyperparameters).apply(
+        {"params": renamed}, images.astype(np.float32) / 255
+    )
+    np.testing.assert_allclose(ours.features, features, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(ours.logits, logits, rtol=0, atol=1e-5)
+
+
+def test_initial_parameters():
+    parameters = initial_parameters(REFERENCE, (28, 28, 1), 10, seed=0, index=3)
+    for name, fans in (("conv2d", 25 + 25 * 112), ("dense", 4032 + 224), ("dense_1", 224 + 10)):
+        kernel, limit = parameters[name]["kernel"], np.sqrt(6 / fans)
+        assert kernel.dtype == np.float32
+        assert 0.97 * limit < np.abs(kernel).max() <= limit
+        assert abs(kernel.std() - limit / np.sqrt(3)) < 0.05 * limit
+        assert not parameters[name]["bias"].any()
+    again = initial_parameters(REFERENCE, (28, 28, 1), 10, seed=0, index=3)
+    other = initial_parameters(REFERENCE, (28, 28, 1), 10, seed=0, index=4)
+    assert np.array_equal(parameters["dense"]["kernel"], again["dense"]["kernel"])
+    assert not np.array_equal(parameters["dense"]["kernel"], other["dense"]["kernel"])

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import math
+
+from jaxmnist.config import Hyperparameters
+from jaxmnist.selection import explain, falls, rank
+from jaxmnist.store import Trial
+
+
+def trial(index, *accuracies, status="completed"):
+    ones = [1.0] * len(accuracies)
+    history = {"loss": ones, "accuracy": ones, "val_loss": ones, "val_accuracy": [*accuracies]}
+    return Trial(index, Hyperparameters(32, 1, 0), status, history, 1)
+
+
+def order(trials, *args):
+    return [entry.trial.index for entry in rank(trials, *args)]
+
+
+def test_tolerance_is_the_standard_error_before_the_fall():
+    (fall,) = falls([0.9, 0.98, 0.97], 6000)
+    assert fall.epoch == 3
+    assert math.isclose(fall.size, 0.01)
+    assert math.isclose(fall.tolerance, math.sqrt(0.98 * 0.02 / 6000))
+    assert fall.exceeds
+
+
+def test_tolerance_is_at_least_one_image():
+    (fall,) = falls([1.0, 0.99], 100)
+    assert fall.tolerance == 0.01
+    assert not fall.exceeds
+    (fall,) = falls([1.0, 0.98], 100)
+    assert fall.exceeds
+
+
+def test_given_tolerance():
+    assert not falls([0.9, 0.8], 100, 0.1)[0].exceeds
+    assert falls([0.9, 0.8], 100, 0.0)[0].exceeds
+
+
+def test_steady_trials_come_first_then_smaller_falls():
+    trials = [
+        trial(0, 0.90, 0.99, 0.97),
+        trial(1, 0.90, 0.95, 0.96),
+        trial(2, 0.90, 0.80, 0.999),
+        trial(3, 0.90, 0.95, 0.96),
+        trial(4, 0.99, 0.99, 0.99, status="failed"),
+        trial(5, status="running"),
+    ]
+    assert order(trials, 6000) == [1, 3, 0, 2]
+    assert order(trials, 6000, "best") == [2, 0, 1, 3]
+    assert order(trials, 6000, "steady", 0.05) == [0, 1, 3, 2]
+
+
+def test_a_small_fall_that_exceeds_counts_though_a_larger_one_is_within():
+    """At accuracy 0.5 a fall of 0.006 is noise; at 0.999 one of 0.005 isn't."""
+    entry = rank([trial(0, 0.5, 0.494, 0.999, 0.994)], 6000)[0]
+    assert not entry.steady
+    assert math.isclose(entry.fall, 0.006)
+    assert entry.worst().epoch == 4
+
+
+def test_explanations_name_the_price():
+    ranked = rank([trial(0, 0.99, 0.97), trial(1, 0.95, 0.96), trial(2, 0.98, 0.965)], 6000)
+    text = explain(ranked, "steady")
+    assert "Trial 1 wins" in text
+    assert "trial 0" in text
+    assert "fell by 0.0200 in epoch 2" in text
+    assert "and 1 more" in text
+    assert "cost 0.0100" in text
+    assert "highest of all" in explain(rank([trial(0, 0.9)], 10, "best"), "best")
+    assert "no trial scored higher" in explain(rank([trial(0, 0.9)], 10), "steady")
+    assert "no trial was steady" in explain(rank([trial(0, 0.99, 0.9)], 6000), "steady")

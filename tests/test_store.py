@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jaxmnist.config import Hyperparameters
+from jaxmnist.errors import UsageError
+from jaxmnist.store import DamagedFile, RunDirectory, Trial, read_json, write_json
+from jaxmnist.trained import TrainedModel
+
+SEARCH = {
+    "identity": {"data": "abc", "seed": 0},
+    "versions": {"jax": "1"},
+    "device": {"kind": "cpu"},
+}
+
+
+def trial(**changes):
+    history = {"loss": [0.5, math.nan], "accuracy": [0.5, 0.6]}
+    history |= {"val_loss": [0.25, math.inf], "val_accuracy": [0.75, 0.5]}
+    values = {"status": "completed", "history": history, "parameters": 7, "seconds": 1.5}
+    return Trial(7, Hyperparameters(32, 1, 0), **{**values, **changes})
+
+
+def test_json_reads_back_and_knows_damage(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": [1, 2.5, None], "ü": "ß"})
+    assert read_json(path) == {"a": [1, 2.5, None], "ü": "ß"}
+    assert "sha256" in json.loads(path.read_text())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1
+        path.write_bytes(flipped)
+        # A blank between tokens may change without changing what the file says.
+        try:
+            assert read_json(path) == {"a": [1, 2.5, None], "ü": "ß"}
+        except DamagedFile as error:
+            assert "a.json" in str(error)
+    for other in (b"", b"[]", b"3", b"null", b"\xff", b"[" * 100_000):
+        path.write_bytes(other)
+        with pytest.raises(DamagedFile):
+            read_json(path)
+
+
+def test_trial_json_has_the_agreed_keys(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.write_trial(trial())
+    content = json.loads((tmp_path / "trials" / "0007" / "trial.json").read_text())
+    agreed = "index hyperparameters status history score seconds parameters attempts error"
+    assert set(agreed.split()) <= set(content)
+    assert content["history"]["loss"] == [0.5, None]
+    assert content["score"] == 0.5
+    again = run.read_trial(7)
+    assert math.isnan(again.history["val_loss"][1])
+    assert again.hyperparameters == Hyperparameters(32, 1, 0)
+    assert run.read_trial(8) is None
+
+
+def test_a_trial_in_the_wrong_place(tmp_path):
+    run = RunDirectory(tmp_path)
+    write_json(run.trial_folder(3) / "trial.json", trial().to_json())
+    with pytest.raises(DamagedFile, match="is the record of trial 7"):
+        run.read_trial(3)
+    write_json(run.trial_folder(7) / "trial.json", {**trial().to_json(), "status": "won"})
+    with pytest.raises(DamagedFile, match="no record of a trial"):
+        run.read_trial(7)
+
+
+def test_model_file(tmp_path, finished):
+    model = finished.best_model
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(model.to_bytes())
+    again = TrainedModel.load(path)
+    images = np.zeros((3, 28, 28), np.uint8)
+    assert np.array_equal(again.predict_proba(images), model.predict_proba(images))
+    with pytest.raises(DamagedFile, match="SHA-256"):
+        TrainedModel.load(path, "0" * 64)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(DamagedFile):
+        TrainedModel.load(path)
+
+
+def test_start_resume_and_refusal(tmp_path):
+    with RunDirectory(tmp_path / "run").locked() as run:
+        assert run.start(SEARCH, overwrite=False) == []
+        assert run.start(SEARCH, overwrite=False) == []
+        newer = {**SEARCH, "versions": {"jax": "2"}}
+        assert "jax was 1, is 2" in run.start(newer, overwrite=False)[0]
+        other = {**SEARCH, "identity": {"data": "abc", "seed": 1}}
+        with pytest.raises(UsageError, match="seed was 0, not 1"):
+            run.start(other, overwrite=False)
+        run.write_trial(trial())
+        run.start(other, overwrite=True)
+        assert run.trial_indices() == []
+        assert run.read_search()["identity"]["seed"] == 1
+
+
+def test_a_folder_of_another_program_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with RunDirectory(tmp_path).locked() as run:
+        for overwrite in (False, True):
+            with pytest.raises(UsageError, match=r"not a run of jaxmnist: it has 'thesis.tex'"):
+                run.start(SEARCH, overwrite=overwrite)
+    (tmp_path / "thesis.tex").unlink()
+    write_json(tmp_path / "search.json", {"program": "other"})
+    with pytest.raises(UsageError, match="another program"):
+        RunDirectory(tmp_path).read_search()
+    write_json(tmp_path / "search.json", {"program": "jaxmnist", "format": 99})
+    with pytest.raises(UsageError, match="format 99"):
+        RunDirectory(tmp_path).read_search()
+
+
+def test_lock_names_its_holder(tmp_path):
+    program = (
+        "import sys; from jaxmnist.store import RunDirectory\n"
+        f"with RunDirectory({str(tmp_path)!r}).locked():\n"
+        "    print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    with (
+        pytest.raises(UsageError, match=f"in use by process {holder.pid} on"),
+        RunDirectory(tmp_path).locked(),
+    ):
+        pass
+    holder.kill()
+    holder.communicate()
+    with RunDirectory(tmp_path).locked():
+        pass
+
+
+def as_nobody(action):
+    """Run `action` in a child process that may not do everything; returns what it says."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        if os.getuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        try:
+            action()
+            said = "nothing"
+        except UsageError as error:
+            said = str(error)
+        except BaseException as error:
+            said = repr(error)
+        os.write(writer, said.encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader) as file:
+        return file.read()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:.*fork:RuntimeWarning")
+def test_a_directory_that_can_not_be_written(tmp_path):
+    folder = tmp_path / "sealed"
+    folder.mkdir()
+    for parent in (tmp_path, *tmp_path.parents[:3]):
+        if parent.stat().st_uid == os.getuid():
+            parent.chmod(0o755)
+    folder.chmod(0o555)
+
+    def start():
+        with RunDirectory(folder / "run").locked():
+            pass
+
+    assert "can't be written: Permission denied" in as_nobody(start)
+
+
+def test_a_file_where_the_directory_should_be(tmp_path):
+    (tmp_path / "run").write_text("")
+    with (
+        pytest.raises(UsageError, match="can't be written"),
+        RunDirectory(tmp_path / "run").locked(),
+    ):
+        pass
+
+
+def test_weights_that_are_not_kept_are_deleted(tmp_path):
+    run = RunDirectory(tmp_path)
+    for index in range(4):
+        run.trial_folder(index).mkdir(parents=True)
+        run.weights_path(index).write_bytes(b"weights")
+    run.keep_weights({1, 3})
+    assert [run.weights_path(index).exists() for index in range(4)] == [False, True, False, True]
+
+
+def test_looks_are_written_in_order(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert run.read_looks() == []
+    run.write_look("winner", "abc", "data")
+    run.write_look("svm", "abc", "data")
+    assert [look["purpose"] for look in run.read_looks()] == ["winner", "svm"]

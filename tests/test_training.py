@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxmnist.config import Hyperparameters, TrainingSettings
+from jaxmnist.model import build_model, initial_parameters
+from jaxmnist.training import (
+    NO_IMAGE,
+    apply,
+    batches,
+    epoch_order,
+    evaluate,
+    start_epoch,
+    start_training,
+    train_block,
+)
+
+HYPERPARAMETERS = Hyperparameters(5, 2, 1, 7)
+SHAPE, CLASSES = (13, 12, 2), 4
+
+
+def problem(images: int, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    parameters = initial_parameters(HYPERPARAMETERS, SHAPE, CLASSES, seed=0, index=0)
+    parameters = jax.tree.map(lambda x: x.astype(dtype), parameters)
+    x = rng.integers(0, 256, (images, *SHAPE), np.uint8)
+    # Floats make the network compute in their precision.
+    x = x if dtype == np.float32 else x.astype(dtype)
+    return parameters, x, rng.integers(0, CLASSES, images).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "block"), [(10, 4, 4), (10, 4, 3), (8, 4, 2), (3, 128, 32), (7, 7, 7)]
+)
+def test_batches_hold_every_image_once_in_order(images, batch_size, block):
+    order = epoch_order(images, seed=1, epoch=2)
+    cut = batches(order, batch_size, block)
+    assert cut.shape[0] == -(-images // batch_size)
+    assert cut.shape[2] == block
+    flat = cut[cut != NO_IMAGE]
+    assert np.array_equal(flat, order)
+    assert sorted(flat) == list(range(images))
+    for step, batch in enumerate(cut):
+        real = batch[batch != NO_IMAGE]
+        assert np.array_equal(real, order[step * batch_size : (step + 1) * batch_size])
+
+
+def test_orders_depend_on_seed_and_epoch_alone():
+    assert np.array_equal(epoch_order(50, 3, 1), epoch_order(50, 3, 1))
+    assert not np.array_equal(epoch_order(50, 3, 1), epoch_order(50, 3, 2))
+    assert not np.array_equal(epoch_order(50, 3, 1), epoch_order(50, 4, 1))
+
+
+def test_an_epoch_equals_one_written_by_hand_in_float64():
+    """Batch by batch, unpadded, with XLA's own convolution: the same losses and weights."""
+    settings = TrainingSettings(batch_size=8, learning_rate=1e-2)
+    with jax.enable_x64(True):
+        parameters, images, labels = problem(21, np.float64)
+        order = epoch_order(21, seed=0, epoch=0)
+        train = jax.jit(train_block(build_model(HYPERPARAMETERS, CLASSES), settings))
+        state = start_training(parameters, settings)
+        cut = batches(order, 8, 3)
+        state = train(state, images, labels, cut, 0, 1)
+        state = train(state, images, labels, cut, 1, 3)
+        assert not start_epoch(state).correct
+
+        plain = build_model(HYPERPARAMETERS, CLASSES, "gpu")
+        adam = optax.adam(1e-2)
+        optimizer_state = adam.init(parameters)
+        total, right = 0.0, 0
+
+        def loss(parameters, x, y):
+            logits = plain.apply({"params": parameters}, x).logits
+            return -jax.nn.log_softmax(logits)[np.arange(len(y)), y].mean(), logits
+
+        for first in (0, 8, 16):
+            rows = order[first : first + 8]
+            (value, logits), gradient = jax.value_and_grad(loss, has_aux=True)(
+                parameters, images[rows], labels[rows]
+            )
+            total += float(value) * len(rows)
+            right += int((np.argmax(logits, 1) == labels[rows]).sum())
+            updates, optimizer_state = adam.update(gradient, optimizer_state)
+            parameters = optax.apply_updates(parameters, updates)
+    assert abs(float(state.loss_sum) - total) < 1e-5
+    assert int(state.correct) == right
+    for ours, theirs in zip(
+        jax.tree.leaves(state.parameters), jax.tree.leaves(parameters), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("images", [1, 5, 32, 33])
+def test_evaluation_counts_every_image_once(images):
+    parameters, x, y = problem(images)
+    model = build_model(HYPERPARAMETERS, CLASSES)
+    cut = batches(np.arange(images, dtype=np.int32), 16, 16)[:, 0]
+    sums = jax.jit(evaluate(model))(parameters, x, y, cut)
+    logits = np.asarray(model.apply({"params": parameters}, x).logits, np.float64)
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(images), y]
+    assert int(sums.correct) == (logits.argmax(1) == y).sum()
+    assert abs(float(sums.loss_sum) - losses.sum()) < 1e-4 * images
+
+
+def test_apply_in_blocks():
+    parameters, x, _ = problem(12)
+    model = build_model(HYPERPARAMETERS, CLASSES)
+    whole = model.apply({"params": parameters}, x)
+    for output in ("logits", "features"):
+        values = jax.jit(apply(model, output, 4))(parameters, x)
+        np.testing.assert_allclose(values, getattr(whole, output), rtol=0, atol=1e-5)
