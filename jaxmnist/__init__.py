@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxmnist.config import Hyperparameters, SearchSettings
+    from jaxmnist.data import load_arrays
     from jaxmnist.errors import JaxmnistError, SurroundingsError, UsageError
     from jaxmnist.features import FlattenFeatures
     from jaxmnist.model import build_model
@@ -27,6 +28,7 @@ _HOMES = {
     "TrainedModel": "trained",
     "UsageError": "errors",
     "build_model": "model",
+    "load_arrays": "data",
     "random_search": "search",
 }
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "TrainedModel",
     "UsageError",
     "build_model",
+    "load_arrays",
     "random_search",
 ]
 

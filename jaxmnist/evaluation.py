@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import sys
@@ -16,8 +17,11 @@ import numpy as np
 
 from jaxmnist.command import Parser, run_command
 from jaxmnist.data import Dataset
+from jaxmnist.errors import UsageError
 from jaxmnist.run import Run
-from jaxmnist.store import write_bytes, write_json
+from jaxmnist.store import DamagedFile, read_json, write_bytes, write_json
+
+PROBABILITIES = "test_probabilities.npy"  # float32[N, K], beside test.json
 
 
 @dataclass(frozen=True)
@@ -147,19 +151,44 @@ def look(run: Run, dataset: Dataset, purpose: str) -> dict[str, Any]:
     sha256 = config["model_sha256"]
     run.directory.write_look(purpose, sha256, run.search["identity"]["data"])
     probabilities = run.best_model.predict_proba(dataset.x_test)
+    buffer = io.BytesIO()
+    np.save(buffer, probabilities, allow_pickle=False)
     evaluation = judge(dataset.y_test, probabilities.argmax(1), dataset.labels)
     content = {
         "model_sha256": sha256,
         **evaluation.to_json(),
         "validation_accuracy": config["score"],
         "validation_images": len(dataset.y_validation),
+        "probabilities_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
         "evaluations": len([x for x in run.directory.read_looks() if x["model_sha256"] == sha256]),
     }
-    buffer = io.BytesIO()
-    np.save(buffer, probabilities, allow_pickle=False)
-    write_bytes(run.directory.best / "test_probabilities.npy", buffer.getvalue())
+    write_bytes(run.directory.best / PROBABILITIES, buffer.getvalue())
     write_json(run.directory.best / "test.json", content)
     return content
+
+
+def kept_look(run: Run) -> dict[str, Any] | None:
+    """The content of best/test.json, if it is of the winner and its predictions are there too."""
+    try:
+        content = read_json(run.directory.best / "test.json")
+        predictions = (run.directory.best / PROBABILITIES).read_bytes()
+    except (DamagedFile, OSError):
+        return None
+    belongs = (
+        content.get("model_sha256") == run.best_trial.weights_sha256
+        and content.get("probabilities_sha256") == hashlib.sha256(predictions).hexdigest()
+    )
+    return content if belongs else None
+
+
+def winner_predictions(run: Run) -> np.ndarray:
+    """The classes, int64[N], that the winner gave the test images when they were looked at."""
+    if kept_look(run) is None:
+        raise UsageError(
+            f"{run.directory.path}: has no report on the test set that fits its winner:"
+            f" python -m jaxmnist.evaluation {run.directory.path}"
+        )
+    return np.load(run.directory.best / PROBABILITIES, allow_pickle=False).argmax(1)
 
 
 def describe(content: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import platform
 import sys
-import time
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -88,12 +87,14 @@ def search(settings: SearchSettings) -> Run:
             f" {len(dataset.y_train)} training, {len(dataset.y_validation)} validation and"
             f" {len(dataset.y_test)} test images; {description['device']['kind']}; {directory.path}"
         )
+        console.stage("training")
         train_all(settings, dataset, draws, directory, console)
         run = Run(directory.path)
         if not run.ranked:
             raise SurroundingsError(f"every trial failed; trial 0: {run.trials[0].error}")
         console.result("\n" + run.results_summary() + "\n\n" + run.why())
         finish(run, settings, dataset, console)
+    console.result(f"\n{console.times()}; results are in {directory.path}")
     return run
 
 
@@ -280,16 +281,15 @@ def finish(run: Run, settings: SearchSettings, dataset: Dataset, console: Consol
     """The winner: its summary, its one look at the test set, its features and the SVM."""
     from jaxmnist import evaluation
 
+    console.stage("test")
     keep_winner(run)
     console.result("\n" + run.best_model.summary() + "\n")
-    test = kept_test(run)
-    if test is None:
-        test = evaluation.look(run, dataset, "winner")
+    test = evaluation.kept_look(run) or evaluation.look(run, dataset, "winner")
     console.result(evaluation.describe(test))
     if settings.svm:
         from jaxmnist import svm
 
-        console.note("\nFitting the SVM …")
+        console.stage("SVM")
         content = svm.fit_on_run(
             run, dataset, wanted=settings.svm_backend, draws=settings.svm_search
         )
@@ -316,31 +316,13 @@ def keep_winner(run: Run) -> None:
     write_json(best / "config.json", config)
 
 
-def kept_test(run: Run) -> dict[str, Any] | None:
-    """The test report that is there already, if it is of the winner."""
-    from jaxmnist.store import DamagedFile
-
-    path = run.directory.best / "test.json"
-    if not path.exists() or not (run.directory.best / "test_probabilities.npy").exists():
-        return None
-    try:
-        content = run.result("best/test.json")
-    except DamagedFile:
-        run.directory.set_aside(path)
-        return None
-    return content if content.get("model_sha256") == run.best_trial.weights_sha256 else None
-
-
 def main(arguments: list[str]) -> None:
     """The command."""
     parser = Parser(
         "search", "Random search over small convolutional networks for images like MNIST's."
     )
     add_settings(parser)
-    settings = SearchSettings(**vars(parser.parse_args(arguments)))
-    began = time.perf_counter()
-    search(settings)
-    print(f"\n{time.perf_counter() - began:.1f} s in all; results are in {settings.run_directory}")
+    search(SearchSettings(**vars(parser.parse_args(arguments))))
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from jaxmnist.command import Parser, add_settings, run_command
-from jaxmnist.config import SearchSettings
+from jaxmnist.config import SearchSettings, flag
 from jaxmnist.data import Dataset, load_arrays, split
 from jaxmnist.errors import UsageError
-from jaxmnist.evaluation import Evaluation, judge
+from jaxmnist.evaluation import Evaluation, judge, winner_predictions
 from jaxmnist.model import initial_parameters
 from jaxmnist.run import Run
 from jaxmnist.store import DamagedFile, read_json, write_bytes, write_json
@@ -352,8 +352,7 @@ def fit_on_run(
     result = tested(lambda images: model.batches("features", images), model.feature_count, "svm")
     content = {**belongs_to, "dataset": dataset.name, **result.to_json(), "baselines": {}}
     if dataset.fingerprint() == run.search["identity"]["data"]:
-        probabilities = np.load(run.directory.best / "test_probabilities.npy", allow_pickle=False)
-        network = probabilities.argmax(1) == dataset.y_test
+        network = winner_predictions(run) == dataset.y_test
         content["network_accuracy"] = float(network.mean())
         content["mcnemar"] = mcnemar(network, result.predictions == dataset.y_test)
     if baselines:
@@ -434,7 +433,10 @@ def main(arguments: list[str]) -> None:
     add_settings(parser, names)
     given = vars(parser.parse_args(arguments))
     run = Run(given.pop("run"))
-    own = not given.keys() & {"dataset", "data_dir", "train_limit", "validation_split"}
+    own = not given.keys() & {"dataset", "data_dir"}
+    for name in ("train_limit", "validation_split"):
+        if own and name in given:
+            raise UsageError(f"{flag(name)} goes with --dataset or --data-dir")
     settings = SearchSettings(**{"seed": run.settings.seed, **given})
     if own:
         dataset = run.load_dataset()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import struct
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -20,6 +22,15 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     head = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
     content = head + array.astype(np.uint8).tobytes()
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def float64() -> AbstractContextManager[None]:
+    """A context in which JAX computes in double precision."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64  # where JAX is older than 0.8
+
+    return enable_x64()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import float64
 from jax import lax
 
 from jaxmnist.convolution import CPU_BLOCK, block_size, convolve_relu_pool
@@ -57,7 +58,7 @@ def both(case, dtype, platform):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_equals_xla_in_float64(case, platform):
-    with jax.enable_x64(True):
+    with float64():
         for ours, theirs in zip(*both(case, np.float64, platform), strict=True):
             assert ours.dtype == np.float64
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)

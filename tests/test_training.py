@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from conftest import float64
 
 from jaxmnist.config import Hyperparameters, TrainingSettings
 from jaxmnist.model import build_model, initial_parameters
@@ -57,7 +58,7 @@ def test_orders_depend_on_seed_and_epoch_alone():
 def test_an_epoch_equals_one_written_by_hand_in_float64():
     """Batch by batch, unpadded, with XLA's own convolution: the same losses and weights."""
     settings = TrainingSettings(batch_size=8, learning_rate=1e-2)
-    with jax.enable_x64(True):
+    with float64():
         parameters, images, labels = problem(21, np.float64)
         order = epoch_order(21, seed=0, epoch=0)
         train = jax.jit(train_block(build_model(HYPERPARAMETERS, CLASSES), settings))

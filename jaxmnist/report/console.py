@@ -15,6 +15,20 @@ class Console:
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self._started = time.perf_counter()
+        self._stages = [("data", self._started)]
+
+    def stage(self, name: str) -> None:
+        """Begin a stage of the run; the one before it ends."""
+        self._stages.append((name, time.perf_counter()))
+
+    def times(self) -> str:
+        """The wall time of each stage, and of all."""
+        ends = [*(began for _, began in self._stages[1:]), time.perf_counter()]
+        parts = [
+            f"{name} {end - began:.1f} s"
+            for (name, began), end in zip(self._stages, ends, strict=True)
+        ]
+        return f"{', '.join(parts)}; {ends[-1] - self._started:.1f} s in all"
 
     def note(self, line: str) -> None:
         """Say something on the way."""

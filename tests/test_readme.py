@@ -1,0 +1,37 @@
+"""What README promises, run as it stands there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_python_sessions(tmp_path):
+    session = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+    done = subprocess.run(
+        [sys.executable, "-c", session], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.splitlines()[-1]) > 0.85
+    assert (tmp_path / "runs" / "session" / "best" / "test.json").is_file()
+
+
+def test_every_flag_in_readme_exists():
+    helps = [
+        subprocess.run(
+            [sys.executable, "-m", f"jaxmnist.{module}", "--help"], capture_output=True, text=True
+        ).stdout
+        for module in ("search", "svm", "predict", "evaluation")
+    ]
+    commands = "\n".join(line for line in README.splitlines() if "-m jaxmnist." in line)
+    mentioned = set(
+        re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", commands + README.split("## Development")[0])
+    )
+    mentioned -= {"--editable", "--quiet", "--help"}
+    assert mentioned
+    for flag in mentioned:
+        assert any(flag in text for text in helps), flag
