@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from jaxmnist.config import SELECTIONS, SVM_BACKENDS, SearchSettings, flag
-from jaxmnist.errors import JaxmnistError, Stopped, UsageError
+from jaxmnist.errors import JaxmnistError, Stopped, UsageError, disk_error
 
 CHOICES = {"select": SELECTIONS, "svm_backend": SVM_BACKENDS}
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -78,7 +79,8 @@ def signals() -> Iterator[None]:
     """Raise `Stopped` in the main thread at Ctrl-C, TERM or hang-up; a second one ends at once."""
 
     def stop(number: int, frame: Any) -> None:
-        signal.signal(number, signal.SIG_DFL)
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
         raise Stopped(number)
 
     numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
@@ -97,10 +99,15 @@ def run_command(main: Callable[[list[str]], None], arguments: list[str] | None =
 
     An error of jaxmnist becomes one line on standard error.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a character shows another one; it doesn't end the search.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         with signals():
             main(sys.argv[1:] if arguments is None else arguments)
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except JaxmnistError as error:
         print(f"jaxmnist: {error}", file=sys.stderr)
         return error.exit_status
@@ -109,10 +116,14 @@ def run_command(main: Callable[[list[str]], None], arguments: list[str] | None =
         return 1
     except Stopped as stopped:
         name = signal.Signals(stopped.exit_status - 128).name
-        print(f"jaxmnist: stopped by {name}; the same command goes on from here", file=sys.stderr)
+        print(f"jaxmnist: stopped by {name}{stopped.advice}", file=sys.stderr)
         return stopped.exit_status
     except BrokenPipeError:
         # Whoever read the output has gone; nothing is left to tell them.
         sys.stdout = None
         return 1
+    except OSError as error:
+        failure = disk_error(f"{error.filename or 'output'}", error)
+        print(f"jaxmnist: {failure}", file=sys.stderr)
+        return failure.exit_status
     return 0

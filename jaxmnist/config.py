@@ -6,7 +6,7 @@ text stands here once. Only the standard library is imported, so that `--help` i
 
 from __future__ import annotations
 
-import math
+import operator
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -15,6 +15,7 @@ from typing import Any
 from jaxmnist.errors import UsageError
 
 LARGEST_SEED = 2**32 - 1
+LARGEST_NUMBER = 10**9  # of anything that is counted here; larger is a slip of the hand
 
 
 def flag(name: str) -> str:
@@ -22,23 +23,23 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:
-    """Raise `UsageError` unless `value` is an int of at least `low` and at most `high`."""
-    bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int)
-        or value < low
-        or (high is not None and value > high)
-    ):
-        raise UsageError(f"{flag(name)} must be a whole number {bounds}, not {value!r}")
+def check_whole(name: str, value: Any, low: int, high: int = LARGEST_NUMBER) -> int:
+    """`value` as an int; `UsageError` unless it is a whole number from `low` to `high`."""
+    bounds = f"of at least {low}" if high == LARGEST_NUMBER else f"from {low} to {high}"
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not low <= number <= high:
+        raise UsageError(f"{flag(name)} must be a whole number {bounds}, not {value!r}"[:300])
+    return number
 
 
 def check_number(name: str, value: Any, accepts: Callable[[float], bool], wanted: str) -> None:
     """Raise `UsageError` unless `value` is a finite number that `accepts` holds for."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not accepts(value):
-        raise UsageError(f"{flag(name)} must be a number {wanted}, not {value!r}")
+    if not number or not abs(value) <= 3e38 or not accepts(value):  # the largest float32
+        raise UsageError(f"{flag(name)} must be a number {wanted}, not {value!r}"[:300])
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -55,6 +56,9 @@ class Hyperparameters:
     conv_layers: convolutions, at least 1.
     dense_layers: hidden dense layers, at least 0.
     units: units of every hidden dense layer; None, whatever was given, when there are none.
+
+    >>> print(Hyperparameters(filters=112, conv_layers=2, dense_layers=1, units=224))
+    filters=112 conv_layers=2 dense_layers=1 units=224
     """
 
     filters: int
@@ -63,13 +67,10 @@ class Hyperparameters:
     units: int | None = None
 
     def __post_init__(self) -> None:
-        check_whole("filters", self.filters, 1)
-        check_whole("conv_layers", self.conv_layers, 1)
-        check_whole("dense_layers", self.dense_layers, 0)
-        if self.dense_layers == 0:
-            object.__setattr__(self, "units", None)
-        else:
-            check_whole("units", self.units, 1)
+        for name, low in (("filters", 1), ("conv_layers", 1), ("dense_layers", 0)):
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), low))
+        units = check_whole("units", self.units, 1) if self.dense_layers else None
+        object.__setattr__(self, "units", units)
 
     def to_json(self) -> dict[str, int | None]:
         """The hyperparameters as JSON's object."""
@@ -104,7 +105,7 @@ class Range:
             parts = [value]
         wanted = (
             f"{flag(name)} must be a number, first:last or first:last:step, such as 32:128:16,"
-            f" not {value!r}"
+            f" not {repr(value)[:100]}"
         )
         try:
             numbers = [int(part) for part in parts if not isinstance(part, bool | float)]
@@ -124,6 +125,7 @@ class Range:
             )
         if step < 1:
             raise UsageError(f"{flag(name)} must have a step of at least 1, not {step}")
+        check_whole(name, stop, low)
         return cls(start, stop, step)
 
     @property
@@ -137,6 +139,14 @@ class Range:
         return f"{self.start}:{self.stop}" + (f":{self.step}" if self.step != 1 else "")
 
 
+DEFAULT_RANGES = {
+    "filters": Range(32, 128, 16),
+    "conv_layers": Range(1, 3),
+    "dense_layers": Range(0, 2),
+    "units": Range(32, 256, 32),
+}
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """How each candidate is trained: what `training` needs and nothing else.
@@ -147,16 +157,19 @@ class TrainingSettings:
     epochs: int = 5
     batch_size: int = 128
     learning_rate: float = 1e-3
-    optimizer: str = "adam"
 
     def __post_init__(self) -> None:
-        check_whole("epochs", self.epochs, 1)
-        check_whole("batch_size", self.batch_size, 1)
+        for name in ("epochs", "batch_size"):
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), 1))
         check_number("learning_rate", self.learning_rate, lambda value: value > 0, "above 0")
 
 
 def _setting(default: Any, help: str, metavar: str | None = None) -> Any:
     return field(default=default, metadata={"help": help, "metavar": metavar})
+
+
+def _range(name: str, help: str) -> Any:
+    return _setting(None, f"{help} (default {DEFAULT_RANGES[name]})", "RANGE")
 
 
 SELECTIONS = ("steady", "best")
@@ -168,6 +181,9 @@ class SearchSettings:
     """Everything that a person can say of a search, under the words of the command line.
 
     Raises `UsageError` with one line that names the flag, the value and what would be right.
+
+    >>> SearchSettings(filters="32:64:16", epochs=3).run_directory
+    'runs/mnist'
     """
 
     dataset: str | None = _setting(
@@ -176,10 +192,10 @@ class SearchSettings:
         "NAME",
     )
     data_dir: str | None = _setting(None, "read this folder of IDX files, or this .npz", "PATH")
-    filters: Any = _setting(None, "filters of each convolution (default 32:128:16)", "RANGE")
-    conv_layers: Any = _setting(None, "number of convolutions (default 1:3)", "RANGE")
-    dense_layers: Any = _setting(None, "number of hidden dense layers (default 0:2)", "RANGE")
-    units: Any = _setting(None, "units of each hidden dense layer (default 32:256:32)", "RANGE")
+    filters: Any = _range("filters", "filters of each convolution")
+    conv_layers: Any = _range("conv_layers", "number of convolutions")
+    dense_layers: Any = _range("dense_layers", "number of hidden dense layers")
+    units: Any = _range("units", "units of each hidden dense layer")
     max_trials: int = _setting(10, "configurations to try", "N")
     epochs: int = _setting(5, "epochs for each configuration", "N")
     batch_size: int = _setting(128, "images in a batch", "N")
@@ -219,7 +235,7 @@ class SearchSettings:
         for name in ("overwrite", "svm", "quiet"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{flag(name)} must be true or false, not {getattr(self, name)!r}")
-        for name in RANGES:
+        for name in DEFAULT_RANGES:
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Range.parse(name, value))
         if self.project_name is not None and not is_plain_name(self.project_name):
@@ -227,13 +243,14 @@ class SearchSettings:
                 "--project-name must be the name of a folder, without slashes,"
                 f" not {self.project_name!r}"
             )
-        check_whole("max_trials", self.max_trials, 1)
-        check_whole("seed", self.seed, 0, LARGEST_SEED)
-        check_whole("keep", self.keep, 1)
-        check_whole("svm_search", self.svm_search, 0)
+        for name, low in (("max_trials", 1), ("keep", 1), ("svm_search", 0)):
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), low))
+        object.__setattr__(self, "seed", check_whole("seed", self.seed, 0, LARGEST_SEED))
         for name in ("train_limit", "jobs"):
             if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name), 1)
+                object.__setattr__(self, name, check_whole(name, getattr(self, name), 1))
+        for name, value in asdict(self.training()).items():
+            object.__setattr__(self, name, value)
         check_number(
             "validation_split",
             self.validation_split,
@@ -244,13 +261,14 @@ class SearchSettings:
             check_number("tolerance", self.tolerance, lambda value: 0 <= value <= 1, "from 0 to 1")
         check_choice("select", self.select, SELECTIONS)
         check_choice("svm_backend", self.svm_backend, SVM_BACKENDS)
-        self.training()
+        if not is_plain_name(self.dataset_name):
+            raise UsageError(f"--dataset must be the name of a dataset, not {self.dataset!r}")
 
     @property
     def dataset_name(self) -> str:
         """What to call the data: by `dataset`, else after the folder or file they lie in."""
         if self.dataset is None and self.data_dir is not None:
-            return os.path.splitext(os.path.basename(os.path.abspath(self.data_dir)))[0] or "data"
+            return os.path.basename(os.path.abspath(self.data_dir)).removesuffix(".npz") or "data"
         return (self.dataset or "mnist").replace("/", "_")
 
     @property
@@ -268,9 +286,6 @@ class SearchSettings:
             item.name: str(value) if isinstance(value := getattr(self, item.name), Range) else value
             for item in fields(self)
         }
-
-
-RANGES = ("filters", "conv_layers", "dense_layers", "units")
 
 
 def is_plain_name(name: Any) -> bool:

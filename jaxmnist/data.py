@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
+from jaxmnist.config import SearchSettings
 from jaxmnist.errors import UsageError
 from jaxmnist.files import Arrays, read_idx_folder, read_npz
 
@@ -47,6 +50,7 @@ class Dataset:
         """How many classes there are."""
         return len(self.labels)
 
+    @cached_property
     def fingerprint(self) -> str:
         """The SHA-256 of everything that is in it, the split included."""
         digest = hashlib.sha256(repr(self.labels).encode())
@@ -67,13 +71,15 @@ def load_arrays(dataset: str | None = None, data_dir: str | None = None) -> Arra
     Raises:
       UsageError: an unknown name, or files that are damaged or don't fit together.
       SurroundingsError: the dataset can't be downloaded.
+
+    >>> load_arrays("mnist").x_train.shape
+    (60000, 28, 28, 1)
     """
     if data_dir is not None:
-        path = Path(data_dir)
-        if path.is_dir():
-            return read_idx_folder(path)
-        if path.is_file():
-            return read_npz(path)
+        if os.path.isdir(data_dir):
+            return read_idx_folder(Path(data_dir))
+        if os.path.isfile(data_dir):
+            return read_npz(Path(data_dir))
         raise UsageError(f"--data-dir {data_dir}: no such folder of IDX files or .npz file")
     if dataset in (None, "mnist"):
         with resources.as_file(resources.files("jaxmnist") / "mnist") as folder:
@@ -82,6 +88,17 @@ def load_arrays(dataset: str | None = None, data_dir: str | None = None) -> Arra
 
     assert dataset is not None
     return load_named(dataset)
+
+
+def load_dataset(settings: SearchSettings) -> Dataset:
+    """The dataset that `settings` name, split as they say."""
+    return split(
+        settings.dataset_name,
+        load_arrays(settings.dataset, settings.data_dir),
+        validation_split=settings.validation_split,
+        seed=settings.seed,
+        train_limit=settings.train_limit,
+    )
 
 
 def split(
@@ -136,9 +153,8 @@ def _stratified_draw(classes: np.ndarray, counts: np.ndarray, size: int, seed: i
 
     Shares are rounded by largest remainders; of equal remainders the larger class comes first.
     """
-    shares = counts * (size / len(classes))
-    sizes = np.floor(shares).astype(int)
-    for k in np.lexsort((-counts, sizes - shares))[: size - sizes.sum()]:
+    sizes, remainders = np.divmod(counts * size, len(classes))
+    for k in np.lexsort((-counts, -remainders))[: size - sizes.sum()]:
         sizes[k] += 1
     generator = np.random.default_rng([seed, 3])
     drawn = np.zeros(len(classes), bool)

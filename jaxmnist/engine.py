@@ -10,7 +10,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,6 +98,63 @@ class _Interrupted(Exception):
     """The engine was asked to stop while a trial was running."""
 
 
+class Events:
+    """What happens to the trials of a run, in the order that it happens: an iterator."""
+
+    def __init__(
+        self,
+        run_trial: Callable[[int, Hyperparameters, threading.Event], Iterator[Event]],
+        trials: list[tuple[int, Hyperparameters]],
+        jobs: int,
+    ) -> None:
+        self._run_trial = run_trial
+        self._waiting: queue.SimpleQueue[tuple[int, Hyperparameters]] = queue.SimpleQueue()
+        for trial in trials:
+            self._waiting.put(trial)
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._running = 0
+        count = min(jobs, len(trials))
+        self._workers = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
+
+    def start(self) -> None:
+        """Let the trials begin."""
+        for worker in self._workers:
+            self._running += 1
+            worker.start()
+
+    def stop(self) -> None:
+        """Ask the trials to stop; what happens before they do can still be iterated."""
+        self._stop.set()
+
+    def join(self) -> None:
+        """Wait for the trials to stop."""
+        for worker in self._workers:
+            if worker.ident is not None:
+                worker.join()
+
+    def __iter__(self) -> Events:
+        return self
+
+    def __next__(self) -> Event:
+        while self._running:
+            event = self._events.get()
+            if event is not None:
+                return event
+            self._running -= 1
+        raise StopIteration
+
+    def _work(self) -> None:
+        try:
+            while not self._stop.is_set():
+                for event in self._run_trial(*self._waiting.get_nowait(), self._stop):
+                    self._events.put(event)
+        except (queue.Empty, _Interrupted):
+            pass
+        finally:
+            self._events.put(None)
+
+
 @dataclass
 class Engine:
     """Trains configurations on one dataset, whose images lie on the device as uint8.
@@ -117,60 +174,29 @@ class Engine:
         data = self.dataset
         self._train = jax.device_put((data.x_train, data.y_train))
         self._validation = jax.device_put((data.x_validation, data.y_validation))
-        self._block = block_size(self.platform, self.settings.batch_size)
+        # A batch larger than the data is one short batch: its padding need not be computed.
+        self._batch_size = min(self.settings.batch_size, len(data.y_train))
+        self._block = block_size(self.platform, self._batch_size)
         # Evaluation has no batch size to respect, so that it takes whatever the platform likes.
         size = block_size(self.platform, 1024)
         order = np.arange(len(data.y_validation), dtype=np.int32)
         self._validation_batches = jax.device_put(batches(order, size, size)[:, 0])
 
     @contextmanager
-    def run(self, trials: Iterable[tuple[int, Hyperparameters]]) -> Iterator[Iterator[Event]]:
+    def run(self, trials: Iterable[tuple[int, Hyperparameters]]) -> Iterator[Events]:
         """Train trials, given as (index, hyperparameters); a context whose value iterates events.
 
         Leaving the context early stops the trials that are running at their next pause, and
         waits for them; they have then left nothing behind.
         """
-        waiting: queue.SimpleQueue[tuple[int, Hyperparameters]] = queue.SimpleQueue()
-        events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        stop = threading.Event()
-        count = 0
-        for trial in trials:
-            waiting.put(trial)
-            count += 1
-
-        def work() -> None:
-            while not stop.is_set():
-                try:
-                    index, hyperparameters = waiting.get_nowait()
-                except queue.Empty:
-                    break
-                try:
-                    for event in self._trial(index, hyperparameters, stop):
-                        events.put(event)
-                except _Interrupted:
-                    break
-            events.put(None)
-
         assert self.jobs is not None
-        workers = [threading.Thread(target=work, daemon=True) for _ in range(min(self.jobs, count))]
-
-        def finished() -> Iterator[Event]:
-            running = len(workers)
-            while running:
-                event = events.get()
-                if event is None:
-                    running -= 1
-                else:
-                    yield event
-
-        for worker in workers:
-            worker.start()
+        events = Events(self._trial, list(trials), self.jobs)
         try:
-            yield finished()
+            events.start()
+            yield events
         finally:
-            stop.set()
-            for worker in workers:
-                worker.join()
+            events.stop()
+            events.join()
 
     def _trial(
         self, index: int, hyperparameters: Hyperparameters, stop: threading.Event
@@ -185,7 +211,8 @@ class Engine:
                 history.append(metrics)
                 weights = state.parameters
                 if not metrics.finite:
-                    error = f"the loss became {metrics.loss} in epoch {len(history)}"
+                    name = "validation loss" if np.isfinite(metrics.loss) else "loss"
+                    error = f"the {name} stopped being finite in epoch {len(history)}"
                     break
                 yield EpochFinished(index, len(history), metrics, time.perf_counter() - started)
             else:
@@ -232,7 +259,7 @@ class Engine:
     def _batches(self, epoch: int) -> np.ndarray:
         """The batches of an epoch, the same for all trials: int32[S, K, B]."""
         order = epoch_order(len(self.dataset.y_train), self.seed, epoch)
-        return batches(order, self.settings.batch_size, self._block)
+        return batches(order, self._batch_size, self._block)
 
     def _compile(self, hyperparameters: Hyperparameters, state: Any) -> tuple[Any, Any]:
         """The programs of a configuration: one that trains some steps, one that evaluates."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class JaxmnistError(Exception):
     """Base of every error that jaxmnist raises on purpose; its text is one clear line."""
@@ -25,3 +27,11 @@ class Stopped(BaseException):
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
         self.exit_status = 128 + signal_number
+        self.advice = ""  # what to do next, for the end of the line that says so
+
+
+def disk_error(what: str, error: OSError) -> JaxmnistError:
+    """The error to raise for one of the file system: a person's mistake, or of the surroundings."""
+    mistakes = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR)
+    mistaken = error.errno in (*mistakes, errno.EEXIST, errno.EISDIR, errno.ELOOP)
+    return (UsageError if mistaken else SurroundingsError)(f"{what}: {error.strerror or error}")

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from jaxmnist.command import Parser, run_command
 from jaxmnist.data import Dataset
 from jaxmnist.errors import UsageError
 from jaxmnist.run import Run
-from jaxmnist.store import DamagedFile, read_json, write_bytes, write_json
+from jaxmnist.store import DamagedFile, array_bytes, read_json, write_bytes, write_json
 
 PROBABILITIES = "test_probabilities.npy"  # float32[N, K], beside test.json
 
@@ -118,13 +117,12 @@ def table(matrix: np.ndarray, labels: Sequence[int]) -> str:
 def describe_gap(validation: float, validation_images: int, test: Evaluation) -> str:
     """The gap between validation and test accuracy, and what it means, in a sentence or two.
 
-    The standard error of the difference is that of two independent shares.
+    The standard error is that of two independent shares which are equal in truth (pooled).
     """
     gap = validation - test.accuracy
-    error = math.sqrt(
-        validation * (1 - validation) / validation_images
-        + test.accuracy * (1 - test.accuracy) / test.images
-    )
+    right = validation * validation_images + test.accuracy * test.images
+    pooled = right / (validation_images + test.images)
+    error = math.sqrt(pooled * (1 - pooled) * (1 / validation_images + 1 / test.images))
     line = f"Validation accuracy {validation:.4f} − test accuracy {test.accuracy:.4f} = {gap:+.4f}"
     if gap > 2 * error:
         return line + (
@@ -149,20 +147,20 @@ def look(run: Run, dataset: Dataset, purpose: str) -> dict[str, Any]:
     """
     config = run.result("best/config.json")
     sha256 = config["model_sha256"]
-    run.directory.write_look(purpose, sha256, run.search["identity"]["data"])
+    data = run.search["identity"]["data"]
+    run.directory.write_look(purpose, sha256, data)
     probabilities = run.best_model.predict_proba(dataset.x_test)
-    buffer = io.BytesIO()
-    np.save(buffer, probabilities, allow_pickle=False)
+    predictions = array_bytes(probabilities)
     evaluation = judge(dataset.y_test, probabilities.argmax(1), dataset.labels)
     content = {
         "model_sha256": sha256,
         **evaluation.to_json(),
         "validation_accuracy": config["score"],
         "validation_images": len(dataset.y_validation),
-        "probabilities_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
-        "evaluations": len([x for x in run.directory.read_looks() if x["model_sha256"] == sha256]),
+        "probabilities_sha256": hashlib.sha256(predictions).hexdigest(),
+        "evaluations": sum(look.get("data", data) == data for look in run.directory.read_looks()),
     }
-    write_bytes(run.directory.best / PROBABILITIES, buffer.getvalue())
+    write_bytes(run.directory.best / PROBABILITIES, predictions)
     write_json(run.directory.best / "test.json", content)
     return content
 
@@ -200,7 +198,7 @@ def describe(content: dict[str, Any]) -> str:
         [
             f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images"
             f" (95 % interval {low:.4f} to {high:.4f};"
-            f" look{'s' * (looks > 1)} at the test set: {looks})",
+            f" look {looks} at this test set)",
             describe_gap(content["validation_accuracy"], content["validation_images"], evaluation),
             "",
             "Confusion matrix (rows: truth, columns: prediction):",

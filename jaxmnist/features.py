@@ -16,8 +16,11 @@ class FlattenFeatures(TransformerMixin, BaseEstimator):
     Args:
       model: the trained network; `fit` learns nothing.
 
-    >>> Pipeline([("cnn", FlattenFeatures(model)), ("scaler", StandardScaler()),
-    ...           ("pca", PCA(64)), ("svc", SVC())])                     # doctest: +SKIP
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.svm import SVC
+    >>> pipeline = make_pipeline(FlattenFeatures(model), SVC()).fit(images, [7, 2, 1, 0, 4])
+    >>> pipeline.predict(images).shape
+    (5,)
     """
 
     def __init__(self, model: TrainedModel) -> None:

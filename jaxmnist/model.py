@@ -5,6 +5,7 @@ No other module of the package knows Flax.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -122,7 +123,7 @@ class Layer:
     @property
     def parameters(self) -> int:
         """How many numbers the layer learns."""
-        return sum(int(np.prod(shape)) for shape in self.parameter_shapes.values())
+        return sum(math.prod(shape) for shape in self.parameter_shapes.values())
 
 
 def layers(
@@ -184,7 +185,7 @@ def initial_parameters(
     parameters = {}
     for name, shapes in parameter_shapes(hyperparameters, image_shape, classes).items():
         kernel = shapes["kernel"]
-        receptive_field = int(np.prod(kernel[:-2]))
+        receptive_field = math.prod(kernel[:-2])
         limit = np.sqrt(6 / (receptive_field * (kernel[-2] + kernel[-1])))
         parameters[name] = {
             "kernel": generator.uniform(-limit, limit, kernel).astype(np.float32),

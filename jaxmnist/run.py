@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from jaxmnist.config import Hyperparameters, SearchSettings
-from jaxmnist.data import Dataset, load_arrays, split
+from jaxmnist.data import Dataset, load_dataset
 from jaxmnist.errors import UsageError
 from jaxmnist.selection import Ranked, explain, rank
 from jaxmnist.store import DamagedFile, RunDirectory, Trial, read_json
@@ -18,8 +19,9 @@ from jaxmnist.trained import TrainedModel
 class Run:
     """What a search found; the value of `random_search`, or `Run(directory)` of an earlier one.
 
-    >>> run = Run("runs/mnist")                           # doctest: +SKIP
-    >>> run.best_trial.hyperparameters, run.best_trial.score   # doctest: +SKIP
+    >>> run = Run(directory)
+    >>> run.best_trial.hyperparameters == run.get_best_hyperparameters(1)[0]
+    True
     """
 
     def __init__(self, directory: Path | str) -> None:
@@ -98,21 +100,14 @@ class Run:
     def result(self, name: str) -> dict[str, Any]:
         """What a JSON file of the run says: 'best/test.json', 'svm/mnist/svm.json', …."""
         path = self.directory.path / name
-        if not path.exists():
+        if not os.path.exists(path):
             raise UsageError(f"{self.directory.path}: has no {name}: its search is not finished")
         return read_json(path)
 
     def load_dataset(self) -> Dataset:
         """The run's own data, split as it was; `UsageError` if they have changed since."""
-        settings = self.settings
-        dataset = split(
-            settings.dataset_name,
-            load_arrays(settings.dataset, settings.data_dir),
-            validation_split=settings.validation_split,
-            seed=settings.seed,
-            train_limit=settings.train_limit,
-        )
-        if dataset.fingerprint() != self.search["identity"]["data"]:
+        dataset = load_dataset(self.settings)
+        if dataset.fingerprint != self.search["identity"]["data"]:
             raise UsageError(
                 f"{self.directory.path}: its data are not those of {dataset.name} any more"
             )

@@ -109,20 +109,19 @@ def explain(ranked: Sequence[Ranked], select: str) -> str:
     line = f"Trial {winner.trial.index} wins with validation accuracy {winner.score:.4f}"
     if select == "best":
         return line + ": the highest of all."
-    if not winner.steady:
-        return (
-            line
-            + f": no trial was steady, and its largest fall, {winner.fall:.4f}, is the smallest."
-        )
+    if winner.steady:
+        line += ", the highest of the steady ones"
+    else:
+        line += f": no trial was steady, and none fell less than its {winner.fall:.4f}"
     passed = sorted(
-        (entry for entry in ranked if entry.score > winner.score), key=lambda x: -x.score
+        (entry for entry in ranked if entry.score > winner.score), key=lambda entry: -entry.score
     )
     if not passed:
-        return line + ": it is steady, and no trial scored higher."
+        return line + "; no trial scored higher."
     best, fall = passed[0], passed[0].worst()
-    others = "" if len(passed) == 1 else f", and {len(passed) - 1} more that were not steady"
+    others = "" if len(passed) == 1 else f", and {len(passed) - 1} more for falls of their own"
     return line + (
-        f", the highest of the steady ones. Passed over: trial {best.trial.index}, whose"
+        f". Passed over: trial {best.trial.index}, whose"
         f" validation accuracy fell by {fall.size:.4f} in epoch {fall.epoch} (more than"
         f" {fall.tolerance:.4f}){others}. That cost {best.score - winner.score:.4f} of"
         " validation accuracy."

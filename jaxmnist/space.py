@@ -8,25 +8,18 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from jaxmnist.config import Hyperparameters, Range, SearchSettings
+from jaxmnist.config import DEFAULT_RANGES, Hyperparameters, Range, SearchSettings
 from jaxmnist.errors import UsageError
-
-DEFAULTS = {
-    "filters": Range(32, 128, 16),
-    "conv_layers": Range(1, 3),
-    "dense_layers": Range(0, 2),
-    "units": Range(32, 256, 32),
-}
 
 
 @dataclass(frozen=True)
 class SearchSpace:
     """A range for each of the four hyperparameters."""
 
-    filters: Range = DEFAULTS["filters"]
-    conv_layers: Range = DEFAULTS["conv_layers"]
-    dense_layers: Range = DEFAULTS["dense_layers"]
-    units: Range = DEFAULTS["units"]
+    filters: Range = DEFAULT_RANGES["filters"]
+    conv_layers: Range = DEFAULT_RANGES["conv_layers"]
+    dense_layers: Range = DEFAULT_RANGES["dense_layers"]
+    units: Range = DEFAULT_RANGES["units"]
 
     @property
     def size(self) -> int:
@@ -75,7 +68,7 @@ class SearchSpace:
 def most_conv_layers(height: int, width: int) -> int:
     """Convolutions that an image can pass before pooling leaves nothing of it.
 
-    The first convolution takes 4 pixels off each side, and each pooling halves, rounding down.
+    The first convolution takes 4 pixels off height and width; each pooling halves, rounding down.
     """
     side = (min(height, width) - 4) // 2
     return max(side, 0).bit_length()
@@ -94,8 +87,10 @@ def fit_to_images(
         raise UsageError(
             f"images of {height}×{width} pixels are too small: at least 6×6 are needed"
         )
-    given = {name: value for name in DEFAULTS if (value := getattr(settings, name)) is not None}
-    space = SearchSpace(**{**DEFAULTS, **given})
+    given = {
+        name: value for name in DEFAULT_RANGES if (value := getattr(settings, name)) is not None
+    }
+    space = SearchSpace(**{**DEFAULT_RANGES, **given})
     if space.conv_layers.values[-1] <= most:
         return space, None
     if "conv_layers" in given:
@@ -108,4 +103,4 @@ def fit_to_images(
         f"images of {height}×{width} pixels have room for conv_layers {narrowed},"
         f" not {space.conv_layers}"
     )
-    return SearchSpace(**{**DEFAULTS, **given, "conv_layers": narrowed}), note
+    return SearchSpace(**{**DEFAULT_RANGES, **given, "conv_layers": narrowed}), note

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
@@ -23,10 +24,9 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from jaxmnist.config import Hyperparameters
-from jaxmnist.errors import SurroundingsError, UsageError
+from jaxmnist.errors import SurroundingsError, UsageError, disk_error
 
 PROGRAM = "jaxmnist"
 FORMAT = 1
@@ -35,6 +35,7 @@ STATUSES = ("running", "completed", "failed")
 # What a run directory may hold; `--overwrite` deletes these and nothing else.
 CONTENTS = (
     "search.json",
+    "lock",
     "trials",
     "best",
     "svm",
@@ -54,10 +55,8 @@ def _disk(path: Path) -> Iterator[None]:
     """Say a failure to write in one line: a person's mistake, or a disk that is full or gone."""
     try:
         yield
-    except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
-        raise UsageError(f"{path}: can't be written: {error.strerror}") from None
     except OSError as error:
-        raise SurroundingsError(f"{path}: can't be written: {error.strerror or error}") from None
+        raise disk_error(f"{path}: can't be written", error) from None
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -65,11 +64,15 @@ def write_bytes(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     with _disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -101,6 +104,13 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, AttributeError, TypeError, RecursionError):
         problem = "is no JSON object"
     raise DamagedFile(f"{path}: {problem}")
+
+
+def array_bytes(array: np.ndarray) -> bytes:
+    """An array as a `.npy` file, which can't hold code."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -171,32 +181,20 @@ def _finite(x: float) -> float | None:
     return x if math.isfinite(x) else None
 
 
-def weights_bytes(parameters: dict[str, dict[str, np.ndarray]], metadata: dict[str, Any]) -> bytes:
-    """A safetensors file of float32 parameters, named `layer/array`, with JSON beside them."""
-    arrays = {
-        f"{layer}/{name}": np.ascontiguousarray(array)
-        for layer, entries in parameters.items()
-        for name, array in entries.items()
-    }
-    return save_tensors(arrays, {"jaxmnist": json.dumps(metadata, sort_keys=True)})
+def read_tensors(path: Path, key: str) -> tuple[dict[str, np.ndarray], Any, str]:
+    """The arrays of a safetensors file, the JSON in its metadata under `key`, and its SHA-256.
 
-
-def parse_weights(path: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any], str]:
-    """Parameters, metadata and SHA-256 of a safetensors file; `DamagedFile` if it isn't one."""
+    Raises `DamagedFile` if it isn't such a file.
+    """
     try:
         content = path.read_bytes()
-        length = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + length])
-        metadata = json.loads(header["__metadata__"]["jaxmnist"])
-        parameters: dict[str, dict[str, np.ndarray]] = {}
-        for key, array in load_tensors(content).items():
-            layer, _, name = key.partition("/")
-            parameters.setdefault(layer, {})[name] = array
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata = json.loads(header["__metadata__"][key])
+        return load_tensors(content), metadata, hashlib.sha256(content).hexdigest()
     except OSError as error:
         raise DamagedFile(f"{path}: can't be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, SafetensorError, RecursionError):
-        raise DamagedFile(f"{path}: is no file of jaxmnist's weights") from None
-    return parameters, metadata, hashlib.sha256(content).hexdigest()
+        raise DamagedFile(f"{path}: is no safetensors file of jaxmnist") from None
 
 
 class RunDirectory:
@@ -215,25 +213,49 @@ class RunDirectory:
 
     def exists(self) -> bool:
         """Whether a run has been started here."""
-        return (self.path / "search.json").exists()
+        return os.path.lexists(self.path / "search.json")
 
     def read_search(self) -> dict[str, Any]:
         """What search.json says; `UsageError` if this isn't a run of this program."""
+        self.check_ours()
         path = self.path / "search.json"
-        if not path.exists():
+        if not self.exists():
             raise UsageError(f"{self.path}: is not a run of jaxmnist: it has no search.json")
         search = read_json(path)
-        if search.get("program") != PROGRAM:
-            raise UsageError(f"{self.path}: is a run of another program")
         if search.get("format") != FORMAT:
             raise UsageError(
                 f"{path}: is of format {search.get('format')!r}; this version reads {FORMAT}"
             )
         return search
 
+    def check_ours(self) -> None:
+        """Raise `UsageError` if the folder is there and is another program's."""
+        try:
+            names = os.listdir(self.path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise disk_error(f"{self.path}: can't be used", error) from None
+        strangers = [name for name in names if name.strip(".").removesuffix(".tmp") not in CONTENTS]
+        if "search.json" not in names:
+            if strangers:
+                raise UsageError(
+                    f"{self.path}: is not a run of jaxmnist: it has {min(strangers)!r}"
+                )
+            return
+        try:
+            search = json.loads((self.path / "search.json").read_bytes())
+            program = search.get("program") if isinstance(search, dict) else None
+        except (OSError, ValueError, RecursionError):
+            # Ours, damaged, may be replaced; what stands beside strangers is not touched.
+            program = None if strangers else PROGRAM
+        if program != PROGRAM:
+            raise UsageError(f"{self.path}: is a run of another program: see its search.json")
+
     @contextmanager
     def locked(self) -> Iterator[RunDirectory]:
         """Hold the run for this process alone; `UsageError` names whoever holds it already."""
+        self.check_ours()
         with _disk(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             file = open(self.path / "lock", "a+")  # noqa: SIM115
@@ -253,56 +275,61 @@ class RunDirectory:
             # The system drops the lock when the process ends, however it ends.
             yield self
 
-    def start(self, search: dict[str, Any], *, overwrite: bool) -> list[str]:
-        """Begin the run, or go on with the one that is here.
+    def prepare(self, identity: dict[str, Any], *, overwrite: bool) -> None:
+        """Make sure that a search of this identity may begin or go on here; writes nothing.
 
         Args:
-          search: what search.json is to say; its `identity` makes the run what it is.
-          overwrite: delete the run that is here first.
-
-        Returns:
-          Lines of what a person should know: other versions or another device than before.
+          identity: what makes a run what it is.
+          overwrite: delete the run that is here first, whatever it is.
 
         Raises:
-          UsageError: the folder is another program's, or the run has another identity.
+          UsageError: the run that is here has another identity.
         """
-        strangers = [p.name for p in self.path.iterdir() if p.name not in (*CONTENTS, "lock")]
-        if strangers and not self.exists():
-            raise UsageError(
-                f"{self.path}: is not a run of jaxmnist: it has {sorted(strangers)[0]!r}"
-            )
         if overwrite:
             self._clear()
         if not self.exists():
-            if (self.path / "trials").exists():
+            left = [name for name in CONTENTS if name != "lock" and (self.path / name).exists()]
+            if left:
                 raise UsageError(
-                    f"{self.path}: has trials but no search.json; --overwrite starts anew"
+                    f"{self.path}: has {left[0]} but no search.json; --overwrite starts anew"
                 )
-            write_json(self.path / "search.json", {"program": PROGRAM, "format": FORMAT, **search})
-            return []
-        before = self.read_search()
+            return
+        before = self.read_search()["identity"]
         different = [
-            f"{key} was {before['identity'].get(key)!r}, not {value!r}"
-            for key, value in search["identity"].items()
-            if before["identity"].get(key) != value
+            f"{key} was {before.get(key)!r}, not {value!r}"
+            for key, value in identity.items()
+            if before.get(key) != value
         ]
         if different:
             raise UsageError(
                 f"{self.path}: is another search: {'; '.join(different)}"
                 " (--overwrite deletes it, --project-name starts one beside it)"
             )
-        write_json(self.path / "search.json", {**before, **search})
-        return [
-            f"{key} was {before.get(section, {}).get(key)}, is {value}: what follows may differ"
-            for section in ("versions", "device")
-            for key, value in search[section].items()
-            if before.get(section, {}).get(key) != value
+
+    def begin(self, search: dict[str, Any]) -> list[str]:
+        """Write search.json; `sessions` keeps the versions and devices that had a part in the run.
+
+        Returns lines of what a person should know: other versions or another device than before.
+        """
+        session = {key: search[key] for key in ("versions", "device")}
+        sessions = self.read_search()["sessions"] if self.exists() else [session]
+        changes = [
+            f"{key} was {sessions[-1][section].get(key)}, is {value}: what follows may differ"
+            for section, values in session.items()
+            for key, value in values.items()
+            if sessions[-1][section].get(key) != value
         ]
+        sessions = [*sessions, session] if changes else sessions
+        head = {"program": PROGRAM, "format": FORMAT}
+        write_json(self.path / "search.json", {**head, **search, "sessions": sessions})
+        return changes
 
     def _clear(self) -> None:
         with _disk(self.path):
             # search.json goes first: without it what is left is no run.
             for name in CONTENTS:
+                if name == "lock":
+                    continue
                 path = self.path / name
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
@@ -334,10 +361,11 @@ class RunDirectory:
         return trial
 
     def trial_indices(self) -> list[int]:
-        """The trials that have a folder, ascending."""
+        """The trials that have a folder, ascending; other folders are none of ours."""
         folder = self.path / "trials"
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        return sorted(int(name) for name in names if name.isdecimal())
+        names = os.listdir(folder) if folder.is_dir() else []
+        indices = [int(name) for name in names if name.isascii() and name.isdecimal()]
+        return sorted(i for i in indices if self.trial_folder(i).name in names)
 
     def set_aside(self, path: Path) -> Path:
         """Move a file that can't be believed to damaged/; returns where it is now."""
@@ -353,10 +381,10 @@ class RunDirectory:
 
     def keep_weights(self, kept: set[int]) -> None:
         """Delete the weights of trials that are not in `kept`."""
-        for path in (self.path / "trials").glob("*/model.safetensors"):
-            if int(path.parent.name) not in kept:
-                with _disk(path):
-                    path.unlink(missing_ok=True)
+        for index in self.trial_indices():
+            if index not in kept:
+                with _disk(self.weights_path(index)):
+                    self.weights_path(index).unlink(missing_ok=True)
 
     # --- looks at the test set ---
 
@@ -375,17 +403,31 @@ class RunDirectory:
             "data": data,
         }
         path = self.path / "ledger.jsonl"
-        with _disk(path), open(path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        with _disk(path), open(path, "a+b") as file:
+            # A line that was cut short stays a line of its own.
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(json.dumps(line).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
     def read_looks(self) -> list[dict[str, Any]]:
-        """Every look at a test set, oldest first."""
+        """Every look at a test set, oldest first; one that can't be read is a look all the same."""
         path = self.path / "ledger.jsonl"
-        if not path.exists():
-            return []
         try:
-            return [json.loads(line) for line in path.read_text().splitlines() if line]
-        except (OSError, ValueError):
-            raise DamagedFile(f"{path}: is not a list of JSON lines") from None
+            lines = path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise DamagedFile(f"{path}: can't be read: {error.strerror}") from None
+        return [_parse_look(line) for line in lines if line.strip()]
+
+
+def _parse_look(line: bytes) -> dict[str, Any]:
+    try:
+        look = json.loads(line)
+    except (ValueError, RecursionError):
+        look = None
+    return look if isinstance(look, dict) else {"purpose": "unreadable"}

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,12 +23,12 @@ import numpy as np
 
 from jaxmnist.command import Parser, add_settings, run_command
 from jaxmnist.config import SearchSettings, flag
-from jaxmnist.data import Dataset, load_arrays, split
+from jaxmnist.data import Dataset, load_dataset
 from jaxmnist.errors import UsageError
 from jaxmnist.evaluation import Evaluation, judge, winner_predictions
 from jaxmnist.model import initial_parameters
 from jaxmnist.run import Run
-from jaxmnist.store import DamagedFile, read_json, write_bytes, write_json
+from jaxmnist.store import DamagedFile, array_bytes, read_json, write_bytes, write_json
 from jaxmnist.support_vectors import SupportVectors, libsvm_arrays, one_against_one, project
 from jaxmnist.trained import TrainedModel
 
@@ -34,7 +38,7 @@ ROWS = 1024  # rows that pass through the scaler at a time
 
 # How to install what a backend needs.
 INSTALL = {
-    "sklearnex": "pip install 'jaxmnist[sklearnex]'",
+    "sklearnex": "pip install scikit-learn-intelex",
     "cuml": "pip install cuml-cu12 (RAPIDS, for a CUDA GPU)",
 }
 
@@ -53,8 +57,12 @@ def choose_backend(wanted: str, platform: str) -> str:
         if platform == "gpu" and find_spec("cuml"):
             return "cuml"
         return "sklearnex" if find_spec("sklearnex") else "sklearn"
-    if wanted in INSTALL and not find_spec(wanted):
-        raise UsageError(f"--svm-backend {wanted} is not installed: {INSTALL[wanted]}")
+    try:
+        classifier(wanted)
+    except ImportError as error:
+        if find_spec(wanted):
+            raise UsageError(f"--svm-backend {wanted} can't be imported: {error}") from None
+        raise UsageError(f"--svm-backend {wanted} is not installed: {INSTALL[wanted]}") from None
     return wanted
 
 
@@ -128,7 +136,7 @@ def fit(
     for part in rows:
         scaler.partial_fit(x[part])
     for part in rows:
-        scaler.transform(x[part])
+        x[part] = scaler.transform(x[part])
     clock.lap("scaler")
     pca = PCA(min(COMPONENTS, *x.shape), copy=False, random_state=seed)
     projected = np.ascontiguousarray(pca.fit_transform(x), np.float32)
@@ -149,15 +157,17 @@ def fit(
         held_out = np.concatenate(
             [project(values, **projection) for _, values in batches(validation[0])]
         )
-        tried = _search(
-            make, (projected, train[1]), (held_out, validation[1]), scale, draws=draws, seed=seed
-        )
+        parts = (projected, train[1]), (held_out, validation[1])
+        tried = _interruptible(lambda: _search(make, *parts, scale, draws=draws, seed=seed))
         parameters = {"C": tried[0]["C"], "gamma": tried[0]["gamma"]}
         clock.lap("search")
-    if backend == "cuml":
-        vectors = one_against_one(make, projected, train[1], parameters)
-    else:
-        vectors = libsvm_arrays(make(kernel="rbf", **parameters).fit(projected, train[1]))
+
+    def fit_vectors() -> dict[str, np.ndarray]:
+        if backend == "cuml":
+            return one_against_one(make, projected, train[1], parameters)
+        return libsvm_arrays(make(kernel="rbf", **parameters).fit(projected, train[1]))
+
+    vectors = _interruptible(fit_vectors)
     clock.lap("svc")
     svm = SupportVectors(**projection, **vectors, gamma=parameters["gamma"], c=parameters["C"])
     return Fit(svm, backend, clock.seconds, tried)
@@ -176,6 +186,23 @@ class _Clock:
         self._last = now
 
 
+def _interruptible(work: Callable[[], Any]) -> Any:
+    """What `work` returns; a signal ends the waiting for it, which libsvm itself never hears."""
+    result: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            with warnings.catch_warnings():
+                # It uses all threads, which is what is wanted here.
+                warnings.filterwarnings("ignore", "'Threading' parallel backend is not supported")
+                result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return result.result()
+
+
 def _search(
     make: Callable[..., Any],
     train: tuple[np.ndarray, np.ndarray],
@@ -185,33 +212,29 @@ def _search(
     draws: int,
     seed: int,
 ) -> list[dict[str, float]]:
-    """C, gamma and validation accuracy of each draw, best first.
+    """C, gamma and validation accuracy of the default pair and of each draw, best first.
 
     C is log-uniform from 0.5 to 50, gamma from a tenth to ten times `scale`.
     """
     from scipy.stats import loguniform
-    from sklearn.model_selection import PredefinedSplit, RandomizedSearchCV
+    from sklearn.model_selection import GridSearchCV, ParameterSampler, PredefinedSplit
 
+    space = {"C": loguniform(0.5, 50), "gamma": loguniform(scale / 10, scale * 10)}
+    sampled = ParameterSampler(space, draws, random_state=seed)
+    pairs = [{"C": C, "gamma": scale}, *sampled]
     fold = np.repeat([-1, 0], [len(train[0]), len(validation[0])])
-    search = RandomizedSearchCV(
+    search = GridSearchCV(
         make(kernel="rbf"),
-        {"C": loguniform(0.5, 50), "gamma": loguniform(scale / 10, scale * 10)},
-        n_iter=draws,
+        [{name: [float(value)] for name, value in pair.items()} for pair in pairs],
         cv=PredefinedSplit(fold),
         refit=False,
-        random_state=seed,
         error_score="raise",
     )
     search.fit(*(np.concatenate(parts) for parts in zip(train, validation, strict=True)))
-    results = search.cv_results_
-    order = np.argsort(-results["mean_test_score"], kind="stable")
+    scores = search.cv_results_["mean_test_score"]
     return [
-        {
-            "C": float(results["params"][i]["C"]),
-            "gamma": float(results["params"][i]["gamma"]),
-            "val_accuracy": float(results["mean_test_score"][i]),
-        }
-        for i in order
+        {**search.cv_results_["params"][i], "val_accuracy": float(scores[i])}
+        for i in np.argsort(-scores, kind="stable")
     ]
 
 
@@ -329,60 +352,78 @@ def fit_on_run(
             f"{dataset.name}: its images are {dataset.image_shape}; the network of"
             f" {run.directory.path} takes {model.image_shape}"
         )
-    folder = run.directory.path / "svm" / dataset.name
-    backend = choose_backend(wanted, jax.default_backend())
-    belongs_to = {
-        "model_sha256": config["model_sha256"],
-        "data": dataset.fingerprint(),
-        "draws": draws,
-        "backend": backend,
-    }
-    kept = _kept(folder)
-    if {key: kept.get(key) for key in belongs_to} == belongs_to and (
-        not baselines or kept["baselines"]
+    own = dataset.fingerprint == run.search["identity"]["data"]
+    name = dataset.name
+    if not own and name == run.settings.dataset_name:
+        name += f"-{dataset.fingerprint[:8]}"  # other images under the run's own name
+    folder = run.directory.path / "svm" / name
+    kept = _kept(folder, config["model_sha256"], dataset.fingerprint)
+    if (
+        kept
+        and wanted in ("auto", kept["backend"])
+        and draws in (0, kept["draws"])
+        and (kept["baselines"] or not baselines)
     ):
         return kept
+    network = winner_predictions(run) == dataset.y_test if own else None
+    backend = choose_backend(wanted, jax.default_backend())
 
     def tested(batches: Batches, width: int, purpose: str) -> Tested:
-        run.directory.write_look(purpose, belongs_to["model_sha256"], belongs_to["data"])
+        run.directory.write_look(purpose, config["model_sha256"], dataset.fingerprint)
         return fit_and_test(
             batches, width, dataset, backend=backend, seed=run.settings.seed, draws=draws
         )
 
     result = tested(lambda images: model.batches("features", images), model.feature_count, "svm")
-    content = {**belongs_to, "dataset": dataset.name, **result.to_json(), "baselines": {}}
-    if dataset.fingerprint() == run.search["identity"]["data"]:
-        network = winner_predictions(run) == dataset.y_test
+    content = {
+        "model_sha256": config["model_sha256"],
+        "data": dataset.fingerprint,
+        "dataset": name,
+        "draws": draws,
+        **result.to_json(),
+        "baselines": {},
+    }
+    if network is not None:
         content["network_accuracy"] = float(network.mean())
         content["mcnemar"] = mcnemar(network, result.predictions == dataset.y_test)
     if baselines:
+        pixels = tested(raw_pixels, math.prod(dataset.image_shape), "svm on raw pixels")
         before = untrained(model, run.settings.seed, config["trial"])
+        features = tested(
+            lambda images: before.batches("features", images),
+            before.feature_count,
+            "svm on the untrained network",
+        )
         content["baselines"] = {
-            "raw pixels": tested(
-                raw_pixels, int(np.prod(dataset.image_shape)), "svm on raw pixels"
-            ).to_json(),
-            "untrained network": tested(
-                lambda images: before.batches("features", images),
-                before.feature_count,
-                "svm on the untrained network",
-            ).to_json(),
+            "raw pixels": pixels.to_json(),
+            "the untrained network's features": features.to_json(),
         }
-    pipeline = result.fit.svm.to_bytes()
-    write_bytes(folder / "pipeline.safetensors", pipeline)
-    content["pipeline_sha256"] = hashlib.sha256(pipeline).hexdigest()
-    write_json(folder / "svm.json", content)
+    _keep(folder, content, result)
     return content
 
 
-def _kept(folder: Path) -> dict[str, Any]:
-    """What svm.json says, if it can be believed and its pipeline is beside it; else nothing."""
+def _keep(folder: Path, content: dict[str, Any], result: Tested) -> None:
+    """Write the pipeline and the predictions, then svm.json, which names the pipeline's hash."""
+    pipeline = result.fit.svm.to_bytes()
+    write_bytes(folder / "pipeline.safetensors", pipeline)
+    write_bytes(folder / "test_predictions.npy", array_bytes(result.predictions))
+    content["pipeline_sha256"] = hashlib.sha256(pipeline).hexdigest()
+    write_json(folder / "svm.json", content)
+
+
+def _kept(folder: Path, model_sha256: str, data: str) -> dict[str, Any] | None:
+    """What svm.json says, if it is of this network and data and its pipeline is beside it."""
     try:
         content = read_json(folder / "svm.json")
         pipeline = (folder / "pipeline.safetensors").read_bytes()
     except (DamagedFile, OSError):
-        return {}
-    matches = hashlib.sha256(pipeline).hexdigest() == content.get("pipeline_sha256")
-    return content if matches else {}
+        return None
+    matches = {
+        "model_sha256": model_sha256,
+        "data": data,
+        "pipeline_sha256": hashlib.sha256(pipeline).hexdigest(),
+    }
+    return content if matches.items() <= content.items() else None
 
 
 def describe(content: dict[str, Any]) -> str:
@@ -409,9 +450,11 @@ def describe(content: dict[str, Any]) -> str:
             f" {pairs['only_second']} only the SVM (McNemar's exact test: p ="
             f" {pairs['p_value']:.3g}, {'within' if chance else 'more than'} chance)"
         )
+    if content["search"]:
+        lines.append(f"C and gamma are the best of {len(content['search'])} pairs on validation:")
     for tried in content["search"][:3]:
         lines.append(
-            f"Tried C = {tried['C']:.3g}, gamma = {tried['gamma']:.3g}: validation accuracy"
+            f"  C = {tried['C']:.3g}, gamma = {tried['gamma']:.3g}: validation accuracy"
             f" {tried['val_accuracy']:.4f}"
         )
     for name, baseline in content["baselines"].items():
@@ -438,16 +481,7 @@ def main(arguments: list[str]) -> None:
         if own and name in given:
             raise UsageError(f"{flag(name)} goes with --dataset or --data-dir")
     settings = SearchSettings(**{"seed": run.settings.seed, **given})
-    if own:
-        dataset = run.load_dataset()
-    else:
-        dataset = split(
-            settings.dataset_name,
-            load_arrays(settings.dataset, settings.data_dir),
-            validation_split=settings.validation_split,
-            seed=settings.seed,
-            train_limit=settings.train_limit,
-        )
+    dataset = run.load_dataset() if own else load_dataset(settings)
     with run.directory.locked():
         content = fit_on_run(
             run,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
+from safetensors.numpy import save as save_tensors
 
 from jaxmnist.config import Hyperparameters
 from jaxmnist.convolution import block_size
@@ -21,9 +23,10 @@ from jaxmnist.model import (
     parameter_shapes,
     summary,
 )
-from jaxmnist.store import DamagedFile, parse_weights, weights_bytes
+from jaxmnist.store import DamagedFile, read_tensors
 from jaxmnist.training import apply
 
+METADATA = "jaxmnist"  # where the file says what model it holds
 BATCH_SIZE = 512  # a multiple of what any platform computes together
 
 
@@ -43,8 +46,9 @@ class TrainedModel:
     labels: class k stands for label `labels[k]` of the data.
     image_shape: (H, W, C) of the images that it takes.
 
-    >>> model = run.get_best_models(1)[0]               # doctest: +SKIP
-    >>> model.predict(images), model.features(images)   # doctest: +SKIP
+    >>> model = run.get_best_models(1)[0]
+    >>> model.predict(images).shape, model.features(images).shape == (5, model.feature_count)
+    ((5,), True)
     """
 
     hyperparameters: Hyperparameters
@@ -120,12 +124,21 @@ class TrainedModel:
             "image_shape": list(self.image_shape),
             "labels": list(self.labels),
         }
-        return weights_bytes(jax.device_get(self.parameters), metadata)
+        arrays = {
+            f"{layer}/{name}": np.ascontiguousarray(jax.device_get(array))
+            for layer, entries in self.parameters.items()
+            for name, array in entries.items()
+        }
+        return save_tensors(arrays, {METADATA: json.dumps(metadata, sort_keys=True)})
 
     @classmethod
     def load(cls, path: Path, sha256: str | None = None) -> TrainedModel:
         """The model of a safetensors file; `DamagedFile` if it is no model, or another one."""
-        parameters, metadata, found = parse_weights(path)
+        arrays, metadata, found = read_tensors(path, METADATA)
+        parameters: dict[str, dict[str, np.ndarray]] = {}
+        for key, array in arrays.items():
+            layer, _, name = key.partition("/")
+            parameters.setdefault(layer, {})[name] = array
         if sha256 is not None and found != sha256:
             raise DamagedFile(f"{path}: its SHA-256 is {found}, not {sha256}")
         try:

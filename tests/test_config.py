@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 
 from jaxmnist.config import Hyperparameters, Range, SearchSettings
@@ -60,6 +61,7 @@ def test_range_text_reads_back(value):
         ("filters", True, "must be a number"),
         ("filters", None, "must be a number"),
         ("filters", [], "must be a number"),
+        ("units", "1:99999999999999999999", "must be a whole number"),
     ],
 )
 def test_range_refuses(name, value, reason):
@@ -81,6 +83,9 @@ def test_range_refuses(name, value, reason):
         ("learning_rate", math.nan),
         ("learning_rate", math.inf),
         ("learning_rate", -1e-3),
+        ("learning_rate", 10**400),
+        ("max_trials", 10**30),
+        ("dataset", ".."),
         ("validation_split", 0),
         ("validation_split", 1),
         ("validation_split", math.nan),
@@ -111,6 +116,12 @@ def test_settings_refuse(name, value):
     assert "\n" not in str(caught.value)
 
 
+def test_numpy_numbers_are_numbers():
+    settings = SearchSettings(seed=np.int64(3), epochs=np.uint8(2), filters=np.int32(32))
+    assert json.loads(json.dumps(settings.to_json()))["seed"] == 3
+    assert settings.filters == Range(32, 32)
+
+
 def test_settings_survive_json():
     settings = SearchSettings(filters="16:32:8", seed=0, data_dir="some/folder", tolerance=0.01)
     assert SearchSettings(**json.loads(json.dumps(settings.to_json()))) == settings
@@ -123,6 +134,7 @@ def test_settings_survive_json():
         ({"dataset": "kmnist"}, "kmnist"),
         ({"data_dir": "a/fashion/"}, "fashion"),
         ({"data_dir": "a/mine.npz"}, "mine"),
+        ({"data_dir": "a/exp.1"}, "exp.1"),
         ({"data_dir": "a/mine.npz", "dataset": "mnist"}, "mnist"),
     ],
 )

@@ -167,6 +167,15 @@ def test_damaged_npz(tmp_path, arrays):
             assert "\n" not in str(error)
 
 
+def test_an_npz_that_claims_to_be_encrypted(tmp_path, arrays):
+    path = tmp_path / "a.npz"
+    np.savez(path, **arrays)
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(b"PK\1\2") + 8] |= 1  # the flag in the central directory
+    path.write_bytes(whole)
+    refused(lambda: read_npz(path), "a.npz", "encrypted")
+
+
 def test_an_npz_that_unpacks_to_too_much_is_not_unpacked(tmp_path, arrays, monkeypatch):
     monkeypatch.setattr("jaxmnist.files.LARGEST_FILE", 1000)
     np.savez_compressed(tmp_path / "a.npz", **arrays)
@@ -202,7 +211,7 @@ def test_split_is_exact_stratified_and_whole(fraction):
 
 def test_split_depends_on_the_seed():
     labels = np.arange(100) % 3
-    first, same, other = (parts(labels, seed=seed).fingerprint() for seed in (0, 0, 1))
+    first, same, other = (parts(labels, seed=seed).fingerprint for seed in (0, 0, 1))
     assert first == same != other
 
 

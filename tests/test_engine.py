@@ -73,13 +73,20 @@ def test_divergence_is_an_error_and_hurts_nobody(dataset):
     found = run(dataset, wild, jobs=2)
     for events in found.values():
         assert events[-1].parameters is None
-        assert "the loss became" in events[-1].error
+        assert "stopped being finite" in events[-1].error
         assert not events[-1].history[-1].finite
+
+
+def test_divergence_that_only_validation_sees(dataset):
+    """One step an epoch: the training loss is that of the weights before it."""
+    wild = TrainingSettings(epochs=2, batch_size=1000, learning_rate=1e30)
+    events = run(dataset, wild, {0: TRIALS[3]})[0]
+    assert events[-1].error == "the validation loss stopped being finite in epoch 1"
 
 
 def test_an_exception_is_the_trials_own(dataset, alone):
     """A network too large for any machine fails; its neighbours don't notice."""
-    huge = Hyperparameters(4, 1, 1, 10**12)
+    huge = Hyperparameters(4, 1, 1, 10**9)
     found = run(dataset, trials={1: huge, **TRIALS}, jobs=2)
     assert found[1][-1].error is not None
     assert "\n" not in found[1][-1].error
@@ -100,3 +107,5 @@ def test_fewer_images_than_a_batch(dataset):
     tiny = dataclasses.replace(dataset, x_train=dataset.x_train[:20], y_train=dataset.y_train[:20])
     events = run(tiny, TrainingSettings(epochs=1, batch_size=128), {0: TRIALS[0]})[0]
     assert events[-1].history[0].finite
+    huge = run(tiny, TrainingSettings(epochs=1, batch_size=10**9), {0: TRIALS[0]})[0]
+    assert huge[-1].history == events[-1].history

@@ -75,3 +75,9 @@ def test_gap(validation, right, says):
     wrong = 10_000 - right
     evaluation = Evaluation((0, 1), np.array([[right - 5000, wrong], [0, 5000]]))
     assert says in describe_gap(validation, 6000, evaluation)
+
+
+def test_a_gap_from_a_perfect_score_on_few_images_is_chance():
+    assert "within chance" in describe_gap(
+        1.0, 50, Evaluation((0, 1), np.array([[50, 2], [0, 48]]))
+    )

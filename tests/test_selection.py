@@ -70,4 +70,7 @@ def test_explanations_name_the_price():
     assert "cost 0.0100" in text
     assert "highest of all" in explain(rank([trial(0, 0.9)], 10, "best"), "best")
     assert "no trial scored higher" in explain(rank([trial(0, 0.9)], 10), "steady")
-    assert "no trial was steady" in explain(rank([trial(0, 0.99, 0.9)], 6000), "steady")
+    text = explain(rank([trial(0, 0.99, 0.90), trial(1, 0.999, 0.901)], 6000), "steady")
+    assert "Trial 0 wins" in text
+    assert "no trial was steady, and none fell less than its 0.0900" in text
+    assert "cost 0.0010" in text

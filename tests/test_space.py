@@ -38,7 +38,20 @@ def test_the_first_draw_is_uniform_in_each_hyperparameter():
 
 def test_known_draws():
     """The draws of a seed never change: other programs and finished runs rely on them."""
-    assert next(SearchSpace().draws(0)) == Hyperparameters(112, 2, 1, 96)
+    known = [
+        (112, 2, 1, 96),
+        (80, 3, 2, 160),
+        (128, 1, 0, None),
+        (80, 3, 2, 224),
+        (80, 3, 1, 64),
+        (96, 2, 2, 160),
+        (80, 2, 1, 64),
+        (112, 1, 0, None),
+        (64, 3, 2, 224),
+        (48, 2, 0, None),
+    ]
+    drawn = itertools.islice(SearchSpace().draws(0), 10)
+    assert list(drawn) == [Hyperparameters(*values) for values in known]
 
 
 @pytest.mark.parametrize(

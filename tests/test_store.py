@@ -88,34 +88,79 @@ def test_model_file(tmp_path, finished):
         TrainedModel.load(path)
 
 
-def test_start_resume_and_refusal(tmp_path):
+def test_begin_resume_and_refusal(tmp_path):
     with RunDirectory(tmp_path / "run").locked() as run:
-        assert run.start(SEARCH, overwrite=False) == []
-        assert run.start(SEARCH, overwrite=False) == []
+        run.prepare(SEARCH["identity"], overwrite=False)
+        assert run.begin(SEARCH) == []
+        run.prepare(SEARCH["identity"], overwrite=False)
+        assert run.begin(SEARCH) == []
         newer = {**SEARCH, "versions": {"jax": "2"}}
-        assert "jax was 1, is 2" in run.start(newer, overwrite=False)[0]
+        assert "jax was 1, is 2" in run.begin(newer)[0]
+        sessions = [session["versions"]["jax"] for session in run.read_search()["sessions"]]
+        assert sessions == ["1", "2"]
         other = {**SEARCH, "identity": {"data": "abc", "seed": 1}}
         with pytest.raises(UsageError, match="seed was 0, not 1"):
-            run.start(other, overwrite=False)
+            run.prepare(other["identity"], overwrite=False)
         run.write_trial(trial())
-        run.start(other, overwrite=True)
+        run.prepare(other["identity"], overwrite=True)
         assert run.trial_indices() == []
-        assert run.read_search()["identity"]["seed"] == 1
+        assert not run.exists()
 
 
-def test_a_folder_of_another_program_is_left_alone(tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
+def test_a_deletion_that_was_cut_short(tmp_path):
+    """Killed while `--overwrite` deletes: what is left is not taken for the new run's."""
+    (tmp_path / "best").mkdir()
     with RunDirectory(tmp_path).locked() as run:
-        for overwrite in (False, True):
-            with pytest.raises(UsageError, match=r"not a run of jaxmnist: it has 'thesis.tex'"):
-                run.start(SEARCH, overwrite=overwrite)
-    (tmp_path / "thesis.tex").unlink()
-    write_json(tmp_path / "search.json", {"program": "other"})
-    with pytest.raises(UsageError, match="another program"):
-        RunDirectory(tmp_path).read_search()
+        with pytest.raises(UsageError, match=r"has best but no search\.json; --overwrite"):
+            run.prepare(SEARCH["identity"], overwrite=False)
+        run.prepare(SEARCH["identity"], overwrite=True)
+        assert not (tmp_path / "best").exists()
+
+
+def test_a_first_write_that_was_cut_short(tmp_path):
+    (tmp_path / ".search.json.tmp").write_text("{")
+    with RunDirectory(tmp_path).locked() as run:
+        run.prepare(SEARCH["identity"], overwrite=False)
+        run.begin(SEARCH)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"thesis.tex": "years of work"},
+        {"search.json": '{"program": "other"}', "trials/1": "years"},
+        {"search.json": "[1, 2]", "trials/1": "years"},
+        {"search.json": "no JSON", "trials/1": "years", "thesis.tex": "years of work"},
+    ],
+)
+def test_a_folder_of_another_program_is_left_alone(tmp_path, files):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for use in (
+        lambda: RunDirectory(tmp_path).locked().__enter__(),
+        RunDirectory(tmp_path).read_search,
+    ):
+        with pytest.raises(UsageError, match=r"not a run of jaxmnist|run of another program"):
+            use()
+    found = {
+        str(p.relative_to(tmp_path)): p.read_text() for p in tmp_path.rglob("*") if p.is_file()
+    }
+    assert found == files
+
+
+def test_a_run_of_a_later_version(tmp_path):
     write_json(tmp_path / "search.json", {"program": "jaxmnist", "format": 99})
     with pytest.raises(UsageError, match="format 99"):
         RunDirectory(tmp_path).read_search()
+
+
+def test_strange_names_and_folders(tmp_path):
+    with pytest.raises(UsageError, match="File name too long"):
+        RunDirectory("a" * 300).read_search()
+    for name in ("7", "0008", "0009-copy", "x"):
+        (tmp_path / "trials" / name).mkdir(parents=True)
+    assert RunDirectory(tmp_path).trial_indices() == [8]
 
 
 def test_lock_names_its_holder(tmp_path):
@@ -181,7 +226,7 @@ def test_a_directory_that_can_not_be_written(tmp_path):
 def test_a_file_where_the_directory_should_be(tmp_path):
     (tmp_path / "run").write_text("")
     with (
-        pytest.raises(UsageError, match="can't be written"),
+        pytest.raises(UsageError, match="can't be used: Not a directory"),
         RunDirectory(tmp_path / "run").locked(),
     ):
         pass
@@ -202,3 +247,8 @@ def test_looks_are_written_in_order(tmp_path):
     run.write_look("winner", "abc", "data")
     run.write_look("svm", "abc", "data")
     assert [look["purpose"] for look in run.read_looks()] == ["winner", "svm"]
+    with open(tmp_path / "ledger.jsonl", "a") as file:
+        file.write('{"purpose": "cut sh')
+    run.write_look("evaluation", "abc", "data")
+    purposes = [look["purpose"] for look in run.read_looks()]
+    assert purposes == ["winner", "svm", "unreadable", "evaluation"]

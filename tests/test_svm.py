@@ -60,9 +60,10 @@ def test_a_pair_at_a_time_is_the_same_machine():
     np.testing.assert_allclose(arrays["intercept"], whole.intercept_, atol=1e-3)
 
 
-def test_sklearnex_gives_the_same():
-    fit, x, _ = fitted()
-    other, _, _ = fitted(backend="sklearnex")
+@pytest.mark.parametrize("classes", [2, 4])
+def test_sklearnex_gives_the_same(classes):
+    fit, x, _ = fitted(classes)
+    other, _, _ = fitted(classes, backend="sklearnex")
     assert other.backend == "sklearnex"
     assert (other.svm.predict(x) == fit.svm.predict(x)).mean() > 0.99
 
@@ -97,13 +98,19 @@ def test_another_file_is_refused(tmp_path, content):
 
 def test_search_scores_on_validation_and_keeps_the_best():
     fit, x, y = fitted(draws=6)
-    assert len(fit.search) == 6
+    assert len(fit.search) == 7
+    assert svm.C in [draw["C"] for draw in fit.search]
     scores = [draw["val_accuracy"] for draw in fit.search]
     assert scores == sorted(scores, reverse=True)
     best = fit.search[0]
     assert (fit.svm.c, fit.svm.gamma) == (best["C"], best["gamma"])
     # It was fitted on the training rows with that C: its validation accuracy is the score.
     assert (fit.svm.predict(x[400:]) == y[400:]).mean() == best["val_accuracy"]
+
+
+def test_an_error_while_fitting_is_the_callers():
+    with pytest.raises(ValueError, match="greater than one"):
+        fitted(1)
 
 
 def test_memory_stays_under_twice_the_features():
