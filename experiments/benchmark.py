@@ -24,10 +24,11 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "peers"))
 from task import Task  # noqa: E402
 
+# filters-conv_layers-dense_layers-units
 CONFIGURATIONS = {
-    "112 filters, 2 convolutions, dense 224": Task(112, 2, 1, 224),
-    "64 filters, 3 convolutions, dense 128": Task(64, 3, 1, 128),
-    "32 filters, 1 convolution": Task(32, 1, 0, None, images=51_200),
+    "112-2-1-224": Task(112, 2, 1, 224),
+    "64-3-1-128": Task(64, 3, 1, 128),
+    "32-1-0": Task(32, 1, 0, None, images=51_200),
 }
 PEERS = {"jaxmnist": "jaxmnist_engine.py", "plain Flax loop": "plain_flax.py"}
 
@@ -68,11 +69,14 @@ def measure(script: str, task: Task, arrangement: str) -> dict:
     }
 
 
-def compare(peers: list[str], rounds: int, images: int | None) -> list[dict]:
+def compare(
+    configurations: list[str], peers: list[str], rounds: int, images: int | None
+) -> list[dict]:
     """All measurements, a row for each configuration, peer and arrangement."""
     rows: dict[tuple, list[dict]] = {}
     for _ in range(rounds):
-        for name, task in CONFIGURATIONS.items():
+        for name in configurations:
+            task = CONFIGURATIONS[name]
             task = task if images is None else replace(task, images=images)
             for peer in peers:
                 # Several trials at once in one process are jaxmnist's default.
@@ -111,11 +115,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
+    names = list(CONFIGURATIONS)
+    parser.add_argument("--configurations", nargs="+", default=names, choices=names)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, help="images of an epoch (default: by configuration)")
     parser.add_argument("--json", type=Path, help="write the rows to this file as well")
     given = parser.parse_args()
-    table = compare(given.peers, given.rounds, given.images)
+    table = compare(given.configurations, given.peers, given.rounds, given.images)
     machine = platform.processor() or platform.machine()
     print(f"{machine}, {len(processors())} cores, Python {platform.python_version()}\n")
     ours = {r["configuration"]: r["images_per_second"] for r in table if r["peer"] == "jaxmnist"}
