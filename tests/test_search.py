@@ -259,7 +259,14 @@ def test_commands_answer_quickly_and_import_nothing_heavy():
 
 def interrupt(line: list[str], number: int, at: str) -> None:
     """Start a search, send it a signal once it prints `at`, and check how it ends."""
-    search = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    search = subprocess.Popen(
+        line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background, signals are ignored, which children inherit.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
     for text in search.stdout:
         if at in text:
             break
