@@ -259,14 +259,13 @@ def test_commands_answer_quickly_and_import_nothing_heavy():
 
 def interrupt(line: list[str], number: int, at: str) -> None:
     """Start a search, send it a signal once it prints `at`, and check how it ends."""
-    search = subprocess.Popen(
-        line,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Where the tests run in the background, signals are ignored, which children inherit.
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    # Where the tests run in the background signals are ignored, and children inherit that.
+    heed = (
+        "import os, signal, sys; signal.signal(int(sys.argv[1]), signal.SIG_DFL);"
+        "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
     )
+    line = [line[0], "-c", heed, str(int(number)), *line[1:]]
+    search = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for text in search.stdout:
         if at in text:
             break
