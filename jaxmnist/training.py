@@ -105,6 +105,7 @@ def train_block(
     def step(
         state: TrainingState, images: jax.Array, labels: jax.Array, batch: jax.Array
     ) -> TrainingState:
+        """The state after one batch int32[K, B]."""
         count = (batch != NO_IMAGE).sum()
 
         def add_block(total: tuple, block: jax.Array) -> tuple[tuple, None]:
