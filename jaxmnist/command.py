@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from jaxmnist.config import SELECTIONS, SVM_BACKENDS, SearchSettings, flag
+from jaxmnist.config import PRECISIONS, SELECTIONS, SVM_BACKENDS, SearchSettings, flag
 from jaxmnist.errors import JaxmnistError, Stopped, UsageError, disk_error
 
-CHOICES = {"select": SELECTIONS, "svm_backend": SVM_BACKENDS}
+CHOICES = {"select": SELECTIONS, "svm_backend": SVM_BACKENDS, "precision": PRECISIONS}
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -105,25 +106,38 @@ def run_command(main: Callable[[list[str]], None], arguments: list[str] | None =
             stream.reconfigure(errors="replace")
     try:
         with signals():
-            main(sys.argv[1:] if arguments is None else arguments)
+            with suppress(SystemExit):  # --help and --version have answered
+                main(sys.argv[1:] if arguments is None else arguments)
             if sys.stdout is not None:
                 sys.stdout.flush()
     except JaxmnistError as error:
-        print(f"jaxmnist: {error}", file=sys.stderr)
-        return error.exit_status
+        return _end(str(error), error.exit_status)
     except MemoryError:
-        print("jaxmnist: memory is exhausted", file=sys.stderr)
-        return 1
+        return _end("memory is exhausted", 1)
     except Stopped as stopped:
         name = signal.Signals(stopped.exit_status - 128).name
-        print(f"jaxmnist: stopped by {name}{stopped.advice}", file=sys.stderr)
-        return stopped.exit_status
+        return _end(f"stopped by {name}{stopped.advice}", stopped.exit_status)
     except BrokenPipeError:
         # Whoever read the output has gone; nothing is left to tell them.
-        sys.stdout = None
-        return 1
+        return _end(None, 1)
     except OSError as error:
         failure = disk_error(f"{error.filename or 'output'}", error)
-        print(f"jaxmnist: {failure}", file=sys.stderr)
-        return failure.exit_status
+        return _end(str(failure), failure.exit_status)
     return 0
+
+
+def _end(line: str | None, status: int) -> int:
+    """Say why the command ends, as far as anybody can be told; returns `status`."""
+    if line is not None and sys.stderr is not None:
+        with suppress(OSError):  # the terminal was closed
+            print(f"jaxmnist: {line}", file=sys.stderr, flush=True)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            # What can't be written now can't be at the end either, where it would change the
+            # exit status.
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+    return status

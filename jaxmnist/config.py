@@ -15,7 +15,29 @@ from typing import Any
 from jaxmnist.errors import UsageError
 
 LARGEST_SEED = 2**32 - 1
+PRECISIONS = ("default", "highest", "bfloat16")
+SELECTIONS = ("steady", "best")
+SVM_BACKENDS = ("auto", "sklearn", "sklearnex", "cuml")
 LARGEST_NUMBER = 10**9  # of anything that is counted here; larger is a slip of the hand
+# Of some less, where memory or time would end before.
+LARGEST = {
+    "max_trials": 10**5,
+    "lanes": 10**4,
+    "svm_search": 10**4,
+    "filters": 10**5,
+    "units": 10**6,
+    "conv_layers": 100,
+    "dense_layers": 100,
+}
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it: not at any length."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python doesn't write out a number of thousands of digits
+        text = "a number of very many digits"
+    return text if len(text) <= 100 else text[:100] + "…"
 
 
 def flag(name: str) -> str:
@@ -23,15 +45,21 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def check_whole(name: str, value: Any, low: int, high: int = LARGEST_NUMBER) -> int:
-    """`value` as an int; `UsageError` unless it is a whole number from `low` to `high`."""
-    bounds = f"of at least {low}" if high == LARGEST_NUMBER else f"from {low} to {high}"
+def check_whole(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """`value` as an int; `UsageError` unless it is a whole number from `low` to `high`.
+
+    Without `high` the bound is that of `LARGEST`, or `LARGEST_NUMBER`.
+    """
+    bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
+    high = LARGEST.get(name, LARGEST_NUMBER) if high is None else high
+    if isinstance(value, int) and value > high:
+        bounds = f"from {low} to {high}"
     try:
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = None
     if number is None or not low <= number <= high:
-        raise UsageError(f"{flag(name)} must be a whole number {bounds}, not {value!r}"[:300])
+        raise UsageError(f"{flag(name)} must be a whole number {bounds}, not {_shown(value)}")
     return number
 
 
@@ -39,13 +67,13 @@ def check_number(name: str, value: Any, accepts: Callable[[float], bool], wanted
     """Raise `UsageError` unless `value` is a finite number that `accepts` holds for."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not abs(value) <= 3e38 or not accepts(value):  # the largest float32
-        raise UsageError(f"{flag(name)} must be a number {wanted}, not {value!r}"[:300])
+        raise UsageError(f"{flag(name)} must be a number {wanted}, not {_shown(value)}")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise `UsageError` unless `value` is one of `choices`."""
-    if value not in choices:
-        raise UsageError(f"{flag(name)} must be one of {', '.join(choices)}, not {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        raise UsageError(f"{flag(name)} must be one of {', '.join(choices)}, not {_shown(value)}")
 
 
 @dataclass(frozen=True)
@@ -105,7 +133,7 @@ class Range:
             parts = [value]
         wanted = (
             f"{flag(name)} must be a number, first:last or first:last:step, such as 32:128:16,"
-            f" not {repr(value)[:100]}"
+            f" not {_shown(value)}"
         )
         try:
             numbers = [int(part) for part in parts if not isinstance(part, bool | float)]
@@ -113,6 +141,7 @@ class Range:
             raise UsageError(wanted) from None
         if len(numbers) != len(parts) or not 1 <= len(numbers) <= 3:
             raise UsageError(wanted)
+        check_whole(name, max(map(abs, numbers)), 0)
         start = numbers[0]
         stop = numbers[1] if len(numbers) > 1 else start
         step = numbers[2] if len(numbers) > 2 else 1
@@ -151,17 +180,23 @@ DEFAULT_RANGES = {
 class TrainingSettings:
     """How each candidate is trained: what `training` needs and nothing else.
 
-    learning_rate is Adam's step size; batch_size counts images.
+    learning_rate is Adam's step size; batch_size counts images. precision: 'default' is JAX's own
+    for the device, 'highest' computes products in full float32, 'bfloat16' the network in
+    bfloat16 with weights and loss in float32. weight_decay: of AdamW, times the learning rate.
     """
 
     epochs: int = 5
     batch_size: int = 128
     learning_rate: float = 1e-3
+    precision: str = "default"
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             object.__setattr__(self, name, check_whole(name, getattr(self, name), 1))
         check_number("learning_rate", self.learning_rate, lambda value: value > 0, "above 0")
+        check_choice("precision", self.precision, PRECISIONS)
+        check_number("weight_decay", self.weight_decay, lambda value: value >= 0, "of at least 0")
 
 
 def _setting(default: Any, help: str, metavar: str | None = None) -> Any:
@@ -170,10 +205,6 @@ def _setting(default: Any, help: str, metavar: str | None = None) -> Any:
 
 def _range(name: str, help: str) -> Any:
     return _setting(None, f"{help} (default {DEFAULT_RANGES[name]})", "RANGE")
-
-
-SELECTIONS = ("steady", "best")
-SVM_BACKENDS = ("auto", "sklearn", "sklearnex", "cuml")
 
 
 @dataclass(frozen=True)
@@ -218,39 +249,53 @@ class SearchSettings:
     )
     keep: int = _setting(3, "how many of the best trials keep their weights", "N")
     jobs: int | None = _setting(None, "trials that train at once (default: one for each core)", "N")
+    lanes: int | None = _setting(
+        None, "trials stacked in one program (default: measured on a GPU or TPU; 1 on a CPU)", "N"
+    )
+    precision: str = _setting("default", "of the network's arithmetic; bfloat16 on GPU and TPU")
+    cache: str | None = _setting(
+        None,
+        "folder that keeps compiled programs, or off"
+        " (default: $JAXMNIST_CACHE, else the user's cache folder)",
+        "PATH",
+    )
     svm: bool = _setting(True, "leave the SVM out")
     svm_backend: str = _setting("auto", "library that fits the SVM")
     svm_search: int = _setting(0, "tune the SVM's C and gamma over N draws", "N")
+    report: bool = _setting(True, "leave the page out, report.html")
+    tensorboard: bool = _setting(True, "leave TensorBoard's files out")
     quiet: bool = _setting(False, "say only the result")
 
     def __post_init__(self) -> None:
-        for name in ("dataset", "data_dir", "directory"):
+        for name in ("dataset", "data_dir", "directory", "cache"):
             value = getattr(self, name)
             if value is None and name != "directory":
                 continue
             value = os.fspath(value) if isinstance(value, os.PathLike) else value
             if not isinstance(value, str) or not value or not value.isprintable():
-                raise UsageError(f"{flag(name)} must be a name or a path, not {value!r}")
+                raise UsageError(f"{flag(name)} must be a name or a path, not {_shown(value)}")
             object.__setattr__(self, name, value)
-        for name in ("overwrite", "svm", "quiet"):
+        for name in ("overwrite", "svm", "report", "tensorboard", "quiet"):
             if not isinstance(getattr(self, name), bool):
-                raise UsageError(f"{flag(name)} must be true or false, not {getattr(self, name)!r}")
+                shown = _shown(getattr(self, name))
+                raise UsageError(f"{flag(name)} must be true or false, not {shown}")
         for name in DEFAULT_RANGES:
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Range.parse(name, value))
         if self.project_name is not None and not is_plain_name(self.project_name):
             raise UsageError(
                 "--project-name must be the name of a folder, without slashes,"
-                f" not {self.project_name!r}"
+                f" not {_shown(self.project_name)}"
             )
         for name, low in (("max_trials", 1), ("keep", 1), ("svm_search", 0)):
             object.__setattr__(self, name, check_whole(name, getattr(self, name), low))
         object.__setattr__(self, "seed", check_whole("seed", self.seed, 0, LARGEST_SEED))
-        for name in ("train_limit", "jobs"):
+        for name in ("train_limit", "jobs", "lanes"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, check_whole(name, getattr(self, name), 1))
-        for name, value in asdict(self.training()).items():
-            object.__setattr__(self, name, value)
+        training = self.training()
+        for name in ("epochs", "batch_size"):
+            object.__setattr__(self, name, getattr(training, name))
         check_number(
             "validation_split",
             self.validation_split,
@@ -262,7 +307,11 @@ class SearchSettings:
         check_choice("select", self.select, SELECTIONS)
         check_choice("svm_backend", self.svm_backend, SVM_BACKENDS)
         if not is_plain_name(self.dataset_name):
-            raise UsageError(f"--dataset must be the name of a dataset, not {self.dataset!r}")
+            if self.dataset is None:
+                raise UsageError(
+                    f"--data-dir {_shown(self.data_dir)} can't name a run: --dataset NAME does"
+                )
+            raise UsageError(f"--dataset must be the name of a dataset, not {_shown(self.dataset)}")
 
     @property
     def dataset_name(self) -> str:
@@ -278,7 +327,7 @@ class SearchSettings:
 
     def training(self) -> TrainingSettings:
         """The part that training needs."""
-        return TrainingSettings(self.epochs, self.batch_size, self.learning_rate)
+        return TrainingSettings(self.epochs, self.batch_size, self.learning_rate, self.precision)
 
     def to_json(self) -> dict[str, Any]:
         """All settings as JSON's object; ranges as their text."""

@@ -13,6 +13,7 @@ Source of the method: Lavin and Gray, 'Fast Algorithms for Convolutional Neural 
 from __future__ import annotations
 
 import functools
+import math
 from typing import Literal
 
 import jax
@@ -21,9 +22,17 @@ import numpy as np
 from jax import lax
 
 Padding = Literal["valid", "same"]
+# 'tiles': products of tiles that stay in a CPU's cache; 'patches': one product of all patches,
+# which stacks well over trials; 'convolution': XLA's own.
+Method = Literal["tiles", "patches", "convolution"]
 
 # Images that pass through the network at a time on a CPU, so that their tiles stay in its cache.
 CPU_BLOCK = 32
+
+
+def best_method(platform: str) -> Method:
+    """How one network's convolutions are best computed on 'cpu', 'gpu' or 'tpu'."""
+    return "tiles" if platform == "cpu" else "convolution"
 
 
 def block_size(platform: str, batch_size: int) -> int:
@@ -35,7 +44,7 @@ def block_size(platform: str, batch_size: int) -> int:
 
 
 def convolve_relu_pool(
-    inputs: jax.Array, kernel: jax.Array, bias: jax.Array, *, padding: Padding, platform: str
+    inputs: jax.Array, kernel: jax.Array, bias: jax.Array, *, padding: Padding, method: Method
 ) -> jax.Array:
     """Convolution with stride 1, ReLU, and 2×2 max-pooling that drops an odd last row or column.
 
@@ -44,88 +53,135 @@ def convolve_relu_pool(
       kernel: float[K, L, C, F].
       bias: float[F].
       padding: 'valid', or 'same' (then K and L are odd).
-      platform: 'cpu', 'gpu' or 'tpu'.
+      method: how to compute it.
 
     Returns:
       float[N, H', W', F], with H' and W' half of the convolution's output, rounded down.
     """
-    if platform != "cpu":
+    if method == "convolution":
         dimensions = ("NHWC", "HWIO", "NHWC")
         outputs = lax.conv_general_dilated(
             inputs, kernel, (1, 1), padding.upper(), dimension_numbers=dimensions
         )
         pooled = _max_pool(outputs)
+    elif method == "patches":
+        pooled = _max_pool(_patches(_padded(inputs, kernel, padding), kernel) @ _flat(kernel))
     elif padding == "same" and kernel.shape[:2] == (3, 3):
-        pooled = _max_pool(_winograd(inputs, kernel, _tile_size(*inputs.shape[1:3])))
+        pooled = _convolve_pool_by_winograd(inputs, kernel)
     else:
-        if padding == "same":
-            rows, columns = kernel.shape[0] // 2, kernel.shape[1] // 2
-            inputs = jnp.pad(inputs, ((0, 0), (rows, rows), (columns, columns), (0, 0)))
-        pooled = _convolve_pool_by_patches(inputs, kernel)
+        pooled = _convolve_pool_by_patches(_padded(inputs, kernel, padding), kernel)
     return jax.nn.relu(pooled + bias)
 
 
-def _max_pool(x: jax.Array) -> jax.Array:
-    """2×2 max-pooling, float[N, H, W, F] → float[N, H // 2, W // 2, F].
+def _padded(inputs: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
+    """The inputs whose 'valid' convolution is the one that `padding` asks for."""
+    if padding == "valid":
+        return inputs
+    rows, columns = kernel.shape[0] // 2, kernel.shape[1] // 2
+    return jnp.pad(inputs, ((0, 0), (rows, rows), (columns, columns), (0, 0)))
 
-    A maximum of strided views, because `reduce_window` has a slow gradient on a CPU.
-    """
+
+def _flat(kernel: jax.Array) -> jax.Array:
+    """A kernel as a matrix: (K, L, C, F) → (K·L·C, F)."""
+    return kernel.reshape(-1, kernel.shape[-1])
+
+
+def _patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The patches of a 'valid' convolution: (N, H, W, C) → (N, H', W', K·L·C)."""
+    rows, columns = kernel.shape[:2]
+    height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
+    shifted = [x[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)]
+    return jnp.concatenate(shifted, -1)
+
+
+def _max_pool(x: jax.Array) -> jax.Array:
+    """2×2 max-pooling, float[N, H, W, F] → float[N, H // 2, W // 2, F]."""
     x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
     return functools.reduce(jnp.maximum, [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)])
+
+
+# The four corners of a pooling window.
+_CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
+
+
+@jax.custom_vjp
+def _max_corner(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> jax.Array:
+    """The maximum of four arrays; its gradient goes to the first of them that has it."""
+    return _max_corner_forward(a, b, c, d)[0]
+
+
+def _max_corner_forward(
+    a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    top, bottom = jnp.maximum(a, b), jnp.maximum(c, d)
+    # One byte remembers which corner won; the four need not be kept.
+    winner = jnp.where(top >= bottom, jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
+    return jnp.maximum(top, bottom), winner.astype(jnp.int8)
+
+
+def _max_corner_backward(winner: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(jnp.where(winner == corner, cotangent, 0) for corner in range(4))
+
+
+_max_corner.defvjp(_max_corner_forward, _max_corner_backward)
+
+
+@jax.custom_vjp
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`a @ b`, whose gradients are products in the order that a CPU has no need to transpose."""
+    return a @ b
+
+
+def _product_forward(a: jax.Array, b: jax.Array) -> tuple[jax.Array, tuple]:
+    return a @ b, (a, b)
+
+
+def _product_backward(factors: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # Dead code, which the compiler drops, where nobody asks for one of the two.
+    a, b = factors
+    return cotangent @ b.mT, a.mT @ cotangent
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 # --- Any convolution, by its patches -----------------------------------------------------------
 
 
-def _corner_patches(x: jax.Array, kernel_shape: tuple[int, ...]) -> list[jax.Array]:
-    """The patches of a 'valid' convolution, apart by the corner of the pooling window they feed.
-
-    Returns four float[N·H'·W', K·L·C], for the corners (0, 0), (0, 1), (1, 0), (1, 1).
-    """
-    rows, columns, channels, _ = kernel_shape
-    height, width = (x.shape[1] - rows + 1) // 2, (x.shape[2] - columns + 1) // 2
-    corners = []
-    for top in (0, 1):
-        for left in (0, 1):
-            shifted = [
-                x[:, i : i + 2 * height - 1 : 2, j : j + 2 * width - 1 : 2]
-                for i in range(top, top + rows)
-                for j in range(left, left + columns)
-            ]
-            corners.append(jnp.concatenate(shifted, -1).reshape(-1, rows * columns * channels))
-    return corners
-
-
-@jax.custom_vjp
 def _convolve_pool_by_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """2×2 max-pooled 'valid' convolution, float[N, H, W, C] → float[N, H', W', F]."""
-    return _convolve_pool_forward(x, kernel)[0]
+    """2×2 max-pooled 'valid' convolution, float[N, H, W, C] → float[N, H', W', F].
+
+    A product for each corner of the pooling windows: of all that a window sees, the same for
+    the four, with the kernel between zeros. Making patches costs more than multiplying zeros.
+    """
+    rows, columns, channels, filters = kernel.shape
+    height, width = (x.shape[1] - rows + 1) // 2, (x.shape[2] - columns + 1) // 2
+    r, s = rows // 2 + 1, columns // 2 + 1  # what a window sees, in cells of 2×2 pixels
+    patches = _cell_patches(x, r, s, height, width)
+    corners = []
+    for i, j in _CORNERS:
+        margins = ((i, 2 * r - rows - i), (j, 2 * s - columns - j), (0, 0), (0, 0))
+        cells = jnp.pad(kernel, margins).reshape(r, 2, s, 2, channels, filters)
+        cells = cells.transpose(0, 2, 1, 3, 4, 5)
+        corners.append(_product(patches, cells.reshape(-1, filters)))
+    return _max_corner(*corners).reshape(-1, height, width, filters)
 
 
-def _convolve_pool_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
-    patches = _corner_patches(x, kernel.shape)
-    filters = kernel.shape[-1]
-    a, b, c, d = (patch @ kernel.reshape(-1, filters) for patch in patches)
-    top, bottom = jnp.maximum(a, b), jnp.maximum(c, d)
-    # One byte remembers which corner won; the four products need not be kept.
-    winner = jnp.where(top >= bottom, jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
-    height, width = (x.shape[1] - kernel.shape[0] + 1) // 2, (x.shape[2] - kernel.shape[1] + 1) // 2
-    pooled = jnp.maximum(top, bottom).reshape(x.shape[0], height, width, filters)
-    return pooled, (x, patches, kernel, winner.astype(jnp.int8))
+def _cell_patches(x: jax.Array, r: int, s: int, height: int, width: int) -> jax.Array:
+    """Patches of r×s cells, a cell apart: (N, H, W, C) → (N·H'·W', r·s·4·C).
 
-
-def _convolve_pool_backward(residuals: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, patches, kernel, winner = residuals
-    flat = cotangent.reshape(winner.shape)
-    parts = [jnp.where(winner == corner, flat, 0) for corner in range(4)]
-    kernel_gradient = sum(patch.T @ part for patch, part in zip(patches, parts, strict=True))
-    # Dead code, which the compiler drops, where nobody asks for the gradient of the images.
-    to_image = jax.linear_transpose(lambda x: _corner_patches(x, kernel.shape), x)
-    (x_gradient,) = to_image([part @ kernel.reshape(-1, kernel.shape[-1]).T for part in parts])
-    return x_gradient, jnp.reshape(kernel_gradient, kernel.shape)
-
-
-_convolve_pool_by_patches.defvjp(_convolve_pool_forward, _convolve_pool_backward)
+    A cell is 2×2 pixels; H' and W' are `height` and `width`.
+    """
+    n, _, _, channels = x.shape
+    t, u = height + r - 1, width + s - 1
+    rows, columns = 2 * t - x.shape[1], 2 * u - x.shape[2]  # negative to cut
+    zero = jnp.zeros((), x.dtype)
+    x = lax.pad(x, zero, ((0, 0, 0), (0, rows, 0), (0, columns, 0), (0, 0, 0)))
+    cells = x.reshape(n, t, 2, u, 2, channels).transpose(0, 1, 3, 2, 4, 5)
+    cells = cells.reshape(n, t, u, 4 * channels)
+    across = jnp.concatenate([cells[:, :, j : j + width] for j in range(s)], -1)
+    patches = jnp.concatenate([across[:, i : i + height] for i in range(r)], -1)
+    return patches.reshape(n * height * width, -1)
 
 
 # --- 3×3 'same' convolution, by Winograd's minimal filtering F(m×m, 3×3) ------------------------
@@ -164,71 +220,46 @@ def _transforms(m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _transform(matrix: np.ndarray, x: jax.Array) -> jax.Array:
     """`matrix` (P, Q) times the first axis of `x` (Q, …), as one product: (P, …)."""
-    product = jnp.asarray(matrix, x.dtype) @ x.reshape(x.shape[0], -1)
+    product = _product(jnp.asarray(matrix, x.dtype), x.reshape(x.shape[0], -1))
     return product.reshape(matrix.shape[0], *x.shape[1:])
 
 
 def _input_tiles(x: jax.Array, m: int) -> jax.Array:
     """Overlapping tiles of a zero-padded image: (N, H, W, C) → ((m + 2)², N, T, U, C)."""
-    height, width = x.shape[1:3]
-    rows, columns = -(-height // m) * m, -(-width // m) * m
-    x = jnp.pad(x, ((0, 0), (1, rows + 1 - height), (1, columns + 1 - width), (0, 0)))
-    shifts = range(m + 2)
-    return jnp.stack(
-        [
-            x[:, i : i + rows - m + 1 : m, j : j + columns - m + 1 : m]
-            for i in shifts
-            for j in shifts
-        ]
-    )
-
-
-def _output_tiles(y: jax.Array, m: int) -> jax.Array:
-    """Tiles side by side: (N, H, W, F) → (m², N, T, U, F)."""
-    n, height, width, filters = y.shape
+    n, height, width, channels = x.shape
     t, u = -(-height // m), -(-width // m)
-    y = jnp.pad(y, ((0, 0), (0, t * m - height), (0, u * m - width), (0, 0)))
-    return (
-        y.reshape(n, t, m, u, m, filters)
-        .transpose(2, 4, 0, 1, 3, 5)
-        .reshape(m * m, n, t, u, filters)
-    )
+    rows, columns = (t + 1) * m - height - 1, (u + 1) * m - width - 1
+    x = jnp.pad(x, ((0, 0), (1, rows), (1, columns), (0, 0)))
+    # A tile is m×m pixels and the first two rows and columns of its neighbours.
+    x = x.reshape(n, t + 1, m, u + 1, m, channels)
+    x = jnp.concatenate([x[:, :-1], x[:, 1:, :2]], 2)
+    x = jnp.concatenate([x[:, :, :, :-1], x[:, :, :, 1:, :2]], 4)
+    return x.transpose(2, 4, 0, 1, 3, 5).reshape((m + 2) ** 2, n, t, u, channels)
 
 
-def _join_tiles(tiles: jax.Array, m: int, height: int, width: int) -> jax.Array:
-    """The inverse of `_output_tiles`: (m², N, T, U, F) → (N, H, W, F)."""
+def _join_tiles(tiles: jax.Array) -> jax.Array:
+    """Tiles side by side: (k², N, T, U, F) → (N, k·T, k·U, F)."""
+    k = math.isqrt(tiles.shape[0])
     _, n, t, u, filters = tiles.shape
-    y = tiles.reshape(m, m, n, t, u, filters).transpose(2, 3, 0, 4, 1, 5)
-    return y.reshape(n, t * m, u * m, filters)[:, :height, :width]
+    y = tiles.reshape(k, k, n, t, u, filters).transpose(2, 3, 0, 4, 1, 5)
+    return y.reshape(n, k * t, k * u, filters)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _winograd(x: jax.Array, kernel: jax.Array, m: int) -> jax.Array:
-    """3×3 'same' convolution in output tiles of m×m: (N, H, W, C), (3, 3, C, F) → (N, H, W, F)."""
-    return _winograd_forward(x, kernel, m)[0]
+def _convolve_pool_by_winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """2×2 max-pooled 3×3 'same' convolution, float[N, H, W, C] → float[N, H', W', F].
 
-
-def _winograd_forward(x: jax.Array, kernel: jax.Array, m: int) -> tuple[jax.Array, tuple]:
+    It is pooled before the tiles are joined, so that a quarter of the numbers is moved.
+    """
+    _, height, width, channels = x.shape
+    filters = kernel.shape[-1]
+    m = _tile_size(height, width)
     to_output, to_kernel, to_input = _transforms(m)
-    channels, filters = kernel.shape[2:]
+    # The tile's outputs by the corner of the pooling window that they are.
+    k = m // 2
+    by_corner = to_output.reshape(k, 2, k, 2, -1).transpose(1, 3, 0, 2, 4).reshape(m * m, -1)
     tiles = _transform(to_input, _input_tiles(x, m))  # ((m+2)², N, T, U, C)
-    flat = tiles.reshape(tiles.shape[0], -1, channels)
     weights = _transform(to_kernel, kernel.reshape(9, channels, filters))
-    products = (flat @ weights).reshape(*tiles.shape[:4], filters)
-    return _join_tiles(_transform(to_output, products), m, *x.shape[1:3]), (flat, kernel)
-
-
-def _winograd_backward(
-    m: int, residuals: tuple, cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The kernel's gradient in the transformed tiles; the input's as a convolution again."""
-    flat, kernel = residuals
-    to_output, to_kernel, _ = _transforms(m)
-    tiles = _transform(to_output.T, _output_tiles(cotangent, m))
-    weights = flat.mT @ tiles.reshape(flat.shape[0], -1, kernel.shape[-1])
-    kernel_gradient = _transform(to_kernel.T, weights).reshape(kernel.shape)
-    mirrored = kernel[::-1, ::-1].swapaxes(2, 3)
-    return _winograd_forward(cotangent, mirrored, m)[0], kernel_gradient
-
-
-_winograd.defvjp(_winograd_forward, _winograd_backward)
+    products = _product(tiles.reshape(len(tiles), -1, channels), weights)
+    outputs = _transform(by_corner, products.reshape(*tiles.shape[:4], filters))
+    pooled = _max_corner(*lax.split(outputs, [k * k] * 4))
+    return _join_tiles(pooled)[:, : height // 2, : width // 2]

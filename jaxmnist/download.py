@@ -15,6 +15,7 @@ import errno
 import functools
 import importlib.util
 import io
+import math
 import os
 import re
 import struct
@@ -27,7 +28,7 @@ from urllib.parse import urljoin, urlsplit
 import numpy as np
 
 from jaxmnist.errors import JaxmnistError, SurroundingsError, UsageError
-from jaxmnist.files import IDX_NAMES, LARGEST_FILE, Arrays, check_arrays, read_idx
+from jaxmnist.files import IDX_NAMES, Arrays, check_arrays, largest_file, read_idx
 
 CONNECT_SECONDS = 5.0  # for each address of a host
 READ_SECONDS = 30.0  # of silence from a connected host
@@ -193,7 +194,7 @@ def _read_prepared(tfds: Any, name: str, builder: Any) -> Arrays:
             has = ", ".join(builder.info.splits) or "none"
             raise UsageError(f"{name}: has no part {part!r}; it has {has}")
         size = builder.info.splits[part].num_examples
-        if size * int(np.prod(shape)) > LARGEST_FILE:
+        if size * math.prod(shape) > largest_file():
             raise UsageError(f"{name}: its {part} part is too large for the memory")
         images, labels = np.empty((size, *shape), np.uint8), np.empty(size, np.int64)
         count = 0
@@ -220,7 +221,7 @@ def _examples(tfds: Any, builder: Any, part: str) -> Iterator[Any]:
         with open(path, "rb") as file:
             while head := file.read(12):  # a record's length and the length's checksum
                 (length,) = struct.unpack_from("<Q", head)
-                record = file.read(min(length, LARGEST_FILE) + 4)[:-4]  # a checksum follows
+                record = file.read(min(length, largest_file()) + 4)[:-4]  # a checksum follows
                 yield builder.info.features.deserialize_example_np(record)
 
 

@@ -5,10 +5,23 @@ from __future__ import annotations
 import errno
 
 
+def printable(text: str) -> str:
+    """`text` as one line that can't command a terminal: what isn't printable is escaped.
+
+    >>> printable("a\\x1b[2Jb\\nc")
+    'a\\\\x1b[2Jb\\\\nc'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class JaxmnistError(Exception):
     """Base of every error that jaxmnist raises on purpose; its text is one clear line."""
 
     exit_status = 1
+
+    def __init__(self, line: str) -> None:
+        # Names of files and strings in them go into messages, and may hold anything.
+        super().__init__(printable(line))
 
 
 class UsageError(JaxmnistError, ValueError):

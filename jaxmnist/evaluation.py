@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sys
 from collections.abc import Sequence
@@ -14,13 +13,39 @@ from typing import Any
 
 import numpy as np
 
+from jaxmnist.atomic import (
+    DamagedFile,
+    array_bytes,
+    read_array,
+    read_json,
+    sha256,
+    write_bytes,
+    write_json,
+)
 from jaxmnist.command import Parser, run_command
 from jaxmnist.data import Dataset
 from jaxmnist.errors import UsageError
-from jaxmnist.run import Run
-from jaxmnist.store import DamagedFile, array_bytes, read_json, write_bytes, write_json
+from jaxmnist.ledger import MOST_LOOKS
+from jaxmnist.run import CONFIG, Run, locked_run
 
 PROBABILITIES = "test_probabilities.npy"  # float32[N, K], beside test.json
+MOST_IMAGES = 10**7  # that a report may claim
+# What the report on test images says, in test.json and in svm.json.
+REPORT = {
+    "accuracy": float,
+    "confidence_interval": (float, float),
+    "labels": [int],
+    "confusion_matrix": [[int]],
+    "classification_report": dict,
+}
+TEST = {
+    **REPORT,
+    "model_sha256": str,
+    "validation_accuracy": float,
+    "validation_images": int,
+    "probabilities_sha256": str,
+    "evaluations": int,
+}
 
 
 @dataclass(frozen=True)
@@ -91,9 +116,13 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Evaluation:
-        """The evaluation of `to_json`."""
+        """The evaluation of `to_json`; ValueError where it can't be that of any images."""
+        labels = tuple(content["labels"])
         matrix = np.asarray(content["confusion_matrix"], np.int64)
-        return cls(tuple(int(label) for label in content["labels"]), matrix)
+        square = matrix.shape == (len(labels), len(labels))
+        if not square or matrix.min() < 0 or not 0 < matrix.sum() <= MOST_IMAGES:
+            raise ValueError("no confusion matrix")
+        return cls(labels, matrix)
 
 
 def judge(truth: np.ndarray, predictions: np.ndarray, labels: Sequence[int]) -> Evaluation:
@@ -145,20 +174,19 @@ def look(run: Run, dataset: Dataset, purpose: str) -> dict[str, Any]:
 
     The look is written to the ledger before it happens. Returns the content of best/test.json.
     """
-    config = run.result("best/config.json")
-    sha256 = config["model_sha256"]
-    data = run.search["identity"]["data"]
-    run.directory.write_look(purpose, sha256, data)
+    config = run.result("best/config.json", CONFIG)
+    model_sha256, data = config["model_sha256"], run.search["identity"]["data"]
+    run.directory.write_look(purpose, model_sha256, data)
     probabilities = run.best_model.predict_proba(dataset.x_test)
     predictions = array_bytes(probabilities)
     evaluation = judge(dataset.y_test, probabilities.argmax(1), dataset.labels)
     content = {
-        "model_sha256": sha256,
+        "model_sha256": model_sha256,
         **evaluation.to_json(),
         "validation_accuracy": config["score"],
         "validation_images": len(dataset.y_validation),
-        "probabilities_sha256": hashlib.sha256(predictions).hexdigest(),
-        "evaluations": sum(look.get("data", data) == data for look in run.directory.read_looks()),
+        "probabilities_sha256": sha256(predictions),
+        "evaluations": run.directory.looks_at(data),
     }
     write_bytes(run.directory.best / PROBABILITIES, predictions)
     write_json(run.directory.best / "test.json", content)
@@ -166,33 +194,49 @@ def look(run: Run, dataset: Dataset, purpose: str) -> dict[str, Any]:
 
 
 def kept_look(run: Run) -> dict[str, Any] | None:
-    """The content of best/test.json, if it is of the winner and its predictions are there too."""
+    """The content of best/test.json; None if it is of another winner.
+
+    Raises `DamagedFile` if it is damaged, or its predictions are.
+    """
+    return _kept(run)[0]
+
+
+def _kept(run: Run) -> tuple[dict[str, Any] | None, np.ndarray]:
+    """The content of best/test.json, or None, and the probabilities float32[N, K] beside it."""
+    path, beside = (run.directory.best / name for name in ("test.json", PROBABILITIES))
+    content = read_json(path, TEST)
     try:
-        content = read_json(run.directory.best / "test.json")
-        predictions = (run.directory.best / PROBABILITIES).read_bytes()
-    except (DamagedFile, OSError):
-        return None
-    belongs = (
-        content.get("model_sha256") == run.best_trial.weights_sha256
-        and content.get("probabilities_sha256") == hashlib.sha256(predictions).hexdigest()
-    )
-    return content if belongs else None
+        evaluation = Evaluation.from_json(content)
+    except ValueError:
+        raise DamagedFile(path, "is no report on test images") from None
+    if content["validation_images"] < 1 or content["evaluations"] not in range(MOST_LOOKS):
+        raise DamagedFile(path, "is no report on test images")
+    if content["model_sha256"] != run.best_trial.weights_sha256:
+        return None, np.zeros((0, 0), np.float32)
+    probabilities = read_array(beside, content["probabilities_sha256"])
+    if probabilities.shape != (evaluation.images, len(evaluation.labels)):
+        raise DamagedFile(beside, "is not what the report was made of")
+    return content, probabilities
 
 
 def winner_predictions(run: Run) -> np.ndarray:
     """The classes, int64[N], that the winner gave the test images when they were looked at."""
-    if kept_look(run) is None:
+    try:
+        content, probabilities = _kept(run)
+    except DamagedFile:
+        content = None
+    if content is None:
         raise UsageError(
             f"{run.directory.path}: has no report on the test set that fits its winner:"
             f" python -m jaxmnist.evaluation {run.directory.path}"
         )
-    return np.load(run.directory.best / PROBABILITIES, allow_pickle=False).argmax(1)
+    return probabilities.argmax(1)
 
 
 def describe(content: dict[str, Any]) -> str:
     """The test report of best/test.json as text."""
     evaluation = Evaluation.from_json(content)
-    low, high = content["confidence_interval"]
+    low, high = evaluation.confidence_interval()
     looks = content["evaluations"]
     return "\n".join(
         [
@@ -218,10 +262,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "run", metavar="RUN", help="directory of a finished run, such as runs/mnist"
     )
-    run = Run(parser.parse_args(arguments).run)
-    dataset = run.load_dataset()
-    with run.directory.locked():
-        print(describe(look(run, dataset, "evaluation")))
+    with locked_run(parser.parse_args(arguments).run) as run:
+        print(describe(look(run, run.load_dataset(), "evaluation")))
 
 
 if __name__ == "__main__":

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import os
 import zipfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from jaxmnist.errors import UsageError
 
 UNSIGNED_BYTES = 8
-LARGEST_FILE = 8 * 2**30  # bytes, uncompressed; more than any memory that this program suits
+MOST_AXES = 4  # of an array of images
+LARGEST_FILE = 8 * 2**30  # bytes, uncompressed; see `largest_file`
+PIECE = 2**20  # bytes that are read at a time where only a header says how many will come
 
 IDX_NAMES = {
     "x_train": "train-images-idx3-ubyte",
@@ -37,6 +40,20 @@ class Arrays(NamedTuple):
     y_train: np.ndarray
     x_test: np.ndarray
     y_test: np.ndarray
+
+
+def memory() -> int:
+    """Bytes of memory that this machine has; twice the largest file's where it doesn't tell."""
+    try:
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        found = -1
+    return found if found > 0 else 2 * LARGEST_FILE
+
+
+def largest_file() -> int:
+    """Bytes that a file may unpack to: half of the memory, and 8 GiB at most."""
+    return min(LARGEST_FILE, memory() // 2)
 
 
 def read_idx(path: Path, sha256: str | None = None) -> np.ndarray:
@@ -58,28 +75,39 @@ def read_idx(path: Path, sha256: str | None = None) -> np.ndarray:
             shape_bytes = file.read(4 * axes)
             if len(head) < 4 or head[:2] != b"\0\0" or not axes or len(shape_bytes) < 4 * axes:
                 raise UsageError(f"{path}: not an IDX file: its header is wrong or cut short")
+            if axes > MOST_AXES:
+                raise UsageError(f"{path}: an IDX file of {axes} axes; images have 4 at most")
             if head[2] != UNSIGNED_BYTES:
                 raise UsageError(
                     f"{path}: an IDX file of type {head[2]:#x}; only unsigned bytes, 0x8, are read"
                 )
             shape = tuple(int(side) for side in np.frombuffer(shape_bytes, ">u4"))
-            size = 1
-            for side in shape:
-                size *= side
-            if size > LARGEST_FILE:
+            size = math.prod(shape)
+            if size > largest_file():
                 raise UsageError(f"{path}: its header claims {size} bytes, more than can be used")
             # One byte more than the header promises tells a longer file; a shorter one shows too.
-            content = file.read(size + 1)
+            content = _read_up_to(file, size + 1)  # type: ignore[arg-type]
     except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path}: can't be read: {reason(error)}") from None
     if len(content) != size:
         found = f"only {len(content)}" if len(content) < size else "more"
         raise UsageError(f"{path}: its header promises {size} bytes of data, it has {found}")
     if sha256 is not None:
-        digest = hashlib.sha256(head + shape_bytes + content).hexdigest()
-        if digest != sha256:
-            raise UsageError(f"{path}: damaged: its SHA-256 is {digest}, not {sha256}")
+        digest = hashlib.sha256(head + shape_bytes)
+        digest.update(content)
+        if digest.hexdigest() != sha256:
+            raise UsageError(f"{path}: damaged: its SHA-256 is {digest.hexdigest()}, not {sha256}")
+    if size == 0:
+        raise UsageError(f"{path}: its header says that it is empty: {shape}")
     return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _read_up_to(file: BinaryIO, size: int) -> bytearray:
+    """At most `size` bytes; memory is taken only for those that are there."""
+    content = bytearray()
+    while len(content) < size and (piece := file.read(min(PIECE, size - len(content)))):
+        content += piece
+    return content
 
 
 def read_idx_folder(folder: Path, sha256: dict[str, str] | None = None) -> Arrays:
@@ -103,21 +131,54 @@ def read_npz(path: Path) -> Arrays:
     """The arrays x_train, y_train, x_test and y_test of an `.npz` file; it can't run code."""
     try:
         with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > LARGEST_FILE:
-            raise UsageError(f"{path}: unpacks to {size} bytes, more than can be used")
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in Arrays._fields if key not in archive]
-            if missing:
-                raise UsageError(
-                    f"{path}: has no array {missing[0]}; it has {', '.join(archive) or 'none'}"
-                )
-            found = {key: archive[key] for key in Arrays._fields}
+            names = npz_names(archive)
+            for key in Arrays._fields:
+                if key not in names:
+                    raise UsageError(
+                        f"{path}: has no array {key}; it has {', '.join(names)[:200] or 'none'}"
+                    )
+            size = sum(archive.getinfo(f"{key}.npy").file_size for key in Arrays._fields)
+            if size > largest_file():
+                raise UsageError(f"{path}: unpacks to {size} bytes, more than can be used")
+            found = {key: read_npz_member(path, archive, key) for key in Arrays._fields}
     except UsageError:
         raise
     except Exception as error:  # given damaged bytes, decoders raise anything
         raise UsageError(f"{path}: can't be read: {reason(error)}") from None
     return check_arrays(str(path), **found)
+
+
+def npz_names(archive: zipfile.ZipFile) -> list[str]:
+    """The names of the arrays in an `.npz`."""
+    return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+
+
+def read_npz_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """The array `name` of the `.npz` at `path`: see `read_npy`."""
+    entry = archive.getinfo(f"{name}.npy")
+    with archive.open(entry) as member:
+        return read_npy(f"{path}: {name}", member, entry.file_size)  # type: ignore[arg-type]
+
+
+def read_npy(name: str, file: BinaryIO, size: int) -> np.ndarray:
+    """The array in a `.npy` of `size` bytes; its header's claims are checked first.
+
+    It holds plain numbers, which can't run code. `name` is for errors.
+    """
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    else:  # 3.0 differs from 2.0 in the encoding of the names of fields, which are refused
+        shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    if dtype.kind not in "biuf":
+        raise UsageError(f"{name}: an array of {dtype.name}; only plain numbers are read")
+    promised, found = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if promised != found or min(shape, default=0) < 0:
+        raise UsageError(f"{name}: its header promises {promised} bytes of data, it has {found}")
+    if promised > largest_file():
+        raise UsageError(f"{name}: has {promised} bytes of data, more than can be used")
+    array = np.frombuffer(_read_up_to(file, promised), dtype)
+    return array.reshape(shape, order="F" if is_fortran else "C")
 
 
 def check_arrays(

@@ -6,20 +6,26 @@ No other module of the package knows Flax.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxmnist.config import Hyperparameters
-from jaxmnist.convolution import Padding, convolve_relu_pool
+from jaxmnist.convolution import Method, Padding, convolve_relu_pool
 
 # The layers of `parameters` by name, each with its arrays: {"conv2d": {"kernel": …, "bias": …}}.
 Parameters = Mapping[str, Mapping[str, np.ndarray | jax.Array]]
+
+
+# Flax's collections for what goes into dense layers, and for what is added to what comes out.
+INPUTS, ADDED = "inputs", "added"
 
 
 class Outputs(NamedTuple):
@@ -39,7 +45,7 @@ class ConvolutionReluPool(nn.Module):
     filters: int
     kernel_size: int
     padding: Padding
-    platform: str
+    method: Method
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -47,37 +53,56 @@ class ConvolutionReluPool(nn.Module):
         shape = (self.kernel_size, self.kernel_size, inputs.shape[-1], self.filters)
         kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.filters,))
-        return convolve_relu_pool(
-            inputs, kernel, bias, padding=self.padding, platform=self.platform
-        )
+        kernel, bias = kernel.astype(inputs.dtype), bias.astype(inputs.dtype)
+        return convolve_relu_pool(inputs, kernel, bias, padding=self.padding, method=self.method)
 
 
 class ConvolutionalNetwork(nn.Module):
-    """The network of one configuration, for `classes` classes, as `platform` computes it best."""
+    """The network of one configuration, for `classes` classes.
+
+    method: how its convolutions are computed; precision: see `TrainingSettings`.
+    """
 
     hyperparameters: Hyperparameters
     classes: int = 10
-    platform: str = "cpu"
+    method: Method = "tiles"
+    precision: str = "default"
 
     @nn.compact
     def __call__(self, images: jax.Array) -> Outputs:
         """Logits and flatten features of images uint8[N, H, W, C], or of floats from 0 to 255."""
-        dtype = images.dtype if jnp.issubdtype(images.dtype, jnp.floating) else jnp.float32
+        if self.precision == "bfloat16":
+            dtype = jnp.dtype(jnp.bfloat16)
+        else:
+            dtype = images.dtype if jnp.issubdtype(images.dtype, jnp.floating) else jnp.float32
         x = images.astype(dtype) / 255
         for i, layer in enumerate(_convolutions(self.hyperparameters)):
-            block = ConvolutionReluPool(**layer, platform=self.platform, name=_name("conv2d", i))
+            block = ConvolutionReluPool(**layer, method=self.method, name=_name("conv2d", i))
             x = block(x)
         features = x.reshape(x.shape[0], -1)
-        x = features
+        hidden = features
         for i in range(self.hyperparameters.dense_layers):
             assert self.hyperparameters.units is not None
-            x = nn.relu(nn.Dense(self.hyperparameters.units, name=_name("dense", i))(x))
-        logits = nn.Dense(self.classes, name=_name("dense", self.hyperparameters.dense_layers))(x)
+            hidden = nn.relu(self._dense(_name("dense", i), self.hyperparameters.units, hidden))
+        last = _name("dense", self.hyperparameters.dense_layers)
+        logits = self._dense(last, self.classes, hidden)
+        if self.precision == "bfloat16":
+            logits, features = logits.astype(jnp.float32), features.astype(jnp.float32)
         return Outputs(logits, features)
+
+    def _dense(self, name: str, units: int, inputs: jax.Array) -> jax.Array:
+        """A dense layer, (N, D) → (N, units); `gradient_over_blocks` looks into it."""
+        self.sow(INPUTS, _inputs_of(name), inputs)
+        outputs = nn.Dense(units, dtype=inputs.dtype, name=name)(inputs)
+        added = self.get_variable(ADDED, _outputs_of(name), 0)
+        return outputs + jnp.asarray(added, outputs.dtype)
 
 
 def build_model(
-    hyperparameters: Hyperparameters, classes: int = 10, platform: str = "cpu"
+    hyperparameters: Hyperparameters,
+    classes: int = 10,
+    method: Method = "tiles",
+    precision: str = "default",
 ) -> ConvolutionalNetwork:
     """The Flax module of a configuration.
 
@@ -87,14 +112,91 @@ def build_model(
     >>> logits.shape, features.shape
     ((3, 10), (3, 4032))
     """
-    return ConvolutionalNetwork(hyperparameters, classes, platform)
+    return ConvolutionalNetwork(hyperparameters, classes, method, precision)
 
 
 def outputs(model: ConvolutionalNetwork, parameters: Parameters, images: jax.Array) -> Outputs:
     """Logits and flatten features of images uint8[N, H, W, C]."""
-    result = model.apply({"params": parameters}, images)
+    with _precision(model):
+        result = model.apply({"params": parameters}, images)
     assert isinstance(result, Outputs)
     return result
+
+
+def _precision(model: ConvolutionalNetwork) -> AbstractContextManager[None]:
+    """Where products are traced in the model's precision, which their gradients then have too."""
+    highest = model.precision == "highest"
+    return jax.default_matmul_precision("highest") if highest else nullcontext()
+
+
+def gradient_over_blocks(
+    model: ConvolutionalNetwork,
+    parameters: Parameters,
+    loss: Callable[[Callable[[jax.Array], jax.Array], jax.Array], tuple[jax.Array, Any]],
+    blocks: jax.Array,
+) -> tuple[Any, Any]:
+    """The gradient of a loss that is a sum over blocks of images.
+
+    Blocks pass through the network one after another, so that they stay in a CPU's cache. The
+    weights of dense layers get their gradient at the end, as one product over the images of all
+    blocks: adding it up block by block would move all these weights each time.
+
+    Args:
+      model: the network.
+      parameters: its weights.
+      loss: of (a function from images [B, H, W, C] to logits, one of `blocks`), gives the block's
+        part of the loss, a scalar, and a tree of sums.
+      blocks: int32[K, B], which images each of the K blocks has.
+
+    Returns:
+      The gradient in the shape of `parameters`, and the trees, added up.
+    """
+    dense = {name: layer for name, layer in parameters.items() if name.startswith("dense")}
+    others = {name: layer for name, layer in parameters.items() if name not in dense}
+    # The derivative by what is added to a layer's outputs is that by the outputs themselves.
+    zeros = {
+        _outputs_of(name): jnp.zeros((blocks.shape[1], layer["bias"].size), layer["bias"].dtype)
+        for name, layer in dense.items()
+    }
+
+    def block_loss(others: Any, added: Any, block: jax.Array) -> tuple[jax.Array, Any]:
+        inputs: dict[str, Any] = {}
+
+        def logits(images: jax.Array) -> jax.Array:
+            variables = {"params": {**others, **dense}, ADDED: added}
+            result, kept = model.apply(variables, images, mutable=[INPUTS])
+            inputs.update(kept[INPUTS])
+            return result.logits
+
+        value, sums = loss(logits, block)
+        return value, (sums, inputs)
+
+    def add_block(total: Any, block: jax.Array) -> tuple[Any, Any]:
+        (gradient, deltas), (sums, inputs) = jax.grad(block_loss, argnums=(0, 1), has_aux=True)(
+            others, zeros, block
+        )
+        return jax.tree.map(jnp.add, total, gradient), (sums, inputs, deltas)
+
+    with _precision(model):
+        gradient, (sums, inputs, deltas) = lax.scan(
+            add_block, jax.tree.map(jnp.zeros_like, others), blocks
+        )
+        for name, layer in dense.items():
+            x, delta = inputs[_inputs_of(name)][0], deltas[_outputs_of(name)]
+            x, delta = x.reshape(-1, x.shape[-1]), delta.reshape(-1, delta.shape[-1])
+            product = jnp.matmul(
+                x.T, delta.astype(x.dtype), preferred_element_type=layer["kernel"].dtype
+            )
+            gradient[name] = {"kernel": product, "bias": delta.sum(0)}
+    return gradient, jax.tree.map(lambda x: x.sum(0, dtype=x.dtype), sums)
+
+
+def _inputs_of(layer: str) -> str:
+    return f"{layer} inputs"
+
+
+def _outputs_of(layer: str) -> str:
+    return f"{layer} outputs"
 
 
 def _convolutions(hyperparameters: Hyperparameters) -> list[dict]:
@@ -192,6 +294,42 @@ def initial_parameters(
             "bias": np.zeros(shapes["bias"], np.float32),
         }
     return parameters
+
+
+def resize_parameters(
+    parameters: Parameters,
+    hyperparameters: Hyperparameters,
+    resized: Hyperparameters,
+    image_shape: tuple[int, ...],
+    classes: int,
+) -> dict[str, dict[str, np.ndarray]]:
+    """The parameters of a configuration in the shapes of another one of the same depth.
+
+    Where that is wider, the added weights are zeros, and training leaves them there: their
+    activations and gradients are zero under ReLU, so that the padded network is the narrow one.
+    Where it is narrower, weights are cut off, which undoes the padding.
+    """
+
+    def split(h: Hyperparameters) -> dict[str, dict[str, tuple[int, ...]]]:
+        """The shapes, but for the first dense kernel's rows: pixels times filters."""
+        shapes = parameter_shapes(h, image_shape, classes)
+        rows, units = shapes[_name("dense", 0)]["kernel"]
+        shapes[_name("dense", 0)]["kernel"] = (rows // h.filters, h.filters, units)
+        return shapes
+
+    own, wanted = split(hyperparameters), split(resized)
+    shapes = parameter_shapes(resized, image_shape, classes)
+
+    def resize(layer: str, name: str, array: np.ndarray) -> np.ndarray:
+        new = np.zeros(wanted[layer][name], array.dtype)
+        common = tuple(map(slice, map(min, own[layer][name], new.shape)))
+        new[common] = array.reshape(own[layer][name])[common]
+        return new.reshape(shapes[layer][name])
+
+    return {
+        layer: {name: resize(layer, name, np.asarray(array)) for name, array in arrays.items()}
+        for layer, arrays in parameters.items()
+    }
 
 
 def summary(hyperparameters: Hyperparameters, image_shape: tuple[int, ...], classes: int) -> str:

@@ -6,7 +6,6 @@ MNIST knows bright digits on black, all of one size and in the middle. `mnist_li
 
 from __future__ import annotations
 
-import math
 import stat
 import warnings
 import zipfile
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from jaxmnist.errors import UsageError
-from jaxmnist.files import LARGEST_FILE, check_images, reason
+from jaxmnist.files import check_images, npz_names, read_npy, read_npz_member, reason
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -68,7 +67,7 @@ def read_pictures(path: Path, image_shape: tuple[int, int, int]) -> list[Picture
             size = file.seek(0, 2)
             file.seek(0)
             if head == b"\x93NUMPY":
-                return _from_array(path, _read_npy(path, file, size), image_shape)
+                return _from_array(path, read_npy(str(path), file, size), image_shape)
             if head[:4] == b"PK\3\4":
                 return _from_array(path, _read_npz(path, file), image_shape)
             if image_shape[2] not in (1, 3):
@@ -258,37 +257,16 @@ def _without_transparency(picture: Image.Image, steps: list[str]) -> Image.Image
     return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
 
 
-def _read_npy(path: Path, file: BinaryIO, size: int) -> np.ndarray:
-    """The array in a `.npy` of `size` bytes; its header's claims are checked first."""
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    else:  # 3.0 differs from 2.0 in the encoding of the names of fields, which are refused
-        shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(file)
-    if dtype.kind not in "biuf":
-        raise UsageError(f"{path}: an array of {dtype.name}; only plain numbers are read")
-    promised, found = math.prod(shape) * dtype.itemsize, size - file.tell()
-    if promised != found:
-        raise UsageError(f"{path}: its header promises {promised} bytes of data, it has {found}")
-    if promised > LARGEST_FILE:
-        raise UsageError(f"{path}: has {promised} bytes of data, more than can be used")
-    array = np.frombuffer(file.read(promised), dtype)
-    return array.reshape(shape, order="F" if is_fortran else "C")
-
-
 def _read_npz(path: Path, file: BinaryIO) -> np.ndarray:
     """The array `images` of an `.npz`, or its only one."""
     with zipfile.ZipFile(file) as archive:
-        names = [name.removesuffix(".npy") for name in archive.namelist() if name[-4:] == ".npy"]
+        names = npz_names(archive)
         if "images" not in names and len(names) != 1:
             raise UsageError(
                 f"{path}: needs an array images, or a single one;"
-                f" it has {', '.join(names) or 'none'}"
+                f" it has {', '.join(names)[:200] or 'none'}"
             )
-        name = "images" if "images" in names else names[0]
-        entry = archive.getinfo(f"{name}.npy")
-        with archive.open(entry) as member:
-            return _read_npy(path, member, entry.file_size)  # type: ignore[arg-type]
+        return read_npz_member(path, archive, "images" if "images" in names else names[0])
 
 
 def _from_array(path: Path, array: np.ndarray, image_shape: tuple[int, int, int]) -> list[Picture]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmnist.command import Parser, run_command
+from jaxmnist.errors import printable
 from jaxmnist.pictures import read_pictures
 from jaxmnist.run import Run
 
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> None:
         best, second = np.argsort(-row, kind="stable")[:2]
         done = ", ".join(picture.steps) or "used as it is"
         print(
-            f"{picture.name}: {model.labels[best]} with probability {row[best]:.4f}"
+            f"{printable(picture.name)}: {model.labels[best]} with probability {row[best]:.4f}"
             f" (then {model.labels[second]}, {row[second]:.4f}); {done}"
         )
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from jaxmnist.atomic import DamagedFile, MissingFile, fits, read_json
 from jaxmnist.config import Hyperparameters, SearchSettings
 from jaxmnist.data import Dataset, load_dataset
-from jaxmnist.errors import UsageError
+from jaxmnist.errors import UsageError, printable
+from jaxmnist.record import Trial
 from jaxmnist.selection import Ranked, explain, rank
-from jaxmnist.store import DamagedFile, RunDirectory, Trial, read_json
-from jaxmnist.trained import TrainedModel
+from jaxmnist.store import RunDirectory
+
+if TYPE_CHECKING:
+    from jaxmnist.trained import TrainedModel
+
+SEARCHED = {"settings": dict, "data": {"validation": int}, "identity": {"data": str}}
+CONFIG = {"trial": int, "score": float, "model_sha256": str}  # what best/config.json says
+MENDS = "the search's own command sets it aside and makes it again"
 
 
 class Run:
@@ -26,19 +35,30 @@ class Run:
 
     def __init__(self, directory: Path | str) -> None:
         self.directory = RunDirectory(directory)
-        self.search = self.directory.read_search()
+        try:
+            self.search = self.directory.read_search()
+        except DamagedFile as problem:
+            raise UsageError(f"{problem}; {MENDS}") from None
         known = {item.name for item in fields(SearchSettings)}
         try:
+            if not fits(self.search, SEARCHED):
+                raise ValueError
             stored = {k: v for k, v in self.search["settings"].items() if k in known}
             self.settings = SearchSettings(**stored)
-            self._validation_images = int(self.search["data"]["validation"])
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise DamagedFile(f"{directory}/search.json: does not say what was searched") from None
+            self._validation_images = self.search["data"]["validation"]
+            if self._validation_images < 1:
+                raise ValueError
+        except (TypeError, ValueError):
+            path = self.directory.path / "search.json"
+            raise DamagedFile(path, "does not say what was searched") from None
 
     @cached_property
     def trials(self) -> list[Trial]:
         """The records of all trials, by index."""
-        trials = [self.directory.read_trial(index) for index in self.directory.trial_indices()]
+        try:
+            trials = [self.directory.read_trial(index) for index in self.directory.trial_indices()]
+        except DamagedFile as problem:
+            raise UsageError(f"{problem}; {MENDS}") from None
         return [trial for trial in trials if trial is not None]
 
     @cached_property
@@ -51,9 +71,12 @@ class Run:
     @property
     def best_trial(self) -> Trial:
         """The winner; `UsageError` where no trial has completed."""
+        return self._completed()[0].trial
+
+    def _completed(self) -> list[Ranked]:
         if not self.ranked:
             raise UsageError(f"{self.directory.path}: has no completed trial")
-        return self.ranked[0].trial
+        return self.ranked
 
     def get_best_hyperparameters(self, n: int = 1) -> list[Hyperparameters]:
         """The hyperparameters of the first n trials, the winner's first."""
@@ -69,7 +92,7 @@ class Run:
 
     def load_model(self, trial: Trial) -> TrainedModel:
         """The network of a trial whose weights are kept."""
-        return TrainedModel.load(self.directory.weights_path(trial.index), trial.weights_sha256)
+        return _load(self.directory.weights_path(trial.index), trial.weights_sha256)
 
     def results_summary(self) -> str:
         """A line for each trial, the winner first, then those that failed."""
@@ -81,28 +104,37 @@ class Run:
             )
         for trial in self.trials:
             if trial.status != "completed":
-                what = f"{trial.hyperparameters}: {trial.error or trial.status}"
+                what = f"{trial.hyperparameters}: {printable(trial.error or trial.status)}"
                 rows.append((str(trial.index), "–", "–", f"{trial.seconds:.1f}", what))
         return "\n".join(f"{a:>5}  {b:>12}  {c:>12}  {d:>7}  {e}" for a, b, c, d, e in rows)
 
     def why(self) -> str:
-        """Why the winner won, what the rule passed over, and what that cost."""
-        return explain(self.ranked, self.settings.select)
+        """Why the winner won, what the rule passed over, and what that cost.
+
+        Raises `UsageError` where no trial has completed.
+        """
+        return explain(self._completed(), self.settings.select)
 
     @cached_property
     def best_model(self) -> TrainedModel:
         """The winner's network, as best/ keeps it."""
-        config = self.result("best/config.json")
-        return TrainedModel.load(
-            self.directory.best / "model.safetensors", config.get("model_sha256")
-        )
+        config = self.result("best/config.json", CONFIG)
+        return _load(self.directory.best / "model.safetensors", config["model_sha256"])
 
-    def result(self, name: str) -> dict[str, Any]:
-        """What a JSON file of the run says: 'best/test.json', 'svm/mnist/svm.json', …."""
-        path = self.directory.path / name
-        if not os.path.exists(path):
-            raise UsageError(f"{self.directory.path}: has no {name}: its search is not finished")
-        return read_json(path)
+    def result(self, name: str, shape: Any = None) -> dict[str, Any]:
+        """What a JSON file of the run says: 'best/test.json', 'svm/mnist/svm.json', ….
+
+        `shape` is what it must say, as `atomic.fits` knows it.
+        """
+        *folders, file = name.split("/")
+        try:
+            return read_json(self.directory.folder(*folders) / file, shape)
+        except MissingFile:
+            raise UsageError(
+                f"{self.directory.path}: has no {name}: its search is not finished"
+            ) from None
+        except DamagedFile as problem:
+            raise UsageError(f"{problem}; {MENDS}") from None
 
     def load_dataset(self) -> Dataset:
         """The run's own data, split as it was; `UsageError` if they have changed since."""
@@ -112,3 +144,26 @@ class Run:
                 f"{self.directory.path}: its data are not those of {dataset.name} any more"
             )
         return dataset
+
+
+def _load(path: Path, sha256: str | None) -> TrainedModel:
+    # JAX takes a second to import; until then a signal would meet no handler of a command.
+    from jaxmnist.trained import TrainedModel
+
+    if sha256 is None:
+        raise UsageError(f"{path}: its trial's record doesn't name its SHA-256; {MENDS}")
+    try:
+        return TrainedModel.load(path, sha256)
+    except DamagedFile as problem:
+        raise UsageError(f"{problem}; {MENDS}") from None
+
+
+@contextmanager
+def locked_run(directory: str, say: Callable[[str], None] = lambda line: None) -> Iterator[Run]:
+    """A run that is there already, held for this process; what it says is read under the lock."""
+    found = RunDirectory(directory)
+    found.read_search()  # a folder that is no run gets no lock
+    with found.locked(say):
+        run = Run(directory)
+        run.directory = found
+        yield run

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import os
 import platform
 import sys
+from contextlib import suppress
 from dataclasses import fields, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -16,8 +18,12 @@ from jaxmnist.config import SearchSettings
 from jaxmnist.errors import Stopped, SurroundingsError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from jaxmnist.config import Hyperparameters
     from jaxmnist.data import Dataset
     from jaxmnist.report.console import Console
+    from jaxmnist.report.live import Reports
     from jaxmnist.run import Run
     from jaxmnist.trials import Trials
 
@@ -51,14 +57,18 @@ def random_search(**options: Any) -> Run:
 
 def search(settings: SearchSettings) -> Run:
     """The whole way of the data, from settings to the finished run."""
+    from jaxmnist.cache import cache_folder, keep_programs
+
+    keep_programs(cache_folder(settings.cache))
     from jaxmnist.data import load_dataset
-    from jaxmnist.report.console import Console
+    from jaxmnist.report.console import open_console
+    from jaxmnist.report.live import Reports
     from jaxmnist.run import Run
     from jaxmnist.space import fit_to_images
     from jaxmnist.store import RunDirectory
     from jaxmnist.trials import Trials
 
-    console = Console(settings.quiet)
+    console = open_console(settings.quiet)
     if settings.data_dir is not None:
         # The run is read again from other folders.
         settings = replace(settings, data_dir=os.path.abspath(settings.data_dir))
@@ -72,10 +82,13 @@ def search(settings: SearchSettings) -> Run:
         console.note(narrowed)
     budget = min(settings.max_trials, space.size)
     draws = dict(enumerate(itertools.islice(space.draws(settings.seed), budget)))
+    check_memory(draws.values(), settings, dataset)
     try:
-        with RunDirectory(settings.run_directory).locked() as directory:
+        with RunDirectory(settings.run_directory).locked(console.note) as directory:
             description = describe_search(settings, dataset, space.to_json())
-            directory.prepare(description["identity"], overwrite=settings.overwrite)
+            directory.prepare(
+                description["identity"], overwrite=settings.overwrite, say=console.note
+            )
             trials = Trials(directory, dataset, settings, draws, console.note)
             for line in directory.begin(description):
                 console.note(f"note: {line}")
@@ -86,36 +99,74 @@ def search(settings: SearchSettings) -> Run:
                 f" {directory.path}"
             )
             console.stage("training")
-            train(trials, settings, dataset, console)
-            run = Run(directory.path)
-            if not run.ranked:
-                raise SurroundingsError(f"every trial failed; trial 0: {run.trials[0].error}")
-            console.result("\n" + run.results_summary() + "\n\n" + run.why())
-            finish(run, settings, dataset, console)
+            with Reports(directory, settings, dataset, draws, console) as reports:
+                train(trials, settings, dataset, reports)
+                run = Run(directory.path)
+                run.directory = directory
+                if not run.ranked:
+                    raise SurroundingsError(f"every trial failed; trial 0: {run.trials[0].error}")
+                console.results(run)
+                finish(run, settings, dataset, console)
     except Stopped as stopped:
         stopped.advice = "; the same command goes on from here"
         stopped.advice += " (without --overwrite)" if settings.overwrite else ""
         raise
-    console.result(f"\n{console.times()}; results are in {directory.path}")
+    page = ", report.html among them" if settings.report else ""
+    console.result(f"\n{console.times()}; results are in {directory.path}{page}")
     return run
 
 
-def train(trials: Trials, settings: SearchSettings, dataset: Dataset, console: Console) -> None:
+def check_memory(
+    draws: Iterable[Hyperparameters], settings: SearchSettings, dataset: Dataset
+) -> None:
+    """Raise `UsageError` if a network that was drawn can't be trained in this machine's memory.
+
+    Counted is the least that it takes: weights as they are drawn (float64), trained, averaged
+    twice by Adam, and their gradients; outputs and gradients of all layers for 32 images.
+    """
+    from jaxmnist.files import memory
+    from jaxmnist.model import layers
+
+    images = min(settings.batch_size, 32)
+    for draw in set(draws):
+        rows = layers(draw, dataset.image_shape, dataset.classes)
+        weights = sum(row.parameters for row in rows)
+        outputs = sum(math.prod(row.output_shape) for row in rows)
+        needed = 4 * (6 * weights + 2 * images * outputs)
+        if needed > memory():
+            raise UsageError(
+                f"{draw}: training it takes {needed / 2**30:.0f} GiB or more, and there are"
+                f" {memory() / 2**30:.0f} GiB of memory; --filters and --units make it smaller"
+            )
+
+
+def train(trials: Trials, settings: SearchSettings, dataset: Dataset, reports: Reports) -> None:
     """Train what is not finished, and tell what happens as it happens."""
+    from jaxmnist.cache import cache_folder
     from jaxmnist.engine import Engine
 
-    engine = Engine(dataset, settings.training(), settings.seed, settings.jobs)
+    engine = Engine(
+        dataset,
+        settings.training(),
+        settings.seed,
+        jobs=settings.jobs,
+        lanes=settings.lanes,
+        stacking=trials.stacking,
+        memory=cache_folder(settings.cache),
+    )
     while pending := trials.pending():
         with engine.run(pending.items()) as events:
             try:
                 for event in events:
-                    console.event(event, trials.draws, settings.epochs)
+                    reports.event(event)
                     trials.record(event)
             except Stopped:
                 # What finished while the signal was on its way is kept too.
                 events.stop()
                 for event in events:
                     trials.record(event)
+                    with suppress(OSError):  # the terminal may be what was closed
+                        reports.event(event)
                 raise
 
 
@@ -124,6 +175,8 @@ def describe_search(
 ) -> dict[str, Any]:
     """What search.json says; its `identity` makes the run what it is."""
     import jax
+
+    from jaxmnist.report.record import machine
 
     try:
         device = jax.devices()[0]
@@ -139,7 +192,7 @@ def describe_search(
             "batch_size": settings.batch_size,
             "learning_rate": settings.learning_rate,
             "optimizer": "adam",
-            "precision": "default",
+            "precision": settings.precision,
             "validation_split": settings.validation_split,
             "train_limit": settings.train_limit,
         },
@@ -158,6 +211,7 @@ def describe_search(
             "devices": jax.local_device_count(),
             "machine": platform.machine(),
         },
+        "machine": machine(),
     }
 
 
@@ -166,28 +220,36 @@ def finish(run: Run, settings: SearchSettings, dataset: Dataset, console: Consol
     from jaxmnist import evaluation
 
     console.stage("test")
-    keep_winner(run)
+    keep_winner(run, console)
     console.result("\n" + run.best_model.summary() + "\n")
-    test = evaluation.kept_look(run) or evaluation.look(run, dataset, "winner")
+    kept = run.directory.mended(lambda: evaluation.kept_look(run), console.note)
+    test = kept or evaluation.look(run, dataset, "winner")
+    run.directory.complete_ledger(test, dataset.fingerprint, console.note)
+    unreadable = sum(look["purpose"] == "unreadable" for look in run.directory.read_looks())
+    if unreadable:
+        console.note(f"note: {unreadable} looks in ledger.jsonl can't be read; they count as looks")
     console.result(evaluation.describe(test))
     if settings.svm:
         from jaxmnist import svm
 
         console.stage("SVM")
         content = svm.fit_on_run(
-            run, dataset, wanted=settings.svm_backend, draws=settings.svm_search
+            run,
+            dataset,
+            wanted=settings.svm_backend,
+            draws=settings.svm_search,
+            say=console.note,
         )
         console.result("\n" + svm.describe(content))
 
 
-def keep_winner(run: Run) -> None:
+def keep_winner(run: Run, console: Console) -> None:
     """Write best/: the winner's weights, what they are, and their summary."""
-    from jaxmnist.store import write_bytes, write_json
+    from jaxmnist.atomic import DamagedFile, read_bytes, read_json, sha256, write_bytes, write_json
+    from jaxmnist.run import CONFIG
 
     trial, best = run.best_trial, run.directory.best
     model = run.load_model(trial)
-    write_bytes(best / "model.safetensors", run.directory.weights_path(trial.index).read_bytes())
-    write_bytes(best / "summary.txt", (model.summary() + "\n").encode())
     config = {
         "trial": trial.index,
         "hyperparameters": trial.hyperparameters.to_json(),
@@ -197,6 +259,20 @@ def keep_winner(run: Run) -> None:
         "selection": run.why(),
         "model_sha256": trial.weights_sha256,
     }
+    weights = read_bytes(run.directory.weights_path(trial.index))
+    summary = (model.summary() + "\n").encode()
+
+    def check() -> None:
+        """What is there may be of an earlier winner, but not damaged."""
+        before = read_json(best / "config.json", CONFIG)
+        if sha256(read_bytes(best / "model.safetensors")) != before["model_sha256"]:
+            raise DamagedFile(best / "model.safetensors", "its SHA-256 is not config.json's")
+        if before["trial"] == trial.index and read_bytes(best / "summary.txt") != summary:
+            raise DamagedFile(best / "summary.txt", "is not the winner's summary")
+
+    run.directory.mended(check, console.note)
+    write_bytes(best / "model.safetensors", weights)
+    write_bytes(best / "summary.txt", summary)
     write_json(best / "config.json", config)
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxmnist.store import Trial
+from jaxmnist.record import Trial
 
 
 @dataclass(frozen=True)

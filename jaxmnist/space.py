@@ -24,9 +24,8 @@ class SearchSpace:
     @property
     def size(self) -> int:
         """Distinct configurations: those without dense layers count once for all `units`."""
-        dense = sum(
-            1 if layers == 0 else len(self.units.values) for layers in self.dense_layers.values
-        )
+        without = 0 in self.dense_layers.values
+        dense = without + (len(self.dense_layers.values) - without) * len(self.units.values)
         return len(self.filters.values) * len(self.conv_layers.values) * dense
 
     def members(self) -> Iterator[Hyperparameters]:

@@ -1,37 +1,36 @@
-"""The run directory: atomic files, lock, resume, ledger.
-
-Every JSON file carries the SHA-256 of its content. Files are written beside their place, flushed
-to disk and renamed, so that a reader finds the old or the new one, whole.
-"""
+"""The run directory: where its files are, who may write them, resume, the ledger of looks."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import io
 import json
-import math
 import os
 import shutil
-import socket
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
+from jaxmnist import ledger, lock
+from jaxmnist.atomic import (
+    LARGEST_JSON,
+    DamagedFile,
+    MissingFile,
+    content_sha256,
+    disk,
+    fits,
+    read_bytes,
+    read_json,
+    write_bytes,
+    write_json,
+)
+from jaxmnist.errors import SurroundingsError, UsageError, disk_error, printable
+from jaxmnist.record import Trial
 
-from jaxmnist.config import Hyperparameters
-from jaxmnist.errors import SurroundingsError, UsageError, disk_error
-
+T = TypeVar("T")
 PROGRAM = "jaxmnist"
 FORMAT = 1
-METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
-STATUSES = ("running", "completed", "failed")
 # What a run directory may hold; `--overwrite` deletes these and nothing else.
 CONTENTS = (
     "search.json",
@@ -44,157 +43,13 @@ CONTENTS = (
     "tensorboard",
     "report.html",
 )
-
-
-class DamagedFile(UsageError):
-    """A file of a run that is not as it was written."""
-
-
-@contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    """Say a failure to write in one line: a person's mistake, or a disk that is full or gone."""
-    try:
-        yield
-    except OSError as error:
-        raise disk_error(f"{path}: can't be written", error) from None
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole, or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with _disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _content_hash(content: dict[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object with its SHA-256 under `sha256`."""
-    content = {**content, "sha256": _content_hash(content)}
-    write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote, without `sha256`; `DamagedFile` if it isn't that."""
-    try:
-        content = json.loads(path.read_bytes())
-        stated = content.pop("sha256", None)
-        if _content_hash(content) == stated:
-            return content
-        problem = "its content does not match its SHA-256"
-    except OSError as error:
-        problem = f"can't be read: {error.strerror}"
-    except (ValueError, AttributeError, TypeError, RecursionError):
-        problem = "is no JSON object"
-    raise DamagedFile(f"{path}: {problem}")
-
-
-def array_bytes(array: np.ndarray) -> bytes:
-    """An array as a `.npy` file, which can't hold code."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-@dataclass(frozen=True)
-class Trial:
-    """The record of a trial.
-
-    history: a list for each of loss, accuracy, val_loss and val_accuracy; NaN where not finite.
-    seconds: wall time of the trial.
-    weights_sha256: of the safetensors file, wherever it is kept.
-    """
-
-    index: int
-    hyperparameters: Hyperparameters
-    status: str
-    history: dict[str, list[float]]
-    parameters: int
-    seconds: float = 0.0
-    attempts: int = 1
-    error: str | None = None
-    weights_sha256: str | None = None
-
-    @property
-    def score(self) -> float | None:
-        """The validation accuracy of the last epoch; None unless the trial completed."""
-        return self.history["val_accuracy"][-1] if self.status == "completed" else None
-
-    def to_json(self) -> dict[str, Any]:
-        """The object in trial.json; numbers that are not finite are null."""
-        history = {key: [_finite(x) for x in values] for key, values in self.history.items()}
-        return {
-            "index": self.index,
-            "hyperparameters": self.hyperparameters.to_json(),
-            "status": self.status,
-            "history": history,
-            "score": self.score,
-            "seconds": self.seconds,
-            "parameters": self.parameters,
-            "attempts": self.attempts,
-            "error": self.error,
-            "weights_sha256": self.weights_sha256,
-        }
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Trial:
-        """The trial of `to_json`; ValueError, KeyError or TypeError if it isn't one."""
-        history = {
-            key: [math.nan if x is None else float(x) for x in content["history"][key]]
-            for key in METRICS
-        }
-        if content["status"] not in STATUSES or len({len(x) for x in history.values()}) != 1:
-            raise ValueError("not a trial")
-        if content["status"] == "completed" and not history["val_accuracy"]:
-            raise ValueError("a completed trial without epochs")
-        return cls(
-            int(content["index"]),
-            Hyperparameters(**content["hyperparameters"]),
-            content["status"],
-            history,
-            int(content["parameters"]),
-            float(content["seconds"]),
-            int(content["attempts"]),
-            content["error"],
-            content["weights_sha256"],
-        )
-
-
-def _finite(x: float) -> float | None:
-    return x if math.isfinite(x) else None
-
-
-def read_tensors(path: Path, key: str) -> tuple[dict[str, np.ndarray], Any, str]:
-    """The arrays of a safetensors file, the JSON in its metadata under `key`, and its SHA-256.
-
-    Raises `DamagedFile` if it isn't such a file.
-    """
-    try:
-        content = path.read_bytes()
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        metadata = json.loads(header["__metadata__"][key])
-        return load_tensors(content), metadata, hashlib.sha256(content).hexdigest()
-    except OSError as error:
-        raise DamagedFile(f"{path}: can't be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, SafetensorError, RecursionError):
-        raise DamagedFile(f"{path}: is no safetensors file of jaxmnist") from None
+# What search.json says of the run itself; what was searched is for `run.Run` to read.
+SEARCH = {
+    "identity": dict,
+    "sessions": [{"versions": {str: str}, "device": dict}],
+}
+# What it says under `stacking`, unless that is null: how the trials share programs.
+STACKING = {"way": str, "lanes": int, "filters": int, "units": int}
 
 
 class RunDirectory:
@@ -202,14 +57,33 @@ class RunDirectory:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self._lock: int | None = None
+        self._identity: str | None = None  # the SHA-256 of what makes the run what it is
 
     def __fspath__(self) -> str:
         return str(self.path)
 
+    def folder(self, *parts: str) -> Path:
+        """A folder of the run; `UsageError` if it is reached through a link, which may lead out."""
+        path = self.path
+        for part in parts:
+            path /= part
+            if part in ("..", "") or os.path.isabs(part):
+                raise UsageError(f"{path}: is outside of the run")
+            if os.path.islink(path):
+                raise UsageError(f"{path}: is a link; what belongs to a run must lie in its folder")
+        return path
+
     @property
     def best(self) -> Path:
         """The folder of the winner."""
-        return self.path / "best"
+        return self.folder("best")
+
+    def svm_folder(self, name: str) -> Path:
+        """The folder of the SVM on a dataset."""
+        return self.folder("svm", name)
+
+    # --- what it is ---
 
     def exists(self) -> bool:
         """Whether a run has been started here."""
@@ -221,11 +95,15 @@ class RunDirectory:
         path = self.path / "search.json"
         if not self.exists():
             raise UsageError(f"{self.path}: is not a run of jaxmnist: it has no search.json")
-        search = read_json(path)
-        if search.get("format") != FORMAT:
+        search = read_json(path, {"format": None})
+        if search["format"] != FORMAT:
             raise UsageError(
-                f"{path}: is of format {search.get('format')!r}; this version reads {FORMAT}"
+                f"{path}: is of format {search['format']!r}; this version reads {FORMAT}"
             )
+        stacking = search.get("stacking")
+        if not fits(search, SEARCH) or not (stacking is None or fits(stacking, STACKING)):
+            raise DamagedFile(path, "does not say what was searched")
+        self._identity = content_sha256(search["identity"])
         return search
 
     def check_ours(self) -> None:
@@ -243,58 +121,81 @@ class RunDirectory:
                     f"{self.path}: is not a run of jaxmnist: it has {min(strangers)!r}"
                 )
             return
+        # Ours, damaged, may be replaced; what stands beside strangers is not touched.
+        damaged = None if strangers else PROGRAM
         try:
-            search = json.loads((self.path / "search.json").read_bytes())
+            content = read_bytes(self.path / "search.json", LARGEST_JSON)
+        except DamagedFile:
+            content = b""
+        try:
+            search = json.loads(content)
             program = search.get("program") if isinstance(search, dict) else None
-        except (OSError, ValueError, RecursionError):
-            # Ours, damaged, may be replaced; what stands beside strangers is not touched.
-            program = None if strangers else PROGRAM
+        except (ValueError, RecursionError):
+            program = damaged
         if program != PROGRAM:
             raise UsageError(f"{self.path}: is a run of another program: see its search.json")
 
     @contextmanager
-    def locked(self) -> Iterator[RunDirectory]:
-        """Hold the run for this process alone; `UsageError` names whoever holds it already."""
-        self.check_ours()
-        with _disk(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / "lock", "a+")  # noqa: SIM115
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise UsageError(f"{self.path}: is in use by {holder}") from None
-            except OSError as error:
-                raise SurroundingsError(f"{self.path}: can't be locked: {error.strerror}") from None
-            with _disk(self.path):
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-                file.flush()
-            # The system drops the lock when the process ends, however it ends.
-            yield self
+    def locked(self, say: Callable[[str], None] = lambda line: None) -> Iterator[RunDirectory]:
+        """Hold the run for this process alone; `UsageError` names whoever holds it already.
 
-    def prepare(self, identity: dict[str, Any], *, overwrite: bool) -> None:
-        """Make sure that a search of this identity may begin or go on here; writes nothing.
+        `say` is told when that takes a while.
+        """
+        self.check_ours()
+        with disk(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        with lock.hold(self.path / "lock", say) as self._lock:
+            try:
+                yield self
+            finally:
+                self._lock = None
+
+    def check_there(self) -> None:
+        """Raise `SurroundingsError` if the folder that was locked is not the one at its path."""
+        if self._lock is not None and not lock.held(self.path / "lock", self._lock):
+            raise SurroundingsError(
+                f"{self.path}: was moved or deleted, or its disk has gone, while it was in use"
+            )
+
+    def prepare(
+        self,
+        identity: dict[str, Any],
+        *,
+        overwrite: bool,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Make sure that a search of this identity may begin or go on here.
 
         Args:
           identity: what makes a run what it is.
           overwrite: delete the run that is here first, whatever it is.
+          say: is told what was found damaged, and where it was moved.
 
         Raises:
-          UsageError: the run that is here has another identity.
+          UsageError: the run that is here has another identity, or can't be told.
         """
         if overwrite:
             self._clear()
-        if not self.exists():
+        try:
+            before = self.read_search()["identity"] if self.exists() else None
+        except DamagedFile as problem:
+            if not self._is_of(identity):
+                raise UsageError(
+                    f"{problem}, and no trial tells whose they are; --overwrite starts anew"
+                ) from None
+            moved = self.set_aside(problem.path)
+            say(f"note: {problem}; moved to {moved}, and written again: the trials are this run's")
+            before = identity
+        self._identity = content_sha256(identity)
+        if before is None:
             left = [name for name in CONTENTS if name != "lock" and (self.path / name).exists()]
-            if left:
+            if left and not self._is_of(identity):
                 raise UsageError(
                     f"{self.path}: has {left[0]} but no search.json; --overwrite starts anew"
                 )
+            if left:
+                say("note: search.json is gone, and written again: the trials are this run's")
             return
-        before = self.read_search()["identity"]
         different = [
             f"{key} was {before.get(key)!r}, not {value!r}"
             for key, value in identity.items()
@@ -312,20 +213,38 @@ class RunDirectory:
         Returns lines of what a person should know: other versions or another device than before.
         """
         session = {key: search[key] for key in ("versions", "device")}
-        sessions = self.read_search()["sessions"] if self.exists() else [session]
+        before = self.read_search() if self.exists() else {}
+        sessions = before.get("sessions") or [session]
         changes = [
             f"{key} was {sessions[-1][section].get(key)}, is {value}: what follows may differ"
             for section, values in session.items()
             for key, value in values.items()
             if sessions[-1][section].get(key) != value
         ]
+        changes = [printable(line) for line in changes]
         sessions = [*sessions, session] if changes else sessions
-        head = {"program": PROGRAM, "format": FORMAT}
+        head = {"program": PROGRAM, "format": FORMAT, "stacking": before.get("stacking")}
         write_json(self.path / "search.json", {**head, **search, "sessions": sessions})
+        self._identity = content_sha256(search["identity"])
         return changes
 
+    def write_stacking(self, stacking: dict[str, Any]) -> None:
+        """Keep in search.json how the trials of this run share programs."""
+        self.check_there()
+        write_json(self.path / "search.json", {**self.read_search(), "stacking": stacking})
+
+    def _is_of(self, identity: dict[str, Any]) -> bool:
+        """Whether there are trials, and all that can be read are of a search of this identity."""
+        wanted, found = content_sha256(identity), set()
+        for index in self.trial_indices():
+            try:
+                found.add(read_json(self.trial_folder(index) / "trial.json").get("search_sha256"))
+            except DamagedFile:
+                continue
+        return found == {wanted}
+
     def _clear(self) -> None:
-        with _disk(self.path):
+        with disk(self.path, "can't be deleted"):
             # search.json goes first: without it what is left is no run.
             for name in CONTENTS:
                 if name == "lock":
@@ -336,98 +255,141 @@ class RunDirectory:
                 else:
                     path.unlink(missing_ok=True)
 
+    # --- damage ---
+
+    def set_aside(self, path: Path) -> Path:
+        """Move a file that can't be believed to damaged/; returns where it is now."""
+        target = self.folder("damaged") / f"{time.time_ns()}-{path.parent.name}-{path.name}"
+        with disk(target):
+            target.parent.mkdir(exist_ok=True)
+            os.replace(path, target)
+        return target
+
+    def mended(self, read: Callable[[], T | None], say: Callable[[str], None]) -> T | None:
+        """What `read` gives; None where a file is missing, or damaged, which is said and set aside.
+
+        Args:
+          read: reads files of the run, and leaves `DamagedFile` to this.
+          say: is told what was moved where.
+        """
+        while True:
+            try:
+                return read()
+            except MissingFile:
+                return None
+            except DamagedFile as problem:
+                moved = self.set_aside(problem.path)
+                say(f"note: {problem}; moved to {moved}, and made again")
+
+    def set_aside_misplaced(self, say: Callable[[str], None]) -> None:
+        """Set aside what stands where a folder should be, and the ledger if it is no file."""
+        folders = [self.path / name for name in ("trials", "best", "svm")]
+        for above in (self.path / "trials", self.path / "svm"):
+            if above.is_dir():
+                folders += sorted(above.iterdir())
+        for path in folders:
+            if os.path.lexists(path) and not path.is_symlink() and not path.is_dir():
+                say(f"note: {path}: is no folder; moved to {self.set_aside(path)}")
+        path = self.path / "ledger.jsonl"
+        if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+            say(f"note: {path}: is no ledger of looks; moved to {self.set_aside(path)}")
+
     # --- trials ---
 
     def trial_folder(self, index: int) -> Path:
         """The folder of a trial."""
-        return self.path / "trials" / f"{index:04d}"
+        return self.folder("trials", f"{index:04d}")
 
     def write_trial(self, trial: Trial) -> None:
         """Keep the record of a trial."""
-        write_json(self.trial_folder(trial.index) / "trial.json", trial.to_json())
+        self.check_there()
+        path = self.trial_folder(trial.index) / "trial.json"
+        with disk(path):
+            self.folder("trials").mkdir(exist_ok=True)
+        write_json(path, {**trial.to_json(), "search_sha256": self._identity})
 
     def read_trial(self, index: int) -> Trial | None:
         """The record of a trial; None if there is none; `DamagedFile` if it can't be believed."""
         path = self.trial_folder(index) / "trial.json"
-        if not path.exists():
+        try:
+            content = read_json(path)
+        except MissingFile:
             return None
-        content = read_json(path)
         try:
             trial = Trial.from_json(content)
-        except (ValueError, KeyError, TypeError):
-            raise DamagedFile(f"{path}: is no record of a trial") from None
+        except (ValueError, TypeError):
+            raise DamagedFile(path, "is no record of a trial") from None
         if trial.index != index:
-            raise DamagedFile(f"{path}: is the record of trial {trial.index}")
+            raise DamagedFile(path, f"is the record of trial {trial.index}")
+        # Records from before they named their search are read too.
+        if self._identity not in (None, content.get("search_sha256") or self._identity):
+            raise DamagedFile(path, "is the record of another search's trial")
         return trial
 
     def trial_indices(self) -> list[int]:
         """The trials that have a folder, ascending; other folders are none of ours."""
-        folder = self.path / "trials"
-        names = os.listdir(folder) if folder.is_dir() else []
-        indices = [int(name) for name in names if name.isascii() and name.isdecimal()]
-        return sorted(i for i in indices if self.trial_folder(i).name in names)
-
-    def set_aside(self, path: Path) -> Path:
-        """Move a file that can't be believed to damaged/; returns where it is now."""
-        target = self.path / "damaged" / f"{time.time_ns()}-{path.parent.name}-{path.name}"
-        with _disk(target):
-            target.parent.mkdir(exist_ok=True)
-            os.replace(path, target)
-        return target
+        folder = self.folder("trials")
+        try:
+            names = os.listdir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise disk_error(f"{folder}: can't be read", error) from None
+        return sorted(int(name) for name in names if _is_index(name))
 
     def weights_path(self, index: int) -> Path:
         """Where a trial's weights are, while it is among the best."""
         return self.trial_folder(index) / "model.safetensors"
 
+    def write_weights(self, index: int, content: bytes) -> None:
+        """Keep a trial's weights."""
+        self.check_there()
+        write_bytes(self.weights_path(index), content)
+
     def keep_weights(self, kept: set[int]) -> None:
         """Delete the weights of trials that are not in `kept`."""
         for index in self.trial_indices():
-            if index not in kept:
-                with _disk(self.weights_path(index)):
-                    self.weights_path(index).unlink(missing_ok=True)
+            path = self.weights_path(index)
+            if index not in kept and os.path.isdir(path):
+                self.set_aside(path)
+            elif index not in kept:
+                with disk(path, "can't be deleted"):
+                    path.unlink(missing_ok=True)
 
     # --- looks at the test set ---
 
     def write_look(self, purpose: str, model_sha256: str, data: str) -> None:
-        """Write down, before it happens, that a model is evaluated on test images.
-
-        Args:
-          purpose: what looks: 'winner', 'evaluation', 'svm', ….
-          model_sha256: of the model's weights.
-          data: the fingerprint of the dataset.
-        """
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "purpose": purpose,
-            "model_sha256": model_sha256,
-            "data": data,
-        }
-        path = self.path / "ledger.jsonl"
-        with _disk(path), open(path, "a+b") as file:
-            # A line that was cut short stays a line of its own.
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
-            file.write(json.dumps(line).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Write down a look before it happens: see `ledger.write_look`."""
+        self.check_there()
+        ledger.write_look(self.path / "ledger.jsonl", purpose, model_sha256, data)
 
     def read_looks(self) -> list[dict[str, Any]]:
-        """Every look at a test set, oldest first; one that can't be read is a look all the same."""
-        path = self.path / "ledger.jsonl"
-        try:
-            lines = path.read_bytes().splitlines()
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise DamagedFile(f"{path}: can't be read: {error.strerror}") from None
-        return [_parse_look(line) for line in lines if line.strip()]
+        """Every look at a test set, oldest first: see `ledger.read_looks`."""
+        return ledger.read_looks(self.path / "ledger.jsonl")
+
+    def looks_at(self, data: str) -> int:
+        """How many looks there were at the dataset of fingerprint `data`.
+
+        Looks that can't be read may have been at it, and count.
+        """
+        return sum(look.get("data", data) == data for look in self.read_looks())
+
+    def complete_ledger(
+        self, result: dict[str, Any], data: str, say: Callable[[str], None]
+    ) -> None:
+        """Write down looks that were counted when a result was made and the ledger has lost.
+
+        Args:
+          result: with `evaluations`, the looks until then, and `model_sha256`.
+          data: the fingerprint of the dataset.
+          say: is told of them.
+        """
+        lost = result["evaluations"] - self.looks_at(data)
+        for _ in range(lost):
+            self.write_look("lost", result["model_sha256"], data)
+        if lost > 0:
+            say(f"note: ledger.jsonl had lost {lost} of {result['evaluations']} looks: added again")
 
 
-def _parse_look(line: bytes) -> dict[str, Any]:
-    try:
-        look = json.loads(line)
-    except (ValueError, RecursionError):
-        look = None
-    return look if isinstance(look, dict) else {"purpose": "unreadable"}
+def _is_index(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and name == f"{int(name):04d}"

@@ -5,6 +5,7 @@ Its file can't run code, and is read without the library that fitted it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save as save_tensors
 
-from jaxmnist.store import DamagedFile, read_tensors
+from jaxmnist.atomic import DamagedFile, fits, read_tensors
 
 METADATA = "svm"  # where the file keeps gamma and C
 ROWS = 1024  # rows that pass through the kernel at a time
@@ -102,35 +103,72 @@ class SupportVectors:
         return votes
 
     def to_bytes(self) -> bytes:
-        """As a safetensors file."""
-        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ARRAYS}
-        return save_tensors(arrays, {METADATA: json.dumps({"gamma": self.gamma, "c": self.c})})
+        """As a safetensors file, with the SHA-256 of what it says."""
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in DTYPES}
+        numbers = {"gamma": self.gamma, "c": self.c}
+        metadata = {**numbers, "content_sha256": _content_sha256(arrays, numbers)}
+        return save_tensors(arrays, {METADATA: json.dumps(metadata)})
 
     @classmethod
     def load(cls, path: Path) -> SupportVectors:
-        """Read `to_bytes`; it can't run code, and needs no library that fits."""
-        arrays, numbers, _ = read_tensors(path, METADATA)
-        try:
-            svm = cls(**arrays, gamma=float(numbers["gamma"]), c=float(numbers["c"]))
-            classes, vectors = len(svm.labels), len(svm.vectors)
-            fits = (
-                svm.dual.shape == (classes - 1, vectors)
-                and svm.counts.shape == (classes,)
-                and svm.counts.min() >= 0
-                and svm.counts.sum() == vectors
-                and svm.intercept.shape == (classes * (classes - 1) // 2,)
-                and svm.vectors.shape[1:] == svm.pca_components.shape[:1]
-                and {a.shape for a in (svm.scaler_mean, svm.scaler_scale, svm.pca_mean)}
-                == {svm.pca_components.shape[1:]}
-            )
-        except (ValueError, KeyError, TypeError, IndexError):
-            fits = False
-        if not fits:
-            raise DamagedFile(f"{path}: is no file of jaxmnist's SVM")
+        """Read `to_bytes`; it can't run code, and needs no library that fits.
+
+        Raises `DamagedFile` if it isn't what `to_bytes` gave.
+        """
+        arrays, metadata = read_tensors(path, METADATA)
+        if (
+            not fits(metadata, {"gamma": float, "c": float})
+            or {name: array.dtype for name, array in arrays.items()} != DTYPES
+        ):
+            raise DamagedFile(path, "is no file of jaxmnist's SVM")
+        gamma, c = float(metadata["gamma"]), float(metadata["c"])
+        # Files from before they had it are read too.
+        stated = metadata.get("content_sha256")
+        if stated is not None and stated != _content_sha256(arrays, {"gamma": gamma, "c": c}):
+            raise DamagedFile(path, "its content does not match its SHA-256")
+        svm = cls(**arrays, gamma=gamma, c=c)
+        if not svm._is_consistent():
+            raise DamagedFile(path, "is no file of jaxmnist's SVM")
         return svm
 
+    def _is_consistent(self) -> bool:
+        """Whether the arrays fit together, so that predicting can't fail."""
+        if self.labels.ndim != 1 or self.vectors.ndim != 2 or self.pca_components.ndim != 2:
+            return False
+        classes, vectors = len(self.labels), len(self.vectors)
+        components, width = self.pca_components.shape
+        return (
+            classes >= 2
+            and self.dual.shape == (classes - 1, vectors)
+            and self.counts.shape == (classes,)
+            and bool(self.counts.min() >= 0)
+            and int(self.counts.sum(dtype=np.int64)) == vectors
+            and self.intercept.shape == (classes * (classes - 1) // 2,)
+            and self.vectors.shape == (vectors, components)
+            and self.scaler_mean.shape == self.scaler_scale.shape == self.pca_mean.shape == (width,)
+        )
 
-ARRAYS = tuple(SupportVectors.__annotations__)[:9]
+
+DTYPES = {
+    "scaler_mean": np.dtype(np.float32),
+    "scaler_scale": np.dtype(np.float32),
+    "pca_mean": np.dtype(np.float32),
+    "pca_components": np.dtype(np.float32),
+    "vectors": np.dtype(np.float32),
+    "counts": np.dtype(np.int32),
+    "dual": np.dtype(np.float64),
+    "intercept": np.dtype(np.float64),
+    "labels": np.dtype(np.int64),
+}
+
+
+def _content_sha256(arrays: dict[str, np.ndarray], numbers: dict[str, float]) -> str:
+    digest = hashlib.sha256(json.dumps(numbers, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(repr((name, array.shape, array.dtype.str)).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def libsvm_arrays(svc: Any) -> dict[str, np.ndarray]:

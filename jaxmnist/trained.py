@@ -12,8 +12,9 @@ import jax
 import numpy as np
 from safetensors.numpy import save as save_tensors
 
+from jaxmnist.atomic import DamagedFile, fits, read_tensors
 from jaxmnist.config import Hyperparameters
-from jaxmnist.convolution import block_size
+from jaxmnist.convolution import best_method, block_size
 from jaxmnist.errors import UsageError
 from jaxmnist.model import (
     Parameters,
@@ -23,10 +24,10 @@ from jaxmnist.model import (
     parameter_shapes,
     summary,
 )
-from jaxmnist.store import DamagedFile, read_tensors
 from jaxmnist.training import apply
 
 METADATA = "jaxmnist"  # where the file says what model it holds
+SHAPE = {"hyperparameters": dict, "image_shape": (int, int, int), "labels": [int]}
 BATCH_SIZE = 512  # a multiple of what any platform computes together
 
 
@@ -35,7 +36,7 @@ def _program(
     hyperparameters: Hyperparameters, classes: int, platform: str, output: str
 ) -> Callable[..., jax.Array]:
     """The compiled function of (parameters, images) that gives 'logits' or 'features'."""
-    model = build_model(hyperparameters, classes, platform)
+    model = build_model(hyperparameters, classes, best_method(platform))
     return jax.jit(apply(model, output, block_size(platform, BATCH_SIZE)))
 
 
@@ -134,20 +135,23 @@ class TrainedModel:
     @classmethod
     def load(cls, path: Path, sha256: str | None = None) -> TrainedModel:
         """The model of a safetensors file; `DamagedFile` if it is no model, or another one."""
-        arrays, metadata, found = read_tensors(path, METADATA)
+        arrays, metadata = read_tensors(path, METADATA, sha256)
         parameters: dict[str, dict[str, np.ndarray]] = {}
         for key, array in arrays.items():
             layer, _, name = key.partition("/")
             parameters.setdefault(layer, {})[name] = array
-        if sha256 is not None and found != sha256:
-            raise DamagedFile(f"{path}: its SHA-256 is {found}, not {sha256}")
         try:
+            if not fits(metadata, SHAPE) or len(set(metadata["labels"])) < 2:
+                raise ValueError
             hyperparameters = Hyperparameters(**metadata["hyperparameters"])
-            height, width, channels = (int(side) for side in metadata["image_shape"])
-            labels = tuple(int(label) for label in metadata["labels"])
+            height, width, channels = metadata["image_shape"]
+            labels = tuple(metadata["labels"])
+            # As many layers as it has arrays: a number alone must not make a long list.
+            if hyperparameters.conv_layers + hyperparameters.dense_layers > len(arrays):
+                raise ValueError
             expected = parameter_shapes(hyperparameters, (height, width, channels), len(labels))
-        except (ValueError, KeyError, TypeError):
-            raise DamagedFile(f"{path}: does not say what model it holds") from None
+        except (ValueError, TypeError):
+            raise DamagedFile(path, "does not say what model it holds") from None
         shapes = {
             layer: {
                 name: array.shape for name, array in entries.items() if array.dtype == np.float32
@@ -155,5 +159,5 @@ class TrainedModel:
             for layer, entries in parameters.items()
         }
         if shapes != expected:
-            raise DamagedFile(f"{path}: its weights don't fit its hyperparameters")
+            raise DamagedFile(path, "its weights don't fit its hyperparameters")
         return cls(hyperparameters, (height, width, channels), labels, parameters)

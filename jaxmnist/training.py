@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,12 @@ import optax
 from jax import lax
 
 from jaxmnist.config import TrainingSettings
-from jaxmnist.model import ConvolutionalNetwork, Parameters, outputs
+from jaxmnist.model import ConvolutionalNetwork, Parameters, gradient_over_blocks, outputs
 
 # Where a batch has no image: the last batch of an epoch, or of an evaluation, may be short.
 NO_IMAGE = -1
+
+Way = Literal["alone", "map", "stack"]
 
 
 class TrainingState(NamedTuple):
@@ -39,7 +41,9 @@ class Sums(NamedTuple):
 
 
 def optimizer(settings: TrainingSettings) -> optax.GradientTransformation:
-    """Adam with the step size of `settings`."""
+    """Adam with the step size of `settings`, or AdamW where they have a weight decay."""
+    if settings.weight_decay:
+        return optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
     return optax.adam(settings.learning_rate)
 
 
@@ -62,13 +66,24 @@ def batches(order: np.ndarray, batch_size: int, block: int) -> np.ndarray:
 
 
 def start_training(parameters: Parameters, settings: TrainingSettings) -> TrainingState:
-    """The state before the first step."""
-    return TrainingState(parameters, optimizer(settings).init(parameters), *_no_sums(parameters))
+    """The state before the first step, in the host's memory.
+
+    Adam's moments and count start at zero: nothing has to be compiled for their shapes.
+    """
+
+    def start(parameters: Parameters) -> TrainingState:
+        moments = optimizer(settings).init(parameters)
+        return TrainingState(parameters, moments, *_no_sums(parameters))
+
+    shapes = jax.eval_shape(start, parameters)
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    return zeros._replace(parameters=parameters)
 
 
 def start_epoch(state: TrainingState) -> TrainingState:
-    """The same weights with the epoch's sums at zero."""
-    return TrainingState(state.parameters, state.optimizer_state, *_no_sums(state.parameters))
+    """The same weights with the epoch's sums at zero, for one trial or a stack of them."""
+    sums = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state[2:])
+    return TrainingState(*state[:2], *sums)
 
 
 def _no_sums(parameters: Any) -> Sums:
@@ -94,28 +109,19 @@ def train_block(
     """
     update = optimizer(settings).update
 
-    def loss(
-        parameters: Any, images: jax.Array, labels: jax.Array, present: jax.Array, count: jax.Array
-    ) -> tuple[jax.Array, Sums]:
-        sums = _sums(outputs(model, parameters, images).logits, labels, present)
-        return sums.loss_sum / count, sums
-
-    gradient = jax.grad(loss, has_aux=True)
-
     def step(
         state: TrainingState, images: jax.Array, labels: jax.Array, batch: jax.Array
     ) -> TrainingState:
         """The state after one batch int32[K, B]."""
         count = (batch != NO_IMAGE).sum()
 
-        def add_block(total: tuple, block: jax.Array) -> tuple[tuple, None]:
-            part = gradient(
-                state.parameters, images[block], labels[block], block != NO_IMAGE, count
-            )
-            return jax.tree.map(jnp.add, total, part), None
+        def loss(
+            logits: Callable[[jax.Array], jax.Array], block: jax.Array
+        ) -> tuple[jax.Array, Sums]:
+            sums = _sums(logits(images[block]), labels[block], block != NO_IMAGE)
+            return sums.loss_sum / count, sums
 
-        zeros = jax.tree.map(jnp.zeros_like, (state.parameters, _no_sums(state.parameters)))
-        (gradients, sums), _ = lax.scan(add_block, zeros, batch)
+        gradients, sums = gradient_over_blocks(model, state.parameters, loss, batch)
         updates, optimizer_state = update(gradients, state.optimizer_state, state.parameters)
         return TrainingState(
             optax.apply_updates(state.parameters, updates),
@@ -169,5 +175,37 @@ def apply(model: ConvolutionalNetwork, output: str, block: int) -> Callable[...,
         blocks = images.reshape(-1, block, *images.shape[1:])
         values = lax.map(lambda part: getattr(outputs(model, parameters, part), output), blocks)
         return values.reshape(len(images), -1)
+
+    return run
+
+
+def over_lanes(function: Callable[..., Any], way: Way) -> Callable[..., Any]:
+    """`function` of (x, *shared) for a stack of x, whose arrays have a leading axis of lanes.
+
+    way: 'alone' for a stack of one, 'map' for lanes one after another in one program, 'stack'
+    for all at once.
+    """
+
+    def run(lanes: Any, *shared: jax.Array) -> Any:
+        def each(lane: Any) -> Any:
+            return function(lane, *shared)
+
+        if way == "alone":
+            return jax.tree.map(lambda x: x[None], each(jax.tree.map(lambda x: x[0], lanes)))
+        return lax.map(each, lanes) if way == "map" else jax.vmap(each)(lanes)
+
+    return run
+
+
+def frozen_where_diverged(
+    train: Callable[..., TrainingState],
+) -> Callable[..., TrainingState]:
+    """`train` of one lane, which keeps its old weights once its loss is no number."""
+
+    def run(state: TrainingState, *shared: jax.Array) -> TrainingState:
+        after = train(state, *shared)
+        sound = jnp.isfinite(after.loss_sum)
+        kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), after[:2], state[:2])
+        return after._replace(parameters=kept[0], optimizer_state=kept[1])
 
     return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -31,6 +32,14 @@ def float64() -> AbstractContextManager[None]:
     from jax.experimental import enable_x64  # where JAX is older than 0.8
 
     return enable_x64()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Commands that tests start keep their programs together, and not in the user's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXMNIST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -64,11 +73,14 @@ def options(small: Path) -> dict:
         "batch_size": 32,
         "learning_rate": 0.01,
         "validation_split": 0.25,
+        "report": False,
+        "tensorboard": False,
         "quiet": True,
     }
 
 
 @pytest.fixture(scope="session")
 def finished(options: dict, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A finished run; tests that change it work on a copy."""
-    return random_search(**options, directory=str(tmp_path_factory.mktemp("runs")))
+    """A finished run with all that is made by default; tests that change it work on a copy."""
+    given = {**options, "report": True, "tensorboard": True}
+    return random_search(**given, directory=str(tmp_path_factory.mktemp("runs")))

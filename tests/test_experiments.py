@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from jaxmnist.config import Hyperparameters
+from jaxmnist.space import SearchSpace
+
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+sys.path.insert(0, str(EXPERIMENTS))
+import measure  # noqa: E402
+import searches  # noqa: E402
+import steps  # noqa: E402
 
 
 def script(name: str, *arguments: object) -> str:
@@ -27,15 +38,199 @@ def test_the_study(tmp_path):
     assert table[2].split() == ["accuracy,", "network", "0.9885", f"{test['accuracy']:.4f}"]
 
 
-def test_the_benchmark(tmp_path):
-    rows = tmp_path / "rows.json"
-    options = ["--configurations", "32-1-0", "--rounds", 1, "--images", 512, "--json", rows]
-    output = script("benchmark.py", *options)
-    table = json.loads(rows.read_text())
-    assert [(row["peer"], row["arrangement"]) for row in table] == [
+def test_damages():
+    output = script("damage.py", "--damages", 25, "--seed", 7)
+    assert "25 damages, 0 broken promises" in output
+
+
+def test_training_flops_against_a_formula_by_hand():
+    first, second, dense, logits = (
+        24 * 24 * 25 * 112,
+        12 * 12 * 9 * 112 * 112,
+        6 * 6 * 112 * 224,
+        224 * 10,
+    )
+    reference = 2 * (2 * first + 3 * (second + dense + logits))
+    assert reference == 109_425_792
+    assert steps.training_flops(Hyperparameters(112, 2, 1, 224)) == reference
+    without_dense = 2 * (2 * 24 * 24 * 25 * 32 + 3 * 12 * 12 * 32 * 10)
+    assert steps.training_flops(Hyperparameters(32, 1, 0)) == without_dense
+
+
+def test_geometric_mean_and_spread():
+    assert measure.geometric_mean([2, 8]) == pytest.approx(4)
+    assert math.isnan(measure.geometric_mean([]))
+    assert measure.spread([3, 1, 2]) == {"median": 2, "lowest": 1, "highest": 3}
+
+
+def test_the_steady_rate_counts_while_all_trials_are_past_their_first_epoch():
+    # From second 5 to second 9 the first trial does 2 epochs of 100 images, the other one.
+    assert steps.steady_rate([[0, 3, 5, 7, 9, 11], [1, 5, 9]], 100) == pytest.approx(75)
+    # Trials one after the other don't disturb each other: 100 images in 2 s, and in 4 s.
+    assert steps.steady_rate([[0, 1, 3], [3, 4, 8]], 100) == pytest.approx(75)
+
+
+def row(configuration: str, peer: str, arrangement: str, rate: float) -> dict:
+    """A row of the comparison with 10 FLOPs an image."""
+    return {
+        "configuration": configuration,
+        "peer": peer,
+        "arrangement": arrangement,
+        "images_per_second": measure.spread([rate]),
+        "import_seconds": 1,
+        "compile_seconds": 2,
+        "flops_per_image": 10,
+        "versions": {"jax": "1.2"},
+    }
+
+
+def test_ratios_count_the_better_arrangement_and_show_who_is_faster():
+    rows = [
+        row("a", "jaxmnist", "one process", 400),
+        row("a", "X", "one process", 100),
+        row("a", "X", "one a core", 200),
+        row("b", "jaxmnist", "one process", 900),
+        row("b", "X", "one process", 900),
+        row("b", "X", "one a core", 450),
+        row("b", "Y", "one process", 1800),
+    ]
+    steps.add_ratios(rows, peak_gflops=1e-5)
+    assert [r["ratio"] for r in rows] == [1, 4, 2, 1, 1, 2, 0.5]
+    assert rows[0]["fraction_of_peak"] == pytest.approx(0.4)
+    x, y, fastest = steps.summarise(rows)
+    assert (x["peer"], x["default"], x["better"]) == ("X", pytest.approx(2), pytest.approx(2**0.5))
+    assert (y["configurations"], y["default"], y["better"]) == (["b"], 0.5, 0.5)
+    assert fastest["better"] == pytest.approx(1)
+    text = "\n".join(steps.lines(rows))
+    assert "Faster than jaxmnist: b: Y, one process, by 2.00" in text
+    assert text.count("Faster than jaxmnist") == 1
+    assert "X: jax 1.2" in text
+
+
+def test_a_peer_that_is_missing_is_named_with_its_mend(capsys):
+    peers = {
+        "here": measure.Peer("here.py", needs=("json",)),
+        "X": measure.Peer("x.py", needs=("json", "no_such_module"), mend="pip install x"),
+    }
+    names, left_out = measure.present(peers, peers, sys.executable)
+    assert names == ["here"]
+    line = f"X is left out: no_such_module not installed in {sys.executable}; pip install x"
+    assert left_out == [line]
+    assert line in capsys.readouterr().err
+    assert "doesn't run" in measure.missing(peers["here"], "/no/such/python")
+
+
+def test_a_peer_that_fails_is_left_out_of_later_rounds(capsys):
+    measured = []
+
+    def one(name: str) -> dict:
+        measured.append(name)
+        if name == "bad":
+            command = [sys.executable, "-c", "raise SystemExit('no memory')"]
+            measure.run_together([command])
+        return {"figure": 1.0}
+
+    results, failed = measure.alternate([("a",), ("bad",), ("b",)], 2, one, "figure")
+    assert measured == ["a", "bad", "b", "b", "a"]
+    assert list(results) == [("a",), ("b",)]
+    assert failed == ["bad is left out: ended with status 1: no memory"]
+
+
+def test_processes_are_pinned_and_cold(monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/somewhere")
+    program = (
+        "import json, os\n"
+        "environment = os.environ\n"
+        "print(json.dumps([sorted(os.sched_getaffinity(0)), environment['OMP_NUM_THREADS'],"
+        " 'JAX_COMPILATION_CACHE_DIR' in environment, environment['XDG_CACHE_HOME']]))"
+    )
+    cores = measure.processors()
+    outputs, _ = measure.run_together([[sys.executable, "-c", program]] * len(cores), pinned=True)
+    found = [json.loads(output) for output in outputs]
+    assert [each[:3] for each in found] == [[[core], "1", False] for core in cores]
+    assert not Path(found[0][3]).exists()
+
+
+def test_shares_have_about_the_same_work():
+    small, large = Hyperparameters(32, 1, 0), Hyperparameters(128, 3, 0)
+    medium = Hyperparameters(64, 1, 0)
+    assert searches.shares([small, large, medium], 2) == [[large], [medium, small]]
+    assert searches.shares([small], 2) == [[small]]
+
+
+def test_both_sides_of_a_search_train_on_exactly_as_many_images():
+    assert searches.train_limit(12_000, 0.1) == 13_333
+    search = searches.define(10, 2, 12_000)
+    assert len(search.dataset.y_train) == 12_000
+    assert len(search.dataset.y_validation) == 1_333
+    assert search.configurations[0] == next(SearchSpace().draws(0))
+    assert len(set(search.configurations)) == 10
+
+
+def test_the_step_benchmark(tmp_path):
+    path = tmp_path / "step.json"
+    options = ["--configurations", "32-1-0", "--rounds", 1, "--images", 256, "--json", path]
+    output = script("benchmark.py", "step", "--peers", "jaxmnist", "plain Flax loop", *options)
+    content = json.loads(path.read_text())
+    rows = content["rows"]
+    assert [(r["peer"], r["arrangement"]) for r in rows] == [
         ("jaxmnist", "one process"),
         ("plain Flax loop", "one process"),
         ("plain Flax loop", "one a core"),
     ]
-    assert all(row["lowest"] <= row["images_per_second"] <= row["highest"] for row in table)
-    assert "| 32-1-0 | jaxmnist, one process (jax " in output
+    for r in rows:
+        rate = r["images_per_second"]
+        assert 0 < rate["lowest"] <= rate["median"] <= rate["highest"]
+        assert r["loss"] < math.log(10)
+    assert all(peak > 0 for peak in content["peak_gflops"])
+    assert content["left_out"] == []
+    assert f"{content['machine']['cores']} cores" in output
+    assert "| 32-1-0 | jaxmnist, one process | " in output
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("keras_tuner") is not None, reason="KerasTuner is installed"
+)
+def test_the_search_benchmark_without_keras_tuner(tmp_path):
+    path = tmp_path / "search.json"
+    options = ["--trials", 1, "--epochs", 1, "--images", 200, "--rounds", 1, "--json", path]
+    output = script("benchmark.py", "search", *options)
+    content = json.loads(path.read_text())
+    assert [r["peer"] for r in content["rows"]] == ["jaxmnist"]
+    assert content["rows"][0]["seconds"]["median"] > content["rows"][0]["import_seconds"] > 0
+    assert len(content["rows"][0]["scores"]) == 1
+    assert [line.partition(" is left out")[0] for line in content["left_out"]] == [
+        "KerasTuner on TensorFlow",
+        "KerasTuner on JAX",
+    ]
+    assert "pip install '.[bench]'" in output
+
+
+def test_the_accelerator_script(tmp_path):
+    path = tmp_path / "accelerator.json"
+    space = ["--filters", "4:8:4", "--conv-layers", 1, "--dense-layers", 0, "--trials", 2]
+    small = ["--epochs", 1, "--train-limit", 300, "--lanes", 2, "--sample", 1, "--side", 64]
+    precisions = ["--precisions", "highest", "bfloat16", "--precision-trials", 1]
+    output = script("accelerator.py", *space, *small, *precisions, "--json", path)
+    content = json.loads(path.read_text())
+    assert content["cold"]["completed"] == content["warm"]["completed"] == 2
+    assert content["cold"]["stacking"]["lanes"] == 2
+    assert content["cold"]["training_images"] == 270
+    expected = sum(
+        steps.training_flops(Hyperparameters(**h)) for h in content["cold"]["configurations"]
+    )
+    assert content["cold"]["teraflops"] == pytest.approx(expected * 270 / 1e12)
+    (flax,) = [peer for peer in content["peers"] if peer["peer"] == "plain Flax loop"]
+    assert flax["seconds_for_all"] == pytest.approx(2 * flax["seconds"][0])
+    assert set(content["precisions"]) == {"highest"}
+    assert "precision bfloat16 is left out" in output
+    assert "--precision bfloat16 is for GPUs and TPUs" in output
+
+
+def test_the_growth_script(tmp_path):
+    path = tmp_path / "growth.json"
+    output = script("growth.py", "--trials", 3, "--warm-up", 1, "--json", path)
+    rows = json.loads(path.read_text())
+    assert len(rows) == 3
+    assert all(row["megabytes"] > 50 for row in rows)
+    assert "megabytes_per_trial" in output

@@ -77,15 +77,15 @@ class Plain(nn.Module):
         return nn.Dense(10, name=f"d{h.dense_layers}")(x), features
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_outputs_equal_plain_flax(platform):
+@pytest.mark.parametrize("method", ["tiles", "patches", "convolution"])
+def test_outputs_equal_plain_flax(method):
     hyperparameters = Hyperparameters(12, 3, 2, 9)
     parameters = initial_parameters(hyperparameters, (28, 28, 1), 10, seed=3, index=4)
     names = {"conv2d": "c0", "conv2d_1": "c1", "conv2d_2": "c2"}
     names |= {"dense": "d0", "dense_1": "d1", "dense_2": "d2"}
     renamed = {names[name]: arrays for name, arrays in parameters.items()}
     images = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), np.uint8)
-    ours = build_model(hyperparameters, 10, platform).apply({"params": parameters}, images)
+    ours = build_model(hyperparameters, 10, method).apply({"params": parameters}, images)
     logits, features = Plain(hyperparameters).apply(
         {"params": renamed}, images.astype(np.float32) / 255
     )

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from jaxmnist import Run, UsageError, random_search
+from jaxmnist.atomic import read_json
 from jaxmnist.space import SearchSpace
-from jaxmnist.store import read_json
 
 
 def command(module: str, *arguments: object, cwd: Path | None = None, **options):
@@ -28,7 +28,9 @@ def flags(options: dict) -> list[str]:
     parts = []
     for name, value in options.items():
         flag = "--" + name.replace("_", "-")
-        parts += [flag] if value is True else [flag, str(value)]
+        if value is False:
+            flag = "--no-" + flag.removeprefix("--")
+        parts += [flag] if isinstance(value, bool) else [flag, str(value)]
     return parts
 
 
@@ -199,6 +201,8 @@ BAD = [
     (["--filters", "-4"], "--filters"),
     (["--conv-layers", "9"], "--conv-layers 9 would pool images of 28×28"),
     (["--select", "worst"], "--select"),
+    (["--filters", "99999", "--max-trials", "1"], "GiB of memory; --filters"),
+    (["--max-trials", "1000000"], "--max-trials must be a whole number from 1 to 100000"),
     (["--project-name", "a/b"], "--project-name"),
     (["--svm-backend", "cuml"], "--svm-backend cuml is not installed"),
     (["--no-such-flag"], "--no-such-flag"),
@@ -425,7 +429,7 @@ def test_data_that_have_changed_since(copy):
     search = copy / "small" / "search.json"
     content = read_json(search)
     content["identity"]["data"] = "0" * 64
-    from jaxmnist.store import write_json
+    from jaxmnist.atomic import write_json
 
     write_json(search, content)
     done = command("evaluation", copy / "small")

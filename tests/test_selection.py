@@ -3,8 +3,8 @@ from __future__ import annotations
 import math
 
 from jaxmnist.config import Hyperparameters
+from jaxmnist.record import Trial
 from jaxmnist.selection import explain, falls, rank
-from jaxmnist.store import Trial
 
 
 def trial(index, *accuracies, status="completed"):

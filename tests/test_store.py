@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from jaxmnist.atomic import DamagedFile, write_json
 from jaxmnist.config import Hyperparameters
-from jaxmnist.errors import UsageError
-from jaxmnist.store import DamagedFile, RunDirectory, Trial, read_json, write_json
+from jaxmnist.errors import SurroundingsError, UsageError
+from jaxmnist.record import Trial
+from jaxmnist.store import RunDirectory
 from jaxmnist.trained import TrainedModel
 
 SEARCH = {
@@ -26,28 +30,6 @@ def trial(**changes):
     history |= {"val_loss": [0.25, math.inf], "val_accuracy": [0.75, 0.5]}
     values = {"status": "completed", "history": history, "parameters": 7, "seconds": 1.5}
     return Trial(7, Hyperparameters(32, 1, 0), **{**values, **changes})
-
-
-def test_json_reads_back_and_knows_damage(tmp_path):
-    path = tmp_path / "a.json"
-    write_json(path, {"a": [1, 2.5, None], "ü": "ß"})
-    assert read_json(path) == {"a": [1, 2.5, None], "ü": "ß"}
-    assert "sha256" in json.loads(path.read_text())
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
-    whole = path.read_bytes()
-    for position in range(len(whole)):
-        flipped = bytearray(whole)
-        flipped[position] ^= 1
-        path.write_bytes(flipped)
-        # A blank between tokens may change without changing what the file says.
-        try:
-            assert read_json(path) == {"a": [1, 2.5, None], "ü": "ß"}
-        except DamagedFile as error:
-            assert "a.json" in str(error)
-    for other in (b"", b"[]", b"3", b"null", b"\xff", b"[" * 100_000):
-        path.write_bytes(other)
-        with pytest.raises(DamagedFile):
-            read_json(path)
 
 
 def test_trial_json_has_the_agreed_keys(tmp_path):
@@ -66,6 +48,7 @@ def test_trial_json_has_the_agreed_keys(tmp_path):
 
 def test_a_trial_in_the_wrong_place(tmp_path):
     run = RunDirectory(tmp_path)
+    run.write_trial(trial())
     write_json(run.trial_folder(3) / "trial.json", trial().to_json())
     with pytest.raises(DamagedFile, match="is the record of trial 7"):
         run.read_trial(3)
@@ -241,14 +224,144 @@ def test_weights_that_are_not_kept_are_deleted(tmp_path):
     assert [run.weights_path(index).exists() for index in range(4)] == [False, True, False, True]
 
 
-def test_looks_are_written_in_order(tmp_path):
-    run = RunDirectory(tmp_path)
-    assert run.read_looks() == []
-    run.write_look("winner", "abc", "data")
-    run.write_look("svm", "abc", "data")
-    assert [look["purpose"] for look in run.read_looks()] == ["winner", "svm"]
-    with open(tmp_path / "ledger.jsonl", "a") as file:
-        file.write('{"purpose": "cut sh')
-    run.write_look("evaluation", "abc", "data")
-    purposes = [look["purpose"] for look in run.read_looks()]
-    assert purposes == ["winner", "svm", "unreadable", "evaluation"]
+def started(path):
+    """A run with two trials' records."""
+    run = RunDirectory(path)
+    with run.locked():
+        run.prepare(SEARCH["identity"], overwrite=False)
+        run.begin(SEARCH)
+        for index in (0, 1):
+            run.write_trial(replace(trial(), index=index))
+    return run
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "\0"])
+def test_search_json_is_made_again_where_the_trials_tell_whose_they_are(tmp_path, content):
+    run, said = started(tmp_path), []
+    path = tmp_path / "search.json"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    other = {"data": "abc", "seed": 1}
+    with pytest.raises(UsageError, match="--overwrite starts anew"):
+        run.prepare(other, overwrite=False)
+    run.prepare(SEARCH["identity"], overwrite=False, say=said.append)
+    run.begin(SEARCH)
+    assert len(said) == 1
+    assert RunDirectory(tmp_path).read_search()["identity"] == SEARCH["identity"]
+    set_aside = [p.read_text() for p in tmp_path.glob("damaged/*")]
+    assert set_aside == ([] if content is None else [content])
+
+
+STACKING = {"way": "products", "lanes": 8, "filters": 64, "units": 256}
+
+
+def test_how_trials_share_programs_is_kept(tmp_path):
+    run = started(tmp_path)
+    assert run.read_search()["stacking"] is None
+    run.write_stacking(STACKING)
+    run.begin(SEARCH)
+    assert run.read_search()["stacking"] == STACKING
+    (tmp_path / "search.json").unlink()
+    run.prepare(SEARCH["identity"], overwrite=False)
+    run.begin(SEARCH)
+    assert run.read_search()["stacking"] is None
+
+
+@pytest.mark.parametrize("stacking", [8, "map", {}, {**STACKING, "lanes": 1.5}])
+def test_what_is_no_way_of_sharing_programs(tmp_path, stacking):
+    run, said = started(tmp_path), []
+    run.write_stacking(stacking)
+    with pytest.raises(DamagedFile, match="does not say what was searched"):
+        run.read_search()
+    run.prepare(SEARCH["identity"], overwrite=False, say=said.append)
+    run.begin(SEARCH)
+    assert "does not say what was searched; moved to" in said[0]
+    assert run.read_search()["stacking"] is None
+
+
+def test_a_record_of_another_search_is_not_counted(tmp_path):
+    first = started(tmp_path / "a")
+    with RunDirectory(tmp_path / "b").locked() as second:
+        identity = {"data": "abc", "seed": 1}
+        second.prepare(identity, overwrite=False)
+        second.begin({**SEARCH, "identity": identity})
+        second.write_trial(replace(trial(), index=0))
+        (tmp_path / "a" / "trials" / "0000" / "trial.json").replace(
+            tmp_path / "b" / "trials" / "0000" / "trial.json"
+        )
+        with pytest.raises(DamagedFile, match="of another search's trial"):
+            second.read_trial(0)
+    assert first.read_trial(1).index == 1
+
+
+@pytest.mark.parametrize("name", ["trials", "trials/0001", "best", "damaged", "svm"])
+def test_no_way_leads_out_of_a_run(tmp_path, name):
+    """A folder that is a link is not entered, whatever it leads to."""
+    run, outside = started(tmp_path / "run"), tmp_path / "outside"
+    outside.mkdir()
+    (outside / "model.safetensors").write_text("precious")
+    path = tmp_path / "run" / name
+    if path.exists():
+        path.rename(tmp_path / "moved")
+    path.symlink_to(outside)
+    actions = {
+        "trials": lambda: run.keep_weights(set()),
+        "trials/0001": lambda: run.keep_weights(set()),
+        "best": lambda: run.best,
+        "damaged": lambda: run.set_aside(tmp_path / "run" / "search.json"),
+        "svm": lambda: run.svm_folder("small"),
+    }
+    with pytest.raises(UsageError, match="is a link; what belongs to a run must lie"):
+        actions[name]()
+    assert [p.name for p in outside.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["..", "", "/etc"])
+def test_no_name_leads_out_of_a_run(tmp_path, name):
+    with pytest.raises(UsageError, match="is outside of the run"):
+        RunDirectory(tmp_path).svm_folder(name)
+
+
+def test_links_to_files_are_neither_read_nor_written_through(tmp_path):
+    run, outside = started(tmp_path / "run"), tmp_path / "outside"
+    record = tmp_path / "run" / "trials" / "0001" / "trial.json"
+    record.rename(outside)
+    record.symlink_to(outside)
+    before = outside.read_bytes()
+    with pytest.raises(DamagedFile, match="is a link"):
+        run.read_trial(1)
+    (record.parent / ".trial.json.tmp").symlink_to(outside)
+    (tmp_path / "run" / "ledger.jsonl").symlink_to(outside)
+    run.write_trial(replace(trial(), index=1))
+    assert not record.is_symlink()
+    with pytest.raises(UsageError):
+        run.write_look("winner", "abc", "data")
+    assert outside.read_bytes() == before
+
+
+def test_what_can_not_be_read_now_is_not_damaged(tmp_path, monkeypatch):
+    """A disk that fails says nothing of the file: nothing is set aside, nothing made again."""
+    run = started(tmp_path)
+    monkeypatch.setattr(os, "open", fail_with(errno.EIO))
+    with pytest.raises(SurroundingsError, match=r"trial\.json: can't be read: Input/output error"):
+        run.mended(lambda: run.read_trial(0), pytest.fail)
+    monkeypatch.undo()
+    assert run.read_trial(0).index == 0
+
+
+def fail_with(number):
+    def fail(path, *_, **__):
+        raise OSError(number, os.strerror(number), path)
+
+    return fail
+
+
+def test_what_stands_where_a_folder_should_be_is_set_aside(tmp_path):
+    run, said = started(tmp_path), []
+    for name in ("best", "svm"):
+        (tmp_path / name).write_text("a file")
+    (tmp_path / "ledger.jsonl").mkdir()
+    run.set_aside_misplaced(said.append)
+    assert len(said) == len(list((tmp_path / "damaged").iterdir())) == 3
+    assert not (tmp_path / "best").exists()

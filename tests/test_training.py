@@ -68,7 +68,7 @@ def test_an_epoch_equals_one_written_by_hand_in_float64():
         state = train(state, images, labels, cut, 1, 3)
         assert not start_epoch(state).correct
 
-        plain = build_model(HYPERPARAMETERS, CLASSES, "gpu")
+        plain = build_model(HYPERPARAMETERS, CLASSES, "convolution")
         adam = optax.adam(1e-2)
         optimizer_state = adam.init(parameters)
         total, right = 0.0, 0

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from itertools import pairwise
 
 from task import STARTED, answer, digits, read_task
 
 from jaxmnist.config import Hyperparameters, TrainingSettings
 from jaxmnist.data import Dataset
-from jaxmnist.engine import Engine, EpochFinished
+from jaxmnist.engine import Engine, EpochFinished, TrialStarted
+from jaxmnist.model import count_parameters
 
 if __name__ == "__main__":
-    import jax
-
     imported = time.perf_counter() - STARTED
     task = read_task()
     images, labels = digits(task.images + 64)
@@ -30,11 +28,17 @@ if __name__ == "__main__":
     )
     settings = TrainingSettings(task.epochs, task.batch_size, task.learning_rate)
     hyperparameters = Hyperparameters(task.filters, task.conv_layers, task.dense_layers, task.units)
-    ends: dict[int, list[float]] = {index: [0.0] for index in range(task.trials)}
+    moments: list[list[float]] = [[] for _ in range(task.trials)]
+    losses: list[list[float]] = [[] for _ in range(task.trials)]
+    accuracies: list[list[float]] = [[] for _ in range(task.trials)]
     engine = Engine(data, settings, 0, task.trials)
-    with engine.run((index, hyperparameters) for index in ends) as events:
+    with engine.run((index, hyperparameters) for index in range(task.trials)) as events:
         for event in events:
+            if isinstance(event, TrialStarted | EpochFinished):
+                moments[event.index].append(time.perf_counter())
             if isinstance(event, EpochFinished):
-                ends[event.index].append(event.seconds)
-    seconds = [[b - a for a, b in pairwise(e)] for e in ends.values()]
-    answer(seconds, {"jax": jax.__version__}, imported)
+                losses[event.index].append(event.metrics.loss)
+                accuracies[event.index].append(event.metrics.accuracy)
+    parameters = count_parameters(hyperparameters, data.image_shape, data.classes)
+    packages = ["jaxmnist", "jax", "flax", "optax"]
+    answer(packages, imported, parameters, moments, losses, accuracies)

@@ -1,7 +1,7 @@
 """What every peer of the benchmark is given, and what it answers: nothing here knows a framework.
 
-A peer is a script that is started as `python PEER.py TASK`, TASK being a JSON object, trains the
-network on the first images of MNIST, and prints one JSON object on its last line.
+A peer is a script that is started as `python PEER.py TASK [ARGUMENT…]`, TASK being a JSON object,
+trains the network on the first images of MNIST, and prints one JSON object on its last line.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ import json
 import sys
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
+# NumPy is imported where it is needed, so that the time of importing it is counted.
 STARTED = time.perf_counter()
 MNIST = Path(__file__).parents[2] / "jaxmnist" / "mnist"
 
@@ -45,6 +49,8 @@ def read_task() -> Task:
 
 def digits(count: int) -> tuple[np.ndarray, np.ndarray]:
     """The first training digits: uint8[N, 28, 28, 1] and their classes int32[N]."""
+    import numpy as np
+
     with gzip.open(MNIST / "train-images-idx3-ubyte.gz") as file:
         images = np.frombuffer(file.read(16 + 784 * count), np.uint8, offset=16)
     with gzip.open(MNIST / "train-labels-idx1-ubyte.gz") as file:
@@ -52,20 +58,31 @@ def digits(count: int) -> tuple[np.ndarray, np.ndarray]:
     return images.reshape(-1, 28, 28, 1), labels.astype(np.int32)
 
 
-def answer(epoch_seconds: list[list[float]], versions: dict[str, str], import_seconds: float):
+def answer(
+    packages: list[str],
+    import_seconds: float,
+    parameters: int,
+    moments: list[list[float]],
+    losses: list[list[float]],
+    accuracies: list[list[float]],
+) -> None:
     """Print what was measured.
 
     Args:
-      epoch_seconds: the wall time of each epoch, for each trial; the first compiles.
-      versions: of what was measured.
+      packages: what the versions are told of.
       import_seconds: until the framework was imported.
+      parameters: numbers that the network learns.
+      moments: for each trial, by `time.perf_counter`, when its network began to be built and the
+        end of each epoch; the first epoch compiles. Processes of one machine share this clock.
+      losses: for each trial, the mean training loss of each epoch.
+      accuracies: for each trial, the training accuracy of each epoch.
     """
-    print(
-        json.dumps(
-            {
-                "epoch_seconds": epoch_seconds,
-                "versions": versions,
-                "import_seconds": import_seconds,
-            }
-        )
-    )
+    result = {
+        "versions": {name: version(name) for name in packages},
+        "import_seconds": import_seconds,
+        "parameters": parameters,
+        "moments": moments,
+        "losses": losses,
+        "accuracies": accuracies,
+    }
+    print(json.dumps(result))

@@ -1,0 +1,363 @@
+"""Damage a finished run, file by file, and see that nothing is lost and nothing silently wrong.
+
+Claim: whatever happens to a file of a run (cut, emptied, bits flipped, replaced by something else,
+deleted, made by a later version), reading the run and going on with its search either give what
+the undisturbed run gave, bit for bit, or end in one clear line. What can't be believed is set
+aside, which is said, and no other file is touched.
+
+It makes one small run, then does to a copy of it what each damage says, all in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import jaxmnist
+from jaxmnist import JaxmnistError, Run, SupportVectors, evaluation
+from jaxmnist.atomic import write_json
+
+TRAIN, TEST = 400, 200  # images
+OUTCOMES = ("as it was", "recovered", "refused", "BROKEN")
+
+
+# --- What is done to a file ---------------------------------------------------------------------
+
+
+def truncate(path: Path, rng: np.random.Generator) -> None:
+    """Cut somewhere."""
+    os.truncate(path, int(rng.integers(0, path.stat().st_size)))
+
+
+def empty(path: Path, rng: np.random.Generator) -> None:
+    """Nothing is left in it."""
+    os.truncate(path, 0)
+
+
+def flip(path: Path, rng: np.random.Generator) -> None:
+    """One to four bits, half of the time near the start, where headers are."""
+    content = bytearray(path.read_bytes())
+    end = len(content) if rng.random() < 0.5 else min(len(content), 300)
+    for position in rng.integers(0, end, rng.integers(1, 5)):
+        content[position] ^= 1 << int(rng.integers(0, 8))
+    path.write_bytes(content)
+
+
+def replace(path: Path, rng: np.random.Generator) -> None:
+    """Something else in its place: a folder, a pipe, a link, another file."""
+    size = path.stat().st_size
+    others = sorted(p for p in run_folder(path).rglob("*") if p.is_file() and p != path)
+    kind = int(rng.integers(0, 9))
+    other = others[int(rng.integers(0, len(others)))].read_bytes()
+    path.unlink()
+    if kind == 0:
+        path.mkdir()
+        (path / "inside").write_text("something")
+    elif kind == 1:
+        os.mkfifo(path)
+    elif kind == 2:
+        path.symlink_to(run_folder(path).parent / "outside")
+    elif kind == 3:
+        path.symlink_to(path.name)
+    elif kind == 4:
+        path.write_bytes(rng.bytes(size))
+    elif kind == 5:
+        texts = ["[]", "{}", "null", "1e999", '"\\ud800"', "[" * 10**5, '{"sha256": 3}', "\x1b[2J"]
+        path.write_text(texts[int(rng.integers(0, len(texts)))])
+    elif kind == 6:
+        np.savez(path.with_name("object.npz"), x=np.array([print], dtype=object))
+        path.with_name("object.npz").rename(path)
+    elif kind == 7:
+        path.touch()
+        os.truncate(path, 2**40)  # it has a terabyte, all of it a hole
+    else:
+        path.write_bytes(other)
+
+
+def delete(path: Path, rng: np.random.Generator) -> None:
+    """It is gone."""
+    path.unlink()
+
+
+def advance(path: Path, rng: np.random.Generator) -> None:
+    """What a later version may write: keys added, gone, or of another type; a larger format."""
+    if path.suffix != ".json":
+        path.write_bytes(b"JAXMNIST 2\n" + path.read_bytes())
+        return
+    content = json.loads(path.read_bytes())
+    del content["sha256"]
+    place = content
+    while True:
+        key = list(place)[int(rng.integers(0, len(place)))]
+        if not isinstance(place[key], dict) or not place[key] or rng.random() < 0.5:
+            break
+        place = place[key]
+    kind = int(rng.integers(0, 4))
+    if kind == 0:
+        place["added"] = {"by": "a later version"}
+    elif kind == 1:
+        del place[key]
+    elif kind == 2:
+        others = [None, {}, [], "\x1b[31mred", 10**400]
+        others = [other for other in others if type(other) is not type(place[key])]
+        place[key] = others[int(rng.integers(0, len(others)))]
+    else:
+        content["format"] = 99
+    write_json(path, content)
+
+
+LATER = "of a later version"
+DAMAGES: dict[str, Callable[[Path, np.random.Generator], None]] = {
+    "truncated": truncate,
+    "emptied": empty,
+    "bits flipped": flip,
+    "replaced": replace,
+    "deleted": delete,
+    LATER: advance,
+}
+
+
+def damage_folder(path: Path, rng: np.random.Generator) -> None:
+    """A whole folder is deleted, or a file, or a link, stands in its place."""
+    kind = int(rng.integers(0, 3))
+    if kind == 2:
+        shutil.move(path, run_folder(path).parent / "moved")
+        path.symlink_to(run_folder(path).parent / "moved")
+        return
+    shutil.rmtree(path)
+    if kind == 1:
+        path.write_text("a file")
+
+
+# --- What must hold ------------------------------------------------------------------------------
+
+
+def run_folder(path: Path) -> Path:
+    """The run directory that a path is in."""
+    return next(p for p in path.parents if p.name == "run")
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """What is where: the SHA-256 of files, and what else there is by kind."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            found[name] = f"link to {os.readlink(path)}"
+        elif path.is_dir():
+            found[name] = "folder"
+        elif not path.is_file() or path.stat().st_size > 2**30:
+            found[name] = "special"
+        elif name != "lock":
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def without_added(value: Any) -> Any:
+    """JSON without what `advance` added."""
+    if isinstance(value, dict):
+        kept = {key: part for key, part in value.items() if key not in ("added", "format")}
+        return {key: without_added(part) for key, part in kept.items()}
+    return value
+
+
+def facts(run: Run, images: np.ndarray) -> dict[str, Any]:
+    """What must be equal bit for bit: all but times and the count of looks."""
+    test = run.result("best/test.json")
+    svm = run.result("svm/data/svm.json")
+    # The table beside the confusion matrix is for other programs; this one doesn't read it.
+    for content in (test, svm):
+        for key in ("evaluations", "classification_report", "seconds", "pipeline_sha256"):
+            content.pop(key, None)
+    svm_file = run.directory.svm_folder("data") / "pipeline.safetensors"
+    model = run.best_model
+    return {
+        "trials": [
+            (t.index, t.hyperparameters, t.status, t.history, t.weights_sha256) for t in run.trials
+        ],
+        "winner": run.best_trial.index,
+        "best": tree(run.directory.best)["model.safetensors"],
+        "test": without_added(test),
+        "svm": without_added(svm),
+        "classes": model.predict(images).tolist(),
+        "svm classes": SupportVectors.load(svm_file).predict(model.features(images)).tolist(),
+    }
+
+
+def readers(folder: Path, images: np.ndarray) -> list[Callable[[], Any]]:
+    """Everything that reads a run without writing."""
+    svm = folder / "svm" / "data" / "pipeline.safetensors"
+    return [
+        lambda: Run(folder).results_summary() + Run(folder).why(),
+        lambda: [m.predict(images) for m in Run(folder).get_best_models(2)],
+        lambda: Run(folder).best_model.predict_proba(images),
+        lambda: (kept := evaluation.kept_look(Run(folder))) and evaluation.describe(kept),
+        lambda: evaluation.winner_predictions(Run(folder)),
+        lambda: SupportVectors.load(svm).project(np.zeros((1, 1), np.float32)),
+        lambda: Run(folder).directory.read_looks(),
+    ]
+
+
+def one_line(error: Exception) -> bool:
+    """Whether an error says something, in one line that can't command a terminal."""
+    return str(error).isprintable() and len(str(error)) > 10
+
+
+class Broken(Exception):
+    """A promise that did not hold."""
+
+
+def must(holds: bool, promise: str) -> None:
+    """Raise `Broken` unless the promise holds."""
+    if not holds:
+        raise Broken(promise)
+
+
+def outcome(
+    folder: Path, kind: str, options: dict, whole: dict, before: dict, images: np.ndarray
+) -> str:
+    """How a damaged run at `folder` ends; raises whatever breaks a promise.
+
+    Args:
+      folder: of the run.
+      kind: of damage.
+      options: of its search.
+      whole: `facts` of the undisturbed run.
+      before: `tree` of the undisturbed run.
+      images: to predict.
+    """
+    damaged = tree(folder)
+    for read in readers(folder, images):
+        try:
+            read()
+        except JaxmnistError as error:
+            must(one_line(error), "one clear line")
+    must(tree(folder) == damaged, "reading changes nothing")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            run = jaxmnist.random_search(**options)
+    except JaxmnistError as error:
+        must(one_line(error), "one clear line")
+        after = tree(folder)
+        lost = set(damaged.values()) - set(after.values()) - {"folder"}
+        must(not lost, "a refusal loses nothing")
+        return "refused"
+    must(facts(run, images) == whole, "the undisturbed run's results")
+    must(len(run.directory.read_looks()) >= 2, "no look is forgotten")
+    after = tree(folder)
+    aside = {name: what for name, what in after.items() if name.startswith("damaged/")}
+    # A record that was good is still there, byte for byte.
+    for name, what in before.items():
+        if name.endswith("trial.json") and damaged.get(name) == what:
+            must(after[name] == what, f"{name} was good")
+    for name, what in damaged.items():
+        bad = before.get(name) != what
+        if bad and what != "folder" and not name.endswith(("/inside", "ledger.jsonl")):
+            kept = what in aside.values() or after.get(name) == what
+            # What a later version wrote there may be right, and is written anew in any case.
+            derived = name in ("search.json", "best/config.json") and kind == LATER
+            must(kept or derived, f"{name} is set aside")
+    must(not aside or "moved to" in said.getvalue(), "what is set aside is said")
+    looks = len(run.directory.read_looks())
+    with contextlib.redirect_stdout(said):
+        again = jaxmnist.random_search(**options)
+    must(len(again.directory.read_looks()) == looks, "once mended, it stays so")
+    return "as it was" if damaged == before else "recovered"
+
+
+def main() -> int:
+    """Damage a run as often as asked; 1 if a promise broke."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--damages", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    # XLA warns of each program that it reads again from the cache of compiled ones.
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import jax
+
+    rng = np.random.default_rng(arguments.seed)
+    counts: Counter[tuple[str, str]] = Counter()
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        # Retraining costs next to nothing where its program is compiled already.
+        jax.config.update("jax_compilation_cache_dir", str(place / "cache"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        mnist = jaxmnist.load_arrays("mnist")
+        parts = {key: getattr(mnist, key)[:TRAIN] for key in ("x_train", "y_train")}
+        parts |= {key: getattr(mnist, key)[:TEST] for key in ("x_test", "y_test")}
+        np.savez(place / "data.npz", **parts)
+        (place / "outside").write_text("not the run's")
+        options = {
+            "data_dir": str(place / "data.npz"),
+            "directory": name,
+            "project_name": "run",
+            "filters": "4:7",
+            "conv_layers": 1,
+            "dense_layers": 0,
+            "max_trials": 4,
+            "epochs": 2,
+            "batch_size": 64,
+            "learning_rate": 0.01,
+            "validation_split": 0.25,
+            "keep": 2,
+            "jobs": 1,
+            "svm_backend": "sklearn",
+            "cache": str(place / "cache"),
+            # They are made again from the rest, whatever is in their place.
+            "report": False,
+            "tensorboard": False,
+        }
+        images = mnist.x_test[:50]
+        with contextlib.redirect_stdout(io.StringIO()):
+            whole = facts(jaxmnist.random_search(**options), images)
+        (place / "run").rename(place / "undisturbed")
+        before = tree(place / "undisturbed")
+        for number in range(arguments.damages):
+            folder = place / "run"
+            for leftover in (folder, place / "moved"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            shutil.copytree(place / "undisturbed", folder)
+            paths = sorted(p for p in folder.rglob("*") if p.name != "lock")
+            path = paths[int(rng.integers(0, len(paths)))]
+            kind = list(DAMAGES)[int(rng.integers(0, len(DAMAGES)))]
+            if path.is_dir():
+                kind = "a folder"
+                damage_folder(path, rng)
+            else:
+                DAMAGES[kind](path, rng)
+            try:
+                ended = outcome(folder, kind, options, whole, before, images)
+                must((place / "outside").read_text() == "not the run's", "nothing outside")
+            except Exception:
+                ended = "BROKEN"
+                print(f"damage {number}: {path.relative_to(folder)}: {kind}")
+                print(traceback.format_exc())
+            counts[kind, ended] += 1
+    print(f"{'damage':<20}" + "".join(f"{ended:>12}" for ended in OUTCOMES))
+    for kind in [*DAMAGES, "a folder"]:
+        print(f"{kind:<20}" + "".join(f"{counts[kind, ended]:>12}" for ended in OUTCOMES))
+    broken = sum(count for (_, ended), count in counts.items() if ended == "BROKEN")
+    seconds = time.perf_counter() - started
+    print(f"{arguments.damages} damages, {broken} broken promises, {seconds:.0f} s")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""A search on a terminal or in a notebook: what runs now, drawn again as it goes on, by rich."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE
+from rich.console import Console as RichConsole
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from jaxmnist.engine import EpochFinished, TrialFinished, TrialStarted
+from jaxmnist.errors import printable
+from jaxmnist.report.console import Console, Progress
+
+if TYPE_CHECKING:
+    from jaxmnist.run import Run
+
+
+def can_display(console: RichConsole | None = None) -> bool:
+    """Whether what is drawn can be drawn again: a real terminal, or a notebook with widgets."""
+    console = console or RichConsole()
+    if console.is_jupyter:
+        return find_spec("ipywidgets") is not None
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+class Display(Console):
+    """A line for each trial that has ended, and below them those that run."""
+
+    def __init__(self, console: RichConsole | None = None) -> None:
+        super().__init__()
+        self._console = console or RichConsole()
+        self._live: Live | None = None
+
+    def stage(self, name: str) -> None:
+        """Begin a stage; what follows training has nothing running to show."""
+        super().stage(name)
+        if name != "training":
+            self.close()
+            self.note(f"{name} …")
+
+    def begin(self, progress: Progress) -> None:
+        """Show what runs, from now on."""
+        super().begin(progress)
+        self._live = Live(
+            console=self._console,
+            get_renderable=self.picture,
+            refresh_per_second=4,
+            transient=True,
+        )
+        self._live.start()
+
+    def close(self) -> None:
+        """Take away what shows running trials."""
+        if self._live is not None:
+            live, self._live = self._live, None
+            live.stop()
+
+    def note(self, line: str) -> None:
+        """Say something above what runs."""
+        self._console.print(Text(printable(line), style="dim"))
+
+    def result(self, text: str) -> None:
+        """Say what was asked for, in full width: tables are not wrapped."""
+        self._console.print(Text(text), soft_wrap=True)
+
+    def results(self, run: Run) -> None:
+        """The trials as a table, best first, and why the first one won."""
+        self.close()
+        table = Table(header_style="dim", show_edge=False, pad_edge=False, box=SIMPLE)
+        for name in ("trial", "val_accuracy", "largest fall", "seconds"):
+            table.add_column(name, justify="right")
+        table.add_column("hyperparameters")
+        for place, entry in enumerate(run.ranked):
+            trial = entry.trial
+            table.add_row(
+                str(trial.index),
+                f"{entry.score:.4f}",
+                f"{entry.fall:.4f}" + ("" if entry.steady else " ×"),
+                f"{trial.seconds:.1f}",
+                Text(str(trial.hyperparameters)),
+                style="" if place else "bold green",
+            )
+        for trial in run.trials:
+            if trial.status != "completed":
+                what = f"{trial.hyperparameters}: {printable(trial.error or trial.status)}"
+                seconds = f"{trial.seconds:.1f}"
+                table.add_row(str(trial.index), "–", "–", seconds, Text(what), style="dim")
+        for part in ("", table, "", Text(run.why())):
+            self._console.print(part)
+
+    def show(self, event: TrialStarted | EpochFinished | TrialFinished, progress: Progress) -> None:
+        """Keep a line of a trial that has ended."""
+        if not isinstance(event, TrialFinished):
+            return
+        draw = progress.draws[event.index]
+        line = Text.assemble(("✓ " if event.error is None else "✗ "), f"trial {event.index} ")
+        line.stylize("green" if event.error is None else "red")
+        ended = (
+            f"{event.history[-1].val_accuracy:.4f} in {event.seconds:.1f} s"
+            if event.error is None
+            else f"failed after {event.seconds:.1f} s: {printable(event.error)}"
+        )
+        line.append(f"{ended}  ", style="not dim")
+        line.append(str(draw), style="dim")
+        self._console.print(line)
+
+    def picture(self) -> RenderableType:
+        """The running trials, and how far the search is."""
+        progress = self.progress
+        assert progress is not None
+        table = Table(header_style="dim", show_edge=False, pad_edge=False, box=None)
+        for name in ("trial", "epoch", "accuracy", "val_accuracy", "images/s"):
+            table.add_column(name, justify="right")
+        table.add_column("hyperparameters", style="dim")
+        for index, event in sorted(progress.running.items()):
+            row = ["compiling", "", "", ""]
+            if index in progress.compiled:
+                row[0] = f"0/{progress.epochs}"
+            if event is not None:
+                metrics = event.metrics
+                row = [
+                    f"{event.epoch}/{progress.epochs}",
+                    f"{metrics.accuracy:.4f}",
+                    f"{metrics.val_accuracy:.4f}",
+                    f"{progress.rates[index]:,.0f}",
+                ]
+            table.add_row(str(index), *row, Text(str(progress.draws[index])))
+        line = Table.grid(padding=(0, 2))
+        bar = ProgressBar(total=1.0, completed=progress.share, width=24)
+        line.add_row(bar, Text(str(progress), style="bold"))
+        return Group("", table, "", line)

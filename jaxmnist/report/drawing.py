@@ -1,0 +1,200 @@
+"""How figures become part of the page: matplotlib's SVG, in the page's own colours and letters.
+
+A figure is drawn once. Its colours are stand-ins, replaced by the page's CSS variables, so that the
+same drawing is right in light, in dark and on paper.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+# Stand-ins; no figure has these colours by chance.
+COLOURS = {
+    name: f"#0a0b{number:02x}"
+    for number, name in enumerate(
+        ("ink", "muted", "grid", "surface", "trial", "winner", *(f"class-{k}" for k in range(10)))
+    )
+}
+SETTINGS: Any = {
+    "svg.fonttype": "none",  # letters stay letters: smaller, and they can be searched
+    "text.parse_math": False,  # a dollar sign is a dollar sign
+    "font.size": 10.0,  # on a telephone a point is about a pixel
+    "axes.edgecolor": COLOURS["grid"],
+    "axes.labelcolor": COLOURS["muted"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "text.color": COLOURS["ink"],
+    "xtick.color": COLOURS["grid"],
+    "ytick.color": COLOURS["grid"],
+    "xtick.labelcolor": COLOURS["muted"],
+    "ytick.labelcolor": COLOURS["muted"],
+    "grid.color": COLOURS["grid"],
+    "grid.linewidth": 0.6,
+}
+TICKS = (0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the page.
+
+    name: unique in the page; begins the ids in its SVG.
+    title: what stands above it.
+    caption: how to read it.
+    alternative: what it shows, for who can't see it.
+    """
+
+    name: str
+    title: str
+    svg: str
+    caption: str
+    alternative: str
+
+
+@dataclass
+class Canvas:
+    """A figure being drawn: its axes, and what its marks say when pointed at."""
+
+    figure: Any
+    axes: Any
+    titles: dict[str, str] = field(default_factory=dict)
+
+    def mark(self, artist: Any, title: str) -> Any:
+        """Give a mark the words that are shown when it is pointed at."""
+        artist.set_gid(f"mark-{len(self.titles)}")
+        self.titles[artist.get_gid()] = title
+        return artist
+
+
+@contextmanager
+def canvas(width: float, height: float) -> Iterator[Canvas]:
+    """An empty figure with axes, in inches; drawn at a size that a telephone shows as it is."""
+    # It tells of its font cache, which is nothing to a reader of a search.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield Canvas(figure, figure.add_subplot())
+
+
+def inline_svg(drawn: Canvas, name: str, alternative: str) -> str:
+    """The figure as an SVG element of an HTML page; call it within the `canvas` context."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    nothing: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # the same ids whenever it is drawn
+        drawn.figure.savefig(buffer, format="svg", metadata=nothing)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    for colour, value in COLOURS.items():
+        svg = svg.replace(value, f"var(--{colour})")
+    # Two digits of a point are enough; numbers in the text stay as they are.
+    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), svg)
+    svg = svg.replace("xlink:href", "href")
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
+    for mark, title in drawn.titles.items():
+        group = f'<g id="{name}-{mark}">'
+        svg = svg.replace(group, f"{group}<title>{html.escape(title)}</title>")
+    size = re.search(r'viewBox="[^"]*"', svg)
+    head = f'<svg {size[0] if size else ""} role="img" aria-label="{html.escape(alternative)}">'
+    return head + re.sub(r"\n\s*", "\n", svg[svg.index(">") + 1 :]).strip()
+
+
+def draw(
+    name: str,
+    title: str,
+    caption: str,
+    alternative: str,
+    plot: Callable[[Canvas], None],
+    size: tuple[float, float] = (4.7, 3.0),
+) -> Picture:
+    """A picture that `plot` draws on a canvas of this width and height, in inches."""
+    with canvas(*size) as drawn:
+        plot(drawn)
+        svg = inline_svg(drawn, name, alternative)
+    return Picture(name, title, svg, caption, alternative)
+
+
+def accuracy_axis(axes: Any, accuracies: Sequence[float], images: int) -> None:
+    """Stretch the y axis towards 1: equal steps are equal ratios of errors.
+
+    Args:
+      axes: matplotlib's.
+      accuracies: that will be drawn.
+      images: they were counted on; sets how far up 1 itself is.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    least = 0.5 / max(images, 1)
+
+    def forward(accuracy: Any) -> Any:
+        return -np.log10(np.clip(1 - np.asarray(accuracy, float), 0, None) + least)
+
+    def backward(value: Any) -> Any:
+        return 1 + least - 10.0 ** -np.asarray(value, float)
+
+    first, last = forward(min(accuracies)), forward(max(accuracies))
+    room = max(0.08 * (last - first), 0.01)
+    low, high = backward(first - room), backward(last + room)
+    axes.set_yscale("function", functions=(forward, backward))
+    axes.set_ylim(low, high)
+    nice = MaxNLocator(6).tick_values(low, min(high, 1.0))
+    for candidates in (TICKS, nice):
+        inside = [tick for tick in candidates if low <= tick <= min(high, 1.0)]
+        ticks = _spread(inside, forward, float(forward(high) - forward(low)))
+        if len(ticks) >= 3:
+            break
+    axes.set_yticks(ticks, [f"{tick:.6f}".rstrip("0").rstrip(".") for tick in ticks])
+    axes.set_yticks([], minor=True)
+    axes.grid(axis="y")
+
+
+def log_axis(axes: Any, which: str, values: Sequence[float]) -> None:
+    """A logarithmic axis, 'x' or 'y', with plain numbers as ticks: 0.5, 10, 20k, 1M."""
+    from matplotlib.ticker import NullLocator
+
+    low, high = min(values) / 1.2, max(values) * 1.2
+    for digits in ((1,), (1, 2, 5), (1, 2, 3, 4, 5, 6, 8)):
+        steps = [digit * 10.0**power for power in range(-9, 12) for digit in digits]
+        ticks = [step for step in steps if low <= step <= high]
+        if len(ticks) >= 3:
+            break
+    else:
+        ticks = [float(f"{value:.3g}") for value in np.geomspace(min(values), max(values), 3)]
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
+    axis.set_minor_locator(NullLocator())
+    axis.set_ticks(sorted(set(ticks)), [_short(tick) for tick in sorted(set(ticks))])
+
+
+def _short(number: float) -> str:
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:g}{letter}"
+    return f"{number:g}"
+
+
+def _spread(ticks: Sequence[float], forward: Callable[[Any], Any], span: float) -> list[float]:
+    """Those of the ticks that keep a tenth of the axis between them, from the top."""
+    kept: list[float] = []
+    for tick in sorted(ticks, reverse=True):
+        if not kept or float(forward(kept[-1])) - float(forward(tick)) >= 0.1 * span:
+            kept.append(tick)
+    return kept[::-1]

@@ -1,0 +1,140 @@
+"""What a report knows of a run: whatever of its files can be read, and notes about the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from jaxmnist.atomic import DamagedFile, MissingFile, fits, read_json
+from jaxmnist.config import DEFAULT_RANGES, Range
+from jaxmnist.data import Dataset
+from jaxmnist.errors import JaxmnistError, UsageError
+from jaxmnist.evaluation import kept_look
+from jaxmnist.record import Trial
+from jaxmnist.run import Run
+from jaxmnist.selection import Ranked, rank
+from jaxmnist.space import SearchSpace
+
+T = TypeVar("T")
+COUNTS = dict.fromkeys(("train", "validation", "test"), int)
+SEARCHED = {"data": {"name": str, **COUNTS, "image_shape": [int], "labels": [int]}}
+
+
+def plainly(problem: Exception) -> str:
+    """An exception as half a sentence of a note; one that isn't ours with its kind."""
+    text = " ".join(str(problem).split())[:300]
+    return text if isinstance(problem, JaxmnistError) else f"{type(problem).__name__}: {text}"
+
+
+@dataclass
+class Facts:
+    """A run as far as it has come.
+
+    running: the histories so far of trials that are running, which their records don't have yet.
+    trials: whose records can be read.
+    ranked: the completed ones, the winner first.
+    notes: by section of the page, what could not be read or made.
+    """
+
+    run: Run
+    running: Mapping[int, dict[str, list[float]]] = field(default_factory=dict)
+    trials: list[Trial] = field(default_factory=list)
+    ranked: list[Ranked] = field(default_factory=list)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        run = self.run
+        try:
+            machine = run.search.get("machine", {})
+            if not (fits(run.search, SEARCHED) and fits(machine, dict) and self.budget):
+                raise ValueError
+        except (KeyError, TypeError, ValueError):
+            raise UsageError(f"{run.directory.path}/search.json: says too little") from None
+        for index in run.directory.trial_indices():
+            try:
+                trial = run.directory.read_trial(index)
+            except DamagedFile as problem:
+                self.note("run", f"a trial is left out: {problem}")
+                continue
+            if trial is not None and trial.status == "running" and index in self.running:
+                trial = replace(trial, history=self.running[index])
+            self.trials += [] if trial is None else [trial]
+        # Whatever asks the run for its winner goes by what can be read.
+        run.trials = self.trials
+        settings = run.settings
+        self.ranked = rank(self.trials, self.validation_images, settings.select, settings.tolerance)
+        run.ranked = self.ranked
+
+    def note(self, section: str, text: str) -> None:
+        """Say in a section what a reader should know of it."""
+        self.notes.setdefault(section, []).append(text)
+
+    def attempt(self, section: str, make: Callable[..., T], *arguments: Any) -> T | None:
+        """What `make` gives; where it fails, None, and a note in the section.
+
+        A report of a damaged run is a page with holes, so that no error may escape from here.
+        """
+        try:
+            return make(*arguments)
+        except Exception as problem:
+            self.note(section, plainly(problem))
+            return None
+
+    @property
+    def validation_images(self) -> int:
+        """How many images a score was counted on."""
+        return max(1, int(self.run.search["data"]["validation"]))
+
+    @property
+    def winner(self) -> Trial | None:
+        """The trial that is first in the ranking, if one has completed."""
+        return self.ranked[0].trial if self.ranked else None
+
+    @property
+    def scores(self) -> list[float]:
+        """Of the completed trials, in the order of their indices."""
+        return [trial.score for trial in self.trials if trial.score is not None]
+
+    @property
+    def space(self) -> SearchSpace:
+        """The configurations that the search draws from."""
+        identity = self.run.search["identity"]
+        return SearchSpace(**{name: Range.parse(name, identity[name]) for name in DEFAULT_RANGES})
+
+    @property
+    def budget(self) -> int:
+        """Trials that the search was asked for, and that its space has."""
+        return min(self.run.settings.max_trials, self.space.size)
+
+    def count(self, status: str) -> int:
+        """How many trials have this status."""
+        return sum(trial.status == status for trial in self.trials)
+
+    def test(self) -> dict[str, Any] | None:
+        """best/test.json, if it is of the present winner."""
+        try:
+            return kept_look(self.run) if self.ranked else None
+        except MissingFile as problem:
+            if problem.path.name != "test.json":
+                raise
+            return None
+
+    def svm(self) -> dict[str, Any] | None:
+        """svm.json on the run's own data, if it is of the present winner."""
+        winner, identity = self.winner, self.run.search["identity"]
+        folder = self.run.directory.folder("svm")
+        for path in sorted(folder.glob("*/svm.json")):
+            try:
+                content = read_json(path)
+            except DamagedFile as problem:
+                self.note("test", str(problem))
+                continue
+            own = winner and content.get("model_sha256") == winner.weights_sha256
+            if own and content.get("data") == identity["data"]:
+                return content
+        return None
+
+    def dataset(self) -> Dataset:
+        """The run's data, as they were."""
+        return self.run.load_dataset()

@@ -1,0 +1,211 @@
+"""The figures of trials, cost, budget and features. Each gives a `Picture`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxmnist.record import Trial
+from jaxmnist.report.drawing import COLOURS, Canvas, Picture, accuracy_axis, draw, log_axis
+from jaxmnist.report.quality import dot
+from jaxmnist.report.statistics import expected_best, wilson
+
+NAMES = {
+    "loss": "Training loss",
+    "accuracy": "Training accuracy",
+    "val_loss": "Validation loss",
+    "val_accuracy": "Validation accuracy",
+}
+
+
+def curves(trials: Sequence[Trial], winner: int | None, metric: str, images: int) -> Picture | None:
+    """A metric of every trial by epoch, the winner's in front; None where no epoch is finished.
+
+    images: that the metric is a mean over.
+    """
+    shown = [trial for trial in trials if np.isfinite(trial.history[metric]).any()]
+    if not shown:
+        return None
+    title, last = NAMES[metric], max(len(trial.history[metric]) for trial in shown)
+    values = [v for trial in shown for v in trial.history[metric] if np.isfinite(v)]
+
+    def plot(drawn: Canvas) -> None:
+        axes = drawn.axes
+        if metric.endswith("accuracy"):
+            accuracy_axis(axes, values, images)
+        else:
+            log_axis(axes, "y", [max(value, 1e-9) for value in values])
+            axes.grid(axis="y")
+        for trial in sorted(shown, key=lambda trial: trial.index == winner):
+            won = trial.index == winner
+            history = trial.history[metric]
+            style = "-" if trial.status == "completed" else ":"
+            (line,) = axes.plot(
+                range(1, len(history) + 1),
+                history,
+                style,
+                marker="o",
+                markersize=4.5 if won else 2.2,
+                linewidth=2.4 if won else 1.1,
+                color=COLOURS["winner" if won else "trial"],
+                alpha=1 if won else 0.6,
+                zorder=5 if won else 2,
+            )
+            place = " (winner)" if won else ""
+            ended = f"{history[-1]:.4f}" if np.isfinite(history[-1]) else "not finite"
+            drawn.mark(line, f"Trial {trial.index}{place}: {trial.hyperparameters}; {ended}")
+        axes.set_xlabel("epoch")
+        axes.set_xticks(sorted({round(e) for e in np.linspace(1, last, min(last, 8))}))
+        axes.set_xlim(1 - 0.04 * last, last + 0.04 * last)
+
+    scale = (
+        "The axis is stretched towards 1: the same step up is the same factor fewer errors."
+        if metric.endswith("accuracy")
+        else "The axis is logarithmic."
+    )
+    caption = "A line is a trial, the thick orange one the winner"
+    caption += (
+        "; dotted lines failed or still run. "
+        if any(trial.status != "completed" for trial in shown)
+        else ". "
+    )
+    best = next((t for t in shown if t.index == winner), None)
+    alternative = f"{title} by epoch of {len(shown)} trials, from {min(values):.4f} to"
+    alternative += f" {max(values):.4f}."
+    if best is not None:
+        steps = ", ".join(f"{v:.4f}" for v in best.history[metric])
+        alternative += f" The winner, trial {winner}: {steps}."
+    return draw(f"curves-{metric.replace('_', '-')}", title, caption + scale, alternative, plot)
+
+
+def against(trials: Sequence[Trial], winner: int | None, cost: str, images: int) -> Picture | None:
+    """Scores against 'parameters' or 'seconds', with the interval of each."""
+    shown = [t for t in trials if t.score is not None and getattr(t, cost) > 0]
+    if not shown:
+        return None
+    intervals = {t.index: wilson(t.score or 0.0, images) for t in shown}
+
+    def plot(drawn: Canvas) -> None:
+        axes = drawn.axes
+        accuracy_axis(axes, [bound for pair in intervals.values() for bound in pair], images)
+        log_axis(axes, "x", [getattr(t, cost) for t in shown])
+        for trial in shown:
+            low, high = intervals[trial.index]
+            x = getattr(trial, cost)
+            colour = COLOURS["winner" if trial.index == winner else "trial"]
+            axes.plot([x, x], [low, high], color=colour, linewidth=1, alpha=0.45)
+            dot(drawn, x, trial, winner)
+        axes.set_xlabel(cost if cost == "parameters" else "seconds of the trial")
+        axes.set_ylabel("validation accuracy")
+
+    alternative = "; ".join(
+        f"trial {t.index}: {getattr(t, cost):,.0f} {cost}, {t.score:.4f}" for t in shown
+    )
+    return draw(
+        f"against-{cost}",
+        f"Accuracy against {cost}",
+        "Up is better, left is cheaper. A dot is a trial, the orange one the winner; its line is"
+        f" the 95 % interval on {images:,} validation images (Wilson). Trials whose lines overlap"
+        " widely may be equally good.",
+        alternative + ".",
+        plot,
+    )
+
+
+def budget(scores: Sequence[float], images: int) -> Picture | None:
+    """The best score so far by trials run: as it went, and as it goes on average."""
+    if not scores:
+        return None
+    expected, went = expected_best(scores), np.maximum.accumulate(scores)
+    numbers = np.arange(1, len(scores) + 1)
+
+    def plot(drawn: Canvas) -> None:
+        axes = drawn.axes
+        accuracy_axis(axes, [*expected, *went], images)
+        axes.step(numbers, went, where="post", color=COLOURS["trial"], linewidth=1.2, label="run")
+        axes.plot(numbers, expected, color=COLOURS["winner"], linewidth=2.2, label="expected")
+        axes.plot(numbers, expected, "o", color=COLOURS["winner"], markersize=3.5)
+        axes.set_xlabel("trials run")
+        axes.set_ylabel("best validation accuracy")
+        axes.locator_params(axis="x", integer=True, nbins=8)
+        axes.legend(frameon=False, loc="lower right", labels=["in this run's order", "expected"])
+
+    steps = ", ".join(f"{k}: {value:.4f}" for k, value in zip(numbers, expected, strict=True))
+    return draw(
+        "budget",
+        "Expected best so far against budget",
+        "The thick line is the mean best score of all ways to choose so many of the trials run"
+        " (Tang et al., 2020); the steps are the order that they were run in. Where the thick line"
+        " is flat, more trials bring little.",
+        f"Expected best validation accuracy by trials run: {steps}.",
+        plot,
+    )
+
+
+def scatter(points: np.ndarray, classes: np.ndarray, labels: Sequence[int], share: Any) -> Picture:
+    """Features in two dimensions, coloured by class, each class named at its middle."""
+
+    def plot(drawn: Canvas) -> None:
+        axes = drawn.axes
+        for k in range(len(labels)):
+            members = points[classes == k]
+            colour = COLOURS[f"class-{k % 10}"]
+            axes.plot(*members.T, "o", color=colour, markersize=2.6, alpha=0.75, markeredgewidth=0)
+        present = [k for k in range(len(labels)) if (classes == k).any()]
+        middles = np.array([np.median(points[classes == k], 0) for k in present])
+        for k, middle, place in zip(
+            present, middles, _apart(middles, np.ptp(points, 0)), strict=True
+        ):
+            colour = COLOURS[f"class-{k % 10}"]
+            axes.plot(*zip(middle, place, strict=True), color=colour, linewidth=1.5)
+            axes.text(
+                *place,
+                str(labels[k]),
+                ha="center",
+                va="center",
+                fontsize=9,
+                fontweight="bold",
+                bbox={
+                    "boxstyle": "circle,pad=0.25",
+                    "facecolor": COLOURS["surface"],
+                    "edgecolor": colour,
+                    "linewidth": 1.8,
+                },
+            )
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_xlabel(f"first component, {100 * share[0]:.0f} % of the variance", fontsize=11)
+        axes.set_ylabel(f"second, {100 * share[1]:.0f} %", fontsize=11)
+
+    return draw(
+        "features",
+        "Validation features in two dimensions",
+        f"A dot is one of {len(points):,} validation images, placed by the first two principal"
+        " components of the winner's flatten features and coloured by its true class; a circled"
+        " label stands at, or points to, the median of its class."
+        " Classes that overlap here may still be apart in the other"
+        f" {100 - 100 * float(sum(share)):.0f} % of the variance.",
+        f"Two principal components of the features of {len(points)} validation images of"
+        f" {len(labels)} classes; they explain {100 * float(sum(share)):.0f} % of the variance.",
+        plot,
+        size=(5.8, 4.4),
+    )
+
+
+def _apart(middles: np.ndarray, extent: np.ndarray) -> np.ndarray:
+    """Places for labels near the middles of their classes, moved until none covers another."""
+    scale = np.where(extent > 0, extent, 1) * [0.055, 0.07]  # a label's width and height
+    places = middles / scale
+    # Labels at one point need a direction to part in.
+    angles = np.arange(len(places)) * 2.4
+    places = places + 1e-3 * np.column_stack([np.cos(angles), np.sin(angles)])
+    for _ in range(200):
+        offsets = places[:, None] - places[None]
+        distances = np.linalg.norm(offsets, axis=-1) + np.eye(len(places))
+        push = np.clip(1.05 - distances, 0, None) * (1 - np.eye(len(places)))
+        if not push.any():
+            break
+        places = places + (offsets / distances[..., None] * push[..., None]).sum(1) / 2
+    return places * scale

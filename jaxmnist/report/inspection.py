@@ -1,0 +1,76 @@
+"""What is only seen by looking at images: confident mistakes, and features in two dimensions."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxmnist.data import Dataset
+from jaxmnist.evaluation import PROBABILITIES
+from jaxmnist.report.statistics import two_components
+from jaxmnist.run import Run
+
+MISTAKES = 24
+DOTS = 1000  # validation images in the picture of the features
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A test image that the winner took for something else.
+
+    picture: as a data address for an HTML page.
+    probability: that the winner gave the wrong label; `right` the one it gave the true label.
+    """
+
+    picture: str
+    index: int
+    truth: int
+    taken_for: int
+    probability: float
+    right: float
+
+
+def mistakes(run: Run, dataset: Dataset, count: int = MISTAKES) -> list[Mistake]:
+    """The mistakes that the winner was surest of, the surest first.
+
+    From the predictions that were kept when the test set was looked at: this is no new look.
+    """
+    probabilities = np.load(run.directory.best / PROBABILITIES, allow_pickle=False)
+    if probabilities.shape != (len(dataset.y_test), dataset.classes):
+        raise ValueError("the kept predictions are not of these test images")
+    predictions = probabilities.argmax(1)
+    surest = probabilities.max(1)
+    wrong = np.flatnonzero(predictions != dataset.y_test)
+    order = wrong[np.argsort(-surest[wrong], kind="stable")][:count]
+    return [
+        Mistake(
+            picture(dataset.x_test[i]),
+            int(i),
+            dataset.labels[dataset.y_test[i]],
+            dataset.labels[predictions[i]],
+            float(surest[i]),
+            float(probabilities[i, dataset.y_test[i]]),
+        )
+        for i in order
+    ]
+
+
+def picture(image: np.ndarray) -> str:
+    """An image uint8[H, W, C] as a PNG in a data address; of other than 3 channels the first."""
+    from PIL import Image
+
+    pixels = image if image.shape[2] == 3 else image[..., 0]
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def features_in_two(run: Run, dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Validation images by their features' first two components: points, classes, shares."""
+    # The split leaves the images in the data's order, which is no order of classes.
+    images, classes = dataset.x_validation[:DOTS], dataset.y_validation[:DOTS]
+    points, shares = two_components(run.best_model.features(images))
+    return points, classes, shares

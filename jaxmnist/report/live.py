@@ -1,0 +1,194 @@
+"""A search as it runs, shown in every way: console, TensorBoard and page.
+
+Showing never harms the search: what goes wrong here is said once, and the trials go on.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any
+
+from jaxmnist.config import Hyperparameters, SearchSettings
+from jaxmnist.data import Dataset
+from jaxmnist.engine import EpochFinished, Event, TrialFinished, TrialStarted
+from jaxmnist.errors import JaxmnistError, Stopped
+from jaxmnist.record import Trial
+from jaxmnist.report.console import Console, Progress
+from jaxmnist.report.facts import plainly
+from jaxmnist.report.page import write_page
+from jaxmnist.report.record import read_times, write_times
+from jaxmnist.report.tensorboard import METRICS, TensorBoard
+from jaxmnist.run import Run
+from jaxmnist.store import RunDirectory
+
+EVERY = 30.0  # seconds at least between two pages while trials run
+SHARE = 0.02  # of the time may go into pages
+
+
+class Reports:
+    """Told of every event of a search; a context, whose end writes the last page.
+
+    Args:
+      directory: of the run, locked, with its search.json.
+      settings: of the search.
+      dataset: that it runs on.
+      draws: the hyperparameters of each trial of the budget.
+      console: which a person sees.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        settings: SearchSettings,
+        dataset: Dataset,
+        draws: Mapping[int, Hyperparameters],
+        console: Console,
+    ) -> None:
+        self._directory = directory
+        self._settings = settings
+        self._dataset = dataset
+        self._draws = draws
+        self._console = console
+        self._tensorboard: TensorBoard | None = None
+        self._running: dict[int, dict[str, list[float]]] = {}
+        self._uneven: set[int] = set()  # trials whose epochs did not come one after another
+        self._next_page = time.monotonic() + EVERY
+        self._said: set[str] = set()
+        self._trained = False
+
+    def __enter__(self) -> Reports:
+        done = [trial for trial in self._records() if trial.status != "running"]
+        scored = [(trial.score, -trial.index) for trial in done if trial.score is not None]
+        self._console.begin(
+            Progress(
+                self._draws,
+                self._settings.epochs,
+                len(self._dataset.y_train),
+                done=len(done),
+                best=(-max(scored)[1], max(scored)[0]) if scored else None,
+            )
+        )
+        if self._settings.tensorboard:
+            self._safely("TensorBoard's files", self._catch_up)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with nullcontext() if error is None else suppress(OSError):  # a closed terminal
+            self._console.close()
+        if error is None:
+            self._safely("the times", self._write_times)
+            self._safely("TensorBoard's files", self._write_winner)
+        if self._tensorboard:
+            self._safely("TensorBoard's files", self._tensorboard.close)
+        if error is not None:
+            self._said.add("the page")  # the error itself is what there is to say
+        if self._settings.report:
+            # Who stops a search waits for this, so that it is the quick one.
+            quick = isinstance(error, Stopped)
+            self._safely("the page", self._write_page, last=True, quick=quick)
+
+    def event(self, event: Event) -> None:
+        """Show what happened to a trial."""
+        self._console.event(event)
+        if not isinstance(event, TrialStarted | EpochFinished | TrialFinished):
+            return
+        self._trained = True
+        if isinstance(event, TrialStarted):
+            self._running[event.index] = {name: [] for name in METRICS}
+        elif isinstance(event, EpochFinished):
+            if event.epoch != len(self._running[event.index]["loss"]) + 1:
+                self._uneven.add(event.index)
+            for name in METRICS:
+                # A trial may go on in the middle, or be tried again by itself.
+                history = self._running[event.index][name][: event.epoch - 1]
+                history += [math.nan] * (event.epoch - 1 - len(history))
+                self._running[event.index][name] = [*history, getattr(event.metrics, name)]
+        if self._tensorboard:
+            self._safely("TensorBoard's files", self._to_tensorboard, event)
+        if isinstance(event, TrialFinished):
+            self._running.pop(event.index, None)
+        if self._settings.report and time.monotonic() >= self._next_page:
+            self._safely("the page", self._write_page)
+
+    def _to_tensorboard(self, event: TrialStarted | EpochFinished | TrialFinished) -> None:
+        board, index = self._tensorboard, event.index
+        draw = self._draws[index]
+        assert board is not None
+        self._directory.check_there()
+        if isinstance(event, TrialStarted):
+            board.start(index, draw)
+        elif isinstance(event, EpochFinished):
+            board.epoch(index, event.epoch, asdict(event.metrics))
+        else:
+            if index in self._uneven or len(event.history) != len(self._running[index]["loss"]):
+                # The epoch that diverged, for one, has no event.
+                board.start(index, draw)
+                for epoch, metrics in enumerate(event.history, 1):
+                    board.epoch(index, epoch, asdict(metrics))
+            board.end(index, draw, event.error is not None)
+
+    def _records(self) -> list[Trial]:
+        """What is on disk of the trials; nothing where that can't be read."""
+        try:
+            return Run(self._directory.path).trials
+        except JaxmnistError:
+            return []
+
+    def _catch_up(self) -> None:
+        self._directory.check_there()
+        self._tensorboard = TensorBoard(self._directory.folder("tensorboard"))
+        self._tensorboard.catch_up(self._records())
+
+    def _write_winner(self) -> None:
+        from jaxmnist.evaluation import Evaluation
+
+        if self._tensorboard:
+            run = Run(self._directory.path)
+            test = Evaluation.from_json(run.result("best/test.json"))
+            summary = run.best_model.summary()
+            epochs = len(run.best_trial.history["loss"])
+            self._tensorboard.winner(
+                run.best_trial.index, epochs, summary, test.confusion_matrix, test.labels
+            )
+
+    def _write_times(self) -> None:
+        if self._trained or not read_times(self._directory):
+            write_times(self._directory, self._console.seconds(), self._console.note)
+
+    def _write_page(self, last: bool = False, quick: bool = False) -> None:
+        began = time.monotonic()
+        live = not last or quick
+        write_page(
+            Run(self._directory.path),
+            self._dataset,
+            running=self._running,
+            images=not live,
+            reload=not last,
+        )
+        now = time.monotonic()
+        self._next_page = now + max(EVERY, (now - began) / SHARE)
+
+    def _safely(self, what: str, do: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        """Do it; if that fails say so, once, and go on."""
+        try:
+            do(*arguments, **options)
+        except Exception as problem:
+            if self._tensorboard and what.startswith("TensorBoard"):
+                # A file with a hole is no use; the next session catches up.
+                self._tensorboard.close()
+                self._tensorboard = None
+            if what not in self._said:
+                self._said.add(what)
+                self._console.warn(
+                    f"{what} can't be written: {plainly(problem)}; the search goes on"
+                )

@@ -1,0 +1,237 @@
+"""The page of a run: one HTML file that opens without a network.
+
+It is made from the run's files; the test set is not looked at again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmnist.atomic import write_bytes
+from jaxmnist.config import DEFAULT_RANGES
+from jaxmnist.data import Dataset
+from jaxmnist.evaluation import Evaluation, describe_gap
+from jaxmnist.report import figures, inspection, quality, record, words
+from jaxmnist.report.drawing import Picture
+from jaxmnist.report.facts import Facts
+from jaxmnist.report.statistics import distribution, importance, wilson
+from jaxmnist.run import Run
+from jaxmnist.selection import explain
+
+PAGE = "report.html"
+RELOAD = 30  # seconds; while the search runs
+NO_IMAGES: dict[str, Any] = {"mistakes": None, "features": None}
+LATER = "This part comes when the search has finished."
+
+
+def write_page(run: Run, dataset: Dataset | None = None, **options: Any) -> Path:
+    """Write report.html into the run; the options are those of `make_page`."""
+    path = run.directory.path / PAGE
+    write_bytes(path, make_page(run, dataset, **options).encode())
+    return path
+
+
+def make_page(
+    run: Run,
+    dataset: Dataset | None = None,
+    *,
+    running: Mapping[int, dict[str, list[float]]] | None = None,
+    images: bool = True,
+    reload: bool = False,
+) -> str:
+    """The page as text. The same files give the same page.
+
+    Args:
+      run: finished or not, or with failed trials only.
+      dataset: the run's data; loaded where they are needed, if they aren't given.
+      running: the histories so far of trials that are running.
+      images: show what takes a computation on images.
+      reload: let the page load itself again, as the search is running.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    facts = Facts(run, running or {})
+    environment = Environment(
+        loader=PackageLoader("jaxmnist.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["accuracy"] = words.accuracy
+    environment.filters["duration"] = words.duration
+    environment.filters["signed"] = words.signed
+    style = resources.files("jaxmnist.report") / "templates" / "page.css"
+    return environment.get_template("page.html").render(
+        style=style.read_text("utf-8"),
+        reload=RELOAD if reload else None,
+        **search_context(facts, reload),
+        **trial_context(facts),
+        **test_context(facts),
+        **(image_context(facts, dataset) if images else NO_IMAGES),
+        **record_context(facts),
+        notes=facts.notes,
+        later=LATER,
+    )
+
+
+def search_context(facts: Facts, running: bool) -> dict[str, Any]:
+    """What the top of the page says: how far the search is, and what has won."""
+    run, winner = facts.run, facts.winner
+    state = words.state(facts, running)
+    why = explain(facts.ranked, run.settings.select) if winner else None
+    if why and state["word"] in ("running", "unfinished"):
+        why = f"So far: {why}"
+    interval = None
+    if winner and winner.score is not None:
+        interval = wilson(winner.score, facts.validation_images)
+    return {
+        "name": run.search["data"]["name"],
+        "data": run.search["data"],
+        "state": state,
+        "winner": winner,
+        "winner_interval": interval,
+        "why": why,
+        "budget": facts.budget,
+        "space_size": facts.space.size,
+        "completed": facts.count("completed"),
+        "failed": facts.count("failed"),
+        "trial_seconds": sum(trial.seconds for trial in facts.trials),
+        "ranked": facts.ranked,
+        "unranked": [trial for trial in facts.trials if trial.status != "completed"],
+        "hyperparameters": list(DEFAULT_RANGES),
+    }
+
+
+def trial_context(facts: Facts) -> dict[str, Any]:
+    """The figures of the trials, and what they say in words."""
+    trials, scores, images = facts.trials, facts.scores, facts.validation_images
+    done = [trial for trial in trials if trial.status == "completed"]
+    index = facts.winner.index if facts.winner else None
+
+    counted = {"accuracy": int(facts.run.search["data"]["train"])}
+    curves = [
+        facts.attempt("curves", figures.curves, trials, index, metric, counted.get(metric, images))
+        for metric in ("accuracy", "val_accuracy", "loss", "val_loss")
+    ]
+    ranges = {name: list(getattr(facts.space, name).values) for name in DEFAULT_RANGES}
+    values = [
+        facts.attempt("quality", quality.quality, name, ranges[name], done, index, images)
+        for name in ranges
+    ]
+    costs = [
+        facts.attempt("cost", figures.against, done, index, cost, images)
+        for cost in ("parameters", "seconds")
+    ]
+    found = [
+        importance(name, [getattr(t.hyperparameters, name) for t in done], scores)
+        for name in ranges
+        if len(ranges[name]) > 1
+    ]
+    winner_score = facts.winner.score if facts.winner else None
+    histogram = None
+    if winner_score is not None:
+        histogram = facts.attempt("scores", quality.histogram, scores, winner_score)
+    return {
+        "curves": [picture for picture in curves if picture],
+        "quality": [picture for picture in values if picture],
+        "histogram": histogram,
+        "about_scores": words.about_scores(facts, distribution(scores)) if scores else [],
+        "importance": facts.attempt("importance", quality.importances, found),
+        "importances": sorted(found, key=lambda item: -abs(np.nan_to_num(item.rho))),
+        "about_importance": words.about_importance(found, len(done)),
+        "cost": [picture for picture in costs if picture],
+        "budget_figure": facts.attempt("budget", figures.budget, scores, images),
+        "about_budget": words.about_budget(facts),
+    }
+
+
+def test_context(facts: Facts) -> dict[str, Any]:
+    """What the test set said, from the files that keep it."""
+    test = facts.attempt("test", facts.test)
+    svm = facts.attempt("test", facts.svm)
+    context: dict[str, Any] = {"test": None, "svm": None, "summary": None, "mcnemar": None}
+    if test:
+        context["test"] = facts.attempt("test", _tested, test)
+    if svm:
+        context["svm"] = facts.attempt("test", lambda: {**_tested(svm), "of": svm})
+        context["mcnemar"] = facts.attempt("test", words.about_svm, svm)
+    if facts.winner and context["test"]:
+        path = facts.run.directory.best / "summary.txt"
+        context["summary"] = facts.attempt("network", path.read_text, "utf-8")
+    return context
+
+
+def _tested(content: dict[str, Any]) -> dict[str, Any]:
+    """An evaluation as the template wants it."""
+    evaluation = Evaluation.from_json(content)
+    matrix = evaluation.confusion_matrix
+    wrong = [int(n) for i, row in enumerate(matrix) for j, n in enumerate(row) if i != j]
+    low, high = evaluation.confidence_interval()
+    report = evaluation.classification_report()
+    gap = None
+    if "validation_accuracy" in content:
+        gap = describe_gap(content["validation_accuracy"], content["validation_images"], evaluation)
+    return {
+        "accuracy": evaluation.accuracy,
+        "images": evaluation.images,
+        "low": low,
+        "high": high,
+        "labels": evaluation.labels,
+        "matrix": matrix.tolist(),
+        "most_wrong": max([1, *wrong]),
+        "mistakes": sum(wrong),
+        "classes": [(label, report[str(label)]) for label in evaluation.labels],
+        "averages": [
+            (name, report[name]) for name in ("macro avg", "weighted avg") if name in report
+        ],
+        "gap": gap,
+        "looks": content.get("evaluations"),
+        "confused": words.most_confused(evaluation),
+    }
+
+
+def image_context(facts: Facts, dataset: Dataset | None) -> dict[str, Any]:
+    """What needs the images themselves: mistakes and features."""
+    if not facts.attempt("features", facts.test):
+        return NO_IMAGES
+    data = dataset or facts.attempt("features", facts.dataset)
+    if data is None:
+        facts.notes["mistakes"] = facts.notes["features"]
+        return NO_IMAGES
+
+    def features() -> Picture:
+        points, classes, shares = inspection.features_in_two(facts.run, data)
+        return figures.scatter(points, classes, data.labels, shares)
+
+    return {
+        "mistakes": facts.attempt("mistakes", inspection.mistakes, facts.run, data),
+        "features": facts.attempt("features", features),
+    }
+
+
+def record_context(facts: Facts) -> dict[str, Any]:
+    """How the run was made, and how to make it again."""
+    run = facts.run
+    times = record.read_times(run.directory)
+    looks = facts.attempt("record", run.directory.read_looks) or []
+    return {
+        "settings": record.settings_rows(run.search),
+        "fingerprint": run.search["identity"].get("data"),
+        "sessions": run.search.get("sessions", []),
+        "times": times,
+        "machine": run.search.get("machine", {}),
+        "all_seconds": sum(
+            s for session in times for s in session["seconds"].values() if math.isfinite(s)
+        ),
+        "looks": looks,
+        "command": record.command(run.settings),
+        "python": record.session(run.settings),
+        "directory": str(run.directory.path),
+    }

@@ -1,0 +1,201 @@
+"""The figures of what the search shows: values of hyperparameters, scores, importance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxmnist.record import Trial
+from jaxmnist.report.drawing import COLOURS, Canvas, Picture, accuracy_axis, draw
+from jaxmnist.report.statistics import Importance, bins
+from jaxmnist.report.words import signed
+
+MOST_COLUMNS = 9  # values of a hyperparameter that have room beside each other
+
+
+def columns(values: Sequence[int]) -> list[list[int]]:
+    """The values of a hyperparameter by column: one each, or neighbours together."""
+    if len(values) <= MOST_COLUMNS:
+        return [[value] for value in values]
+    return [part.tolist() for part in np.array_split(np.asarray(values), 8)]
+
+
+def quality(
+    name: str, values: Sequence[int], trials: Sequence[Trial], winner: int | None, images: int
+) -> Picture | None:
+    """Scores of completed trials by the value of a hyperparameter.
+
+    values: that the search could draw; None as a trial's value is a column of its own.
+    """
+    groups: list[tuple[str, list[Trial]]] = []
+    for group in columns(values):
+        found = [t for t in trials if getattr(t.hyperparameters, name) in group]
+        groups.append((str(group[0]) if len(group) == 1 else f"{group[0]}–{group[-1]}", found))
+    without = [t for t in trials if getattr(t.hyperparameters, name) is None]
+    if without:
+        groups.insert(0, ("none", without))
+    scores = [t.score for t in trials if t.score is not None]
+    if not scores:
+        return None
+
+    def plot(drawn: Canvas) -> None:
+        axes = drawn.axes
+        accuracy_axis(axes, scores, images)
+        floor = axes.get_ylim()[0]
+        for place, (_, found) in enumerate(groups):
+            if not found:
+                continue
+            mean = float(np.mean([t.score for t in found]))
+            axes.bar(
+                place, mean - floor, bottom=floor, width=0.72, color=COLOURS["trial"], alpha=0.2
+            )
+            axes.plot([place - 0.36, place + 0.36], [mean, mean], color=COLOURS["trial"], lw=1.8)
+            for shift, trial in zip(_beside(len(found)), found, strict=True):
+                dot(drawn, place + shift, trial, winner)
+        counts = [f"{label}\nn = {len(found)}" for label, found in groups]
+        axes.set_xticks(range(len(groups)), counts)
+        axes.tick_params(axis="x", length=0)
+        axes.set_xlim(-0.6, len(groups) - 0.4)
+        axes.set_ylabel("validation accuracy")
+
+    parts = [
+        f"{label}: {len(found)} trials"
+        + (f", mean {np.mean([t.score for t in found]):.4f}" if found else "")
+        for label, found in groups
+    ]
+    caption = (
+        "A dot is a trial, the orange one the winner; a bar ends at the mean of its n trials and"
+        " begins at the foot of the axis, not at 0."
+    )
+    return draw(f"quality-{name.replace('_', '-')}", name, caption, "; ".join(parts) + ".", plot)
+
+
+def _beside(count: int) -> np.ndarray:
+    """Where dots of one column stand, so that they don't cover each other."""
+    return np.linspace(-0.2, 0.2, count) if count > 1 else np.zeros(1)
+
+
+def dot(drawn: Canvas, x: float, trial: Trial, winner: int | None) -> None:
+    """A trial's score as a dot that says which trial it is."""
+    won = trial.index == winner
+    (dot,) = drawn.axes.plot(
+        [x],
+        [trial.score],
+        "o",
+        markersize=8 if won else 5,
+        color=COLOURS["winner" if won else "trial"],
+        markeredgecolor=COLOURS["surface"],
+        markeredgewidth=0.8,
+        zorder=6 if won else 4,
+    )
+    place = " (winner)" if won else ""
+    drawn.mark(dot, f"Trial {trial.index}{place}: {trial.hyperparameters}; {trial.score:.4f}")
+
+
+def histogram(scores: Sequence[float], winner: float) -> Picture:
+    """How the scores are distributed, and where the winner is."""
+    edges = bins(scores)
+    counts, _ = np.histogram(scores, edges)
+
+    def plot(drawn: Canvas) -> None:
+        axes = drawn.axes
+        bars = axes.bar(
+            edges[:-1],
+            counts,
+            np.diff(edges),
+            align="edge",
+            color=COLOURS["trial"],
+            alpha=0.4,
+            edgecolor=COLOURS["surface"],
+            linewidth=1.5,
+        )
+        axes.bar_label(bars, padding=2)
+        normal = np.linspace(edges[0], edges[-1], 200)
+        deviation = np.std(scores, ddof=1) if len(scores) > 1 else 0
+        if len(scores) >= 4 and deviation > 0:
+            height = len(scores) * (edges[1] - edges[0]) / (deviation * np.sqrt(2 * np.pi))
+            bell = height * np.exp(-((normal - np.mean(scores)) ** 2) / (2 * deviation**2))
+            axes.plot(normal, bell, "--", color=COLOURS["muted"], linewidth=1)
+        axes.plot(scores, np.full(len(scores), -0.025 * counts.max()), "|", color=COLOURS["trial"])
+        axes.axvline(winner, color=COLOURS["winner"], linewidth=2)
+        right = winner > (edges[0] + edges[-1]) / 2
+        axes.annotate(
+            "winner",
+            (winner, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(-4 if right else 4, -2),
+            textcoords="offset points",
+            ha="right" if right else "left",
+            va="top",
+            color=COLOURS["winner"],
+        )
+        axes.set_ylim(-0.06 * counts.max(), 1.25 * counts.max())
+        axes.locator_params(axis="y", integer=True, nbins=4)
+        axes.locator_params(axis="x", nbins=5)
+        axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= counts.max()])
+        axes.set_xlabel("validation accuracy")
+        axes.set_ylabel("trials")
+
+    rows = [
+        f"{low:.4f} to {high:.4f}: {count}"
+        for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
+    ]
+    return draw(
+        "histogram",
+        "Trials by validation accuracy",
+        "A bar's number counts its trials, each a tick below; the orange line is the winner. The"
+        " dashed line is the normal distribution of the same mean and deviation.",
+        f"Trials by validation accuracy: {', '.join(rows)}. The winner has {winner:.4f}.",
+        plot,
+    )
+
+
+def importances(found: Sequence[Importance]) -> Picture | None:
+    """Each hyperparameter's rank correlation with the score, with its interval."""
+    order = sorted(found, key=lambda item: abs(item.rho) if np.isfinite(item.rho) else -1)
+    if not any(np.isfinite(item.rho) for item in order):
+        return None
+
+    def plot(drawn: Canvas) -> None:
+        axes = drawn.axes
+        axes.axvline(0, color=COLOURS["muted"], linewidth=0.8)
+        for place, item in enumerate(order):
+            if not np.isfinite(item.rho):
+                axes.text(0.03, place, "can't be said", va="center", color=COLOURS["muted"])
+                continue
+            colour = COLOURS["winner" if item.known else "trial"]
+            axes.plot([item.low, item.high], [place, place], color=colour, linewidth=2.5, alpha=0.6)
+            axes.plot([item.rho], [place], "o", color=colour, markersize=8)
+            axes.annotate(
+                signed(item.rho),
+                (item.rho, place),
+                xytext=(0, 7),
+                textcoords="offset points",
+                ha="center",
+            )
+        labels = [f"{item.name}\nn = {item.trials}" for item in order]
+        axes.set_yticks(range(len(order)), labels)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(-0.5, len(order) - 0.3)
+        axes.set_xlim(-1.05, 1.05)
+        axes.set_xticks([-1, -0.5, 0, 0.5, 1])
+        axes.grid(axis="x")
+        axes.set_xlabel("Spearman's rank correlation with the score")
+
+    rows = [
+        f"{item.name}: {signed(item.rho)}, interval {signed(item.low)} to {signed(item.high)}"
+        if np.isfinite(item.rho)
+        else f"{item.name}: can't be said"
+        for item in reversed(order)
+    ]
+    return draw(
+        "importance",
+        "Importance of each hyperparameter",
+        "The dot is Spearman's rank correlation: right of 0 larger values scored higher, left of 0"
+        " lower, and further from 0 is more important. The line is its 95 % interval, from drawing"
+        " the trials again with replacement; what is known for sure enough is orange. A value that"
+        " is best in the middle shows as no importance: look at the bars above for that.",
+        "; ".join(rows) + ".",
+        plot,
+    )

@@ -1,0 +1,223 @@
+"""The statistics of a report, in NumPy alone.
+
+Every function takes plain arrays, so that each can be tested against its formula by hand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Z95 = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
+FEWEST_FOR_IMPORTANCE = 8  # trials; with fewer, resampling them says next to nothing
+RESAMPLES = 2000
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share that was seen in `count` cases.
+
+    (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n)
+
+    References:
+      Wilson, 'Probable inference, the law of succession, and statistical inference', 1927.
+    """
+    z2 = Z95**2 / count
+    middle = share + z2 / 2
+    reach = Z95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count))
+    return max(0.0, (middle - reach) / (1 + z2)), min(1.0, (middle + reach) / (1 + z2))
+
+
+def standard_error(share: float, count: int) -> float:
+    """The standard error of a share that was seen in `count` cases: √(p(1 − p)/n)."""
+    return math.sqrt(share * (1 - share) / count)
+
+
+def expected_best(scores: Sequence[float]) -> np.ndarray:
+    """The mean best score of k of these trials, for k = 1 … n: float64[n].
+
+    Of all C(n, k) choices of k trials, the i-th lowest score x₍ᵢ₎ is the best of C(i − 1, k − 1):
+
+    E[best of k] = Σᵢ x₍ᵢ₎ C(i − 1, k − 1) / C(n, k)
+
+    References:
+      Tang et al., 'Showing your work doesn't always work', 2020: this mean over choices without
+      replacement is unbiased, where resampling with replacement is not.
+    """
+    ordered, n = sorted(scores), len(scores)
+    return np.array(
+        [
+            sum(x * math.comb(i, k - 1) for i, x in enumerate(ordered)) / math.comb(n, k)
+            for k in range(1, n + 1)
+        ]
+    )
+
+
+def chance_of_new_best(run: int, more: int) -> float:
+    """The chance that the best of `run + more` exchangeable trials is among the later ones.
+
+    Each of them is equally likely to be the best, whatever the distribution of scores; equal scores
+    make it smaller.
+    """
+    return more / (run + more)
+
+
+def luck_of_the_best(count: int) -> float:
+    """How many standard errors the best of `count` equally good models is lifted by chance.
+
+    The mean largest of n standard normal numbers, n ∫ x φ(x) Φ(x)ⁿ⁻¹ dx, by the trapezoidal rule.
+    """
+    x = np.linspace(-9, 9, 4001)
+    density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    below = np.array([0.5 * (1 + math.erf(value / math.sqrt(2))) for value in x])
+    return float(np.trapezoid(count * x * density * below ** (count - 1), x))
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """The rank of each value along the last axis, from 1; equal values share their mean rank."""
+    levels, codes = np.unique(values, return_inverse=True)
+    codes = codes.reshape(-1, values.shape[-1])
+    counts = np.zeros((len(codes), len(levels)))
+    np.add.at(counts, (np.arange(len(codes))[:, None], codes), 1)
+    mean_rank = counts.cumsum(1) - (counts - 1) / 2
+    return np.take_along_axis(mean_rank, codes, 1).reshape(values.shape)
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Pearson's correlation along the last axis; NaN where one of both does not vary."""
+    x = x - x.mean(-1, keepdims=True)
+    y = y - y.mean(-1, keepdims=True)
+    scale = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
+    return np.divide(
+        (x * y).sum(-1), scale, out=np.full(np.shape(scale), np.nan), where=scale > 1e-12
+    )
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How strongly scores rise or fall with a hyperparameter.
+
+    name: of the hyperparameter.
+    trials: that have a value of it.
+    rho: Spearman's rank correlation, −1 to 1; NaN where it can't be said.
+    low, high: its 95 % interval; NaN where it can't be said.
+    p_value: the share of shuffles of the scores whose correlation is at least as strong.
+    """
+
+    name: str
+    trials: int
+    rho: float
+    low: float
+    high: float
+    p_value: float
+
+    @property
+    def known(self) -> bool:
+        """Whether the trials show more than chance would."""
+        if self.trials < FEWEST_FOR_IMPORTANCE or not math.isfinite(self.low):
+            return False
+        return (self.low > 0 or self.high < 0) and self.p_value < 0.05
+
+
+def importance(name: str, values: Sequence[Any], scores: Sequence[float]) -> Importance:
+    """Spearman's correlation of a hyperparameter with the scores, and how sure it is.
+
+    Args:
+      name: of the hyperparameter.
+      values: of it, one a trial; None where the trial has none, and then it counts for nothing.
+      scores: of the trials.
+
+    References:
+      Spearman, 'The proof and measurement of association between two things', 1904. The interval
+      is the percentile interval of Efron, 'Bootstrap methods: another look at the jackknife',
+      1979, over trials; the p-value is of Pitman's permutation test, 1937.
+    """
+    pairs = [(v, s) for v, s in zip(values, scores, strict=True) if v is not None]
+    n = len(pairs)
+    x, y = np.array(pairs, float).reshape(n, 2).T
+    unknown = math.nan
+    if n < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Importance(name, n, unknown, unknown, unknown, unknown)
+    rho = float(correlation(ranks(x), ranks(y)))
+    generator = np.random.default_rng(0)  # so that a report made again is the same
+    drawn = generator.integers(n, size=(RESAMPLES, n))
+    resampled = correlation(ranks(x[drawn]), ranks(y[drawn]))
+    resampled = resampled[np.isfinite(resampled)]
+    low, high = np.quantile(resampled, (0.025, 0.975))
+    shuffled = generator.permuted(np.tile(y, (RESAMPLES, 1)), axis=1)
+    chance = np.abs(correlation(ranks(x), ranks(shuffled))) >= abs(rho) - 1e-9
+    p_value = (int(chance.sum()) + 1) / (RESAMPLES + 1)
+    return Importance(name, n, rho, float(low), float(high), p_value)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Where the best score stands among all.
+
+    skewness: of the scores, 0 for a symmetric distribution.
+    distance: of the best score from the mean, in standard deviations (Grubbs' G).
+    p_value: the chance of a distance at least so large in a normal sample of this size.
+    """
+
+    count: int
+    mean: float
+    deviation: float
+    skewness: float
+    distance: float
+    p_value: float
+
+
+def distribution(scores: Sequence[float]) -> Distribution | None:
+    """Grubbs' question of the best score: is it an outlier? None with fewer than 4 scores.
+
+    The p-value is the share of simulated normal samples whose largest value lies at least as far
+    out, so that it needs no table.
+
+    References:
+      Grubbs, 'Sample criteria for testing outlying observations', 1950.
+    """
+    values = np.asarray(scores, float)
+    n = len(values)
+    if n < 4 or np.ptp(values) == 0:
+        return None
+    mean, deviation = float(values.mean()), float(values.std(ddof=1))
+    distance = float(values.max() - mean) / deviation
+    samples = np.random.default_rng(0).standard_normal((20_000, n))
+    simulated = (samples.max(1) - samples.mean(1)) / samples.std(1, ddof=1)
+    p_value = float((simulated >= distance).mean())
+    skewness = float(((values - mean) ** 3).mean() / values.std() ** 3)
+    return Distribution(n, mean, deviation, skewness, distance, p_value)
+
+
+def bins(scores: Sequence[float], most: int = 12) -> np.ndarray:
+    """Edges of a histogram's bars: √n of them, rounded up, at most `most`, at least one."""
+    low, high = min(scores), max(scores)
+    if high - low < 1e-9:
+        return np.array([low - 5e-4, high + 5e-4])
+    return np.linspace(low, high, min(most, math.ceil(math.sqrt(len(scores)))) + 1)
+
+
+def two_components(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first two principal components of features float[N, D].
+
+    Through the N×N matrix of inner products, as there are fewer images than features.
+
+    Returns:
+      The coordinates float64[N, 2], each with its largest one positive, and the shares of the
+      variance float64[2] that the two explain.
+
+    References:
+      Pearson, 'On lines and planes of closest fit to systems of points in space', 1901.
+    """
+    centred = features - features.mean(0, dtype=np.float64).astype(features.dtype)
+    products = (centred @ centred.T).astype(np.float64)
+    values, vectors = np.linalg.eigh(products)
+    values, vectors = values[::-1][:2].clip(0), vectors[:, ::-1][:, :2]
+    total = np.trace(products)
+    largest = np.abs(vectors).argmax(0)
+    signs = np.sign(vectors[largest, np.arange(vectors.shape[1])])
+    coordinates = vectors * signs * np.sqrt(values)
+    return coordinates, values / total if total > 0 else np.zeros(len(values))

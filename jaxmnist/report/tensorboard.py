@@ -1,0 +1,172 @@
+"""A search in TensorBoard: a run for each trial, its curves and its line in HParams.
+
+Written by tensorboardX, record by record in this thread, so that a full disk is an error here and
+not a message from elsewhere. `tensorboard --logdir RUN/tensorboard` shows it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmnist.config import Hyperparameters
+from jaxmnist.engine import Metrics
+from jaxmnist.record import Trial
+
+METRICS = tuple(item.name for item in fields(Metrics))
+CLOSED = b"_hparams_/session_end_info"  # what the file of a trial that ended has in it
+WINNER = ".winner"  # ends the name of the file with the winner's summary
+
+
+class TensorBoard:
+    """The files under a run's tensorboard/.
+
+    A trial's file is begun anew when the trial is, so that a resumed run has nothing twice.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._writers: dict[int, Any] = {}
+
+    def trial_folder(self, index: int) -> Path:
+        """The folder of a trial, which is the name that TensorBoard shows."""
+        return self.folder / f"trial-{index:04d}"
+
+    def start(self, index: int, hyperparameters: Hyperparameters) -> None:
+        """Begin a trial."""
+        from tensorboardX.event_file_writer import EventsWriter
+
+        if index in self._writers:
+            self._writers.pop(index).close()
+        folder = self.trial_folder(index)
+        if folder.is_symlink():
+            folder.unlink()  # it may lead out of the run
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writers[index] = EventsWriter(str(folder / "events"))
+        experiment, began, _ = _hparams(hyperparameters)
+        self._write(index, experiment)
+        self._write(index, began)
+
+    def epoch(self, index: int, epoch: int, metrics: dict[str, float]) -> None:
+        """Add an epoch, counted from 1, to the curves of a trial."""
+        from tensorboardX.summary import scalar
+
+        for name in METRICS:
+            if math.isfinite(metrics[name]):
+                self._write(index, scalar(name, metrics[name]), epoch)
+
+    def end(self, index: int, hyperparameters: Hyperparameters, failed: bool) -> None:
+        """End a trial."""
+        self._write(index, _ended(failed) if failed else _hparams(hyperparameters)[2])
+        self._writers.pop(index).close()
+
+    def catch_up(self, trials: Sequence[Trial]) -> None:
+        """Write what is missing of trials that have ended: before TensorBoard, or without disk."""
+        for trial in trials:
+            if trial.status == "running" or self._closed(trial.index):
+                continue
+            self.start(trial.index, trial.hyperparameters)
+            for epoch in range(len(trial.history["loss"])):
+                values = {name: trial.history[name][epoch] for name in METRICS}
+                self.epoch(trial.index, epoch + 1, values)
+            self.end(trial.index, trial.hyperparameters, trial.status == "failed")
+
+    def winner(
+        self, index: int, epoch: int, summary: str, matrix: np.ndarray, labels: Sequence[int]
+    ) -> None:
+        """Put the winner's summary and confusion matrix beside its curves, and nowhere else."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.summary import text
+
+        for old in self.folder.glob(f"trial-*/*{WINNER}"):
+            old.unlink()
+        writer = EventsWriter(str(self.trial_folder(index) / "events"), WINNER)
+        fenced = "\n".join(f"    {line}" for line in summary.splitlines())
+        for content in (text("summary", fenced), _picture(matrix, labels)):
+            writer.write_event(_event(content, epoch))
+        writer.close()
+
+    def close(self) -> None:
+        """Close the files of trials that were stopped."""
+        while self._writers:
+            with contextlib.suppress(OSError):  # what can't be flushed was told of before
+                self._writers.popitem()[1].close()
+
+    def _write(self, index: int, summary: Any, step: int = 0) -> None:
+        self._writers[index].write_event(_event(summary, step))
+        self._writers[index].flush()
+
+    def _closed(self, index: int) -> bool:
+        files = sorted(self.trial_folder(index).glob("*tfevents*"))
+        return any(CLOSED in file.read_bytes() for file in files)
+
+
+def _event(summary: Any, step: int) -> Any:
+    from tensorboardX.proto.event_pb2 import Event
+
+    return Event(summary=summary, step=step, wall_time=time.time())
+
+
+def _hparams(hyperparameters: Hyperparameters) -> tuple[Any, Any, Any]:
+    """What HParams needs to know before a trial's curves, twice, and after them.
+
+    The first run that TensorBoard reads says what columns there are, so that every one must have
+    them all: a hyperparameter that plays no part is 0.
+    """
+    from tensorboardX.summary import hparams
+
+    values = {name: value or 0 for name, value in hyperparameters.to_json().items()}
+    experiment, began, ended = hparams(values, dict.fromkeys(METRICS, 0.0))
+    return experiment, began, ended
+
+
+def _ended(failed: bool) -> Any:
+    """The end of a trial that failed; tensorboardX itself knows only of success."""
+    from tensorboardX.proto.api_pb2 import Status
+    from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData, SessionEndInfo
+
+    summary = _hparams(Hyperparameters(1, 1, 0))[2]
+    state = Status.Value("STATUS_FAILURE" if failed else "STATUS_SUCCESS")
+    content = HParamsPluginData(session_end_info=SessionEndInfo(status=state), version=0)
+    summary.value[0].metadata.plugin_data.content = content.SerializeToString()
+    return summary
+
+
+def _picture(matrix: np.ndarray, labels: Sequence[int]) -> Any:
+    """The confusion matrix as an image: right in blue, wrong in orange, counts in the cells."""
+    from matplotlib.figure import Figure
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    wrong = matrix - np.diag(np.diag(matrix))
+    shades = np.ones((*matrix.shape, 3))
+    share = (wrong / max(1, wrong.max()))[..., None]
+    shades -= share * (1 - np.array([0.84, 0.37, 0.0]))
+    shades[np.arange(len(matrix)), np.arange(len(matrix))] = [0.8, 0.86, 0.92]
+    size = max(4.0, 0.5 * len(labels) + 1)
+    figure = Figure(figsize=(size, size), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shades)
+    if len(labels) <= 30:
+        for (row, column), count in np.ndenumerate(matrix):
+            if count:
+                axes.text(column, row, str(count), ha="center", va="center", fontsize=9)
+    axes.set_xticks(range(len(labels)), [str(label) for label in labels])
+    axes.set_yticks(range(len(labels)), [str(label) for label in labels])
+    axes.set(xlabel="taken for", ylabel="truth", title="Confusion matrix on the test set")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    width, height = (int(side) for side in figure.canvas.get_width_height())
+    image = Summary.Image(
+        height=height, width=width, colorspace=4, encoded_image_string=buffer.getvalue()
+    )
+    return Summary(value=[Summary.Value(tag="confusion_matrix", image=image)])

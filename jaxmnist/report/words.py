@@ -1,0 +1,194 @@
+"""What the page says in sentences: numbers first, and how sure they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxmnist.evaluation import Evaluation
+from jaxmnist.report.statistics import (
+    FEWEST_FOR_IMPORTANCE,
+    Distribution,
+    Importance,
+    chance_of_new_best,
+    expected_best,
+    luck_of_the_best,
+    standard_error,
+    wilson,
+)
+
+if TYPE_CHECKING:
+    from jaxmnist.report.facts import Facts
+
+MORE = 10  # trials that a reader may think of adding
+
+
+def accuracy(value: float | None) -> str:
+    """An accuracy to four digits; a dash where there is none."""
+    return "–" if value is None or not np.isfinite(value) else f"{value:.4f}"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A number with its sign: +0.81, −0.25."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 8.2 s, 3 min 05 s, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def count(number: int, thing: str) -> str:
+    """'1 trial', '3 trials'."""
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
+def state(facts: Facts, running: bool) -> dict[str, str]:
+    """How far the search is: a word for it, and a sentence."""
+    done, budget = facts.count("completed") + facts.count("failed"), facts.budget
+    if running:
+        sentence = f"{done} of {count(budget, 'trial')} are done; this page loads itself again."
+        return {"word": "running", "sentence": sentence}
+    if not facts.trials:
+        return {"word": "started", "sentence": "No trial has begun yet."}
+    if done < budget:
+        left = f"{done} of {count(budget, 'trial')} are done. The same command goes on from here."
+        return {"word": "unfinished", "sentence": left}
+    if not facts.ranked:
+        return {"word": "failed", "sentence": "Every trial failed, so that there is no winner."}
+    if facts.attempt("test", facts.test) is None:
+        sentence = "All trials are done; the winner has not been tested yet."
+        return {"word": "untested", "sentence": sentence}
+    failed = facts.count("failed")
+    sentence = f"{count(done, 'trial')}" + (f", {failed} of them failed." if failed else ".")
+    return {"word": "finished", "sentence": sentence}
+
+
+def about_scores(facts: Facts, found: Distribution | None) -> list[str]:
+    """Whether the best score is an outlier, and how much of it is luck."""
+    scores, images, winner = facts.scores, facts.validation_images, facts.winner
+    assert winner is not None
+    assert winner.score is not None
+    place = 1 + sum(score > winner.score for score in scores)
+    said = [f"By score alone the winner is number {place} of {len(scores)}."]
+    if found is None:
+        said.append("That is too few different scores to say how they are distributed.")
+    else:
+        verdict = (
+            "so the best is no outlier"
+            if found.p_value >= 0.05
+            else "so the best stands out from the others"
+        )
+        said.append(
+            f"The scores have mean {found.mean:.4f}, standard deviation {found.deviation:.4f} and"
+            f" skewness {signed(found.skewness)} (0 is symmetric). The highest lies"
+            f" {found.distance:.2f} standard deviations above the mean; in a normal sample of"
+            f" {found.count} the highest lies at least so far out with probability"
+            f" {found.p_value:.2f} (Grubbs' test), {verdict}. That the scores are normally"
+            f" distributed is not shown by it: {found.count} trials can't show that."
+        )
+    low, high = wilson(winner.score, images)
+    inside = sum(low <= trial.score <= high for trial in facts.trials if trial.score is not None)
+    said.append(
+        f"The winner's own 95 % interval, {low:.4f} to {high:.4f} on {images:,} validation images,"
+        f" holds the scores of {inside - 1} of the other {count(len(scores) - 1, 'trial')}:"
+        " these images do not tell them apart."
+        if inside > 1
+        else f"The winner's own 95 % interval, {low:.4f} to {high:.4f} on {images:,} validation"
+        " images, holds no other trial's score."
+    )
+    if len(scores) > 1:
+        luck = luck_of_the_best(len(scores))
+        error = standard_error(winner.score, images)
+        said.append(
+            f"Of {len(scores)} equally good networks the best would score {luck:.2f} standard"
+            f" errors, {luck * error:.4f}, above their true accuracy by luck alone. That is why the"
+            " test set has the last word."
+        )
+    return said
+
+
+def about_importance(found: Sequence[Importance], trials: int) -> str:
+    """What the importances say, or why they say nothing."""
+    if trials < FEWEST_FOR_IMPORTANCE:
+        return (
+            f"With {count(trials, 'completed trial')} the importance of no hyperparameter is known;"
+            f" at least {FEWEST_FOR_IMPORTANCE} are needed before resampling them says anything."
+        )
+    known = [item for item in found if item.known]
+    if not known:
+        return (
+            f"{trials} trials do not show that any hyperparameter matters: every interval holds 0,"
+            " or shuffled scores do as well. That is not to say that none does."
+        )
+    parts = [f"{item.name} ({'larger' if item.rho > 0 else 'smaller'} is better)" for item in known]
+    others = len(found) - len(known)
+    rest = "" if not others else f" Of the other {others} the {trials} trials do not tell."
+    return f"More than chance explains: {', '.join(parts)}.{rest}"
+
+
+def about_budget(facts: Facts) -> list[str]:
+    """Would ten more trials help?"""
+    scores, images = facts.scores, facts.validation_images
+    left = facts.space.size - len(scores) - facts.count("failed")
+    more = min(MORE, left)
+    if len(scores) < 2:
+        return ["One score says nothing about what more trials would bring."] if scores else []
+    expected = expected_best(scores)
+    half = len(scores) // 2
+    gain = float(expected[-1] - expected[half - 1])
+    error = standard_error(max(scores), images)
+    said = [
+        f"Going from {half} to {len(scores)} trials raised the expected best by {gain:.4f}. One"
+        f" standard error of the best score is {error:.4f}."
+    ]
+    if more <= 0:
+        return [*said, "The search has tried its whole space: there are no more trials to run."]
+    chance = chance_of_new_best(len(scores), more)
+    verdict = (
+        "less than one standard error: these validation images could hardly tell, and more of them"
+        " may help more than more trials"
+        if gain < error
+        else "more than one standard error, so more trials may well pay"
+    )
+    said.append(
+        f"Would {more} more help? If trials come from the same distribution, the best of all"
+        f" {len(scores) + more} is among the {more} new ones with probability"
+        f" {more}/{len(scores) + more} = {chance:.2f} at most. What doubling the budget has brought"
+        f" so far is {verdict}."
+    )
+    return said
+
+
+def about_svm(content: dict[str, Any]) -> str | None:
+    """How the SVM compares with the network on the same test images."""
+    if "mcnemar" not in content:
+        return None
+    pairs = content["mcnemar"]
+    difference = content["accuracy"] - content["network_accuracy"]
+    verdict = "within chance" if pairs["p_value"] >= 0.05 else "more than chance explains"
+    return (
+        f"The SVM's accuracy differs by {signed(difference, 4)} from the network's: the network"
+        f" alone is right on {count(pairs['only_first'], 'image')}, the SVM alone on"
+        f" {pairs['only_second']:,} (McNemar's exact test: p = {pairs['p_value']:.3g}, {verdict})."
+    )
+
+
+def most_confused(evaluation: Evaluation, most: int = 3) -> str:
+    """The commonest confusions in words."""
+    matrix = evaluation.confusion_matrix - np.diag(np.diag(evaluation.confusion_matrix))
+    order = np.argsort(-matrix, axis=None, kind="stable")[:most]
+    places = [tuple(int(x) for x in np.unravel_index(k, matrix.shape)) for k in order]
+    parts = [
+        f"{evaluation.labels[i]} taken for {evaluation.labels[j]} ({matrix[i, j]} times)"
+        for i, j in places
+        if matrix[i, j]
+    ]
+    return f"The commonest confusions: {', '.join(parts)}." if parts else "No image was mistaken."

@@ -1,0 +1,121 @@
+"""The page in a real browser: Debian's Chromium, without a window and without a network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pages import SECTIONS
+
+from jaxmnist import Run
+from jaxmnist.report.page import make_page
+
+OVERFLOWING = """() => {
+  const wide = document.documentElement.clientWidth;
+  const inside = element => element.closest('.scroll') && !element.matches('.scroll');
+  return [...document.querySelectorAll('body *')]
+    .filter(element => !inside(element) && !element.closest('svg'))
+    .filter(element => element.getBoundingClientRect().right > wide + 0.5)
+    .map(element => `${element.tagName} ${element.className}`);
+}"""
+COVERED = """() => [...document.querySelectorAll('svg')].filter(svg => {
+  const box = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll('text')].some(text => {
+    const own = text.getBoundingClientRect();
+    return own.left < box.left - 12 || own.right > box.right + 12
+      || own.top < box.top - 12 || own.bottom > box.bottom + 12;
+  });
+}).map(svg => svg.closest('figure').id)"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """Chromium as Debian packages it; the driver's own could not be downloaded."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        assert not os.environ.get("CI"), "Chromium is not installed: apt-get install chromium"
+        pytest.skip("Chromium is not installed: the page was not looked at in a browser")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(
+            executable_path=path,
+            # Root may not use the sandbox; the page is our own.
+            args=["--no-sandbox"] if os.geteuid() == 0 else [],
+        )
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(params=["light", "dark"])
+def scheme(request) -> str:
+    return request.param
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_in_chromium(browser, finished, scheme, width):
+    context = browser.new_context(
+        viewport={"width": width, "height": 844},
+        color_scheme=scheme,
+        reduced_motion="reduce",
+        offline=True,
+    )
+    page = context.new_page()
+    said: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    address = (finished.directory.path / "report.html").as_uri()
+    page.goto(address)
+    page.mouse.wheel(0, 20_000)
+    assert said == []
+    # Pictures are part of the page; nothing else is asked for.
+    assert [url for url in requests if not url.startswith("data:image/png")] == [address]
+    for section in SECTIONS:
+        assert page.locator(f"section#{section} h2").is_visible()
+    assert page.locator("figure svg").count() >= 13
+    assert page.locator("table#confusion td.right").count() == 10
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.evaluate(OVERFLOWING) == []
+    assert page.evaluate(COVERED) == []
+    loaded = "image => image.naturalWidth === 28"
+    assert page.evaluate(f"[...document.images].every({loaded})")
+    page.click("nav a[href='#features']")
+    place = page.evaluate("document.querySelector('#features').getBoundingClientRect().top")
+    assert 0 <= place < 300
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    brightness = sum(int(part) for part in background.strip("rgb()").split(","))
+    assert (brightness > 600) == (scheme == "light")
+    smallest = page.evaluate(
+        "Math.min(...[...document.querySelectorAll('p, td, dd, figcaption')]"
+        ".filter(e => e.textContent.trim()).map(e => parseFloat(getComputedStyle(e).fontSize)))"
+    )
+    assert smallest >= 12
+    context.close()
+
+
+def test_the_page_can_be_printed(browser, finished):
+    page = browser.new_page(color_scheme="dark")
+    page.goto((finished.directory.path / "report.html").as_uri())
+    assert page.pdf(format="A4").startswith(b"%PDF")
+    page.emulate_media(media="print")
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert sum(int(part) for part in background.strip("rgb()").split(",")) > 600  # paper is bright
+    assert not page.locator("nav").is_visible()
+    page.close()
+
+
+def test_a_running_page_loads_itself_again(browser, finished, tmp_path: Path):
+    shutil.copytree(finished.directory.path, tmp_path / "small")
+    shutil.rmtree(tmp_path / "small" / "best")
+    file = tmp_path / "report.html"
+    file.write_text(make_page(Run(tmp_path / "small"), images=False, reload=True))
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(file.as_uri())
+    assert page.locator("meta[http-equiv=refresh]").get_attribute("content") == "30"
+    assert page.evaluate(OVERFLOWING) == []
+    page.close()

@@ -1,0 +1,104 @@
+"""Compiled programs that are kept between runs, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxmnist import cache
+from jaxmnist.cache import cache_folder
+from jaxmnist.errors import UsageError
+
+COMPILE = """
+import sys
+from jaxmnist.cache import cache_folder, keep_programs
+if "late" in sys.argv:
+    import jax
+keep_programs(cache_folder(sys.argv[1] or None))
+import jax, jax.numpy as jnp
+
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+loaded = []
+jax.monitoring.register_event_listener(lambda event, **_: loaded.append(event))
+print(jax.jit(lambda x: jnp.tanh(x @ x).sum())(jnp.ones((8, 8))))
+print(loaded.count("/jax/compilation_cache/cache_hits"), jax.config.jax_compilation_cache_dir)
+"""
+
+
+def compile_once(given: str, *options: str, **environment: str) -> tuple[int, str]:
+    """Programs that were loaded rather than compiled, and the folder that JAX kept them in."""
+    names = (cache.VARIABLE, "JAX_COMPILATION_CACHE_DIR", cache.LOG_LEVEL)
+    inherited = {key: value for key, value in os.environ.items() if key not in names}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, given, *options],
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    loaded, folder = done.stdout.splitlines()[-1].split(maxsplit=1)
+    return int(loaded), folder
+
+
+def test_a_second_process_loads_what_the_first_compiled(tmp_path):
+    assert compile_once(str(tmp_path))[0] == 0
+    loaded, folder = compile_once(str(tmp_path))
+    assert loaded > 0
+    assert Path(folder).is_relative_to(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:100]])
+def test_a_damaged_program_is_compiled_anew(tmp_path, damage):
+    _, folder = compile_once(str(tmp_path))
+    files = list(Path(folder).glob("*-cache"))
+    assert files
+    for file in files:
+        file.write_bytes(damage(file.read_bytes()))
+    assert compile_once(str(tmp_path), PYTHONWARNINGS="ignore")[0] == 0
+
+
+def test_the_variable_and_the_default_and_off(tmp_path):
+    assert Path(compile_once("", JAXMNIST_CACHE=str(tmp_path))[1]).is_relative_to(tmp_path)
+    assert compile_once("off", JAXMNIST_CACHE=str(tmp_path))[1] == "None"
+    assert compile_once("", JAXMNIST_CACHE="off")[1] == "None"
+    if sys.platform == "linux":
+        folder = compile_once("", XDG_CACHE_HOME=str(tmp_path / "home"))[1]
+        assert Path(folder).is_relative_to(tmp_path / "home" / "jaxmnist")
+
+
+def test_the_users_own_settings_win(tmp_path):
+    own = str(tmp_path / "own")
+    assert compile_once(str(tmp_path), JAX_COMPILATION_CACHE_DIR=own)[1] == own
+    assert compile_once(str(tmp_path), JAX_ENABLE_COMPILATION_CACHE="false")[1] == "None"
+
+
+def test_where_jax_is_there_already_nothing_is_kept_for_a_cpu(tmp_path):
+    """XLA would fill the terminal with complaints."""
+    assert compile_once(str(tmp_path), "late")[1] == "None"
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"can't keep compiled programs: .*--cache"):
+        cache.keep_programs(cache_folder(str(tmp_path / "file")))
+
+
+def test_processors_have_folders_of_their_own(tmp_path, monkeypatch):
+    here = cache_folder(str(tmp_path))
+    monkeypatch.setattr(cache, "_processor", lambda: "another")
+    assert cache_folder(str(tmp_path)) != here
+
+
+def test_old_programs_go_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "LARGEST", 250)
+    for age, name in enumerate("abcd"):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (1000 - age, 1000))
+    cache._drop_oldest(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

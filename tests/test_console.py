@@ -1,0 +1,192 @@
+"""What a person sees of a running search: in a pipe, on a terminal, and if quiet."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console as RichConsole
+from test_search import flags
+
+from jaxmnist.config import Hyperparameters
+from jaxmnist.engine import EpochFinished, Metrics, TrialCompiled, TrialFinished, TrialStarted
+from jaxmnist.report.console import Console, Progress, open_console
+from jaxmnist.report.display import Display, can_display
+
+DRAWS = {index: Hyperparameters(4 * index + 4, 1, 0) for index in range(4)}
+
+
+def metrics(accuracy: float) -> Metrics:
+    return Metrics(0.5, accuracy, 0.6, accuracy - 0.01)
+
+
+def trial(index: int, accuracy: float, seconds: float = 4.0) -> list:
+    """The events of a trial of two epochs."""
+    history = (metrics(0.5), metrics(accuracy))
+    return [
+        TrialStarted(index),
+        EpochFinished(index, 1, history[0], seconds * 0.75),
+        EpochFinished(index, 2, history[1], seconds),
+        TrialFinished(index, history, {}, seconds),
+    ]
+
+
+def progress(done: int = 0) -> Progress:
+    return Progress(DRAWS, epochs=2, images=100, done=done)
+
+
+def test_progress():
+    found = progress()
+    assert found.left() == "time left not known yet"
+    for event in trial(0, 0.9)[:3]:
+        found.update(event)
+    assert found.rates[0] == pytest.approx(100)  # 100 images in the second that the epoch took
+    assert found.share == pytest.approx(2 / 8)
+    found.update(trial(0, 0.9)[3])
+    for event in trial(1, 0.95):
+        found.update(event)
+    found.update(TrialStarted(2))
+    found.update(TrialFinished(2, (metrics(0.99),), None, 1.0, "the loss stopped being finite"))
+    assert (found.done, found.best) == (3, (1, pytest.approx(0.94)))
+    assert found.share == pytest.approx(6 / 8)
+    assert str(found).startswith("3 of 4 trials, best so far 0.9400 (trial 1), about 0.0 s left")
+
+
+def test_progress_of_a_resumed_run_counts_what_is_left():
+    found = progress(done=2)
+    assert found.share == 0
+    for event in trial(2, 0.9):
+        found.update(event)
+    assert found.share == pytest.approx(1 / 2)
+
+
+def test_a_line_for_each_trial_and_epoch(capsys):
+    console = Console()
+    console.begin(progress())
+    failed = TrialFinished(1, (), None, 1.5, "ValueError: no")
+    for event in [*trial(0, 0.9), TrialStarted(1), failed]:
+        console.event(event)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    assert "trial 0: filters=4 conv_layers=1 dense_layers=0: compiling and training" in lines[0]
+    assert lines[2].endswith(
+        "trial 0 epoch 2/2: loss 0.5000 accuracy 0.9000 val_loss 0.6000 val_accuracy 0.8900"
+        " 100 images/s"
+    )
+    assert "trial 0: completed in 4.0 s, score 0.8900; 1 of 4 trials" in lines[3]
+    assert "trial 1: failed after 1.5 s: ValueError: no; 2 of 4 trials" in lines[5]
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_quiet_says_only_results_and_what_went_wrong(capsys):
+    console = open_console(quiet=True)
+    console.begin(progress())
+    for event in trial(0, 0.9):
+        console.event(event)
+    console.note("on the way")
+    console.result("the result")
+    console.warn("the page can't be written")
+    output = capsys.readouterr()
+    assert output.out == "the result\n"
+    assert output.err == "jaxmnist: the page can't be written\n"
+
+
+def test_who_gets_what(monkeypatch):
+    assert type(open_console()) is Console  # the tests' output is no terminal
+    terminal = RichConsole(force_terminal=True, file=io.StringIO())
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert can_display(terminal)
+    monkeypatch.setenv("TERM", "dumb")
+    assert not can_display(RichConsole(force_terminal=True, file=io.StringIO()))
+    assert not can_display(RichConsole(file=io.StringIO()))
+
+
+def test_what_a_terminal_shows(finished):
+    file = io.StringIO()
+    terminal = RichConsole(force_terminal=True, width=100, file=file, color_system=None)
+    display = Display(terminal)
+    display.stage("training")
+    display.begin(progress())
+    for event in [*trial(0, 0.9), *trial(1, 0.8)[:2], TrialStarted(2), TrialStarted(3)]:
+        display.event(event)
+    display.event(TrialCompiled(3))
+    terminal.print(display.picture())
+    display.results(finished)
+    display.close()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+    assert "✓ trial 0 0.8900 in 4.0 s" in shown
+    rows = [line.split()[:5] for line in shown.splitlines()]
+    assert ["1", "1/2", "0.5000", "0.4900", "33"] in rows
+    assert re.search(r"2 +compiling .*filters=12", shown)
+    assert re.search(r"3 +0/2 .*filters=16", shown)
+    assert "1 of 4 trials, best so far 0.8900 (trial 0)" in shown
+    scores = [f"{entry.score:.4f}" for entry in finished.ranked]
+    table = shown[shown.index("largest fall") :]
+    assert [table.index(score) for score in dict.fromkeys(scores)] == sorted(
+        table.index(score) for score in dict.fromkeys(scores)
+    )
+    assert "\x1b[?25h" in file.getvalue()  # the cursor is back
+
+
+def test_failed_trials_on_a_terminal(finished):
+    file = io.StringIO()
+    display = Display(RichConsole(force_terminal=True, width=100, file=file))
+    display.begin(progress())
+    display.event(TrialStarted(0))
+    display.event(TrialFinished(0, (), None, 1.0, "[red]not markup[/red]"))
+    display.close()
+    assert "[red]not markup[/red]" in file.getvalue()
+
+
+def test_a_search_on_a_real_terminal(options: dict, tmp_path: Path):
+    given = {**options, "quiet": None, "svm": False, "max_trials": 2}
+    line = [sys.executable, "-m", "jaxmnist.search", "--directory", str(tmp_path)]
+    line += flags({name: value for name, value in given.items() if value is not None})
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        line,
+        stdout=follower,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "110"},
+    )
+    os.close(follower)
+    output = b""
+    while True:
+        try:
+            part = os.read(leader, 65536)
+        except OSError:  # what Linux says when the other end has closed
+            break
+        if not part:
+            break
+        output += part
+    os.close(leader)
+    assert process.wait(timeout=60) == 0
+    text = output.decode()
+    assert "compiling" in text
+    assert "✓" in text
+    assert "of 2 trials" in text
+    assert "wins with validation accuracy" in text
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is back
+    assert "trial 0 epoch" not in text  # the lines for pipes
+
+
+def test_results_summary_is_the_same_table(finished):
+    lines = finished.results_summary().splitlines()
+    assert lines[0].split()[:2] == ["trial", "val_accuracy"]
+    assert [line.split()[1] for line in lines[1:]] == [f"{e.score:.4f}" for e in finished.ranked]
+
+
+def test_a_line_of_a_trial_that_was_tried_again():
+    """A group that ran out of memory is tried again in halves: epochs may come twice."""
+    found = progress()
+    for event in [*trial(0, 0.9)[:2], *trial(0, 0.9)]:
+        found.update(event)
+    assert found.done == 1
+    assert replace(found).done == 1

@@ -1,0 +1,382 @@
+"""Trials that share a program: padded, stacked, spread over devices."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.export
+import numpy as np
+import pytest
+from conftest import float64
+
+from jaxmnist import engine as engine_module
+from jaxmnist import stacking as stacking_module
+from jaxmnist.config import Hyperparameters, TrainingSettings
+from jaxmnist.data import load_arrays, split
+from jaxmnist.engine import Engine, EpochFinished, StackingChosen, TrialFinished, TrialStarted
+from jaxmnist.lanes import Group, Stacking, group_trials, lanes_for
+from jaxmnist.model import build_model, initial_parameters, resize_parameters
+from jaxmnist.space import SearchSpace
+from jaxmnist.stacking import candidates, choose
+from jaxmnist.training import (
+    batches,
+    epoch_order,
+    frozen_where_diverged,
+    over_lanes,
+    start_epoch,
+    start_training,
+    train_block,
+)
+
+SHAPE, CLASSES = (12, 13, 2), 4
+SETTINGS = TrainingSettings(epochs=2, batch_size=32, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def dataset(small):
+    return split("small", load_arrays(None, str(small)), validation_split=0.25, seed=0)
+
+
+def narrow(conv_layers: int, dense_layers: int) -> list[Hyperparameters]:
+    """Configurations of one depth, none as wide as WIDE in both."""
+    return [Hyperparameters(f, conv_layers, dense_layers, u) for f, u in ((3, 8), (6, 2))]
+
+
+def widest_of(conv_layers: int, dense_layers: int) -> Hyperparameters:
+    return Hyperparameters(6, conv_layers, dense_layers, 8)
+
+
+def start(hyperparameters, index, dtype):
+    drawn = initial_parameters(hyperparameters, SHAPE, CLASSES, seed=0, index=index)
+    return jax.tree.map(lambda x: x.astype(dtype), drawn)
+
+
+def difference(ours, theirs) -> float:
+    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("conv_layers", [1, 3])
+@pytest.mark.parametrize("dense_layers", [0, 2])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_a_padded_trial_is_the_unpadded_one(conv_layers, dense_layers, weight_decay):
+    """50 steps in float64: lanes of one stack against each trial alone, computed otherwise."""
+    settings = TrainingSettings(batch_size=8, learning_rate=1e-2, weight_decay=weight_decay)
+    widest = widest_of(conv_layers, dense_layers)
+    rng = np.random.default_rng(0)
+    with float64():
+        images = rng.integers(0, 256, (80, *SHAPE)).astype(np.float64)
+        labels = rng.integers(0, CLASSES, 80).astype(np.int32)
+        orders = [batches(epoch_order(80, 0, epoch), 8, 8) for epoch in range(5)]
+        lanes, alone = [], []
+        for index, h in enumerate(narrow(conv_layers, dense_layers)):
+            parameters = start(h, index, np.float64)
+            lanes.append(resize_parameters(parameters, h, widest, SHAPE, CLASSES))
+            train = jax.jit(train_block(build_model(h, CLASSES, "convolution"), settings))
+            state = start_training(parameters, settings)
+            sums = []
+            for order in orders:
+                state = train(start_epoch(state), images, labels, order, 0, 10)
+                sums.append((float(state.loss_sum), int(state.correct)))
+            alone.append((jax.device_get(state.parameters), sums))
+        stack = jax.tree.map(
+            lambda *arrays: np.stack(arrays), *[start_training(lane, settings) for lane in lanes]
+        )
+        block = frozen_where_diverged(
+            train_block(build_model(widest, CLASSES, "patches"), settings)
+        )
+        train = jax.jit(over_lanes(block, "stack"))
+        sums = []
+        for order in orders:
+            stack = train(start_epoch(stack), images, labels, order, 0, 10)
+            sums.append((np.asarray(stack.loss_sum), np.asarray(stack.correct)))
+        for lane, h in enumerate(narrow(conv_layers, dense_layers)):
+            padded = jax.tree.map(lambda x, lane=lane: np.asarray(x[lane]), stack.parameters)
+            own = resize_parameters(padded, widest, h, SHAPE, CLASSES)
+            assert difference(own, alone[lane][0]) < 1e-10
+            # What was added is still nothing.
+            assert difference(resize_parameters(own, h, widest, SHAPE, CLASSES), padded) == 0
+            for (loss, correct), (own_loss, own_correct) in zip(sums, alone[lane][1], strict=True):
+                assert abs(loss[lane] - own_loss) < 1e-10
+                assert correct[lane] == own_correct
+
+
+@pytest.mark.parametrize("precision", ["default", "highest", "bfloat16"])
+def test_the_first_gradient_of_a_padded_trial(precision):
+    """In float32, and in the ways of computing that are offered, over the corners of widths."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (16, *SHAPE), np.uint8)
+    labels = rng.integers(0, CLASSES, 16)
+    close = 2e-2 if precision == "bfloat16" else 1e-6
+    widest = Hyperparameters(16, 2, 1, 24)
+    for h in (
+        Hyperparameters(2, 2, 1, 3),
+        Hyperparameters(16, 2, 1, 3),
+        Hyperparameters(2, 2, 1, 24),
+    ):
+        widest = Hyperparameters(16, 2, 1, 24)
+
+        def loss(parameters, h=h):
+            logits = (
+                build_model(h, CLASSES, "patches", precision)
+                .apply({"params": parameters}, images)
+                .logits
+            )
+            assert logits.dtype == np.float32
+            return -jax.nn.log_softmax(logits)[np.arange(16), labels].mean()
+
+        parameters = start(h, 0, np.float32)
+        value, gradient = jax.jit(jax.value_and_grad(loss))(parameters)
+        padded = resize_parameters(parameters, h, widest, SHAPE, CLASSES)
+        wide = functools.partial(loss, h=widest)
+        wide_value, wide_gradient = jax.jit(jax.value_and_grad(wide))(padded)
+        assert abs(value - wide_value) < close
+        own = resize_parameters(wide_gradient, widest, h, SHAPE, CLASSES)
+        assert difference(own, gradient) < close
+
+
+def test_highest_precision_reaches_products_and_their_gradients():
+    model = build_model(Hyperparameters(4, 2, 1, 8), CLASSES, "convolution", "highest")
+    train = jax.jit(train_block(model, SETTINGS))
+    state = start_training(start(model.hyperparameters, 0, np.float32), SETTINGS)
+    images, labels = np.zeros((8, *SHAPE), np.uint8), np.zeros(8, np.int32)
+    text = train.lower(state, images, labels, np.zeros((1, 1, 8), np.int32), 0, 1).as_text()
+    products = [
+        line
+        for line in text.splitlines()
+        if "stablehlo.convolution" in line or "stablehlo.dot_general" in line
+    ]
+    assert len(products) >= 10
+    assert all("HIGHEST" in line for line in products)
+
+
+def test_the_whole_space_needs_few_programs():
+    """357 configurations, padded for a GPU or TPU."""
+    trials = list(enumerate(SearchSpace().draws(0)))
+    for platform, buckets in (("gpu", 2), ("tpu", 1)):
+        filters, units = stacking_module.WIDTHS[platform]
+        groups = group_trials(trials, Stacking("products", 16, filters, units), 1)
+        assert sorted(index for group in groups for index, _ in group.trials) == list(range(357))
+        assert len({group.widest for group in groups}) == 9 * buckets
+        for group in groups:
+            assert len(group.trials) <= group.lanes <= 16
+            for _, h in group.trials:
+                assert h.filters <= group.widest.filters
+                assert (h.units or 0) <= (group.widest.units or 0)
+
+
+@pytest.mark.parametrize(
+    ("trials", "devices", "most", "lanes"),
+    [(1, 1, 8, 1), (3, 1, 8, 4), (8, 1, 8, 8), (5, 4, 8, 8), (3, 8, 8, 8), (1, 2, 1, 2)],
+)
+def test_lanes_are_a_power_of_two_on_each_device(trials, devices, most, lanes):
+    assert lanes_for(trials, devices, most) == lanes
+
+
+TRIALS = {
+    0: Hyperparameters(4, 1, 0),
+    1: Hyperparameters(8, 1, 0),
+    2: Hyperparameters(3, 2, 1, 8),
+    4: Hyperparameters(4, 2, 1, 5),
+    7: Hyperparameters(2, 2, 1, 8),
+}
+
+
+def run(engine, trials=TRIALS):
+    found = {index: [] for index in trials}
+    chosen = []
+    with engine.run(trials.items()) as events:
+        for event in events:
+            if isinstance(event, StackingChosen):
+                chosen.append(event)
+            else:
+                found[event.index].append(event)
+    return found, chosen
+
+
+@pytest.fixture(scope="module")
+def alone(dataset):
+    return run(Engine(dataset, SETTINGS, 0, jobs=1))[0]
+
+
+def stacked(dataset, way="products", lanes=4, settings=SETTINGS, **options):
+    stacking = Stacking(way, lanes, 8, 8)
+    return Engine(dataset, settings, 0, lanes=lanes, stacking=stacking, **options)
+
+
+def same(ours, theirs, close=1e-3):
+    """Whether two runs tell the same of every trial, within rounding."""
+    for index, events in theirs.items():
+        assert [type(event) for event in ours[index]] == [type(event) for event in events]
+        for a, b in zip(ours[index][-1].history, events[-1].history, strict=True):
+            assert abs(a.loss - b.loss) < close
+            assert abs(a.val_loss - b.val_loss) < close
+            assert abs(a.accuracy - b.accuracy) <= 2 / 300
+            assert abs(a.val_accuracy - b.val_accuracy) <= 2 / 100
+        if events[-1].parameters is not None:
+            assert difference(ours[index][-1].parameters, events[-1].parameters) < 20 * close
+
+
+@pytest.mark.parametrize("way", ["products", "grouped", "map"])
+def test_stacked_trials_go_as_they_do_alone(dataset, alone, way):
+    engine = stacked(dataset, way)
+    found, _ = run(engine)
+    same(found, alone)
+    assert engine.compiled == 2  # two depths, whatever the widths
+
+
+def test_a_lane_that_diverges_hurts_nobody(dataset, alone, monkeypatch):
+    drawn = engine_module.initial_parameters
+
+    def wild(*args, index, **options):
+        parameters = drawn(*args, index=index, **options)
+        return jax.tree.map(lambda x: x * 1e30, parameters) if index == 4 else parameters
+
+    monkeypatch.setattr(engine_module, "initial_parameters", wild)
+    found, _ = run(stacked(dataset))
+    assert found[4][-1].error == "the loss stopped being finite in epoch 1"
+    assert found[4][-1].parameters is None
+    assert len(found[4][-1].history) == 1
+    same(found, {index: events for index, events in alone.items() if index != 4})
+
+
+def test_a_diverged_lane_is_frozen():
+    """Its weights stay what they were, while the loss says that it diverged."""
+    h = Hyperparameters(4, 1, 0)
+    train = jax.jit(frozen_where_diverged(train_block(build_model(h, CLASSES), SETTINGS)))
+    parameters = jax.tree.map(lambda x: x * np.float32(1e30), start(h, 0, np.float32))
+    before = start_training(parameters, SETTINGS)
+    images, labels = np.full((8, *SHAPE), 255, np.uint8), np.zeros(8, np.int32)
+    after = train(before, images, labels, np.arange(8, dtype=np.int32).reshape(1, 1, 8), 0, 1)
+    assert not np.isfinite(after.loss_sum)
+    assert difference(after.parameters, parameters) == 0
+    assert int(after.optimizer_state[0].count) == 0
+
+
+def test_memory_that_runs_out_halves_the_group(dataset, alone, monkeypatch):
+    build, asked = Engine._build, []
+
+    def small(self, group):
+        asked.append(group.lanes)
+        if group.lanes > 1:
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return build(self, group)
+
+    monkeypatch.setattr(Engine, "_build", small)
+    found, _ = run(stacked(dataset))
+    same(found, alone)
+    assert sorted(asked, reverse=True)[:3] == [4, 2, 2]
+
+
+def test_one_bad_trial_of_a_group_fails_alone(dataset, alone, monkeypatch):
+    drawn = engine_module.initial_parameters
+
+    def broken(*args, index, **options):
+        if index == 2:
+            raise ValueError("no such\nweights")
+        return drawn(*args, index=index, **options)
+
+    monkeypatch.setattr(engine_module, "initial_parameters", broken)
+    found, _ = run(stacked(dataset))
+    assert found[2][-1].error == "ValueError: no such weights"
+    assert [type(event) for event in found[2]] == [TrialStarted, TrialFinished]
+    same(found, {index: events for index, events in alone.items() if index != 2})
+
+
+def test_asking_for_lanes_measures_the_ways_and_remembers(dataset, tmp_path):
+    trials = {index: Hyperparameters(4, 1, 0) for index in range(3)}
+    short = TrainingSettings(epochs=1, batch_size=32)
+    engine = Engine(dataset, short, 0, lanes=2, memory=tmp_path)
+    found, (chosen,) = run(engine, trials)
+    assert all(isinstance(events[2], EpochFinished) for events in found.values())
+    assert chosen.stacking == engine.stacking
+    assert set(chosen.rates) == {"products 2", "grouped 2", "map 2"}
+    assert max(chosen.rates, key=chosen.rates.get).split()[0] == chosen.stacking.way
+    again = Engine(dataset, short, 0, lanes=2, memory=tmp_path)
+    assert run(again, trials)[1] == [StackingChosen(chosen.stacking, {})]
+
+
+def test_choosing(tmp_path):
+    ways = candidates("gpu", 1, trials=100, lanes=None)
+    assert {(way.way, way.lanes) for way in ways} == {("alone", 1)} | {
+        (way, lanes) for way in ("products", "grouped", "map") for lanes in (8, 32)
+    }
+    assert [way.way for way in candidates("tpu", 4, trials=3, lanes=None)] == ["alone"]
+    assert {way.lanes for way in candidates("tpu", 4, trials=100, lanes=5)} == {8}
+    assert [way.way for way in candidates("gpu", 1, trials=100, lanes=1)] == ["alone"]
+
+    def measure(way):
+        if way.lanes == 32:
+            raise RuntimeError("RESOURCE_EXHAUSTED")
+        return {"products": 3.0, "grouped": 2.0, "map": 1.0, "alone": 0.5}[way.way]
+
+    best, rates = choose(ways, measure, tmp_path, "a device")
+    assert (best.way, best.lanes) == ("products", 8)
+    assert rates["products 32"] == 0
+    assert choose(ways, None, tmp_path, "a device") == (best, {})
+    assert choose(ways, measure, tmp_path, "another device")[1] == rates
+    for damage in (b"", b"[]", b'{"x": 1'):
+        (tmp_path / "stacking.json").write_bytes(damage)
+        assert choose(ways, measure, tmp_path, "a device")[1] == rates
+
+
+def test_the_program_for_a_tpu(dataset):
+    """Lowered for a TPU, where there is none: its own convolution, and no tiles."""
+    for way in ("alone", "grouped", "products"):
+        engine = stacked(dataset, way, platform="tpu")
+        group = Group(
+            Hyperparameters(8, 2, 1, 8), tuple(list(TRIALS.items())[2:]), 4 if way != "alone" else 1
+        )
+        for function, arguments in engine.functions(group):
+            exported = jax.export.export(function, platforms=["tpu"])(*arguments)
+            module = exported.mlir_module()
+            assert exported.platforms == ("tpu",)
+            assert ("stablehlo.convolution" in module) == (way != "products")
+            if way == "grouped":
+                assert "feature_group_count = 4" in module
+
+
+SHARDED = """
+import json, sys, jax
+from jaxmnist.config import Hyperparameters, TrainingSettings
+from jaxmnist.data import load_arrays, split
+from jaxmnist.engine import Engine, TrialFinished
+from jaxmnist.lanes import Stacking, group_trials
+
+dataset = split("small", load_arrays(None, sys.argv[1]), validation_split=0.25, seed=0)
+settings = TrainingSettings(epochs=2, batch_size=32, learning_rate=1e-3)
+trials = {int(index): Hyperparameters(*given) for index, given in json.loads(sys.argv[2]).items()}
+for stacking in (Stacking("alone", 8, 8, 8), Stacking("products", 16, 8, 8)):
+    engine = Engine(dataset, settings, 0, lanes=stacking.lanes, stacking=stacking)
+    with engine.run(trials.items()) as events:
+        ended = [event for event in events if isinstance(event, TrialFinished)]
+    state = engine._start(group_trials(trials.items(), stacking, 8)[0])
+    used = len(state.loss_sum.sharding.device_set)
+    found = {event.index: [[m.loss, m.val_loss] for m in event.history] for event in ended}
+    print(json.dumps([used, jax.local_device_count(), found]))
+"""
+
+
+def test_lanes_are_spread_over_all_devices(small, alone):
+    trials = {
+        index: [h.filters, h.conv_layers, h.dense_layers, h.units] for index, h in TRIALS.items()
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED, str(small), json.dumps(trials)],
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        used, devices, found = json.loads(line)
+        assert used == devices == 8
+        for index, events in alone.items():
+            expected = [[m.loss, m.val_loss] for m in events[-1].history]
+            np.testing.assert_allclose(found[str(index)], expected, rtol=0, atol=2e-3)

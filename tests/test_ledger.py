@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+
+from jaxmnist.store import RunDirectory
+
+
+def test_looks_are_written_in_order(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert run.read_looks() == []
+    run.write_look("winner", "abc", "data")
+    run.write_look("svm", "abc", "data")
+    assert [look["purpose"] for look in run.read_looks()] == ["winner", "svm"]
+    with open(tmp_path / "ledger.jsonl", "a") as file:
+        file.write('{"purpose": "cut sh')
+    run.write_look("evaluation", "abc", "data")
+    purposes = [look["purpose"] for look in run.read_looks()]
+    assert purposes == ["winner", "svm", "unreadable", "evaluation"]
+
+
+def test_a_lost_look_is_a_look_all_the_same(tmp_path):
+    run = RunDirectory(tmp_path)
+    for purpose in ("winner", "svm", "evaluation", "evaluation"):
+        run.write_look(purpose, "abc", "data")
+    path = tmp_path / "ledger.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[3])
+    purposes = [look["purpose"] for look in run.read_looks()]
+    assert purposes == ["winner", "unreadable", "unreadable", "evaluation"]
+    path.write_bytes(b"".join(lines).replace(b'"svm"', b'"SVM"'))
+    assert [look["purpose"] for look in run.read_looks()][1] == "unreadable"
+    path.write_bytes(b"".join(lines).replace(b"\n", b"x", 1))
+    assert len(run.read_looks()) == 4
+    assert run.looks_at("data") == 4
+    assert run.looks_at("other") == 2  # what can't be read may have been at it
+    path.unlink()
+    said = []
+    run.complete_ledger({"evaluations": 4, "model_sha256": "abc"}, "data", said.append)
+    assert [look["purpose"] for look in run.read_looks()] == ["lost"] * 4
+    assert "had lost 4 of 4 looks" in said[0]
+    run.complete_ledger({"evaluations": 4, "model_sha256": "abc"}, "data", pytest.fail)

@@ -1,0 +1,91 @@
+"""The Colab notebook, executed on this checkout with a small budget."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+NOTEBOOK = Path(__file__).parents[1] / "experiments" / "jaxmnist_colab.ipynb"
+
+
+def outputs(cell) -> str:
+    """All that a cell showed, as text."""
+    shown = []
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        shown += [output.get("text", ""), data.get("text/plain", ""), data.get("text/html", "")]
+    return "\n".join(shown)
+
+
+def cell_with(notebook, text: str):
+    """The first code cell that has this in its source."""
+    return next(c for c in notebook.cells if c.cell_type == "code" and text in c.source)
+
+
+def test_no_outputs_are_kept():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    assert all(
+        not c.outputs and c.execution_count is None for c in notebook.cells if "outputs" in c
+    )
+    assert notebook.metadata.accelerator == "TPU"
+
+
+def test_the_notebook(options, tmp_path: Path):
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    small = {**options, "quiet": False, "report": True, "max_trials": 2, "epochs": 2}
+    cell.source += f"\nOPTIONS = {small | {'directory': str(tmp_path / 'runs')}!r}"
+    nbformat.write(notebook, tmp_path / "notebook.ipynb")
+    # In a process of its own: what the kernel's libraries warn of is not ours.
+    line = [sys.executable, "-m", "jupyter", "execute", "--inplace", "notebook.ipynb"]
+    environment = {
+        **os.environ,
+        "JUPYTER_PLATFORM_DIRS": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    done = subprocess.run(
+        line, cwd=tmp_path, capture_output=True, text=True, timeout=200, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    executed = nbformat.read(tmp_path / "notebook.ipynb", as_version=4)
+    assert "cpu" in outputs(cell_with(executed, "jax.devices()"))
+    search = cell_with(executed, "random_search(")
+    assert "wins with validation accuracy" in outputs(search)
+    assert any(
+        "application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in search.outputs
+    )
+    assert "val_accuracy" in outputs(cell_with(executed, "results_summary"))
+    curves = outputs(cell_with(executed, 'show(run, "curves"'))
+    assert "<iframe srcdoc=" in curves
+    assert "section:not(section#curves)" in curves
+    assert "Confident mistakes" in outputs(cell_with(executed, "show(run)"))
+    assert "support vectors" in outputs(cell_with(executed, "svm.json"))
+    assert "drawn.png: " in outputs(cell_with(executed, "jaxmnist.predict"))
+
+
+def test_the_installed_jax_is_kept():
+    """The notebook's own constraints, in an environment like this one."""
+    source = cell_with(nbformat.read(NOTEBOOK, as_version=4), "def kept").source
+    names: dict = {}
+    exec(source[: source.index("if find_spec")], names)
+    from importlib.metadata import version
+
+    kept = names["kept"](["jax", "jaxlib", "no-such-package"])
+    assert kept == [f"jax=={version('jax')}", f"jaxlib=={version('jaxlib')}"]
+    assert "-c" in source
+
+
+@pytest.mark.parametrize("sections", [(), ("curves",)])
+def test_show_keeps_styles_apart(finished, sections):
+    from jaxmnist.report.notebook import show
+
+    text = show(finished, *sections)._repr_html_()
+    assert text.startswith('<iframe srcdoc="')
+    assert "<style>" not in text  # all of the page is in the attribute, escaped
+    assert ("section:not(" in text) == bool(sections)

@@ -1,0 +1,286 @@
+"""report.html: what is in it, and that nothing breaks it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pages import check
+
+from jaxmnist import Run
+from jaxmnist.atomic import read_json, write_json
+from jaxmnist.report import words
+from jaxmnist.report.drawing import accuracy_axis, canvas, inline_svg
+from jaxmnist.report.facts import Facts
+from jaxmnist.report.page import make_page, write_page
+from jaxmnist.report.record import command, session
+from jaxmnist.report.tensorboard import METRICS
+from jaxmnist.store import RunDirectory
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    """The finished run, for changing."""
+    shutil.copytree(finished.directory.path, tmp_path / "small")
+    return tmp_path / "small"
+
+
+def changed_search(path: Path, **changes: object) -> None:
+    """Change what search.json says, with a SHA-256 that fits."""
+    write_json(path / "search.json", {**read_json(path / "search.json"), **changes})
+    run = RunDirectory(path)
+    for index in run.trial_indices():  # what is written now belongs to any search
+        run.write_trial(run.read_trial(index))
+
+
+def test_the_page_of_a_finished_run(finished):
+    text = (finished.directory.path / "report.html").read_text("utf-8")
+    page = check(text)
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+    names = {attributes["id"] for attributes in page.all("figure")}
+    assert {f"figure-curves-{m.replace('_', '-')}" for m in METRICS} <= names
+    assert {"figure-quality-filters", "figure-quality-units", "figure-histogram"} <= names
+    assert {"figure-importance", "figure-budget", "figure-features"} <= names
+    assert {"figure-against-parameters", "figure-against-seconds"} <= names
+    winner = finished.best_trial
+    assert finished.why() in page.text["winner"]
+    assert f"{winner.parameters:,}" in page.text["winner"]
+    for trial in finished.trials:
+        assert f"{trial.score:.4f}" in page.text["trials"]
+    test = finished.result("best/test.json")
+    assert f"Test accuracy {test['accuracy']:.4f} on 200 images" in page.text["test"]
+    assert f"{test['classification_report']['macro avg']['recall']:.3f}" in page.text["test"]
+    assert "4 completed trials the importance of no hyperparameter is known" in " ".join(
+        page.text["importance"].split()
+    )
+    assert finished.best_model.summary() in page.text["network"]
+    assert "one standard error" in page.text["budget"].lower()
+    assert "Would 4 more help?" in page.text["budget"]  # the space of 8 has no more
+    for what in ("seed", "jax", "training", "winner", "processor"):
+        assert what in page.text["record"]
+    assert "--max-trials 4" in page.text["repeat"]
+    assert len(text) < 1_000_000
+
+
+def test_the_counts_in_the_bars(finished):
+    page = check((finished.directory.path / "report.html").read_text("utf-8"))
+    for name in ("filters", "conv_layers"):
+        values = [getattr(trial.hyperparameters, name) for trial in finished.trials]
+        for value in set(values):
+            assert f"n = {values.count(value)}" in page.text["quality"]
+    svg = next(a for a in page.all("svg") if "Trials by validation accuracy" in a["aria-label"])
+    counts = [int(count) for count in re.findall(r"to [\d.]+: (\d+)", svg["aria-label"])]
+    assert sum(counts) == 4
+
+
+def test_mistakes_are_those_of_the_kept_predictions(finished, mnist):
+    page = check((finished.directory.path / "report.html").read_text("utf-8"))
+    probabilities = finished.best_model.predict_proba(mnist.x_test[:200])
+    truth, found = mnist.y_test[:200], probabilities.argmax(1)
+    wrong = np.flatnonzero(truth != found)
+    surest = wrong[probabilities.max(1)[wrong].argmax()]
+    first = page.all("img")[0]["alt"]
+    assert f"Test image {surest}: a {truth[surest]} taken for a {found[surest]}" in first
+    assert len(page.all("img")) == min(24, len(wrong))
+
+
+def test_made_again_it_is_the_same_and_looks_at_nothing(copy):
+    before = (copy / "report.html").read_bytes()
+    looks = len(Run(copy).directory.read_looks())
+    (copy / "report.html").unlink()
+    line = [sys.executable, "-m", "jaxmnist.report", str(copy)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{copy / 'report.html'}\n"
+    after = (copy / "report.html").read_text("utf-8")
+    # Only where the run lies has changed.
+    at_home = Path(str(Run(copy).settings.directory)) / "small"
+    assert after.replace(str(copy), str(at_home)) == before.decode()
+    assert len(Run(copy).directory.read_looks()) == looks
+
+
+def test_no_run_gets_one_line(tmp_path):
+    line = [sys.executable, "-m", "jaxmnist.report", str(tmp_path / "nothing")]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "is not a run" in done.stderr
+
+
+def test_a_half_finished_run(copy):
+    """Two trials done, one running in its second epoch, one not begun."""
+    for part in ("best", "svm"):
+        shutil.rmtree(copy / part)
+    shutil.rmtree(copy / "trials" / "0003")
+    run = RunDirectory(copy)
+    trial = run.read_trial(2)
+    empty = {name: [] for name in METRICS}
+    run.write_trial(replace(trial, status="running", history=empty))
+    progress = {2: {name: trial.history[name][:1] for name in METRICS}}
+    page = check(make_page(Run(copy), running=progress, images=False, reload=True))
+    assert "2 of 4 trials are done" in page.text["head"]
+    assert "So far: Trial" in page.text["winner"]
+    assert "comes when the search has finished" in page.text["features"]
+    assert "running" in page.text["trials"]
+    assert any(a.get("http-equiv") == "refresh" for a in page.all("meta"))
+    curves = next(a for a in page.all("svg") if "Validation accuracy by" in a["aria-label"])
+    assert "of 3 trials" in curves["aria-label"]
+
+
+def test_a_run_that_has_not_begun_or_only_failed(copy):
+    for part in ("best", "svm", "trials"):
+        shutil.rmtree(copy / part)
+    page = check(make_page(Run(copy)))
+    assert "No trial has begun yet" in page.text["head"]
+    run = RunDirectory(copy)
+    history = {name: [float("nan")] for name in METRICS}
+    from jaxmnist.config import Hyperparameters
+    from jaxmnist.record import Trial
+
+    for index in range(4):
+        draw = Hyperparameters(4, 1, 0)
+        run.write_trial(Trial(index, draw, "failed", history, 10, error="the loss <b>ran</b> away"))
+    page = check(make_page(Run(copy)))
+    assert "Every trial failed" in page.text["head"]
+    assert "the loss <b>ran</b> away" in page.text["trials"]
+    assert "no winner" in page.text["winner"]
+
+
+DAMAGE = {
+    "trials/0001/trial.json": ("head", "a trial is left out"),
+    "best/test.json": ("test", "has not been looked at"),
+    "best/test_probabilities.npy": ("test", "has not been looked at"),
+    "best/summary.txt": ("network", "utf-8"),
+    "best/model.safetensors": ("features", "model.safetensors"),
+    "best/times.json": ("record", "time of each stage"),
+    "svm/small/svm.json": ("test", "svm.json"),
+    "ledger.jsonl": ("record", "–"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_leaves_a_hole_and_a_note(copy, name, finished):
+    (copy / name).write_bytes(b"\xff\x00 no such thing")
+    section, says = DAMAGE[name]
+    page = check(
+        make_page(Run(copy), finished.load_dataset(), images=name == "best/model.safetensors")
+    )
+    assert says in page.text[section]
+
+
+def test_other_data_are_told_of(copy):
+    identity = {**read_json(copy / "search.json")["identity"], "data": "0" * 64}
+    changed_search(copy, identity=identity)
+    page = check(make_page(Run(copy)))
+    assert "not those of" in page.text["features"]
+    assert "not those of" in page.text["mistakes"]
+
+
+def test_hostile_words_stay_words(copy):
+    evil = '"><script>alert(1)</script><img src=http://x onerror=alert(1)>$\\frac{1}{0}$'
+    search = read_json(copy / "search.json")
+    changed_search(
+        copy,
+        data={**search["data"], "name": evil},
+        sessions=[{"versions": {evil: evil}, "device": {"kind": evil}}],
+        settings={**search["settings"], "project_name": "<b>$"},
+    )
+    run = RunDirectory(copy)
+    run.write_trial(replace(run.read_trial(3), status="failed", error=evil))
+    (copy / "best" / "summary.txt").write_text(evil)
+    with open(copy / "ledger.jsonl", "a") as ledger:
+        ledger.write('{"purpose": "<script>alert(2)</script>", "model_sha256": 7}\nnot json\n')
+    page = check(make_page(Run(copy), images=False))
+    for section in ("head", "trials", "network", "record"):
+        assert "<script>" in page.text[section]
+
+
+def test_search_json_that_says_too_little(copy):
+    search = read_json(copy / "search.json")
+    changed_search(copy, identity={"data": search["identity"]["data"]})
+    line = [sys.executable, "-m", "jaxmnist.report", str(copy)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "search.json: says too little" in done.stderr
+
+
+def test_the_page_is_there_whole_or_not_at_all(copy, monkeypatch):
+    import os
+
+    before = (copy / "report.html").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(Exception, match="No space left"):
+        write_page(Run(copy), images=False)
+    assert (copy / "report.html").read_bytes() == before
+
+
+def test_how_to_repeat_it(finished):
+    line = command(finished.settings)
+    for part in ("--filters 4:8:4", "--units 8", "--epochs 3", "--learning-rate 0.01"):
+        assert part in line
+    assert "--directory" not in line
+    from jaxmnist.command import add_settings
+    from jaxmnist.search import Parser
+
+    parser = Parser("search", "")
+    add_settings(parser)
+    assert vars(parser.parse_args(line.split()[3:]))["filters"] == "4:8:4"
+    assert session(finished.settings).startswith("jaxmnist.random_search(")
+
+
+def test_words():
+    assert words.duration(8.2) == "8.2 s"
+    assert words.duration(185) == "3 min 05 s"
+    assert words.duration(7800) == "2 h 10 min"
+    assert words.accuracy(None) == words.accuracy(float("nan")) == "–"
+    assert words.signed(-0.25) == "−0.25"
+
+
+@pytest.mark.parametrize(
+    ("values", "images"),
+    [([0.981, 0.990], 6000), ([0.1, 0.99], 6000), ([1.0, 1.0], 20), ([0.0, 1.0], 2), ([0.5], 100)],
+)
+def test_the_stretched_axis(values, images):
+    """Every value is inside, ticks are true, and a tenth of the errors is always the same step."""
+    with canvas(4, 3) as drawn:
+        accuracy_axis(drawn.axes, values, images)
+        low, high = drawn.axes.get_ylim()
+        assert low < min(values)
+        assert max(values) < high
+        for tick, label in zip(drawn.axes.get_yticks(), drawn.axes.get_yticklabels(), strict=True):
+            assert float(label.get_text()) == pytest.approx(tick, abs=1e-6)
+        svg = inline_svg(drawn, "name", "says <this>")
+    assert 'aria-label="says &lt;this&gt;"' in svg
+
+
+def test_a_large_search_stays_readable(copy):
+    """Forty values of a hyperparameter and sixty trials: columns are grouped, the page is small."""
+    search = read_json(copy / "search.json")
+    changed_search(
+        copy,
+        identity={**search["identity"], "filters": "1:40"},
+        settings={**search["settings"], "max_trials": 60},
+    )
+    run = RunDirectory(copy)
+    like = run.read_trial(0)
+    generator = np.random.default_rng(0)
+    for index in range(4, 60):
+        history = {name: list(generator.uniform(0.9, 0.99, 3)) for name in METRICS}
+        draw = replace(like.hyperparameters, filters=int(generator.integers(1, 41)))
+        run.write_trial(replace(like, index=index, hyperparameters=draw, history=history))
+    text = make_page(Run(copy), images=False)
+    page = check(text)
+    assert "1–5" in page.text["quality"]
+    assert len(text) < 2_000_000
+    assert Facts(Run(copy)).budget == 60

@@ -1,0 +1,319 @@
+"""Full, read-only and vanishing disks, forbidden files, closed terminals and outputs.
+
+Each ends with what was finished kept, one clear line and the agreed status.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from test_search import facts, flags
+
+from jaxmnist import JaxmnistError, Run, SurroundingsError, UsageError, random_search
+from jaxmnist.report.console import Console
+
+
+def mount(*arguments: object) -> None:
+    subprocess.run(["mount", *map(str, arguments)], check=True, capture_output=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system of its own, 2 MB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    try:
+        mount("-t", "tmpfs", "-o", "size=2m,mode=755", "tmpfs", path)
+    except (OSError, subprocess.CalledProcessError):
+        assert "CI" not in os.environ, "no tmpfs can be mounted, and CI must see this test"
+        pytest.skip("no tmpfs can be mounted here")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=False, capture_output=True)
+
+
+def fill(disk: Path, pages: int) -> None:
+    """Leave so many pages of 4096 bytes free."""
+    (disk / "filler").unlink(missing_ok=True)
+    status = os.statvfs(disk)
+    free = status.f_bavail * status.f_frsize
+    (disk / "filler").write_bytes(bytes(free - 4096 * pages))
+
+
+def records(run: Path, but: int) -> dict[str, bytes]:
+    """The records of all trials but one."""
+    paths = [path for path in run.glob("trials/*/trial.json") if int(path.parent.name) != but]
+    return {str(path): path.read_bytes() for path in paths}
+
+
+def test_a_disk_that_is_full_at_any_moment(disk, finished, options):
+    """From no room at all to enough: each try ends in a line, and the one with room is right."""
+    run = disk / "small"
+    large = shutil.ignore_patterns("report.html", "tensorboard")
+    shutil.copytree(finished.directory.path, run, ignore=large)
+    index = finished.best_trial.index
+    for lost in (run / "trials" / f"{index:04d}", run / "best", run / "svm"):
+        shutil.rmtree(lost)
+    failures = 0
+    for pages in (0, 1, 3, 6, 12, 25, 50, 100, 200):
+        kept = records(run, index)
+        fill(disk, pages)
+        try:
+            again = random_search(**options, directory=str(disk))
+        except SurroundingsError as error:
+            failures += 1
+            assert error.exit_status == 1
+            assert "No space left on device" in str(error)
+            assert str(run) in str(error)
+            assert not list(run.rglob(".*.tmp"))
+        else:
+            break
+        finally:
+            assert kept == records(run, index)
+    assert failures > 2
+    assert facts(again) == facts(finished)
+    purposes = [look["purpose"] for look in again.directory.read_looks()]
+    assert {"winner", "svm"} == {*purposes} - {"unreadable"}
+    test = again.result("best/test.json")
+    assert test["accuracy"] == finished.result("best/test.json")["accuracy"]
+    assert test["evaluations"] >= 2
+
+
+def test_the_command_on_a_full_disk(disk, options):
+    fill(disk, 0)
+    line = [sys.executable, "-m", "jaxmnist.search", *flags(options), "--directory", str(disk)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith(": can't be written: No space left on device\n")
+
+
+def at(kind: str, index: int, happens: Callable[[], object]) -> type[Console]:
+    """A console that makes something happen when an event of a trial is reported."""
+
+    def event(self, event):
+        if type(event).__name__ == kind and event.index == index:
+            happens()
+
+    return type("Watching", (Console,), {"event": event})
+
+
+def test_a_disk_that_becomes_read_only(disk, finished, options, monkeypatch):
+    """As Linux makes a disk that fails: what is there can be read."""
+    options = {**options, "max_trials": 2}
+
+    run_folder = disk / "small"
+
+    def seal() -> None:
+        mount("--bind", run_folder, run_folder)
+        mount("-o", "remount,ro,bind", run_folder)
+
+    monkeypatch.setattr("jaxmnist.report.console.Console", at("TrialStarted", 1, seal))
+    with pytest.raises(UsageError, match="can't be written: Read-only file system"):
+        random_search(**options, jobs=1, directory=str(disk))
+    assert facts(Run(run_folder)) == facts(finished)[:1]
+    with pytest.raises(UsageError, match="can't be written: Read-only file system"):
+        random_search(**options, directory=str(disk))
+    monkeypatch.undo()
+    subprocess.run(["umount", str(run_folder)], check=True)
+    assert facts(random_search(**options, svm=False, directory=str(disk))) == facts(finished)[:2]
+
+
+def test_a_disk_that_vanishes(disk, options, monkeypatch):
+    """Nothing is written to the place that its mount leaves behind."""
+
+    def vanish() -> None:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+    monkeypatch.setattr("jaxmnist.report.console.Console", at("TrialFinished", 0, vanish))
+    with pytest.raises(SurroundingsError, match="was moved or deleted, or its disk has gone"):
+        random_search(**{**options, "max_trials": 1}, directory=str(disk))
+    assert list(disk.iterdir()) == []
+
+
+def test_a_run_that_is_deleted_while_it_is_in_use(options, tmp_path, monkeypatch):
+    run = tmp_path / "small"
+    monkeypatch.setattr(
+        "jaxmnist.report.console.Console", at("TrialFinished", 0, lambda: shutil.rmtree(run))
+    )
+    with pytest.raises(SurroundingsError, match="was moved or deleted"):
+        random_search(**{**options, "max_trials": 1}, directory=str(tmp_path))
+    assert not run.exists()
+
+
+# What may be forbidden in a run, and what has its permissions taken.
+FORBIDDEN = {
+    "a record": "trials/0001/trial.json",
+    "a trial": "trials/0001",
+    "weights": "trials/{winner}/model.safetensors",
+    "search.json": "search.json",
+    "the report": "best/test.json",
+    "the predictions": "best/test_probabilities.npy",
+    "the winner": "best",
+    "the SVM": "svm/small/svm.json",
+    "the ledger": "ledger.jsonl",
+    "the lock": "lock",
+}
+
+CHILD = """
+import contextlib, io, json, os, sys
+from jaxmnist.command import run_command
+from jaxmnist.search import main
+warm, *cases = json.load(sys.stdin)
+with contextlib.redirect_stdout(io.StringIO()):
+    assert run_command(main, warm) == 0  # all modules are imported before the rights are dropped
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+ends = []
+for case in cases:
+    with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()) as errors:
+            ends.append([run_command(main, case), errors.getvalue()])
+print(json.dumps(ends))
+"""
+
+
+def test_files_that_may_not_be_read(finished, options, tmp_path):
+    """A file that can't be read is not a damaged one: it stays where it is, and so do all."""
+    for folder in {tmp_path, *tmp_path.parents, *Path(options["data_dir"]).parents}:
+        let_pass(folder)
+    cases = {}
+    for number, (what, name) in enumerate(FORBIDDEN.items()):
+        run = tmp_path / str(number) / "small"
+        shutil.copytree(finished.directory.path, run)
+        for path in (run, *run.rglob("*")):
+            os.chown(path, 65534, 65534)
+        path = run / name.format(winner=f"{finished.best_trial.index:04d}")
+        os.chown(path, 0, 0)
+        path.chmod(0)
+        cases[what] = run, path
+    shutil.copytree(finished.directory.path, tmp_path / "warm" / "small")
+    lines = [[*flags(options), "--directory", str(tmp_path / "warm")]]
+    lines += [[*flags(options), "--directory", str(run.parent)] for run, _ in cases.values()]
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD],
+        input=json.dumps(lines),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAXMNIST_CACHE": "off"},
+    )
+    assert done.returncode == 0, done.stderr
+    for (what, (run, path)), (status, errors) in zip(
+        cases.items(), json.loads(done.stdout), strict=True
+    ):
+        assert status == 2, (what, errors)
+        assert errors.count("\n") == 1, what
+        assert "Permission denied" in errors, what
+        assert str(path) in errors, what
+        assert path.exists(), what
+        assert not (run / "damaged").exists(), what
+        path.chmod(0o755)
+        assert len(Run(run).directory.read_looks()) == 2, what
+
+
+def let_pass(folder: Path) -> None:
+    """Let anybody pass through a folder of ours."""
+    status = folder.stat()
+    if status.st_uid == os.getuid() and str(folder).startswith("/tmp/"):
+        folder.chmod(status.st_mode | 0o755)
+
+
+# --- Closed terminals and outputs ----------------------------------------------------------------
+
+
+@contextmanager
+def terminal() -> Iterator[tuple[int, int]]:
+    """A terminal's two ends: what a window holds, and what programs hold."""
+    window, program = pty.openpty()
+    try:
+        yield window, program
+    finally:
+        for end in (window, program):
+            with suppress(OSError):  # closed already
+                os.close(end)
+
+
+@pytest.mark.parametrize(("kind", "until"), [("dumb", b"trial 1:"), ("xterm", b"trial 1 ")])
+def test_a_closed_terminal(options, tmp_path, kind, until):
+    """The window is closed: the search keeps what is finished and ends with its status."""
+    heed = (
+        "import fcntl, os, signal, sys, termios;"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL);"
+        "fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+    given = {name: value for name, value in options.items() if name != "quiet"}
+    search = ["-m", "jaxmnist.search", *flags(given), "--jobs", "1", "--directory", str(tmp_path)]
+    with terminal() as (window, program):
+        process = subprocess.Popen(
+            [sys.executable, "-c", heed, *search],
+            stdin=program,
+            stdout=program,
+            stderr=program,
+            start_new_session=True,
+            env={**os.environ, "TERM": kind},
+        )
+        os.close(program)
+        seen = b""
+        while until not in seen:
+            seen += os.read(window, 1024)
+        os.close(window)
+        assert process.wait(timeout=60) == 129
+    trials = Run(tmp_path / "small").trials
+    assert trials[0].status == "completed"
+    assert not (tmp_path / "small" / "best").exists()
+
+
+# Where nothing is buffered argparse itself passes over what can't be written.
+BUFFERED = {**os.environ, "PYTHONUNBUFFERED": ""}
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"]])
+def test_an_output_that_is_full(arguments):
+    line = [sys.executable, "-m", "jaxmnist.search", *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, env=BUFFERED)
+    assert done.returncode == 1
+    assert done.stderr == "jaxmnist: output: No space left on device\n"
+
+
+def test_an_output_that_nobody_reads():
+    reader, writer = os.pipe()
+    os.close(reader)
+    line = [sys.executable, "-m", "jaxmnist.search", "--help"]
+    done = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, text=True, env=BUFFERED)
+    os.close(writer)
+    assert done.returncode == 1
+    assert done.stderr == ""
+
+
+def test_errors_that_nobody_can_see():
+    """Standard error is full, or closed: the status still tells."""
+    line = [sys.executable, "-m", "jaxmnist.search", "--epochs", "0"]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(line, stdout=full, stderr=full).returncode == 2
+    closed = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *line]
+    assert subprocess.run(closed).returncode == 2
+
+
+def test_commands_heed_signals_before_they_import_anything_slow():
+    program = "import sys, jaxmnist.evaluation, jaxmnist.predict, jaxmnist.svm, jaxmnist.search\n"
+    program += "print([m for m in ('jax', 'sklearn', 'scipy', 'PIL') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+
+
+def test_an_error_is_always_one_line():
+    error = JaxmnistError("a\nb\x1b[2Jc\u202ed\udcff")
+    assert str(error) == "a\\nb\\x1b[2Jc\\u202ed\\udcff"

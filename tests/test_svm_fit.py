@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import dataclasses
+import tracemalloc
+
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+from jaxmnist import UsageError, svm_fit
+from jaxmnist.atomic import DamagedFile
+from jaxmnist.support_vectors import DTYPES, SupportVectors, one_against_one
+
+
+def blobs(classes: int, rows: int, width: int, seed: int = 0):
+    """Overlapping clouds of points, one for each class."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, classes, rows)
+    x = rng.normal(size=(classes, width))[y] + rng.normal(size=(rows, width)) * 1.2
+    return (x * rng.uniform(1, 30, width) + 5).astype(np.float32), y * 3 - 2
+
+
+def in_blocks(x):
+    """Features that are the rows themselves."""
+    for first in range(0, len(x), 50):
+        yield first, x[first : first + 50]
+
+
+def fitted(classes=4, width=80, **options):
+    x, y = blobs(classes, 600, width)
+    options = {"backend": "sklearn", "seed": 0, **options}
+    return svm_fit.fit(in_blocks, width, (x[:400], y[:400]), (x[400:], y[400:]), **options), x, y
+
+
+@pytest.mark.parametrize(("classes", "width"), [(2, 80), (4, 80), (5, 3)])
+def test_predictions_equal_scikit_learns_pipeline(classes, width):
+    fit, x, y = fitted(classes, width)
+    components = min(64, width)
+    pipeline = make_pipeline(StandardScaler(), PCA(components, random_state=0), SVC(C=5))
+    pipeline.fit(x[:400], y[:400])
+    assert fit.svm.pca_components.shape == (components, width)
+    assert np.array_equal(fit.svm.predict(x), pipeline.predict(x))
+    assert len(fit.svm.vectors) == len(pipeline[-1].support_)
+
+
+def test_a_pair_at_a_time_is_the_same_machine():
+    """How libraries that know two classes only are used, with scikit-learn in their place."""
+    x, y = blobs(4, 300, 6)
+    parameters = {"C": 5.0, "gamma": 0.01}
+    whole = SVC(**parameters).fit(x, y)
+    arrays = one_against_one(svm_fit.classifier("sklearn"), x, y, parameters)
+    blank = {name: np.zeros(0, np.float32) for name in list(DTYPES)[:4]}
+    pairs = SupportVectors(**blank, **arrays, gamma=0.01, c=5.0)
+    assert np.array_equal(pairs.predict_projected(x), whole.predict(x))
+    assert np.array_equal(np.sort(arrays["counts"]), np.sort(whole.n_support_))
+    np.testing.assert_allclose(arrays["intercept"], whole.intercept_, atol=1e-3)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_sklearnex_gives_the_same(classes):
+    fit, x, _ = fitted(classes)
+    other, _, _ = fitted(classes, backend="sklearnex")
+    assert other.backend == "sklearnex"
+    assert (other.svm.predict(x) == fit.svm.predict(x)).mean() > 0.99
+
+
+def test_file_reads_back(tmp_path):
+    fit, x, _ = fitted()
+    path = tmp_path / "pipeline.safetensors"
+    path.write_bytes(fit.svm.to_bytes())
+    again = SupportVectors.load(path)
+    for item in dataclasses.fields(again):
+        assert np.array_equal(getattr(again, item.name), getattr(fit.svm, item.name))
+    assert np.array_equal(again.predict(x), fit.svm.predict(x))
+
+
+@pytest.mark.parametrize("name", ["dual", "counts", "intercept", "pca_mean", "vectors"])
+def test_a_file_whose_arrays_do_not_fit_is_refused(tmp_path, name):
+    fit, _, _ = fitted()
+    short = dataclasses.replace(fit.svm, **{name: getattr(fit.svm, name)[:-1]})
+    path = tmp_path / "pipeline.safetensors"
+    path.write_bytes(short.to_bytes())
+    with pytest.raises(DamagedFile, match="no file of jaxmnist's SVM"):
+        SupportVectors.load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 100])
+def test_another_file_is_refused(tmp_path, content):
+    path = tmp_path / "pipeline.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(DamagedFile):
+        SupportVectors.load(path)
+
+
+def test_search_scores_on_validation_and_keeps_the_best():
+    fit, x, y = fitted(draws=6)
+    assert len(fit.search) == 7
+    assert svm_fit.C in [draw["C"] for draw in fit.search]
+    scores = [draw["val_accuracy"] for draw in fit.search]
+    assert scores == sorted(scores, reverse=True)
+    best = fit.search[0]
+    assert (fit.svm.c, fit.svm.gamma) == (best["C"], best["gamma"])
+    # It was fitted on the training rows with that C: its validation accuracy is the score.
+    assert (fit.svm.predict(x[400:]) == y[400:]).mean() == best["val_accuracy"]
+
+
+def test_an_error_while_fitting_is_the_callers():
+    with pytest.raises(ValueError, match="greater than one"):
+        fitted(1)
+
+
+def test_memory_stays_under_twice_the_features():
+    rows, width = 3000, 4000
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(rows, 1)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(int)
+
+    def batches(part):
+        for first in range(0, len(part), 100):
+            block = part[first : first + 100]
+            noise = np.random.default_rng(first).normal(size=(len(block), width))
+            yield first, (noise + block).astype(np.float32)
+
+    tracemalloc.start()
+    svm_fit.fit(batches, width, (x, y), (x[:10], y[:10]), backend="sklearn", seed=0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert rows * width * 4 < peak < 2 * rows * width * 4
+
+
+def test_backends():
+    assert svm_fit.choose_backend("sklearn", "gpu") == "sklearn"
+    assert svm_fit.choose_backend("auto", "cpu") == "sklearnex"
+    with pytest.raises(UsageError, match="--svm-backend cuml is not installed: pip install"):
+        svm_fit.choose_backend("cuml", "gpu")
