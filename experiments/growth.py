@@ -18,7 +18,8 @@ import numpy as np
 
 from jaxmnist.config import Range, TrainingSettings
 from jaxmnist.data import load_arrays, split
-from jaxmnist.engine import Engine, TrialFinished
+from jaxmnist.engine import Engine
+from jaxmnist.events import TrialFinished
 from jaxmnist.space import SearchSpace
 
 

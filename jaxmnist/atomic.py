@@ -21,11 +21,13 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
 
 from jaxmnist.errors import UsageError, disk_error
 from jaxmnist.files import largest_file, read_npy
 
 LARGEST_JSON = 2**26  # bytes; a run's own are a thousandth of it
+SEALED = "sealed"  # where a safetensors file keeps JSON with the SHA-256 of everything in it
 
 
 class DamagedFile(UsageError):
@@ -52,12 +54,17 @@ def disk(path: Path, what: str = "can't be written") -> Iterator[None]:
         raise disk_error(f"{path}: {what}", error) from None
 
 
+def unfinished(path: Path) -> Path:
+    """What a file is called until it is whole; a process that is killed leaves it behind."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole, or not at all.
 
     Its folder is made, but not the one above that: a run that vanished with its disk stays so.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = unfinished(path)
     with disk(path):
         path.parent.mkdir(exist_ok=True)
         temporary.unlink(missing_ok=True)  # of a process that was killed; or a link elsewhere
@@ -220,3 +227,32 @@ def read_tensors(
         return load_tensors(content), metadata
     except Exception:  # given damaged bytes, decoders raise anything
         raise DamagedFile(path, "is no safetensors file of jaxmnist") from None
+
+
+def sealed_bytes(tensors: dict[str, np.ndarray], content: dict[str, Any]) -> bytes:
+    """A safetensors file of arrays and a JSON object that carries the SHA-256 of both."""
+    content = {**content, "tensors_sha256": _tensors_sha256(tensors)}
+    content["sha256"] = content_sha256(content)
+    return save_tensors(tensors, {SEALED: json.dumps(content, allow_nan=False)})
+
+
+def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the object of `sealed_bytes`, without the hashes; raises as `read_json`."""
+    tensors, content = read_tensors(path, SEALED)
+    try:
+        stated = content.pop("sha256")
+        genuine = content_sha256(content) == stated
+        genuine &= content.pop("tensors_sha256") == _tensors_sha256(tensors)
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+        genuine = False
+    if not genuine:
+        raise DamagedFile(path, "its content does not match its SHA-256")
+    return tensors, content
+
+
+def _tensors_sha256(tensors: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(tensors.items()):
+        digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

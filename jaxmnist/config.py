@@ -247,6 +247,10 @@ class SearchSettings:
     tolerance: float | None = _setting(
         None, "fall of validation accuracy that is still steady", "FALL"
     )
+    checkpoint_every: float = _setting(
+        60.0, "a running trial's state is kept this often, so that it can go on", "SECONDS"
+    )
+    max_retries: int = _setting(1, "how often a trial is tried again that an exception ended", "N")
     keep: int = _setting(3, "how many of the best trials keep their weights", "N")
     jobs: int | None = _setting(None, "trials that train at once (default: one for each core)", "N")
     lanes: int | None = _setting(
@@ -287,7 +291,7 @@ class SearchSettings:
                 "--project-name must be the name of a folder, without slashes,"
                 f" not {_shown(self.project_name)}"
             )
-        for name, low in (("max_trials", 1), ("keep", 1), ("svm_search", 0)):
+        for name, low in (("max_trials", 1), ("keep", 1), ("svm_search", 0), ("max_retries", 0)):
             object.__setattr__(self, name, check_whole(name, getattr(self, name), low))
         object.__setattr__(self, "seed", check_whole("seed", self.seed, 0, LARGEST_SEED))
         for name in ("train_limit", "jobs", "lanes"):
@@ -301,6 +305,9 @@ class SearchSettings:
             self.validation_split,
             lambda value: 0 < value < 1,
             "above 0 and below 1",
+        )
+        check_number(
+            "checkpoint_every", self.checkpoint_every, lambda value: value >= 0, "of at least 0"
         )
         if self.tolerance is not None:
             check_number("tolerance", self.tolerance, lambda value: 0 <= value <= 1, "from 0 to 1")

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import operator
 import os
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +24,17 @@ from jaxmnist.config import Hyperparameters, TrainingSettings
 from jaxmnist.convolution import block_size
 from jaxmnist.data import Dataset
 from jaxmnist.errors import UsageError
+from jaxmnist.events import (
+    Checkpoint,
+    EpochFinished,
+    Event,
+    Metrics,
+    StackingChosen,
+    StepsFinished,
+    TrialCompiled,
+    TrialFinished,
+    TrialStarted,
+)
 from jaxmnist.lanes import Devices, Group, Stacking, group_trials, round_up
 from jaxmnist.model import (
     build_model,
@@ -33,7 +43,7 @@ from jaxmnist.model import (
     resize_parameters,
 )
 from jaxmnist.programs import Pair, Programs
-from jaxmnist.stacking import WIDTHS, candidates, choose
+from jaxmnist.stacking import candidates, choose, widths_of
 from jaxmnist.training import (
     TrainingState,
     batches,
@@ -44,86 +54,18 @@ from jaxmnist.training import (
     start_training,
     train_block,
 )
+from jaxmnist.workers import Events, Interrupted
 
 # Steps of one call of the compiled program; between calls the host can stop the trial. An
 # accelerator has done its steps so soon that the host's part would show.
-STEPS_PER_CALL = {"cpu": 16, "gpu": 64, "tpu": 64}
+CPU_STEPS, STEPS = 16, 64
+TELL_EVERY = 0.5  # seconds
 # On a CPU the work is in matrix products that are compiled already: optimising the rest further
 # makes it no faster, and takes the cores from training. (Level 0 trains four times slower.)
 COMPILER_OPTIONS = {
     "xla_backend_optimization_level": 1,
     "xla_llvm_disable_expensive_passes": True,
 }
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """One epoch of a trial: mean cross-entropy and accuracy over training and validation images."""
-
-    loss: float
-    accuracy: float
-    val_loss: float
-    val_accuracy: float
-
-    @property
-    def finite(self) -> bool:
-        """Whether both losses are numbers."""
-        return bool(np.isfinite(self.loss) and np.isfinite(self.val_loss))
-
-
-@dataclass(frozen=True)
-class TrialStarted:
-    """A trial has begun to compile and train."""
-
-    index: int
-
-
-@dataclass(frozen=True)
-class TrialCompiled:
-    """A trial's programs are there: its first step follows."""
-
-    index: int
-
-
-@dataclass(frozen=True)
-class EpochFinished:
-    """A trial has finished an epoch, counted from 1; `seconds` since the trial began."""
-
-    index: int
-    epoch: int
-    metrics: Metrics
-    seconds: float
-
-
-@dataclass(frozen=True)
-class TrialFinished:
-    """A trial has ended.
-
-    history: its epochs, the one that diverged included.
-    parameters: its weights, float32 NumPy arrays; None where it failed.
-    seconds: wall time, compiling included.
-    error: why it failed, or None.
-    """
-
-    index: int
-    history: tuple[Metrics, ...]
-    parameters: dict[str, dict[str, np.ndarray]] | None
-    seconds: float
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class StackingChosen:
-    """How the trials of this run share programs, from now on.
-
-    rates: steps a second, all lanes counted, of the ways that were measured; empty where none was.
-    """
-
-    stacking: Stacking
-    rates: dict[str, float]
-
-
-Event = TrialStarted | TrialCompiled | EpochFinished | TrialFinished | StackingChosen
 
 
 def cores() -> int:
@@ -133,67 +75,42 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-class _Interrupted(Exception):
-    """The engine was asked to stop while a trial was running."""
+@dataclass
+class _Lanes:
+    """The trials of a group as they train.
 
+    epoch, step: finished epochs, and finished steps of the next one.
+    histories, errors: of each trial, its finished epochs and why it failed.
+    before: wall time of earlier sessions, in seconds.
+    told, kept: when somebody was last told of them, and when their state was last kept.
+    """
 
-class Events:
-    """What happens to the trials of a run, in the order that it happens: an iterator."""
+    group: Group
+    state: TrainingState
+    epoch: int
+    step: int
+    histories: list[list[Metrics]]
+    before: float
 
-    def __init__(
-        self,
-        run_group: Callable[[Group, threading.Event], Iterator[Event]],
-        groups: list[Group],
-        jobs: int,
-    ) -> None:
-        self._run_group = run_group
-        self._waiting: queue.SimpleQueue[Group] = queue.SimpleQueue()
-        for group in groups:
-            self._waiting.put(group)
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._stop = threading.Event()
-        self._running = 0
-        count = min(jobs, len(groups))
-        self._workers = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
+    def __post_init__(self) -> None:
+        self.trials = self.group.trials
+        self.errors: list[str | None] = [None for _ in self.trials]
+        self._started = self.told = self.kept = time.perf_counter()
 
-    def start(self, *events: Event) -> None:
-        """Let the trials begin, after `events`."""
-        for event in events:
-            self._events.put(event)
-        for worker in self._workers:
-            self._running += 1
-            worker.start()
+    @property
+    def live(self) -> np.ndarray:
+        """Which trials have not failed: bool[trials]."""
+        return np.array([error is None for error in self.errors])
 
-    def stop(self) -> None:
-        """Ask the trials to stop; what happens before they do can still be iterated."""
-        self._stop.set()
+    @property
+    def loss_sum(self) -> np.ndarray:
+        """The epoch's cross-entropy so far of each trial: float64[trials]."""
+        return np.asarray(self.state.loss_sum, np.float64)[: len(self.trials)]
 
-    def join(self) -> None:
-        """Wait for the trials to stop."""
-        for worker in self._workers:
-            if worker.ident is not None:
-                worker.join()
-
-    def __iter__(self) -> Events:
-        return self
-
-    def __next__(self) -> Event:
-        while self._running:
-            event = self._events.get()
-            if event is not None:
-                return event
-            self._running -= 1
-        raise StopIteration
-
-    def _work(self) -> None:
-        try:
-            while not self._stop.is_set():
-                for event in self._run_group(self._waiting.get_nowait(), self._stop):
-                    self._events.put(event)
-        except (queue.Empty, _Interrupted):
-            pass
-        finally:
-            self._events.put(None)
+    @property
+    def seconds(self) -> float:
+        """Wall time so far."""
+        return self.before + time.perf_counter() - self._started
 
 
 @dataclass
@@ -204,6 +121,7 @@ class Engine:
     lanes: trials in one program; None to measure what is best (on a CPU: one).
     stacking: how trials shared programs when this run began; None where it begins now.
     memory: folder that remembers what was measured; None to remember nothing.
+    checkpoint_every: seconds between a trial's checkpoints; None for none.
     compiled: how many pairs of programs, to train and to evaluate, were compiled so far.
     """
 
@@ -214,6 +132,7 @@ class Engine:
     lanes: int | None = None
     stacking: Stacking | None = None
     memory: Path | None = None
+    checkpoint_every: float | None = None
     platform: str = field(default_factory=jax.default_backend)
     compiled: int = field(default=0, init=False)
 
@@ -236,6 +155,7 @@ class Engine:
         # A batch larger than the data is one short batch: its padding need not be computed.
         self._batch_size = min(self.settings.batch_size, len(data.y_train))
         self._block = block_size(self.platform, self._batch_size)
+        self._steps = CPU_STEPS if self.platform == "cpu" else STEPS
         # Evaluation has no batch size to respect, so that it takes whatever the platform likes.
         size = block_size(self.platform, 1024)
         order = np.arange(len(data.y_validation), dtype=np.int32)
@@ -243,20 +163,33 @@ class Engine:
         self._validation = jax.device_put(validation, everywhere)
 
     @contextmanager
-    def run(self, trials: Iterable[tuple[int, Hyperparameters]]) -> Iterator[Events]:
+    def run(
+        self,
+        trials: Iterable[tuple[int, Hyperparameters]],
+        checkpoints: Mapping[int, Checkpoint] | None = None,
+    ) -> Iterator[Events]:
         """Train trials, given as (index, hyperparameters); a context whose value iterates events.
 
-        Leaving the context early stops the trials that are running at their next pause, and
-        waits for them; they have then left nothing behind.
+        Trials that have a checkpoint go on from there. Leaving the context early stops the trials
+        that are running at their next pause, and waits for them; they have then left nothing
+        behind.
         """
         assert self.jobs is not None
-        trials = list(trials)
+        trials, checkpoints = list(trials), checkpoints or {}
         before = self._choose(trials) if self.stacking is None else []
         assert self.stacking is not None
-        groups = group_trials(trials, self.stacking, self._devices.count)
+        positions = {index: (found.epoch, found.step) for index, found in checkpoints.items()}
+        groups = group_trials(trials, self.stacking, self._devices.count, positions)
         # A CPU's cores are busy training; the host of an accelerator has nothing else to do.
         programs = Programs(self._build, groups, 0 if self.platform == "cpu" else cores())
-        events = Events(lambda group, stop: self._group(group, programs, stop), groups, self.jobs)
+
+        def run_group(group: Group, stop: threading.Event) -> Iterator[Event]:
+            for index, _ in group.trials:
+                found = checkpoints.get(index)
+                yield TrialStarted(index, found.history if found else ())
+            yield from self._attempt(group, checkpoints, programs, stop)
+
+        events = Events(run_group, groups, self.jobs)
         try:
             events.start(*before)
             yield events
@@ -269,7 +202,7 @@ class Engine:
     def _choose(self, trials: list[tuple[int, Hyperparameters]]) -> list[Event]:
         """Settle how trials are stacked; what there is to tell about it."""
         devices = self._devices.count
-        widths = WIDTHS[self.platform]
+        widths = widths_of(self.platform)
         largest = max(
             group_trials(trials, Stacking("map", len(trials), *widths), devices),
             key=lambda group: len(group.trials),
@@ -285,20 +218,20 @@ class Engine:
         self.stacking, rates = choose(ways, measure, self.memory, description)
         return [StackingChosen(self.stacking, rates)]
 
-    def _group(self, group: Group, programs: Programs, stop: threading.Event) -> Iterator[Event]:
-        """The events of trials that train at once."""
-        for index, _ in group.trials:
-            yield TrialStarted(index)
-        yield from self._attempt(group, programs, stop)
-
-    def _attempt(self, group: Group, programs: Programs, stop: threading.Event) -> Iterator[Event]:
+    def _attempt(
+        self,
+        group: Group,
+        checkpoints: Mapping[int, Checkpoint],
+        programs: Programs,
+        stop: threading.Event,
+    ) -> Iterator[Event]:
         """The events after the start; what goes wrong in a group is tried again in halves."""
         started = time.perf_counter()
         try:
-            yield from self._train_lanes(group, programs, stop)
+            yield from self._train_group(group, checkpoints, programs, stop)
             return
-        except (_Interrupted, CancelledError):
-            raise _Interrupted from None
+        except (Interrupted, CancelledError):
+            raise Interrupted from None
         except Exception as failure:
             error = " ".join(f"{type(failure).__name__}: {failure}".split())[:500]
         finally:
@@ -309,54 +242,88 @@ class Engine:
             return
         # Memory ran out, or one of them is bad: the others shall not suffer for it.
         for half in group.halves(self._devices.count):
-            yield from self._attempt(half, programs, stop)
+            yield from self._attempt(half, checkpoints, programs, stop)
 
-    def _train_lanes(
-        self, group: Group, programs: Programs, stop: threading.Event
+    def _train_group(
+        self,
+        group: Group,
+        checkpoints: Mapping[int, Checkpoint],
+        programs: Programs,
+        stop: threading.Event,
     ) -> Iterator[Event]:
         """Train a group; its trials finish together, those that diverged too."""
-        started = time.perf_counter()
-        state = self._start(group)
+        lanes = self._start(group, checkpoints)
         train, evaluate = programs.get(group)
         for index, _ in group.trials:
             yield TrialCompiled(index)
-        trials, steps_per_call = group.trials, STEPS_PER_CALL[self.platform]
-        histories: list[list[Metrics]] = [[] for _ in trials]
-        errors: list[str | None] = [None for _ in trials]
-        for epoch in range(self.settings.epochs):
-            live = np.array([error is None for error in errors])
-            order = self._batches(epoch)
-            state, loss = start_epoch(state), np.zeros(len(trials))
-            for first in range(0, len(order), steps_per_call):
+        while lanes.epoch < self.settings.epochs and lanes.live.any():
+            order = self._batches(lanes.epoch)
+            while lanes.step < len(order) and np.isfinite(lanes.loss_sum[lanes.live]).any():
                 if stop.is_set():
-                    raise _Interrupted
-                last = np.int32(min(first + steps_per_call, len(order)))
-                state = train(state, *self._train, order, np.int32(first), last)
-                loss = np.asarray(state.loss_sum, np.float64)[: len(trials)]
-                if not np.isfinite(loss[live]).any():
-                    break
-            found = self._metrics(state, loss, evaluate)
-            for lane in np.flatnonzero(live):
-                metrics = found[lane]
-                histories[lane].append(metrics)
-                if metrics.finite:
-                    seconds = time.perf_counter() - started
-                    yield EpochFinished(trials[lane][0], epoch + 1, metrics, seconds)
-                else:
-                    name = "validation loss" if np.isfinite(metrics.loss) else "loss"
-                    errors[lane] = f"the {name} stopped being finite in epoch {epoch + 1}"
-            if all(errors):
-                break
-        weights = jax.device_get(state.parameters)
-        seconds = (time.perf_counter() - started) / len(trials)
-        for i, (index, hyperparameters) in enumerate(trials):
-            parameters = None
-            if errors[i] is None:
-                padded = jax.tree.map(operator.itemgetter(i), weights)
-                parameters = resize_parameters(
-                    padded, group.widest, hyperparameters, *self._kind_of_images
-                )
-            yield TrialFinished(index, tuple(histories[i]), parameters, seconds, errors[i])
+                    yield from self._checkpoints(lanes)
+                    raise Interrupted
+                last = min(lanes.step + self._steps, len(order))
+                steps = np.int32(lanes.step), np.int32(last)
+                lanes.state, lanes.step = train(lanes.state, *self._train, order, *steps), last
+                yield from self._pause(lanes)
+            yield from self._end_epoch(lanes, evaluate)
+        yield from self._finish(lanes)
+
+    def _pause(self, lanes: _Lanes) -> Iterator[Event]:
+        """Between two calls of the program: tell how it goes, and keep it, each now and then."""
+        now = time.perf_counter()
+        if now - lanes.told >= TELL_EVERY:
+            lanes.told = now
+            images = min(lanes.step * self._batch_size, len(self.dataset.y_train))
+            loss, correct = lanes.loss_sum, np.asarray(lanes.state.correct)
+            for lane in np.flatnonzero(lanes.live):
+                means = float(loss[lane]) / images, int(correct[lane]) / images
+                index = lanes.trials[lane][0]
+                yield StepsFinished(index, lanes.epoch + 1, images, *means, lanes.seconds)
+        if self.checkpoint_every is not None and now - lanes.kept >= self.checkpoint_every:
+            lanes.kept = now
+            yield from self._checkpoints(lanes)
+
+    def _checkpoints(self, lanes: _Lanes) -> Iterator[Event]:
+        """What it takes to go on from here with each trial that has not failed."""
+        state = jax.device_get(lanes.state)
+        for lane in np.flatnonzero(lanes.live):
+            index, hyperparameters = lanes.trials[lane]
+            one = jax.tree.map(operator.itemgetter(lane), state)
+            yield Checkpoint(
+                index,
+                self._resize(one, lanes.group.widest, hyperparameters),
+                lanes.epoch,
+                lanes.step,
+                tuple(lanes.histories[lane]),
+                lanes.seconds,
+            )
+
+    def _end_epoch(self, lanes: _Lanes, evaluate: Callable[..., Any]) -> Iterator[Event]:
+        """Validate what is still finite; the state is then that before the next epoch."""
+        found = self._metrics(lanes.state, lanes.loss_sum, evaluate)
+        lanes.state, lanes.step = start_epoch(lanes.state), 0
+        lanes.epoch += 1
+        for lane in np.flatnonzero(lanes.live):
+            metrics = found[lane]
+            lanes.histories[lane].append(metrics)
+            if metrics.finite:
+                yield EpochFinished(lanes.trials[lane][0], lanes.epoch, metrics, lanes.seconds)
+            else:
+                name = "validation loss" if np.isfinite(metrics.loss) else "loss"
+                lanes.errors[lane] = f"the {name} stopped being finite in epoch {lanes.epoch}"
+
+    def _finish(self, lanes: _Lanes) -> Iterator[Event]:
+        """What came of the trials."""
+        weights = jax.device_get(lanes.state.parameters)
+        seconds = lanes.seconds / len(lanes.trials)
+        for lane, (index, hyperparameters) in enumerate(lanes.trials):
+            parameters, error = None, lanes.errors[lane]
+            if error is None:
+                one = jax.tree.map(operator.itemgetter(lane), weights)
+                parameters = self._resize(one, lanes.group.widest, hyperparameters)
+            history = tuple(lanes.histories[lane])
+            yield TrialFinished(index, history, parameters, seconds, error, error is not None)
 
     def _metrics(
         self, state: TrainingState, loss_sum: np.ndarray, evaluate: Callable[..., Any]
@@ -383,21 +350,39 @@ class Engine:
         """Shape of one image, and the number of classes."""
         return self.dataset.image_shape, self.dataset.classes
 
-    def _start(self, group: Group) -> TrainingState:
-        """The state of all lanes before the first step; idle ones repeat the last trial."""
-        lanes = []
+    def _resize(self, tree: Any, hyperparameters: Hyperparameters, resized: Hyperparameters) -> Any:
+        """A tree with weights of one configuration, or moments of them, in another one's shapes."""
+
+        def resize(part: Any) -> Any:
+            if not isinstance(part, dict):
+                return part  # a count or a sum
+            return resize_parameters(part, hyperparameters, resized, *self._kind_of_images)
+
+        return jax.tree.map(resize, tree, is_leaf=lambda part: isinstance(part, dict))
+
+    def _start(self, group: Group, checkpoints: Mapping[int, Checkpoint]) -> _Lanes:
+        """The trials of a group before their next step; idle lanes repeat the last trial."""
+        states: list[TrainingState] = []
         for index, hyperparameters in group.trials:
-            parameters = initial_parameters(
-                hyperparameters, *self._kind_of_images, seed=self.seed, index=index
-            )
-            lanes.append(
-                resize_parameters(parameters, hyperparameters, group.widest, *self._kind_of_images)
-            )
-        lanes += lanes[-1:] * (group.lanes - len(lanes))
-        parameters = jax.tree.map(lambda *arrays: np.stack(arrays), *lanes)
-        first = start_training(lanes[0], self.settings)
-        zeros = jax.tree.map(lambda x: np.zeros((group.lanes, *x.shape), x.dtype), first[1:])
-        return jax.device_put(TrainingState(parameters, *zeros), self._devices.by_lane)
+            if index in checkpoints:
+                state = checkpoints[index].state
+            else:
+                parameters = initial_parameters(
+                    hyperparameters, *self._kind_of_images, seed=self.seed, index=index
+                )
+                state = start_training(parameters, self.settings)
+            states.append(self._resize(state, hyperparameters, group.widest))
+        states += states[-1:] * (group.lanes - len(states))
+        stack = jax.tree.map(lambda *arrays: np.stack(arrays), *states)
+        found = [checkpoints.get(index) for index, _ in group.trials]
+        return _Lanes(
+            group,
+            jax.device_put(stack, self._devices.by_lane),
+            epoch=found[0].epoch if found[0] else 0,
+            step=found[0].step if found[0] else 0,
+            histories=[list(before.history) if before else [] for before in found],
+            before=max(before.seconds if before else 0.0 for before in found),
+        )
 
     def _batches(self, epoch: int) -> np.ndarray:
         """The batches of an epoch, the same for all trials: int32[S, K, B]."""
@@ -443,8 +428,8 @@ class Engine:
     def _rate(self, group: Group) -> float:
         """Steps a second of all lanes together, compiling not counted."""
         train, _ = self._build(group)
-        state, order = self._start(group), self._batches(0)
-        last = np.int32(min(STEPS_PER_CALL[self.platform], len(order)))
+        state, order = self._start(group, {}).state, self._batches(0)
+        last = np.int32(min(self._steps, len(order)))
         seconds = []
         for _ in range(3):
             began = time.perf_counter()

@@ -6,7 +6,7 @@ configurations of one depth and unequal widths can share a program.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -110,15 +110,22 @@ def lanes_for(trials: int, devices: int, most: int) -> int:
 
 
 def group_trials(
-    trials: Iterable[tuple[int, Hyperparameters]], stacking: Stacking, devices: int
+    trials: Iterable[tuple[int, Hyperparameters]],
+    stacking: Stacking,
+    devices: int,
+    positions: Mapping[int, Hashable] | None = None,
 ) -> list[Group]:
-    """The trials in groups that `stacking` allows, each in the order of its first trial."""
-    shapes: dict[Hyperparameters, list[tuple[int, Hyperparameters]]] = {}
+    """The trials in groups that `stacking` allows, each in the order of its first trial.
+
+    positions: where trials go on; those of a group take the same batches, so must be at one place.
+    """
+    alike: dict[tuple[Hyperparameters, Hashable], list[tuple[int, Hyperparameters]]] = {}
     for index, hyperparameters in trials:
-        shapes.setdefault(stacking.widest(hyperparameters), []).append((index, hyperparameters))
+        key = stacking.widest(hyperparameters), (positions or {}).get(index)
+        alike.setdefault(key, []).append((index, hyperparameters))
     most = round_up(stacking.lanes, devices)
     groups = []
-    for widest, members in shapes.items():
+    for (widest, _), members in alike.items():
         for first in range(0, len(members), most):
             part = tuple(members[first : first + most])
             groups.append(Group(widest, part, lanes_for(len(part), devices, most)))

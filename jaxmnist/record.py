@@ -30,6 +30,8 @@ class Trial:
 
     history: a list for each of loss, accuracy, val_loss and val_accuracy; NaN where not finite.
     seconds: wall time of the trial.
+    attempts: how often it was begun, written down before it is.
+    failures: how often an exception ended it; none where it failed by diverging.
     weights_sha256: of the safetensors file, wherever it is kept.
     """
 
@@ -42,6 +44,7 @@ class Trial:
     attempts: int = 1
     error: str | None = None
     weights_sha256: str | None = None
+    failures: int = 0
 
     @property
     def score(self) -> float | None:
@@ -60,6 +63,7 @@ class Trial:
             "seconds": self.seconds,
             "parameters": self.parameters,
             "attempts": self.attempts,
+            "failures": self.failures,
             "error": self.error,
             "weights_sha256": self.weights_sha256,
         }
@@ -80,6 +84,8 @@ class Trial:
         possible = bool(accuracies) and all(0 <= accuracy <= 1 for accuracy in accuracies)
         if content["status"] == "completed" and not possible:
             raise ValueError("a completed trial without validation accuracies")
+        if not fits(content.get("failures", 0), int):
+            raise ValueError("failures are no number")
         for key in ("error", "weights_sha256"):
             if not isinstance(content[key], str | None):
                 raise ValueError(f"{key} is no text")
@@ -93,6 +99,7 @@ class Trial:
             content["attempts"],
             content["error"],
             content["weights_sha256"],
+            content.get("failures", 0),
         )
 
 

@@ -153,20 +153,22 @@ def train(trials: Trials, settings: SearchSettings, dataset: Dataset, reports: R
         lanes=settings.lanes,
         stacking=trials.stacking,
         memory=cache_folder(settings.cache),
+        checkpoint_every=settings.checkpoint_every,
     )
     while pending := trials.pending():
-        with engine.run(pending.items()) as events:
+        with engine.run(pending.items(), trials.checkpoints()) as events:
             try:
                 for event in events:
                     reports.event(event)
                     trials.record(event)
-            except Stopped:
+            except (Stopped, KeyboardInterrupt):  # the latter in Python, and in a notebook
                 # What finished while the signal was on its way is kept too.
                 events.stop()
                 for event in events:
                     trials.record(event)
                     with suppress(OSError):  # the terminal may be what was closed
                         reports.event(event)
+                trials.stopped()
                 raise
 
 

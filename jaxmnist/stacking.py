@@ -13,10 +13,15 @@ from jaxmnist.atomic import LARGEST_JSON, read_bytes, write_bytes
 from jaxmnist.errors import SurroundingsError, UsageError
 from jaxmnist.lanes import Stacking, lanes_for, round_up
 
-# Widths are padded to multiples of these (filters, units): few programs against little waste. A
-# TPU computes with 128 channels at a time whatever is asked for.
-WIDTHS = {"gpu": (64, 256), "tpu": (128, 256), "cpu": (32, 64)}
 MEMORY = "stacking.json"
+
+
+def widths_of(platform: str) -> tuple[int, int]:
+    """What widths, (filters, units), are padded to multiples of: few programs or little waste.
+
+    A TPU computes with 128 channels at a time whatever is asked for.
+    """
+    return {"tpu": (128, 256), "cpu": (32, 64)}.get(platform, (64, 256))
 
 
 def candidates(platform: str, devices: int, trials: int, lanes: int | None) -> list[Stacking]:
@@ -24,7 +29,7 @@ def candidates(platform: str, devices: int, trials: int, lanes: int | None) -> l
 
     lanes: what a person asked for, on all devices together.
     """
-    filters, units = WIDTHS[platform]
+    filters, units = widths_of(platform)
     alone = Stacking("alone", devices, filters, units)
     if lanes is None:
         wanted = [8 * devices, 32 * devices]

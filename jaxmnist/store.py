@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from jaxmnist import ledger, lock
 from jaxmnist.atomic import (
     LARGEST_JSON,
@@ -22,6 +24,9 @@ from jaxmnist.atomic import (
     fits,
     read_bytes,
     read_json,
+    read_sealed,
+    sealed_bytes,
+    unfinished,
     write_bytes,
     write_json,
 )
@@ -345,6 +350,35 @@ class RunDirectory:
         """Keep a trial's weights."""
         self.check_there()
         write_bytes(self.weights_path(index), content)
+
+    def checkpoint_path(self, index: int) -> Path:
+        """Where a trial's state is, while it runs."""
+        return self.trial_folder(index) / "checkpoint.safetensors"
+
+    def write_checkpoint(
+        self, index: int, arrays: dict[str, np.ndarray], content: dict[str, Any]
+    ) -> None:
+        """Keep a running trial's state."""
+        self.check_there()
+        content = {**content, "search_sha256": self._identity}
+        write_bytes(self.checkpoint_path(index), sealed_bytes(arrays, content))
+
+    def read_checkpoint(self, index: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """A trial's state; raises as `read_json`, also if it is of another search."""
+        path = self.checkpoint_path(index)
+        arrays, content = read_sealed(path)
+        if content.get("search_sha256") != self._identity:
+            raise DamagedFile(path, "is the checkpoint of another search's trial")
+        return arrays, content
+
+    def drop_checkpoint(self, index: int) -> None:
+        """Delete a trial's state, also one that a process was killed over writing."""
+        path = self.checkpoint_path(index)
+        if os.path.isdir(path) and not os.path.islink(path):
+            self.set_aside(path)
+        with disk(path, "can't be deleted"):
+            for each in (path, unfinished(path)):
+                each.unlink(missing_ok=True)
 
     def keep_weights(self, kept: set[int]) -> None:
         """Delete the weights of trials that are not in `kept`."""

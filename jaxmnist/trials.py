@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 
 from jaxmnist.atomic import DamagedFile, read_bytes, sha256
+from jaxmnist.checkpoint import from_arrays, to_arrays
 from jaxmnist.config import Hyperparameters, SearchSettings
 from jaxmnist.data import Dataset
-from jaxmnist.engine import Event, StackingChosen, TrialFinished, TrialStarted
 from jaxmnist.errors import SurroundingsError, UsageError
+from jaxmnist.events import Checkpoint, Event, StackingChosen, TrialFinished, TrialStarted
 from jaxmnist.lanes import Stacking
 from jaxmnist.model import count_parameters
 from jaxmnist.record import METRICS, Trial
 from jaxmnist.selection import rank
 from jaxmnist.store import RunDirectory
 from jaxmnist.trained import TrainedModel
+
+# A process that ends without a word leaves its trials running. Whoever ended it is not known, so
+# that a trial may be in it so often, beside the retries, until that counts as the trial's fault.
+DEATHS = 5
 
 
 class Trials:
@@ -46,15 +52,14 @@ class Trials:
         self._dataset = dataset
         self._settings = settings
         self._say = say
-        self._attempts: dict[int, int] = {}
         self._done: dict[int, Trial] = {}
+        self._begun: dict[int, Trial] = {}  # those that run, or ran, or may be tried again
+        self._running: set[int] = set()
         directory.set_aside_misplaced(say)
         for index in directory.trial_indices():
             trial = self._read(index)
             if trial is not None:
-                self._attempts[index] = trial.attempts
-                if trial.status != "running":
-                    self._done[index] = trial
+                self._keep(trial)
         beyond = self._done.keys() - draws.keys()
         if beyond:
             raise UsageError(
@@ -74,48 +79,136 @@ class Trials:
             return None
 
     def pending(self) -> dict[int, Hyperparameters]:
-        """The draws to train: those not done; when all are, the best whose weights are gone.
+        """The draws to train now; none when all is done.
 
-        Weights may have been lost, or were not kept because other rules ranked the trials then.
+        First come those that never failed, then those that an exception ended, then, one at a
+        time, those in which the process ended: what they may do harms no other then. When all are
+        done, it is the best whose weights are gone: they may have been lost, or were not kept
+        because other rules ranked the trials then.
         """
-        missing = {index: draw for index, draw in self.draws.items() if index not in self._done}
-        if missing:
-            return missing
-        lost = [
-            index
-            for index in self._best()
-            if not self._directory.mended(partial(self._has_weights, index), self._say)
-        ]
-        for index in lost:
-            self._say(f"trial {index} is among the best, but its weights are gone: once more")
-        return {index: self.draws[index] for index in lost}
+        missing = [index for index in self.draws if index not in self._done]
+        failed = [i for i in missing if i in self._begun and self._begun[i].failures]
+        retries = self._settings.max_retries
+        deadly = [i for i in missing if i not in failed and self._deaths(i) > retries]
+        fresh = [i for i in missing if i not in failed and i not in deadly]
+        if not missing:
+            lost = [
+                index
+                for index in self._best()
+                if not self._directory.mended(partial(self._has_weights, index), self._say)
+            ]
+            for index in self._done.keys() - set(lost):
+                self._directory.drop_checkpoint(index)
+            for index in lost:
+                self._say(f"trial {index} is among the best, but its weights are gone: once more")
+            fresh = lost
+        for index in failed if not fresh else []:
+            self._say(f"trial {index} is tried again; it failed: {self._begun[index].error}")
+        return {index: self.draws[index] for index in fresh or failed or deadly[:1]}
+
+    def checkpoints(self) -> dict[int, Checkpoint]:
+        """Where trials that are not done can go on."""
+        found = {index: self._checkpoint(index) for index in self._directory.trial_indices()}
+        return {index: checkpoint for index, checkpoint in found.items() if checkpoint}
 
     def record(self, event: Event) -> None:
         """Keep on disk what happened to a trial."""
         if isinstance(event, StackingChosen):
             self._directory.write_stacking(asdict(event.stacking))
-            return
-        index = event.index
-        if isinstance(event, TrialStarted) and index not in self._done:
-            self._attempts[index] = self._attempts.get(index, 0) + 1
-            self._directory.write_trial(self._trial(index, "running"))
+        elif isinstance(event, TrialStarted):
+            self._start(event.index)
+        elif isinstance(event, Checkpoint):
+            arrays, content = to_arrays(event)
+            begun = self._begun.get(event.index)
+            content["attempts"] = begun.attempts if begun else 0
+            self._directory.write_checkpoint(event.index, arrays, content)
         elif isinstance(event, TrialFinished):
-            before = self._done.get(index)
-            trial = self._finish(event)
-            if before is not None and before.status == "completed":
-                # Its record stands until its weights are there again.
-                if trial.status != "completed":
-                    raise SurroundingsError(f"trial {index} failed this time: {trial.error}")
-                if trial.history != before.history:
-                    self._say(f"note: trial {index} went otherwise than the first time")
-                elif trial.weights_sha256 == before.weights_sha256:
-                    trial = before
-            if trial is not before:
-                self._directory.write_trial(trial)
+            self._end(event)
+
+    def stopped(self) -> None:
+        """The process ends in good order, which is no trial's fault: its attempt doesn't count."""
+        for index in self._running:
+            trial = self._begun[index]
+            self._directory.write_trial(replace(trial, attempts=trial.attempts - 1))
+
+    def _start(self, index: int) -> None:
+        if index in self._done:
+            return  # its record stands until its weights are there again
+        before = self._begun.get(index)
+        trial = self._trial(index, "running")
+        trial = replace(trial, attempts=before.attempts + 1 if before else 1)
+        self._directory.write_trial(trial)
+        self._begun[index] = trial
+        self._running.add(index)
+
+    def _end(self, event: TrialFinished) -> None:
+        index, before = event.index, self._done.get(event.index)
+        trial = self._finish(event)
+        if before is not None and before.status == "completed":
+            if trial.status != "completed":
+                raise SurroundingsError(f"trial {index} failed this time: {trial.error}")
+            if trial.history != before.history:
+                self._say(f"note: trial {index} went otherwise than the first time")
+            elif trial.weights_sha256 == before.weights_sha256:
+                trial = before
+        if trial is not before:
+            self._directory.write_trial(trial)
+        self._running.discard(index)
+        self._keep(trial)
+        if index not in self._done:
+            return
+        self._directory.drop_checkpoint(index)
+        # Of a trial that is not done the weights may be what its record will name again.
+        others = set(self._directory.trial_indices()) - self._done.keys()
+        self._directory.keep_weights(others | set(self._best()))
+
+    def _keep(self, trial: Trial) -> None:
+        """Count a trial among those that are done, or those that are to be trained."""
+        index, retries = trial.index, self._settings.max_retries
+        self._begun[index] = trial
+        if trial.status == "running" and self._deaths(index) >= DEATHS + retries:
+            deaths = self._deaths(index)
+            error = f"the process ended {deaths} times while it ran; --max-retries allows more"
+            trial = replace(trial, status="failed", error=error, failures=deaths)
+            self._directory.write_trial(trial)
+        again = trial.status == "failed" and 0 < trial.failures <= retries
+        if trial.status != "running" and not again:
             self._done[index] = trial
-            # Of a trial that is not done the weights may be what its record will name again.
-            others = set(self._directory.trial_indices()) - self._done.keys()
-            self._directory.keep_weights(others | set(self._best()))
+
+    def _deaths(self, index: int) -> int:
+        """In how many attempts the process ended since the trial's last checkpoint."""
+        trial = self._begun.get(index)
+        if trial is None or trial.status != "running":
+            return 0
+        content: dict = {}
+        with suppress(DamagedFile):
+            content = self._directory.read_checkpoint(index)[1]
+        since = content.get("attempts")
+        return trial.attempts - (since if isinstance(since, int) else trial.failures)
+
+    def _checkpoint(self, index: int) -> Checkpoint | None:
+        """The checkpoint of a trial; one that can't be believed is set aside."""
+        if index not in self.draws:
+            return None
+        data = self._dataset
+
+        def read() -> Checkpoint:
+            arrays, content = self._directory.read_checkpoint(index)
+            try:
+                return from_arrays(
+                    arrays,
+                    content,
+                    index,
+                    self.draws[index],
+                    data.image_shape,
+                    data.classes,
+                    self._settings.training(),
+                )
+            except ValueError as problem:
+                path = self._directory.checkpoint_path(index)
+                raise DamagedFile(path, f"is no checkpoint of this trial: {problem}") from None
+
+        return self._directory.mended(read, self._say)
 
     def _best(self) -> list[int]:
         images = len(self._dataset.y_validation)
@@ -153,7 +246,7 @@ class Trials:
             status,
             {key: [] for key in METRICS},
             count_parameters(draw, data.image_shape, data.classes),
-            attempts=self._attempts.get(index, 1),
+            failures=self._begun[index].failures if index in self._begun else 0,
         )
 
     def _finish(self, event: TrialFinished) -> Trial:
@@ -169,6 +262,8 @@ class Trials:
             self._directory.write_weights(event.index, content)
         return replace(
             trial,
+            attempts=self._begun[event.index].attempts,
+            failures=trial.failures + (event.error is not None and not event.diverged),
             history={key: [getattr(epoch, key) for epoch in event.history] for key in METRICS},
             seconds=event.seconds,
             error=event.error,

@@ -8,7 +8,6 @@ import pty
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,17 @@ from rich.console import Console as RichConsole
 from test_search import flags
 
 from jaxmnist.config import Hyperparameters
-from jaxmnist.engine import EpochFinished, Metrics, TrialCompiled, TrialFinished, TrialStarted
-from jaxmnist.report.console import Console, Progress, open_console
+from jaxmnist.events import (
+    EpochFinished,
+    Metrics,
+    StepsFinished,
+    TrialCompiled,
+    TrialFinished,
+    TrialStarted,
+)
+from jaxmnist.report.console import Console, open_console
 from jaxmnist.report.display import Display, can_display
+from jaxmnist.report.progress import Progress
 
 DRAWS = {index: Hyperparameters(4 * index + 4, 1, 0) for index in range(4)}
 
@@ -39,7 +46,7 @@ def trial(index: int, accuracy: float, seconds: float = 4.0) -> list:
 
 
 def progress(done: int = 0) -> Progress:
-    return Progress(DRAWS, epochs=2, images=100, done=done)
+    return Progress(DRAWS, epochs=2, images=100, ended=set(range(done)))
 
 
 def test_progress():
@@ -47,14 +54,17 @@ def test_progress():
     assert found.left() == "time left not known yet"
     for event in trial(0, 0.9)[:3]:
         found.update(event)
-    assert found.rates[0] == pytest.approx(100)  # 100 images in the second that the epoch took
+    assert found.running[0].rate == pytest.approx(
+        100
+    )  # 100 images in the second that the epoch took
     assert found.share == pytest.approx(2 / 8)
     found.update(trial(0, 0.9)[3])
     for event in trial(1, 0.95):
         found.update(event)
     found.update(TrialStarted(2))
     found.update(TrialFinished(2, (metrics(0.99),), None, 1.0, "the loss stopped being finite"))
-    assert (found.done, found.best) == (3, (1, pytest.approx(0.94)))
+    assert found.ended == {0, 1, 2}
+    assert found.best == (1, pytest.approx(0.94))
     assert found.share == pytest.approx(6 / 8)
     assert str(found).startswith("3 of 4 trials, best so far 0.9400 (trial 1), about 0.0 s left")
 
@@ -65,6 +75,31 @@ def test_progress_of_a_resumed_run_counts_what_is_left():
     for event in trial(2, 0.9):
         found.update(event)
     assert found.share == pytest.approx(1 / 2)
+    found.update(TrialStarted(3, (metrics(0.7),)))
+    assert found.share == pytest.approx(2 / 3)  # 2 of the 3 epochs that there are to do
+
+
+def test_progress_within_an_epoch():
+    found = progress()
+    found.update(TrialStarted(0))
+    found.update(EpochFinished(0, 1, metrics(0.8), 2.0))
+    found.update(StepsFinished(0, 2, 50, 0.4, 0.85, 2.5))
+    trial = found.running[0]
+    assert (trial.epochs, trial.share, trial.accuracy, trial.rate) == (1, 0.5, 0.85, 100.0)
+    assert trial.val_accuracy == pytest.approx(0.79)
+    assert found.share == pytest.approx(1.5 / 8)
+
+
+def test_a_trial_that_failed_and_is_tried_again_counts_once():
+    found = progress()
+    found.update(TrialStarted(0))
+    found.update(TrialFinished(0, (), None, 1.0, "MemoryError"))
+    assert found.share == pytest.approx(1 / 4)
+    found.update(TrialStarted(0))
+    assert found.ended == set()
+    for event in trial(0, 0.9):
+        found.update(event)
+    assert (found.ended, found.best) == ({0}, (0, pytest.approx(0.89)))
 
 
 def test_a_line_for_each_trial_and_epoch(capsys):
@@ -116,16 +151,17 @@ def test_what_a_terminal_shows(finished):
     display.begin(progress())
     for event in [*trial(0, 0.9), *trial(1, 0.8)[:2], TrialStarted(2), TrialStarted(3)]:
         display.event(event)
-    display.event(TrialCompiled(3))
+    for event in (TrialCompiled(1), TrialCompiled(3), StepsFinished(1, 2, 50, 0.4, 0.75, 4.0)):
+        display.event(event)
     terminal.print(display.picture())
     display.results(finished)
     display.close()
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
     assert "✓ trial 0 0.8900 in 4.0 s" in shown
     rows = [line.split()[:5] for line in shown.splitlines()]
-    assert ["1", "1/2", "0.5000", "0.4900", "33"] in rows
+    assert ["1", "1.5/2", "0.7500", "0.4900", "50"] in rows
     assert re.search(r"2 +compiling .*filters=12", shown)
-    assert re.search(r"3 +0/2 .*filters=16", shown)
+    assert re.search(r"3 +0\.0/2 .*filters=16", shown)
     assert "1 of 4 trials, best so far 0.8900 (trial 0)" in shown
     scores = [f"{entry.score:.4f}" for entry in finished.ranked]
     table = shown[shown.index("largest fall") :]
@@ -188,5 +224,4 @@ def test_a_line_of_a_trial_that_was_tried_again():
     found = progress()
     for event in [*trial(0, 0.9)[:2], *trial(0, 0.9)]:
         found.update(event)
-    assert found.done == 1
-    assert replace(found).done == 1
+    assert found.ended == {0}

@@ -18,7 +18,14 @@ from jaxmnist import engine as engine_module
 from jaxmnist import stacking as stacking_module
 from jaxmnist.config import Hyperparameters, TrainingSettings
 from jaxmnist.data import load_arrays, split
-from jaxmnist.engine import Engine, EpochFinished, StackingChosen, TrialFinished, TrialStarted
+from jaxmnist.engine import Engine
+from jaxmnist.events import (
+    EpochFinished,
+    StackingChosen,
+    StepsFinished,
+    TrialFinished,
+    TrialStarted,
+)
 from jaxmnist.lanes import Group, Stacking, group_trials, lanes_for
 from jaxmnist.model import build_model, initial_parameters, resize_parameters
 from jaxmnist.space import SearchSpace
@@ -159,7 +166,7 @@ def test_the_whole_space_needs_few_programs():
     """357 configurations, padded for a GPU or TPU."""
     trials = list(enumerate(SearchSpace().draws(0)))
     for platform, buckets in (("gpu", 2), ("tpu", 1)):
-        filters, units = stacking_module.WIDTHS[platform]
+        filters, units = stacking_module.widths_of(platform)
         groups = group_trials(trials, Stacking("products", 16, filters, units), 1)
         assert sorted(index for group in groups for index, _ in group.trials) == list(range(357))
         assert len({group.widest for group in groups}) == 9 * buckets
@@ -194,7 +201,7 @@ def run(engine, trials=TRIALS):
         for event in events:
             if isinstance(event, StackingChosen):
                 chosen.append(event)
-            else:
+            elif not isinstance(event, StepsFinished):
                 found[event.index].append(event)
     return found, chosen
 
@@ -345,7 +352,8 @@ SHARDED = """
 import json, sys, jax
 from jaxmnist.config import Hyperparameters, TrainingSettings
 from jaxmnist.data import load_arrays, split
-from jaxmnist.engine import Engine, TrialFinished
+from jaxmnist.engine import Engine
+from jaxmnist.events import TrialFinished
 from jaxmnist.lanes import Stacking, group_trials
 
 dataset = split("small", load_arrays(None, sys.argv[1]), validation_split=0.25, seed=0)
@@ -355,7 +363,7 @@ for stacking in (Stacking("alone", 8, 8, 8), Stacking("products", 16, 8, 8)):
     engine = Engine(dataset, settings, 0, lanes=stacking.lanes, stacking=stacking)
     with engine.run(trials.items()) as events:
         ended = [event for event in events if isinstance(event, TrialFinished)]
-    state = engine._start(group_trials(trials.items(), stacking, 8)[0])
+    state = engine._start(group_trials(trials.items(), stacking, 8)[0], {}).state
     used = len(state.loss_sum.sharding.device_set)
     found = {event.index: [[m.loss, m.val_loss] for m in event.history] for event in ended}
     print(json.dumps([used, jax.local_device_count(), found]))

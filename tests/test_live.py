@@ -12,7 +12,7 @@ import pytest
 from pages import check
 
 from jaxmnist import Run, random_search
-from jaxmnist.engine import EpochFinished, Metrics, TrialFinished, TrialStarted
+from jaxmnist.events import EpochFinished, Metrics, TrialFinished, TrialStarted
 from jaxmnist.report import live
 from jaxmnist.report.console import Console
 from jaxmnist.report.live import Reports

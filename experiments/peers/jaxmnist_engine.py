@@ -8,7 +8,8 @@ from task import STARTED, answer, digits, read_task
 
 from jaxmnist.config import Hyperparameters, TrainingSettings
 from jaxmnist.data import Dataset
-from jaxmnist.engine import Engine, EpochFinished, TrialStarted
+from jaxmnist.engine import Engine
+from jaxmnist.events import EpochFinished, TrialStarted
 from jaxmnist.model import count_parameters
 
 if __name__ == "__main__":

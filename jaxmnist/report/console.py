@@ -7,90 +7,22 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from jaxmnist.config import Hyperparameters
-from jaxmnist.engine import (
+from jaxmnist.errors import printable
+from jaxmnist.events import (
     EpochFinished,
     Event,
     StackingChosen,
-    TrialCompiled,
+    TrialEvent,
     TrialFinished,
     TrialStarted,
 )
-from jaxmnist.errors import printable
-from jaxmnist.report.words import duration
+from jaxmnist.report.progress import Progress
 
 if TYPE_CHECKING:
     from jaxmnist.run import Run
-
-
-@dataclass
-class Progress:
-    """How far a search is; what a person wants to know of it while it runs.
-
-    draws: the hyperparameters of each trial of the budget.
-    done: how many trials have ended.
-    best: index and score of the best so far.
-    running: of each running trial, its last epoch; `rates` its images a second in that one.
-    compiled: the running trials whose programs are there.
-    """
-
-    draws: Mapping[int, Hyperparameters]
-    epochs: int
-    images: int
-    done: int = 0
-    best: tuple[int, float] | None = None
-    running: dict[int, EpochFinished | None] = field(default_factory=dict)
-    rates: dict[int, float] = field(default_factory=dict)
-    compiled: set[int] = field(default_factory=set)
-    _began: float = field(default_factory=time.perf_counter)
-    _before: int = 0
-
-    def __post_init__(self) -> None:
-        self._before = self.done
-
-    def update(self, event: TrialStarted | TrialCompiled | EpochFinished | TrialFinished) -> None:
-        """Take in what happened to a trial."""
-        index = event.index
-        if isinstance(event, TrialStarted):
-            self.running[index] = None
-            self.compiled.discard(index)
-        elif isinstance(event, TrialCompiled):
-            self.compiled.add(index)
-        elif isinstance(event, EpochFinished):
-            before = self.running.get(index)
-            seconds = event.seconds - (before.seconds if before else 0.0)
-            self.rates[index] = self.images / max(seconds, 1e-9)
-            self.running[index] = event
-        else:
-            self.running.pop(index, None)
-            self.done = min(self.done + 1, len(self.draws))
-            score = event.history[-1].val_accuracy if event.error is None else 0.0
-            if event.error is None and (self.best is None or score > self.best[1]):
-                self.best = index, score
-
-    @property
-    def share(self) -> float:
-        """How much of the training that there was to do is done, from 0 to 1."""
-        epochs = sum(event.epoch for event in list(self.running.values()) if event)
-        work = self.epochs * max(1, len(self.draws) - self._before)
-        return min(1.0, (self.epochs * (self.done - self._before) + epochs) / work)
-
-    def left(self) -> str:
-        """The time left, as far as the time taken tells."""
-        share = self.share
-        if share <= 0:
-            return "time left not known yet"
-        passed = time.perf_counter() - self._began
-        return f"about {duration(passed * (1 - share) / share)} left"
-
-    def __str__(self) -> str:
-        best = f", best so far {self.best[1]:.4f} (trial {self.best[0]})" if self.best else ""
-        return f"{self.done} of {len(self.draws)} trials{best}, {self.left()}"
 
 
 class Console:
@@ -152,26 +84,26 @@ class Console:
             )
             return
         self.progress.update(event)
-        if not isinstance(event, TrialCompiled):
-            self.show(event, self.progress)
+        self.show(event, self.progress)
 
-    def show(self, event: TrialStarted | EpochFinished | TrialFinished, progress: Progress) -> None:
+    def show(self, event: TrialEvent, progress: Progress) -> None:
         """Show a trial's event, which `progress` has taken in."""
         index = event.index
         clock = f"[{time.perf_counter() - self._started:6.1f} s] trial {index}"
         if isinstance(event, TrialStarted):
-            self.note(f"{clock}: {progress.draws[index]}: compiling and training")
+            after = f" after epoch {len(event.history)}" if event.history else ""
+            self.note(f"{clock}: {progress.draws[index]}: compiling and training{after}")
         elif isinstance(event, EpochFinished):
             m = event.metrics
             self.note(
                 f"{clock} epoch {event.epoch}/{progress.epochs}: loss {m.loss:.4f} accuracy"
                 f" {m.accuracy:.4f} val_loss {m.val_loss:.4f} val_accuracy {m.val_accuracy:.4f}"
-                f" {progress.rates[index]:.0f} images/s"
+                f" {progress.running[index].rate:.0f} images/s"
             )
-        elif event.error is None:
+        elif isinstance(event, TrialFinished) and event.error is None:
             score = event.history[-1].val_accuracy
             self.note(f"{clock}: completed in {event.seconds:.1f} s, score {score:.4f}; {progress}")
-        else:
+        elif isinstance(event, TrialFinished):
             self.note(f"{clock}: failed after {event.seconds:.1f} s: {event.error}; {progress}")
 
 

@@ -13,9 +13,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from jaxmnist.engine import EpochFinished, TrialFinished, TrialStarted
 from jaxmnist.errors import printable
-from jaxmnist.report.console import Console, Progress
+from jaxmnist.events import TrialEvent, TrialFinished
+from jaxmnist.report.console import Console
+from jaxmnist.report.progress import Progress, Running
 
 if TYPE_CHECKING:
     from jaxmnist.run import Run
@@ -94,7 +95,7 @@ class Display(Console):
         for part in ("", table, "", Text(run.why())):
             self._console.print(part)
 
-    def show(self, event: TrialStarted | EpochFinished | TrialFinished, progress: Progress) -> None:
+    def show(self, event: TrialEvent, progress: Progress) -> None:
         """Keep a line of a trial that has ended."""
         if not isinstance(event, TrialFinished):
             return
@@ -118,20 +119,25 @@ class Display(Console):
         for name in ("trial", "epoch", "accuracy", "val_accuracy", "images/s"):
             table.add_column(name, justify="right")
         table.add_column("hyperparameters", style="dim")
-        for index, event in sorted(progress.running.items()):
-            row = ["compiling", "", "", ""]
-            if index in progress.compiled:
-                row[0] = f"0/{progress.epochs}"
-            if event is not None:
-                metrics = event.metrics
-                row = [
-                    f"{event.epoch}/{progress.epochs}",
-                    f"{metrics.accuracy:.4f}",
-                    f"{metrics.val_accuracy:.4f}",
-                    f"{progress.rates[index]:,.0f}",
-                ]
-            table.add_row(str(index), *row, Text(str(progress.draws[index])))
+        for index, trial in sorted(progress.running.items()):
+            cells = _cells(trial, progress.epochs)
+            table.add_row(str(index), *cells, Text(str(progress.draws[index])))
         line = Table.grid(padding=(0, 2))
         bar = ProgressBar(total=1.0, completed=progress.share, width=24)
         line.add_row(bar, Text(str(progress), style="bold"))
         return Group("", table, "", line)
+
+
+def _cells(trial: Running, epochs: int) -> list[str]:
+    """Epoch, accuracies and rate of a running trial."""
+    known = [
+        "" if value is None else f"{value:{form}}"
+        for value, form in (
+            (trial.accuracy, ".4f"),
+            (trial.val_accuracy, ".4f"),
+            (trial.rate, ",.0f"),
+        )
+    ]
+    if not trial.compiled:
+        return ["compiling", *known]
+    return [f"{trial.epochs + trial.share:.1f}/{epochs}", *known]

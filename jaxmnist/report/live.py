@@ -5,7 +5,6 @@ Showing never harms the search: what goes wrong here is said once, and the trial
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
@@ -15,12 +14,13 @@ from typing import Any
 
 from jaxmnist.config import Hyperparameters, SearchSettings
 from jaxmnist.data import Dataset
-from jaxmnist.engine import EpochFinished, Event, TrialFinished, TrialStarted
 from jaxmnist.errors import JaxmnistError, Stopped
+from jaxmnist.events import EpochFinished, Event, TrialFinished, TrialStarted
 from jaxmnist.record import Trial
-from jaxmnist.report.console import Console, Progress
+from jaxmnist.report.console import Console
 from jaxmnist.report.facts import plainly
 from jaxmnist.report.page import write_page
+from jaxmnist.report.progress import Progress
 from jaxmnist.report.record import read_times, write_times
 from jaxmnist.report.tensorboard import METRICS, TensorBoard
 from jaxmnist.run import Run
@@ -69,7 +69,7 @@ class Reports:
                 self._draws,
                 self._settings.epochs,
                 len(self._dataset.y_train),
-                done=len(done),
+                ended={trial.index for trial in done},
                 best=(-max(scored)[1], max(scored)[0]) if scored else None,
             )
         )
@@ -104,14 +104,15 @@ class Reports:
             return
         self._trained = True
         if isinstance(event, TrialStarted):
-            self._running[event.index] = {name: [] for name in METRICS}
+            self._running[event.index] = {
+                name: [getattr(metrics, name) for metrics in event.history] for name in METRICS
+            }
         elif isinstance(event, EpochFinished):
             if event.epoch != len(self._running[event.index]["loss"]) + 1:
                 self._uneven.add(event.index)
             for name in METRICS:
-                # A trial may go on in the middle, or be tried again by itself.
+                # Of a group that fell apart a trial is tried again by itself.
                 history = self._running[event.index][name][: event.epoch - 1]
-                history += [math.nan] * (event.epoch - 1 - len(history))
                 self._running[event.index][name] = [*history, getattr(event.metrics, name)]
         if self._tensorboard:
             self._safely("TensorBoard's files", self._to_tensorboard, event)
@@ -125,16 +126,17 @@ class Reports:
         draw = self._draws[index]
         assert board is not None
         self._directory.check_there()
-        if isinstance(event, TrialStarted):
-            board.start(index, draw)
-        elif isinstance(event, EpochFinished):
+        if isinstance(event, EpochFinished):
             board.epoch(index, event.epoch, asdict(event.metrics))
-        else:
-            if index in self._uneven or len(event.history) != len(self._running[index]["loss"]):
-                # The epoch that diverged, for one, has no event.
-                board.start(index, draw)
-                for epoch, metrics in enumerate(event.history, 1):
-                    board.epoch(index, epoch, asdict(metrics))
+            return
+        told = len(self._running[index]["loss"])
+        # The epoch that diverged, for one, has no event.
+        anew = index in self._uneven or len(event.history) != told
+        if isinstance(event, TrialStarted) or anew:
+            board.start(index, draw)
+            for epoch, metrics in enumerate(event.history, 1):
+                board.epoch(index, epoch, asdict(metrics))
+        if isinstance(event, TrialFinished):
             board.end(index, draw, event.error is not None)
 
     def _records(self) -> list[Trial]:

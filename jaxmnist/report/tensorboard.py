@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from jaxmnist.config import Hyperparameters
-from jaxmnist.engine import Metrics
+from jaxmnist.events import Metrics
 from jaxmnist.record import Trial
 
 METRICS = tuple(item.name for item in fields(Metrics))

@@ -1,0 +1,123 @@
+"""What happens to trials, as the engine tells it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxmnist.lanes import Stacking
+from jaxmnist.training import TrainingState
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One epoch of a trial: mean cross-entropy and accuracy over training and validation images."""
+
+    loss: float
+    accuracy: float
+    val_loss: float
+    val_accuracy: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether both losses are numbers."""
+        return bool(np.isfinite(self.loss) and np.isfinite(self.val_loss))
+
+
+@dataclass(frozen=True)
+class TrialStarted:
+    """A trial has begun to compile and train.
+
+    history: the epochs that it had finished before it was interrupted.
+    """
+
+    index: int
+    history: tuple[Metrics, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrialCompiled:
+    """A trial's programs are there: its first step follows."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class StepsFinished:
+    """Where a trial is within an epoch, about twice a second.
+
+    epoch: counted from 1. images: of the epoch, so far; loss and accuracy are their means.
+    seconds: since the trial began.
+    """
+
+    index: int
+    epoch: int
+    images: int
+    loss: float
+    accuracy: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EpochFinished:
+    """A trial has finished an epoch, counted from 1; `seconds` since the trial began."""
+
+    index: int
+    epoch: int
+    metrics: Metrics
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrialFinished:
+    """A trial has ended.
+
+    history: its epochs, the one that diverged included.
+    parameters: its weights, float32 NumPy arrays; None where it failed.
+    seconds: wall time, compiling included.
+    error: why it failed, or None.
+    diverged: whether it failed because its loss stopped being finite, which it would do again.
+    """
+
+    index: int
+    history: tuple[Metrics, ...]
+    parameters: dict[str, dict[str, np.ndarray]] | None
+    seconds: float
+    error: str | None = None
+    diverged: bool = False
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trial between two steps, in the host's memory: what it takes to go on from there.
+
+    state: in the configuration's own shapes, NumPy arrays; its sums are those of the epoch so far.
+    epoch, step: finished epochs, and finished steps of the next one.
+    history: the finished epochs.
+    seconds: wall time so far.
+    """
+
+    index: int
+    state: TrainingState
+    epoch: int
+    step: int
+    history: tuple[Metrics, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StackingChosen:
+    """How the trials of this run share programs, from now on.
+
+    rates: steps a second, all lanes counted, of the ways that were measured; empty where none was.
+    """
+
+    stacking: Stacking
+    rates: dict[str, float]
+
+
+TrialEvent = (
+    TrialStarted | TrialCompiled | StepsFinished | EpochFinished | TrialFinished | Checkpoint
+)
+Event = TrialEvent | StackingChosen

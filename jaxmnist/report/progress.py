@@ -1,0 +1,119 @@
+"""How far a search is: what a person wants to know of it while it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jaxmnist.config import Hyperparameters
+from jaxmnist.events import (
+    EpochFinished,
+    StepsFinished,
+    TrialCompiled,
+    TrialEvent,
+    TrialFinished,
+    TrialStarted,
+)
+from jaxmnist.report.words import duration
+
+
+@dataclass
+class Running:
+    """A trial that runs, as far as it has told.
+
+    compiled: whether its programs are there.
+    epochs: finished ones, of which `seconds` tells when the last one ended.
+    share: of the next epoch, from 0 to 1.
+    accuracy: training accuracy of that part, or of the last epoch.
+    val_accuracy: of the last epoch.
+    rate: training images a second since the last epoch, or in it.
+    """
+
+    compiled: bool = False
+    epochs: int = 0
+    share: float = 0.0
+    accuracy: float | None = None
+    val_accuracy: float | None = None
+    rate: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass
+class Progress:
+    """How far a search is.
+
+    draws: the hyperparameters of each trial of the budget.
+    epochs, images: of a trial, and training images of an epoch.
+    ended: the trials that have ended.
+    best: index and score of the best so far.
+    running: the trials that run.
+    """
+
+    draws: Mapping[int, Hyperparameters]
+    epochs: int
+    images: int
+    ended: set[int] = field(default_factory=set)
+    best: tuple[int, float] | None = None
+    running: dict[int, Running] = field(default_factory=dict)
+    _began: float = field(default_factory=time.perf_counter)
+    _before: float = 0.0  # epochs of earlier sessions
+
+    def __post_init__(self) -> None:
+        self._before = self.epochs * len(self.ended)
+
+    def update(self, event: TrialEvent) -> None:
+        """Take in what happened to a trial."""
+        index = event.index
+        if isinstance(event, TrialStarted):
+            last = event.history[-1] if event.history else None
+            self.running[index] = Running(
+                epochs=len(event.history),
+                accuracy=last.accuracy if last else None,
+                val_accuracy=last.val_accuracy if last else None,
+            )
+            # One that ended may be tried again.
+            self._before += len(event.history) - self.epochs * (index in self.ended)
+            self.ended.discard(index)
+        elif isinstance(event, TrialFinished):
+            self.running.pop(index, None)
+            self.ended.add(index)
+            score = event.history[-1].val_accuracy if event.error is None else 0.0
+            if event.error is None and (self.best is None or score > self.best[1]):
+                self.best = index, score
+        else:
+            self._update_running(self.running[index], event)
+
+    def _update_running(self, trial: Running, event: TrialEvent) -> None:
+        """Take in what a running trial told."""
+        if isinstance(event, TrialCompiled):
+            trial.compiled = True
+        elif isinstance(event, StepsFinished):
+            trial.share = event.images / self.images
+            trial.accuracy = event.accuracy
+            trial.rate = event.images / max(event.seconds - trial.seconds, 1e-9)
+        elif isinstance(event, EpochFinished):
+            trial.epochs, trial.share = event.epoch, 0.0
+            trial.accuracy = event.metrics.accuracy
+            trial.val_accuracy = event.metrics.val_accuracy
+            trial.rate = self.images / max(event.seconds - trial.seconds, 1e-9)
+            trial.seconds = event.seconds
+
+    @property
+    def share(self) -> float:
+        """How much of the training that there was to do is done, from 0 to 1."""
+        running = sum(trial.epochs + trial.share for trial in list(self.running.values()))
+        done = self.epochs * len(self.ended) + running - self._before
+        return min(1.0, max(0.0, done / max(1, self.epochs * len(self.draws) - self._before)))
+
+    def left(self) -> str:
+        """The time left, as far as the time taken tells."""
+        share = self.share
+        if share <= 0:
+            return "time left not known yet"
+        passed = time.perf_counter() - self._began
+        return f"about {duration(passed * (1 - share) / share)} left"
+
+    def __str__(self) -> str:
+        best = f", best so far {self.best[1]:.4f} (trial {self.best[0]})" if self.best else ""
+        return f"{len(self.ended)} of {len(self.draws)} trials{best}, {self.left()}"

@@ -1,0 +1,169 @@
+"""A trial that goes on from a checkpoint is the trial that was never interrupted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmnist.atomic import DamagedFile, read_sealed, sealed_bytes
+from jaxmnist.checkpoint import from_arrays, to_arrays
+from jaxmnist.config import Hyperparameters, TrainingSettings
+from jaxmnist.data import load_arrays, split
+from jaxmnist.engine import Engine
+from jaxmnist.events import Checkpoint, StepsFinished, TrialFinished, TrialStarted
+from jaxmnist.lanes import Stacking
+
+# 300 images in batches of 8 are 38 steps, so that an epoch has pauses within it.
+SETTINGS = TrainingSettings(epochs=2, batch_size=8, learning_rate=0.01)
+TRIALS = {3: Hyperparameters(4, 2, 1, 8), 5: Hyperparameters(3, 2, 1, 5)}
+
+
+@pytest.fixture(scope="module")
+def dataset(small):
+    return split("small", load_arrays(None, str(small)), validation_split=0.25, seed=0)
+
+
+def run(engine, trials, checkpoints=None):
+    """Checkpoints by trial, in order, and how each trial ended."""
+    kept, ended = {index: [] for index in trials}, {}
+    with engine.run(trials.items(), checkpoints) as events:
+        for event in events:
+            if isinstance(event, Checkpoint):
+                kept[event.index].append(event)
+            elif isinstance(event, TrialFinished):
+                ended[event.index] = event
+    return kept, ended
+
+
+def through_a_file(checkpoint, tmp_path, settings=SETTINGS):
+    """The checkpoint after a restart."""
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(sealed_bytes(*to_arrays(checkpoint)))
+    arrays, content = read_sealed(path)
+    index = checkpoint.index
+    return from_arrays(arrays, content, index, TRIALS[index], (28, 28, 1), 10, settings)
+
+
+def same(a, b):
+    assert a.history == b.history
+    assert jax.tree.all(jax.tree.map(np.array_equal, a.parameters, b.parameters))
+
+
+def test_a_trial_goes_on_from_anywhere(dataset, tmp_path):
+    """Bit for bit: from each pause of both epochs, the epoch's running means included."""
+    one = {3: TRIALS[3]}
+    kept, ended = run(Engine(dataset, SETTINGS, 0, checkpoint_every=0.0), one)
+    assert [(c.epoch, c.step) for c in kept[3]] == [(e, s) for e in (0, 1) for s in (16, 32, 38)]
+    assert [len(c.history) for c in kept[3]] == [0, 0, 0, 1, 1, 1]
+    same(run(Engine(dataset, SETTINGS, 0), one)[1][3], ended[3])
+    for checkpoint in kept[3]:
+        again = through_a_file(checkpoint, tmp_path)
+        assert again.seconds == checkpoint.seconds
+        _, went_on = run(Engine(dataset, SETTINGS, 0), one, {3: again})
+        same(went_on[3], ended[3])
+        assert went_on[3].seconds > checkpoint.seconds
+
+
+def test_lanes_go_on_too(dataset, tmp_path):
+    """Padded lanes are kept in their own shapes, and those at one place go on together."""
+
+    def engine(**options):
+        return Engine(dataset, SETTINGS, 0, lanes=2, stacking=Stacking("map", 2, 8, 8), **options)
+
+    kept, ended = run(engine(checkpoint_every=0.0), TRIALS)
+    assert kept[5][0].state.parameters["dense"]["kernel"].shape == (6 * 6 * 3, 5)
+    middle = {
+        index: through_a_file(checkpoints[1], tmp_path) for index, checkpoints in kept.items()
+    }
+    _, went_on = run(engine(), TRIALS, middle)
+    for index in TRIALS:
+        same(went_on[index], ended[index])
+    apart = {3: middle[3]}  # the other one begins anew, in a program of its own
+    _, went_on = run(engine(), TRIALS, apart)
+    for index in TRIALS:
+        for a, b in zip(went_on[index].history, ended[index].history, strict=True):
+            assert a.loss == pytest.approx(b.loss, abs=1e-3)
+
+
+def test_stopping_keeps_where_a_trial_is(dataset):
+    """Whoever stops early is given checkpoints, though it was not time for any."""
+    long = replace(SETTINGS, epochs=10**6)
+    kept = []
+    with Engine(dataset, long, 0, jobs=2, checkpoint_every=1e9).run(TRIALS.items()) as events:
+        for event in events:
+            if isinstance(event, StepsFinished):
+                events.stop()
+            if isinstance(event, Checkpoint):
+                kept.append(event.index)
+    assert sorted(kept) == sorted(TRIALS)
+
+
+def test_a_trial_that_goes_on_tells_what_it_had(dataset):
+    one = {3: TRIALS[3]}
+    kept, _ = run(Engine(dataset, SETTINGS, 0, checkpoint_every=0.0), one)
+    with Engine(dataset, SETTINGS, 0).run(one.items(), {3: kept[3][4]}) as events:
+        first = next(iter(events))
+    assert first == TrialStarted(3, kept[3][4].history)
+    assert len(first.history) == 1
+
+
+@pytest.fixture(scope="module")
+def written(dataset):
+    one = {3: TRIALS[3]}
+    return run(Engine(dataset, SETTINGS, 0, checkpoint_every=0.0), one)[0][3][3]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"index": 4},
+        {"epoch": 2},
+        {"epoch": -1},
+        {"epoch": True},
+        {"step": -1},
+        {"history": []},
+        {"history": [[1.0, 1.0, 1.0]]},
+        {"history": [[1.0, 1.0, 1.0, "1"]]},
+        {"seconds": None},
+    ],
+)
+def test_what_is_no_checkpoint(written, change):
+    arrays, content = to_arrays(written)
+    with pytest.raises(ValueError, match=r"another trial|can't be right"):
+        from_arrays(arrays, {**content, **change}, 3, TRIALS[3], (28, 28, 1), 10, SETTINGS)
+
+
+def test_arrays_of_another_configuration(written):
+    arrays, content = to_arrays(written)
+    other = replace(TRIALS[3], filters=5)
+    with pytest.raises(ValueError, match="of this configuration"):
+        from_arrays(arrays, content, 3, other, (28, 28, 1), 10, SETTINGS)
+    del arrays[next(name for name in arrays if ".mu" in name)]
+    with pytest.raises(ValueError, match=r"no .*\.mu"):
+        from_arrays(arrays, content, 3, TRIALS[3], (28, 28, 1), 10, SETTINGS)
+
+
+def test_a_sealed_file_shows_any_change(written, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    good = sealed_bytes(*to_arrays(written))
+    path.write_bytes(good)
+    assert read_sealed(path)[1]["index"] == 3
+    rng = np.random.default_rng(0)
+    header = int.from_bytes(good[:8], "little")
+    places = [*rng.integers(0, header + 8, 40), *rng.integers(header + 8, len(good), 40)]
+    for place in places:
+        changed = bytearray(good)
+        changed[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(changed)
+        try:
+            arrays, content = read_sealed(path)
+        except DamagedFile:
+            continue
+        # Only what means nothing may change: white space, or how JSON spells a character.
+        expected, said = to_arrays(written)
+        assert json.dumps(content) == json.dumps(json.loads(json.dumps(said)))
+        assert all(np.array_equal(arrays[name], expected[name]) for name in expected)

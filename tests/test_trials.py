@@ -1,0 +1,276 @@
+"""Which trials are done, tried again, or given up; and where they go on."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from jaxmnist import engine as engine_module
+from jaxmnist import random_search
+from jaxmnist.config import Hyperparameters, SearchSettings
+from jaxmnist.data import load_arrays, split
+from jaxmnist.engine import Engine
+from jaxmnist.errors import SurroundingsError
+from jaxmnist.events import Checkpoint, Metrics, TrialFinished, TrialStarted
+from jaxmnist.store import RunDirectory
+from jaxmnist.trials import DEATHS, Trials
+
+DRAWS = {0: Hyperparameters(4, 1, 0), 1: Hyperparameters(3, 1, 0), 2: Hyperparameters(2, 1, 0)}
+SEARCH = {"identity": {"seed": 0}, "versions": {}, "device": {}}
+
+
+@pytest.fixture(scope="module")
+def dataset(small):
+    return split("small", load_arrays(None, str(small)), validation_split=0.25, seed=0)
+
+
+@pytest.fixture
+def opened(dataset, tmp_path):
+    """Opens the run's trials as a new process would; `said` has what it told."""
+
+    @contextmanager
+    def run(**settings):
+        said = []
+        with RunDirectory(tmp_path / "run").locked() as directory:
+            directory.prepare(SEARCH["identity"], overwrite=False)
+            directory.begin(SEARCH)
+            found = SearchSettings(epochs=2, keep=1, **settings)
+            trials = Trials(directory, dataset, found, DRAWS, said.append)
+            trials.said = said
+            trials.directory = directory
+            yield trials
+
+    return run
+
+
+def history(*accuracies):
+    return tuple(Metrics(0.5, 0.5, 0.5, accuracy) for accuracy in accuracies)
+
+
+def finish(trials, index, accuracy=0.5):
+    """Train a trial, as far as its record goes."""
+    from jaxmnist.model import initial_parameters
+
+    weights = initial_parameters(DRAWS[index], (28, 28, 1), 10, seed=0, index=index)
+    trials.record(TrialStarted(index))
+    trials.record(TrialFinished(index, history(0.4, accuracy), weights, 1.0))
+
+
+def fail(trials, index, error="MemoryError: no", diverged=False):
+    trials.record(TrialStarted(index))
+    trials.record(TrialFinished(index, (), None, 1.0, error, diverged))
+
+
+def checkpoint(dataset, index):
+    """A real one, from the middle of the trial's first epoch."""
+    from jaxmnist.config import TrainingSettings
+
+    settings = TrainingSettings(epochs=2, batch_size=8)
+    engine = Engine(dataset, settings, 0, checkpoint_every=0.0)
+    with engine.run([(index, DRAWS[index])]) as events:
+        return next(event for event in events if isinstance(event, Checkpoint))
+
+
+def test_an_exception_is_tried_again_after_the_others(opened):
+    with opened() as trials:
+        assert list(trials.pending()) == [0, 1, 2]
+        fail(trials, 0)
+        assert trials.directory.read_trial(0).failures == 1
+        assert list(trials.pending()) == [1, 2]
+        finish(trials, 1)
+        finish(trials, 2)
+        assert list(trials.pending()) == [0]
+        assert trials.said[-1] == "trial 0 is tried again; it failed: MemoryError: no"
+        fail(trials, 0, "MemoryError: again")
+        assert list(trials.pending()) == []
+        record = trials.directory.read_trial(0)
+        assert (record.status, record.attempts, record.failures) == ("failed", 2, 2)
+        assert record.error == "MemoryError: again"
+
+
+def test_a_retry_may_succeed_also_after_a_restart(opened):
+    with opened() as trials:
+        fail(trials, 0)
+    with opened() as trials:
+        finish(trials, 0)
+        record = trials.directory.read_trial(0)
+        assert (record.status, record.attempts, record.failures) == ("completed", 2, 1)
+        assert record.error is None
+
+
+@pytest.mark.parametrize("retries", [0, 3])
+def test_how_often_it_is_tried_again(opened, retries):
+    with opened(max_retries=retries) as trials:
+        for _ in range(retries):
+            fail(trials, 0)
+            finish(trials, 1)
+            finish(trials, 2)
+            assert 0 in trials.pending()
+        fail(trials, 0)
+        assert 0 not in trials.pending()
+        assert trials.directory.read_trial(0).attempts == retries + 1
+
+
+def test_more_retries_may_be_allowed_later(opened):
+    with opened(max_retries=0) as trials:
+        fail(trials, 0)
+        assert 0 not in trials.pending()
+    with opened(max_retries=1) as trials:
+        finish(trials, 1)
+        finish(trials, 2)
+        assert list(trials.pending()) == [0]
+
+
+def test_divergence_is_never_tried_again(opened):
+    with opened(max_retries=9) as trials:
+        fail(trials, 0, "the loss stopped being finite in epoch 1", diverged=True)
+        assert list(trials.pending()) == [1, 2]
+        assert trials.directory.read_trial(0).failures == 0
+    with opened(max_retries=9) as trials:
+        assert list(trials.pending()) == [1, 2]
+
+
+def test_an_attempt_is_written_down_before_it_is_made(opened):
+    with opened() as trials:
+        trials.record(TrialStarted(1))
+        record = trials.directory.read_trial(1)
+        assert (record.status, record.attempts) == ("running", 1)
+
+
+def test_who_kills_the_process_comes_last_and_alone_and_is_given_up(opened):
+    with opened() as trials:
+        trials.record(TrialStarted(0))
+        trials.record(TrialStarted(1))
+    with opened() as trials:  # killed once: that may happen to anybody
+        assert list(trials.pending()) == [0, 1, 2]
+        trials.record(TrialStarted(0))
+        trials.record(TrialStarted(1))
+    with opened() as trials:
+        assert list(trials.pending()) == [2]
+        finish(trials, 2)
+        assert list(trials.pending()) == [0]
+        finish(trials, 0)
+        assert list(trials.pending()) == [1]
+        trials.record(TrialStarted(1))
+    for _ in range(DEATHS - 2):
+        with opened() as trials:
+            assert list(trials.pending()) == [1]
+            trials.record(TrialStarted(1))
+    with opened() as trials:
+        assert list(trials.pending()) == []
+        record = trials.directory.read_trial(1)
+        assert (record.status, record.attempts) == ("failed", DEATHS + 1)
+        assert record.error.startswith(f"the process ended {DEATHS + 1} times while it ran")
+    with opened(max_retries=2) as trials:
+        assert list(trials.pending()) == []  # given up is given up, until more is allowed
+    with opened(max_retries=DEATHS + 1) as trials:
+        assert list(trials.pending()) == [1]
+
+
+def test_a_process_that_ends_in_good_order_is_no_trials_fault(opened):
+    for _ in range(2 * DEATHS):
+        with opened() as trials:
+            assert list(trials.pending()) == [0, 1, 2]
+            trials.record(TrialStarted(0))
+            trials.stopped()
+    with opened() as trials:
+        finish(trials, 0)
+        assert trials.directory.read_trial(0).attempts == 1
+
+
+def test_a_trial_that_gets_on_is_not_given_up(opened, dataset):
+    """Machines that end every hour: each session comes to another checkpoint."""
+    found = checkpoint(dataset, 0)
+    for _ in range(2 * DEATHS):
+        with opened() as trials:
+            assert list(trials.pending()) == [0, 1, 2]
+            trials.record(TrialStarted(0, found.history))
+            trials.record(found)
+    with opened() as trials:
+        assert trials.checkpoints().keys() == {0}
+        again = trials.checkpoints()[0]
+        assert (again.epoch, again.step) == (found.epoch, found.step)
+        finish(trials, 0)
+        assert not trials.directory.checkpoint_path(0).exists()
+        assert trials.checkpoints() == {}
+
+
+def test_a_damaged_checkpoint_is_set_aside(opened, dataset):
+    with opened() as trials:
+        trials.record(TrialStarted(0))
+        trials.record(checkpoint(dataset, 0))
+        path = trials.directory.checkpoint_path(0)
+        path.write_bytes(path.read_bytes()[:-1])
+    with opened() as trials:
+        assert trials.checkpoints() == {}
+        assert len(trials.said) == 1
+        assert "moved to" in trials.said[0]
+        assert [p.name.partition("-")[2] for p in path.parents[2].glob("damaged/*")] == [
+            "0000-checkpoint.safetensors"
+        ]
+        assert list(trials.pending()) == [0, 1, 2]
+
+
+def test_a_checkpoint_of_another_trial_is_set_aside(opened, dataset):
+    with opened() as trials:
+        trials.record(TrialStarted(0))
+        trials.record(TrialStarted(1))
+        trials.record(checkpoint(dataset, 0))
+        source, target = map(trials.directory.checkpoint_path, (0, 1))
+        target.write_bytes(source.read_bytes())
+    with opened() as trials:
+        assert trials.checkpoints().keys() == {0}
+        assert "another trial's" in trials.said[-1]
+
+
+def test_an_exception_in_one_trial_of_a_search(options, tmp_path, monkeypatch, capsys):
+    """The search goes on, tries once more, and the winner comes from the others."""
+    drawn, tried = engine_module.initial_parameters, []
+
+    def bad(*args, index, **kwargs):
+        if index == 2:
+            tried.append(index)
+            raise MemoryError("no room\nfor this one")
+        return drawn(*args, index=index, **kwargs)
+
+    monkeypatch.setattr(engine_module, "initial_parameters", bad)
+    run = random_search(**{**options, "svm": False, "epochs": 1}, directory=str(tmp_path))
+    assert tried == [2, 2]
+    assert [t.status for t in run.trials] == ["completed", "completed", "failed", "completed"]
+    failed = run.trials[2]
+    assert (failed.error, failed.attempts) == ("MemoryError: no room for this one", 2)
+    assert run.best_trial.index != 2
+    assert "MemoryError: no room for this one" in run.results_summary()
+
+
+def test_a_retry_that_succeeds_is_as_if_it_had_not_failed(options, tmp_path, monkeypatch):
+    given = {**options, "svm": False, "epochs": 1, "max_trials": 2}
+    whole = random_search(**given, directory=str(tmp_path / "whole"))
+    drawn, failures = engine_module.initial_parameters, iter([RuntimeError("once")])
+
+    def bad(*args, index, **kwargs):
+        if index == 1:
+            for failure in failures:
+                raise failure
+        return drawn(*args, index=index, **kwargs)
+
+    monkeypatch.setattr(engine_module, "initial_parameters", bad)
+    run = random_search(**given, directory=str(tmp_path / "again"))
+    assert [t.history for t in run.trials] == [t.history for t in whole.trials]
+    assert (run.trials[1].attempts, run.trials[1].failures) == (2, 1)
+    assert run.best_trial.index == whole.best_trial.index
+
+
+def test_weights_that_can_not_be_made_again(opened):
+    """A record that was completed stands: it is the surroundings that failed."""
+    with opened() as trials:
+        for index in DRAWS:
+            finish(trials, index, 0.5 + index / 10)
+        trials.directory.weights_path(2).unlink()
+        assert list(trials.pending()) == [2]
+        with pytest.raises(SurroundingsError, match="trial 2 failed this time: MemoryError: no"):
+            fail(trials, 2)
+        assert trials.directory.read_trial(2).status == "completed"
+        assert np.isclose(trials.directory.read_trial(2).score, 0.7)
