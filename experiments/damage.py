@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tiny import facts, search_options
 
 import jaxmnist
 from jaxmnist import JaxmnistError, Run, SupportVectors, evaluation
 from jaxmnist.atomic import write_json
 
-TRAIN, TEST = 400, 200  # images
 OUTCOMES = ("as it was", "recovered", "refused", "BROKEN")
 
 
@@ -176,29 +176,6 @@ def without_added(value: Any) -> Any:
     return value
 
 
-def facts(run: Run, images: np.ndarray) -> dict[str, Any]:
-    """What must be equal bit for bit: all but times and the count of looks."""
-    test = run.result("best/test.json")
-    svm = run.result("svm/data/svm.json")
-    # The table beside the confusion matrix is for other programs; this one doesn't read it.
-    for content in (test, svm):
-        for key in ("evaluations", "classification_report", "seconds", "pipeline_sha256"):
-            content.pop(key, None)
-    svm_file = run.directory.svm_folder("data") / "pipeline.safetensors"
-    model = run.best_model
-    return {
-        "trials": [
-            (t.index, t.hyperparameters, t.status, t.history, t.weights_sha256) for t in run.trials
-        ],
-        "winner": run.best_trial.index,
-        "best": tree(run.directory.best)["model.safetensors"],
-        "test": without_added(test),
-        "svm": without_added(svm),
-        "classes": model.predict(images).tolist(),
-        "svm classes": SupportVectors.load(svm_file).predict(model.features(images)).tolist(),
-    }
-
-
 def readers(folder: Path, images: np.ndarray) -> list[Callable[[], Any]]:
     """Everything that reads a run without writing."""
     svm = folder / "svm" / "data" / "pipeline.safetensors"
@@ -258,7 +235,7 @@ def outcome(
         lost = set(damaged.values()) - set(after.values()) - {"folder"}
         must(not lost, "a refusal loses nothing")
         return "refused"
-    must(facts(run, images) == whole, "the undisturbed run's results")
+    must(without_added(facts(run, images)) == whole, "the undisturbed run's results")
     must(len(run.directory.read_looks()) >= 2, "no look is forgotten")
     after = tree(folder)
     aside = {name: what for name, what in after.items() if name.startswith("damaged/")}
@@ -299,34 +276,11 @@ def main() -> int:
         # Retraining costs next to nothing where its program is compiled already.
         jax.config.update("jax_compilation_cache_dir", str(place / "cache"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        mnist = jaxmnist.load_arrays("mnist")
-        parts = {key: getattr(mnist, key)[:TRAIN] for key in ("x_train", "y_train")}
-        parts |= {key: getattr(mnist, key)[:TEST] for key in ("x_test", "y_test")}
-        np.savez(place / "data.npz", **parts)
         (place / "outside").write_text("not the run's")
-        options = {
-            "data_dir": str(place / "data.npz"),
-            "directory": name,
-            "project_name": "run",
-            "filters": "4:7",
-            "conv_layers": 1,
-            "dense_layers": 0,
-            "max_trials": 4,
-            "epochs": 2,
-            "batch_size": 64,
-            "learning_rate": 0.01,
-            "validation_split": 0.25,
-            "keep": 2,
-            "jobs": 1,
-            "svm_backend": "sklearn",
-            "cache": str(place / "cache"),
-            # They are made again from the rest, whatever is in their place.
-            "report": False,
-            "tensorboard": False,
-        }
-        images = mnist.x_test[:50]
+        options = search_options(place)
+        images = jaxmnist.load_arrays("mnist").x_test[:50]
         with contextlib.redirect_stdout(io.StringIO()):
-            whole = facts(jaxmnist.random_search(**options), images)
+            whole = without_added(facts(jaxmnist.random_search(**options), images))
         (place / "run").rename(place / "undisturbed")
         before = tree(place / "undisturbed")
         for number in range(arguments.damages):

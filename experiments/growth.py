@@ -23,9 +23,9 @@ from jaxmnist.events import TrialFinished
 from jaxmnist.space import SearchSpace
 
 
-def resident_megabytes() -> float:
-    """Memory of this process that is in RAM, in MB (10⁶ bytes)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+def resident_megabytes(process: int | str = "self") -> float:
+    """Memory of a process that is in RAM, in MB (10⁶ bytes)."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 

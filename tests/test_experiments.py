@@ -234,3 +234,22 @@ def test_the_growth_script(tmp_path):
     assert len(rows) == 3
     assert all(row["megabytes"] > 50 for row in rows)
     assert "megabytes_per_trial" in output
+
+
+def test_a_search_that_is_killed_again_and_again(tmp_path):
+    """At ten boundaries of what it writes, and ten times at random."""
+    path = tmp_path / "kills.json"
+    output = script("kills.py", "--boundaries", 10, "--random", 10, "--json", path)
+    content = json.loads(path.read_text())
+    assert content["broken"] == []
+    assert content["boundaries"] > 100
+    assert "killed at 10 of" in output
+
+
+def test_a_soaked_search(tmp_path):
+    path = tmp_path / "soak.json"
+    output = script("soak.py", "--trials", 28, "--longest", 10, "--json", path)
+    assert "1 diverged, 1 raised, 1 raised once" in output
+    assert "0 broken promises" in output
+    watched = json.loads(path.read_text())
+    assert max(row["trials"] for row in watched) == 28

@@ -1,0 +1,220 @@
+"""Kill a search at every boundary of what it writes, and at random; it must end as if undisturbed.
+
+Claim: SIGKILL at any moment costs nothing that was finished. The same command goes on, and in the
+end every trial's hyperparameters, history and weights, the winner, its test and its SVM are those
+of a run that nobody disturbed, bit for bit; nothing is ever found damaged, and nothing is left
+behind.
+
+- Boundaries: a small search is killed just before its first, second, third, … change of its
+  folder (a file opened for writing, renamed or deleted, a folder made), each time anew, then run
+  again to its end. Where a file is about to be renamed it is cut in half first, every other time,
+  as if the process had died while it wrote.
+- Random: the search, its page and TensorBoard's files included, is killed at random moments until
+  it is through, again and again.
+
+    python experiments/kills.py --boundaries all --random 100
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tiny import facts, flags, search_options, start
+
+import jaxmnist
+
+# The search's command, which kills itself before change number MOMENT of a folder; it prints how
+# many there were where it was not.
+PROGRAM = """
+import os, signal, sys
+
+folder, moment, cut = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "cut"
+changes = []
+
+def watch(event, arguments):
+    if event == "open":
+        if not isinstance(arguments[2], int) or not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            return
+    elif event not in ("os.rename", "os.remove", "os.mkdir", "os.rmdir"):
+        return
+    if isinstance(arguments[0], int):  # a file that is open already
+        return
+    if not os.path.abspath(os.fsdecode(arguments[0])).startswith(folder + os.sep):
+        return
+    changes.append(event)
+    if len(changes) == moment:
+        if event == "os.rename" and cut:
+            os.truncate(arguments[0], os.stat(arguments[0]).st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(watch)
+from jaxmnist.command import run_command
+from jaxmnist.search import main
+status = run_command(main, sys.argv[4:])
+print(len(changes))
+sys.exit(status)
+"""
+
+
+class Broken(Exception):
+    """The promise did not hold; the message says where."""
+
+
+def session(options: dict[str, Any], moment: int = 0, cut: bool = False) -> subprocess.Popen:
+    """Start the search, to be killed at a change of its folder; at none if that is 0."""
+    folder = str(Path(options["directory"]) / options["project_name"])
+    how = "cut" if cut else "whole"
+    return start(
+        PROGRAM,
+        folder,
+        str(moment),
+        how,
+        *flags(options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(options: dict[str, Any]) -> tuple[jaxmnist.Run, int]:
+    """The search run to its end; also how often it changed its folder."""
+    process = session(options)
+    output, errors = process.communicate()
+    if process.returncode:
+        raise Broken(f"ended with status {process.returncode}: {errors.strip()[-300:]}")
+    path = Path(options["directory"]) / options["project_name"]
+    return jaxmnist.Run(path), int(output.splitlines()[-1])
+
+
+def check(run: jaxmnist.Run, whole: dict[str, Any], images: np.ndarray) -> None:
+    """Raise `Broken` unless the run is the undisturbed one, and nothing is left behind."""
+    path = run.directory.path
+    left = [p for p in path.rglob("*") if p.name.endswith(".tmp") or "checkpoint" in p.name]
+    if left:
+        raise Broken(f"left behind: {left[0].relative_to(path)}")
+    if (path / "damaged").exists():
+        raise Broken(f"found damaged: {os.listdir(path / 'damaged')}")
+    found = facts(run, images)
+    different = [key for key in whole if found[key] != whole[key]]
+    if different:
+        raise Broken(f"not as undisturbed: {', '.join(different)}")
+    looks = run.result("best/test.json")["evaluations"]
+    if not 1 <= looks <= len(run.directory.read_looks()):
+        raise Broken(f"counts {looks} looks")
+
+
+def at_boundary(options: dict[str, Any], moment: int) -> jaxmnist.Run:
+    """A search that was killed at a change of its folder, and then run to its end."""
+    options = {**options, "project_name": f"run{moment}"}
+    process = session(options, moment, cut=moment % 2 == 0)
+    process.communicate()
+    if process.returncode != -signal.SIGKILL:
+        raise Broken(f"was not killed: status {process.returncode}")
+    return finish(options)[0]
+
+
+def at_random(options: dict[str, Any], longest: float, rng: np.random.Generator) -> int:
+    """Kill a search at random until it is through; how often that was."""
+    kills = 0
+    while True:
+        process = session(options)
+        try:
+            process.communicate(timeout=float(rng.uniform(0, longest)))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+        else:
+            if process.returncode:
+                raise Broken(f"ended with status {process.returncode}")
+            return kills
+
+
+def boundaries(
+    options: dict[str, Any], whole: dict[str, Any], images: np.ndarray, count: int, chosen: int
+) -> list[str]:
+    """Kill at `chosen` of `count` boundaries, evenly spread; a line for each broken promise."""
+    moments = np.unique(np.linspace(1, count, min(chosen, count)).round().astype(int))
+
+    def one(moment: int) -> str | None:
+        run = None
+        try:
+            run = at_boundary(options, int(moment))
+            check(run, whole, images)
+        except Broken as broken:
+            return f"killed before change {moment}: {broken}"
+        shutil.rmtree(run.directory.path)
+        return None
+
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(one, moments))
+    print(
+        f"killed at {len(moments)} of {count} boundaries, {sum(map(bool, found))} broken promises"
+    )
+    return [line for line in found if line]
+
+
+def random_moments(
+    options: dict[str, Any], whole: dict[str, Any], images: np.ndarray, wanted: int, seed: int
+) -> list[str]:
+    """Kill at random moments, `wanted` times or a few more; a line for each broken promise."""
+    rng, kills, runs, broken = np.random.default_rng(seed), 0, 0, []
+    options = {**options, "report": True, "tensorboard": True, "jobs": 2, "project_name": "random"}
+    path = Path(options["directory"]) / "random"
+    began = time.perf_counter()
+    finish(options)
+    longest = 1.2 * (time.perf_counter() - began)
+    while kills < wanted:
+        shutil.rmtree(path)
+        runs += 1
+        try:
+            kills += at_random(options, longest, rng)
+            check(jaxmnist.Run(path), whole, images)
+        except Broken as failure:
+            broken.append(f"killed at random, run {runs}: {failure}")
+    print(f"killed {kills} times at random in {runs} runs, {len(broken)} broken promises")
+    return broken
+
+
+def main() -> int:
+    """Kill as often as asked; 1 if a promise broke."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--boundaries", default="all", help="how many of them, or all")
+    parser.add_argument("--random", type=int, default=100, help="kills at random moments")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--json", type=Path, help="write the counts to this file as well")
+    given = parser.parse_args()
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name:
+        options = {**search_options(Path(name)), "checkpoint_every": 0}
+        images = jaxmnist.load_arrays("mnist").x_test[:50]
+        run, count = finish(options)
+        whole = facts(run, images)
+        chosen = count if given.boundaries == "all" else int(given.boundaries)
+        broken = boundaries(options, whole, images, count, chosen)
+        if given.random:
+            broken += random_moments(options, whole, images, given.random, given.seed)
+    for line in broken:
+        print(line)
+    print(f"{time.perf_counter() - began:.0f} s")
+    if given.json:
+        given.json.write_text(json.dumps({"boundaries": count, "broken": broken}) + "\n")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""A search that takes seconds, for what does it hundreds of times; what two must have in common."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import jaxmnist
+from jaxmnist import Run, SupportVectors
+from jaxmnist.atomic import sha256
+from jaxmnist.command import flag
+from jaxmnist.config import SearchSettings
+
+TRAIN, TEST = 400, 200  # images
+
+
+def search_options(place: Path) -> dict[str, Any]:
+    """Options of a search of four networks on data that are written to `place`, in `place`/run.
+
+    Neither page nor TensorBoard: they are made again from the rest, whatever is in their place.
+    """
+    mnist = jaxmnist.load_arrays("mnist")
+    parts = {key: getattr(mnist, key)[:TRAIN] for key in ("x_train", "y_train")}
+    parts |= {key: getattr(mnist, key)[:TEST] for key in ("x_test", "y_test")}
+    np.savez(place / "data.npz", **parts)
+    return {
+        "data_dir": str(place / "data.npz"),
+        "directory": str(place),
+        "project_name": "run",
+        "filters": "4:7",
+        "conv_layers": 1,
+        "dense_layers": 0,
+        "max_trials": 4,
+        "epochs": 2,
+        "batch_size": 64,
+        "learning_rate": 0.01,
+        "validation_split": 0.25,
+        "keep": 2,
+        "jobs": 1,
+        "svm_backend": "sklearn",
+        "cache": str(place / "cache"),
+        "report": False,
+        "tensorboard": False,
+    }
+
+
+def flags(options: Mapping[str, Any]) -> list[str]:
+    """A search's options as its command has them."""
+    words = []
+    for name, value in options.items():
+        if not isinstance(value, bool):
+            words += [flag(name), str(value)]
+        elif value != getattr(SearchSettings, name):
+            words.append(flag(name if value else f"no_{name}"))
+    return words
+
+
+def start(program: str, *arguments: str, **options: Any) -> subprocess.Popen:
+    """Start a Python program, whose imports find this folder; its output goes nowhere."""
+    folder = str(Path(__file__).parent)
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        env={**os.environ, "PYTHONPATH": folder, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **options},
+    )
+
+
+def facts(run: Run, images: np.ndarray) -> dict[str, Any]:
+    """What must be equal bit for bit: all but times and the count of looks."""
+    test = run.result("best/test.json")
+    (svm_folder,) = (run.directory.path / "svm").iterdir()
+    svm = json.loads((svm_folder / "svm.json").read_text())
+    # The table beside the confusion matrix is for other programs; this one doesn't read it.
+    for content in (test, svm):
+        for key in (
+            "evaluations",
+            "classification_report",
+            "seconds",
+            "pipeline_sha256",
+            "sha256",
+        ):
+            content.pop(key, None)
+    model = run.best_model
+    features = model.features(images)
+    return {
+        "trials": [
+            (t.index, t.hyperparameters, t.status, t.history, t.weights_sha256) for t in run.trials
+        ],
+        "winner": run.best_trial.index,
+        "best": sha256((run.directory.best / "model.safetensors").read_bytes()),
+        "test": test,
+        "svm": svm,
+        "classes": model.predict(images).tolist(),
+        "svm classes": SupportVectors.load(svm_folder / "pipeline.safetensors")
+        .predict(features)
+        .tolist(),
+    }
