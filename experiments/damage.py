@@ -5,7 +5,8 @@ deleted, made by a later version), reading the run and going on with its search 
 the undisturbed run gave, bit for bit, or end in one clear line. What can't be believed is set
 aside, which is said, and no other file is touched.
 
-It makes one small run, then does to a copy of it what each damage says, all in one process.
+It makes a small run, and the same run interrupted in its third trial, whose checkpoint is there.
+Then it does to a copy of one of them what each damage says, all in one process.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -32,7 +34,11 @@ from tiny import facts, search_options
 import jaxmnist
 from jaxmnist import JaxmnistError, Run, SupportVectors, evaluation
 from jaxmnist.atomic import write_json
+from jaxmnist.errors import Stopped
+from jaxmnist.events import Checkpoint, Event
+from jaxmnist.trials import Trials
 
+SHARE_INTERRUPTED = 0.3  # of the damages
 OUTCOMES = ("as it was", "recovered", "refused", "BROKEN")
 
 
@@ -205,8 +211,24 @@ def must(holds: bool, promise: str) -> None:
         raise Broken(promise)
 
 
+def ended_trials(folder: Path) -> set[str]:
+    """The names of the records of trials that have ended."""
+    records = folder.glob("trials/*/trial.json")
+    return {
+        str(path.relative_to(folder))
+        for path in records
+        if json.loads(path.read_bytes())["status"] != "running"
+    }
+
+
 def outcome(
-    folder: Path, kind: str, options: dict, whole: dict, before: dict, images: np.ndarray
+    folder: Path,
+    kind: str,
+    options: dict,
+    whole: dict,
+    before: dict,
+    ended: set[str],
+    images: np.ndarray,
 ) -> str:
     """How a damaged run at `folder` ends; raises whatever breaks a promise.
 
@@ -215,7 +237,8 @@ def outcome(
       kind: of damage.
       options: of its search.
       whole: `facts` of the undisturbed run.
-      before: `tree` of the undisturbed run.
+      before: `tree` of the run before it was damaged.
+      ended: `ended_trials` of that.
       images: to predict.
     """
     damaged = tree(folder)
@@ -239,10 +262,10 @@ def outcome(
     must(len(run.directory.read_looks()) >= 2, "no look is forgotten")
     after = tree(folder)
     aside = {name: what for name, what in after.items() if name.startswith("damaged/")}
-    # A record that was good is still there, byte for byte.
-    for name, what in before.items():
-        if name.endswith("trial.json") and damaged.get(name) == what:
-            must(after[name] == what, f"{name} was good")
+    # The record of a trial that had ended, if it was good, is still there, byte for byte.
+    for name in ended:
+        if damaged.get(name) == before[name]:
+            must(after[name] == before[name], f"{name} was good")
     for name, what in damaged.items():
         bad = before.get(name) != what
         if bad and what != "folder" and not name.endswith(("/inside", "ledger.jsonl")):
@@ -256,6 +279,26 @@ def outcome(
         again = jaxmnist.random_search(**options)
     must(len(again.directory.read_looks()) == looks, "once mended, it stays so")
     return "as it was" if damaged == before else "recovered"
+
+
+def interrupt(options: dict) -> None:
+    """Run the search until its third trial is in its second epoch, and stop it there."""
+    record = Trials.record
+
+    def stop(trials: Trials, event: Event) -> None:
+        record(trials, event)
+        if isinstance(event, Checkpoint) and (event.index, event.epoch) == (2, 1):
+            raise Stopped(signal.SIGTERM)
+
+    Trials.record = stop
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Stopped):
+            jaxmnist.random_search(**options, checkpoint_every=0)
+    finally:
+        Trials.record = record
+    must(
+        (Path(options["directory"]) / "run/trials/0002/checkpoint.safetensors").exists(), "stopped"
+    )
 
 
 def main() -> int:
@@ -281,13 +324,17 @@ def main() -> int:
         images = jaxmnist.load_arrays("mnist").x_test[:50]
         with contextlib.redirect_stdout(io.StringIO()):
             whole = without_added(facts(jaxmnist.random_search(**options), images))
-        (place / "run").rename(place / "undisturbed")
-        before = tree(place / "undisturbed")
+        (place / "run").rename(place / "finished")
+        interrupt(options)
+        (place / "run").rename(place / "interrupted")
+        sources = [place / "finished", place / "interrupted"]
+        before = [(tree(source), ended_trials(source)) for source in sources]
         for number in range(arguments.damages):
             folder = place / "run"
             for leftover in (folder, place / "moved"):
                 shutil.rmtree(leftover, ignore_errors=True)
-            shutil.copytree(place / "undisturbed", folder)
+            source = int(rng.random() < SHARE_INTERRUPTED)
+            shutil.copytree(sources[source], folder)
             paths = sorted(p for p in folder.rglob("*") if p.name != "lock")
             path = paths[int(rng.integers(0, len(paths)))]
             kind = list(DAMAGES)[int(rng.integers(0, len(DAMAGES)))]
@@ -297,7 +344,7 @@ def main() -> int:
             else:
                 DAMAGES[kind](path, rng)
             try:
-                ended = outcome(folder, kind, options, whole, before, images)
+                ended = outcome(folder, kind, options, whole, *before[source], images)
                 must((place / "outside").read_text() == "not the run's", "nothing outside")
             except Exception:
                 ended = "BROKEN"

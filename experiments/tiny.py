@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -75,8 +74,9 @@ def start(program: str, *arguments: str, **options: Any) -> subprocess.Popen:
 def facts(run: Run, images: np.ndarray) -> dict[str, Any]:
     """What must be equal bit for bit: all but times and the count of looks."""
     test = run.result("best/test.json")
-    (svm_folder,) = (run.directory.path / "svm").iterdir()
-    svm = json.loads((svm_folder / "svm.json").read_text())
+    name = run.settings.dataset_name
+    svm_folder = run.directory.svm_folder(name)
+    svm = run.result(f"svm/{name}/svm.json")
     # The table beside the confusion matrix is for other programs; this one doesn't read it.
     for content in (test, svm):
         for key in (
@@ -84,7 +84,6 @@ def facts(run: Run, images: np.ndarray) -> dict[str, Any]:
             "classification_report",
             "seconds",
             "pipeline_sha256",
-            "sha256",
         ):
             content.pop(key, None)
     model = run.best_model

@@ -27,7 +27,7 @@ Padding = Literal["valid", "same"]
 Method = Literal["tiles", "patches", "convolution"]
 
 # Images that pass through the network at a time on a CPU, so that their tiles stay in its cache.
-CPU_BLOCK = 32
+CPU_BLOCK = 16
 
 
 def best_method(platform: str) -> Method:
@@ -70,7 +70,18 @@ def convolve_relu_pool(
         pooled = _convolve_pool_by_winograd(inputs, kernel)
     else:
         pooled = _convolve_pool_by_patches(_padded(inputs, kernel, padding), kernel)
-    return jax.nn.relu(pooled + bias)
+    return _relu(pooled + bias)
+
+
+def transposed_product(a: jax.Array, b: jax.Array, method: Method) -> jax.Array:
+    """`a.T @ b` of float[N, P] and float[N, Q], added up in float32 where they are narrower.
+
+    On a CPU a product over the rows of both goes to a routine that is slow where Q is small (five
+    times for the ten logits), so that the transpose is written out there.
+    """
+    transposed = lax.optimization_barrier(a.T) if method == "tiles" else a.T
+    wide = jnp.promote_types(a.dtype, jnp.float32)
+    return jnp.matmul(transposed, b, preferred_element_type=wide)
 
 
 def _padded(inputs: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
@@ -100,6 +111,34 @@ def _max_pool(x: jax.Array) -> jax.Array:
     return functools.reduce(jnp.maximum, [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)])
 
 
+def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The larger of two, and `b` where one of them is NaN.
+
+    A CPU does this in one instruction; `jnp.maximum`, which gives NaN for either, takes several.
+    A NaN that pooling loses so has neighbours that are infinite, or NaN too: they make the loss
+    NaN, which is what a trial that diverges is known by.
+    """
+    return jnp.where(a > b, a, b)
+
+
+@jax.custom_vjp
+def _relu(x: jax.Array) -> jax.Array:
+    """The larger of x and 0, NaN for NaN, whose gradient is 0 at 0."""
+    return _larger(jnp.zeros((), x.dtype), x)
+
+
+def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y = _relu(x)
+    return y, y
+
+
+def _relu_backward(y: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+    return (jnp.where(y > 0, cotangent, 0),)
+
+
+_relu.defvjp(_relu_forward, _relu_backward)
+
+
 # The four corners of a pooling window.
 _CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
 
@@ -113,10 +152,10 @@ def _max_corner(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> jax.A
 def _max_corner_forward(
     a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    top, bottom = jnp.maximum(a, b), jnp.maximum(c, d)
+    top, bottom = _larger(a, b), _larger(c, d)
     # One byte remembers which corner won; the four need not be kept.
     winner = jnp.where(top >= bottom, jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
-    return jnp.maximum(top, bottom), winner.astype(jnp.int8)
+    return _larger(top, bottom), winner.astype(jnp.int8)
 
 
 def _max_corner_backward(winner: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, ...]:
@@ -230,11 +269,12 @@ def _input_tiles(x: jax.Array, m: int) -> jax.Array:
     t, u = -(-height // m), -(-width // m)
     rows, columns = (t + 1) * m - height - 1, (u + 1) * m - width - 1
     x = jnp.pad(x, ((0, 0), (1, rows), (1, columns), (0, 0)))
-    # A tile is m×m pixels and the first two rows and columns of its neighbours.
-    x = x.reshape(n, t + 1, m, u + 1, m, channels)
-    x = jnp.concatenate([x[:, :-1], x[:, 1:, :2]], 2)
-    x = jnp.concatenate([x[:, :, :, :-1], x[:, :, :, 1:, :2]], 4)
-    return x.transpose(2, 4, 0, 1, 3, 5).reshape((m + 2) ** 2, n, t, u, channels)
+    # A tile is m×m pixels and the first two rows and columns of its neighbours. Pixels come to the
+    # front first: whole planes are then put together, where memory is read as it lies.
+    cells = x.reshape(n, t + 1, m, u + 1, m, channels).transpose(2, 4, 0, 1, 3, 5)
+    bands = jnp.concatenate([cells[:, :, :, :-1], cells[:2, :, :, 1:]], 0)
+    tiles = jnp.concatenate([bands[:, :, :, :, :-1], bands[:, :2, :, :, 1:]], 1)
+    return tiles.reshape((m + 2) ** 2, n, t, u, channels)
 
 
 def _join_tiles(tiles: jax.Array) -> jax.Array:

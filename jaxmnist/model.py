@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from jaxmnist.config import Hyperparameters
-from jaxmnist.convolution import Method, Padding, convolve_relu_pool
+from jaxmnist.convolution import Method, Padding, convolve_relu_pool, transposed_product
 
 # The layers of `parameters` by name, each with its arrays: {"conv2d": {"kernel": …, "bias": …}}.
 Parameters = Mapping[str, Mapping[str, np.ndarray | jax.Array]]
@@ -181,12 +181,10 @@ def gradient_over_blocks(
         gradient, (sums, inputs, deltas) = lax.scan(
             add_block, jax.tree.map(jnp.zeros_like, others), blocks
         )
-        for name, layer in dense.items():
+        for name in dense:
             x, delta = inputs[_inputs_of(name)][0], deltas[_outputs_of(name)]
             x, delta = x.reshape(-1, x.shape[-1]), delta.reshape(-1, delta.shape[-1])
-            product = jnp.matmul(
-                x.T, delta.astype(x.dtype), preferred_element_type=layer["kernel"].dtype
-            )
+            product = transposed_product(x, delta.astype(x.dtype), model.method)
             gradient[name] = {"kernel": product, "bias": delta.sum(0)}
     return gradient, jax.tree.map(lambda x: x.sum(0, dtype=x.dtype), sums)
 

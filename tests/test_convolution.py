@@ -7,7 +7,13 @@ import pytest
 from conftest import float64
 from jax import lax
 
-from jaxmnist.convolution import CPU_BLOCK, best_method, block_size, convolve_relu_pool
+from jaxmnist.convolution import (
+    CPU_BLOCK,
+    best_method,
+    block_size,
+    convolve_relu_pool,
+    transposed_product,
+)
 
 
 def plain(x, kernel, bias, padding):
@@ -97,3 +103,35 @@ def test_blocks_cover_a_batch(batch_size):
     assert block <= CPU_BLOCK
     assert batch_size <= blocks * block < batch_size + blocks
     assert block_size("tpu", batch_size) == batch_size
+
+
+@pytest.mark.parametrize("method", ["tiles", "patches", "convolution"])
+def test_what_is_no_number_stays_none(method):
+    """Weights that are NaN are seen in the outputs, so that divergence is not hidden."""
+    x = np.ones((2, 12, 12, 2), np.float32)
+    kernel = np.full((3, 3, 2, 4), np.nan, np.float32)
+    y = convolve_relu_pool(x, kernel, np.zeros(4, np.float32), padding="same", method=method)
+    assert np.isnan(y).all()
+
+
+@pytest.mark.parametrize("method", ["tiles", "patches", "convolution"])
+def test_the_gradient_at_zero_is_zero(method):
+    """What padding with zeros rests on: a filter of zeros, with no bias, learns nothing."""
+    x = np.random.default_rng(0).random((2, 12, 12, 2), np.float32)
+    kernel, bias = np.zeros((3, 3, 2, 4), np.float32), np.zeros(4, np.float32)
+
+    def total(kernel, bias):
+        return convolve_relu_pool(x, kernel, bias, padding="same", method=method).sum()
+
+    for gradient in jax.grad(total, argnums=(0, 1))(kernel, bias):
+        assert not gradient.any()
+
+
+@pytest.mark.parametrize("method", ["tiles", "convolution"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_transposed_product(method, dtype):
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.integers(-8, 9, (16, n)), dtype) for n in (5, 3))
+    product = jax.jit(transposed_product, static_argnums=2)(a, b, method)
+    assert product.dtype == jnp.float32
+    assert np.array_equal(product, np.asarray(a, np.float64).T @ np.asarray(b, np.float64))
