@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
@@ -93,6 +94,35 @@ def signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def signals_call(action: Callable[[], None]) -> Iterator[None]:
+    """Let a signal that would end the process call `action`, and end it when the context does.
+
+    So that nothing is torn out of somebody's hands. A second signal ends the process at once.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        came.append(number)
+        action()
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # no other one gets signals
+        numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+        before = {n: signal.getsignal(n) for n in numbers if callable(signal.getsignal(n))}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def run_command(main: Callable[[list[str]], None], arguments: list[str] | None = None) -> int:

@@ -175,7 +175,7 @@ class Engine:
         behind.
         """
         assert self.jobs is not None
-        trials, checkpoints = list(trials), checkpoints or {}
+        trials, checkpoints = list(trials), dict(checkpoints or {})
         before = self._choose(trials) if self.stacking is None else []
         assert self.stacking is not None
         positions = {index: (found.epoch, found.step) for index, found in checkpoints.items()}
@@ -184,10 +184,11 @@ class Engine:
         programs = Programs(self._build, groups, 0 if self.platform == "cpu" else cores())
 
         def run_group(group: Group, stop: threading.Event) -> Iterator[Event]:
+            # What a group goes on from is not held longer than the group runs.
+            own = {i: checkpoints.pop(i) for i, _ in group.trials if i in checkpoints}
             for index, _ in group.trials:
-                found = checkpoints.get(index)
-                yield TrialStarted(index, found.history if found else ())
-            yield from self._attempt(group, checkpoints, programs, stop)
+                yield TrialStarted(index, own[index].history if index in own else ())
+            yield from self._attempt(group, own, programs, stop)
 
         events = Events(run_group, groups, self.jobs)
         try:
@@ -255,7 +256,7 @@ class Engine:
         lanes = self._start(group, checkpoints)
         train, evaluate = programs.get(group)
         for index, _ in group.trials:
-            yield TrialCompiled(index)
+            yield TrialCompiled(index, lanes.epoch, self._images(lanes), lanes.seconds)
         while lanes.epoch < self.settings.epochs and lanes.live.any():
             order = self._batches(lanes.epoch)
             while lanes.step < len(order) and np.isfinite(lanes.loss_sum[lanes.live]).any():
@@ -274,7 +275,7 @@ class Engine:
         now = time.perf_counter()
         if now - lanes.told >= TELL_EVERY:
             lanes.told = now
-            images = min(lanes.step * self._batch_size, len(self.dataset.y_train))
+            images = self._images(lanes)
             loss, correct = lanes.loss_sum, np.asarray(lanes.state.correct)
             for lane in np.flatnonzero(lanes.live):
                 means = float(loss[lane]) / images, int(correct[lane]) / images
@@ -283,6 +284,10 @@ class Engine:
         if self.checkpoint_every is not None and now - lanes.kept >= self.checkpoint_every:
             lanes.kept = now
             yield from self._checkpoints(lanes)
+
+    def _images(self, lanes: _Lanes) -> int:
+        """Training images of the epoch so far."""
+        return min(lanes.step * self._batch_size, len(self.dataset.y_train))
 
     def _checkpoints(self, lanes: _Lanes) -> Iterator[Event]:
         """What it takes to go on from here with each trial that has not failed."""
@@ -296,7 +301,7 @@ class Engine:
                 lanes.epoch,
                 lanes.step,
                 tuple(lanes.histories[lane]),
-                lanes.seconds,
+                lanes.seconds / len(lanes.trials),
             )
 
     def _end_epoch(self, lanes: _Lanes, evaluate: Callable[..., Any]) -> Iterator[Event]:
@@ -381,7 +386,7 @@ class Engine:
             epoch=found[0].epoch if found[0] else 0,
             step=found[0].step if found[0] else 0,
             histories=[list(before.history) if before else [] for before in found],
-            before=max(before.seconds if before else 0.0 for before in found),
+            before=sum(before.seconds if before else 0.0 for before in found),
         )
 
     def _batches(self, epoch: int) -> np.ndarray:

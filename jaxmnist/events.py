@@ -38,9 +38,15 @@ class TrialStarted:
 
 @dataclass(frozen=True)
 class TrialCompiled:
-    """A trial's programs are there: its first step follows."""
+    """A trial's programs are there: its first step follows, or the next one where it goes on.
+
+    epoch: finished epochs. images: of the next one, so far. seconds: since the trial began.
+    """
 
     index: int
+    epoch: int = 0
+    images: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class Checkpoint:
     state: in the configuration's own shapes, NumPy arrays; its sums are those of the epoch so far.
     epoch, step: finished epochs, and finished steps of the next one.
     history: the finished epochs.
-    seconds: wall time so far.
+    seconds: wall time so far; of a stack, divided by its trials.
     """
 
     index: int

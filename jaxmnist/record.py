@@ -30,8 +30,9 @@ class Trial:
 
     history: a list for each of loss, accuracy, val_loss and val_accuracy; NaN where not finite.
     seconds: wall time of the trial.
-    attempts: how often it was begun, written down before it is.
+    attempts: how often it was begun, written down before it is; less those that were stopped.
     failures: how often an exception ended it; none where it failed by diverging.
+    deaths: in how many attempts since its last checkpoint the process ended without a word.
     weights_sha256: of the safetensors file, wherever it is kept.
     """
 
@@ -45,6 +46,7 @@ class Trial:
     error: str | None = None
     weights_sha256: str | None = None
     failures: int = 0
+    deaths: int = 0
 
     @property
     def score(self) -> float | None:
@@ -64,6 +66,7 @@ class Trial:
             "parameters": self.parameters,
             "attempts": self.attempts,
             "failures": self.failures,
+            "deaths": self.deaths,
             "error": self.error,
             "weights_sha256": self.weights_sha256,
         }
@@ -84,8 +87,9 @@ class Trial:
         possible = bool(accuracies) and all(0 <= accuracy <= 1 for accuracy in accuracies)
         if content["status"] == "completed" and not possible:
             raise ValueError("a completed trial without validation accuracies")
-        if not fits(content.get("failures", 0), int):
-            raise ValueError("failures are no number")
+        counted = {key: content.get(key, 0) for key in ("failures", "deaths")}
+        if not fits(counted, {str: int}):
+            raise ValueError("failures or deaths are no number")
         for key in ("error", "weights_sha256"):
             if not isinstance(content[key], str | None):
                 raise ValueError(f"{key} is no text")
@@ -99,7 +103,7 @@ class Trial:
             content["attempts"],
             content["error"],
             content["weights_sha256"],
-            content.get("failures", 0),
+            **counted,
         )
 
 

@@ -13,9 +13,9 @@ from dataclasses import fields, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from jaxmnist.command import Parser, add_settings, run_command
+from jaxmnist.command import Parser, add_settings, run_command, signals_call
 from jaxmnist.config import SearchSettings
-from jaxmnist.errors import Stopped, SurroundingsError, UsageError
+from jaxmnist.errors import JaxmnistError, Stopped, SurroundingsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -156,20 +156,23 @@ def train(trials: Trials, settings: SearchSettings, dataset: Dataset, reports: R
         checkpoint_every=settings.checkpoint_every,
     )
     while pending := trials.pending():
-        with engine.run(pending.items(), trials.checkpoints()) as events:
+        checkpoints = trials.checkpoints(pending)
+        with engine.run(pending.items(), checkpoints) as events, signals_call(events.stop):
             try:
                 for event in events:
-                    reports.event(event)
                     trials.record(event)
-            except (Stopped, KeyboardInterrupt):  # the latter in Python, and in a notebook
-                # What finished while the signal was on its way is kept too.
+                    reports.event(event)
+            except BaseException:
+                # The disk is full, or the terminal gone: what can be kept is.
                 events.stop()
                 for event in events:
-                    trials.record(event)
-                    with suppress(OSError):  # the terminal may be what was closed
-                        reports.event(event)
-                trials.stopped()
+                    with suppress(JaxmnistError, OSError):
+                        trials.record(event)
+                with suppress(JaxmnistError, OSError):
+                    trials.stopped()
                 raise
+            if events.stopping:
+                trials.stopped()
 
 
 def describe_search(
@@ -267,7 +270,8 @@ def keep_winner(run: Run, console: Console) -> None:
     def check() -> None:
         """What is there may be of an earlier winner, but not damaged."""
         before = read_json(best / "config.json", CONFIG)
-        if sha256(read_bytes(best / "model.safetensors")) != before["model_sha256"]:
+        known = (before["model_sha256"], trial.weights_sha256)  # killed between the two files
+        if sha256(read_bytes(best / "model.safetensors")) not in known:
             raise DamagedFile(best / "model.safetensors", "its SHA-256 is not config.json's")
         if before["trial"] == trial.index and read_bytes(best / "summary.txt") != summary:
             raise DamagedFile(best / "summary.txt", "is not the winner's summary")

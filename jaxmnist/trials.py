@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -84,12 +83,13 @@ class Trials:
         First come those that never failed, then those that an exception ended, then, one at a
         time, those in which the process ended: what they may do harms no other then. When all are
         done, it is the best whose weights are gone: they may have been lost, or were not kept
-        because other rules ranked the trials then.
+        because other rules ranked the trials then. (What goes wrong with these ends the search:
+        their records stand.)
         """
         missing = [index for index in self.draws if index not in self._done]
-        failed = [i for i in missing if i in self._begun and self._begun[i].failures]
-        retries = self._settings.max_retries
-        deadly = [i for i in missing if i not in failed and self._deaths(i) > retries]
+        begun = {i: self._begun[i] for i in missing if i in self._begun}
+        deadly = [i for i in begun if begun[i].deaths > self._settings.max_retries]
+        failed = [i for i in begun if begun[i].failures and i not in deadly]
         fresh = [i for i in missing if i not in failed and i not in deadly]
         if not missing:
             lost = [
@@ -97,18 +97,21 @@ class Trials:
                 for index in self._best()
                 if not self._directory.mended(partial(self._has_weights, index), self._say)
             ]
+            # A process that was killed may have left what it was about to delete.
             for index in self._done.keys() - set(lost):
                 self._directory.drop_checkpoint(index)
+            self._directory.keep_weights(set(self._best()))
             for index in lost:
                 self._say(f"trial {index} is among the best, but its weights are gone: once more")
             fresh = lost
         for index in failed if not fresh else []:
-            self._say(f"trial {index} is tried again; it failed: {self._begun[index].error}")
+            error = begun[index].error
+            self._say(f"trial {index} is tried again" + (f"; it failed: {error}" if error else ""))
         return {index: self.draws[index] for index in fresh or failed or deadly[:1]}
 
-    def checkpoints(self) -> dict[int, Checkpoint]:
-        """Where trials that are not done can go on."""
-        found = {index: self._checkpoint(index) for index in self._directory.trial_indices()}
+    def checkpoints(self, indices: Iterable[int]) -> dict[int, Checkpoint]:
+        """Where those of these trials that have a checkpoint can go on."""
+        found = {index: self._checkpoint(index) for index in indices}
         return {index: checkpoint for index, checkpoint in found.items() if checkpoint}
 
     def record(self, event: Event) -> None:
@@ -118,10 +121,13 @@ class Trials:
         elif isinstance(event, TrialStarted):
             self._start(event.index)
         elif isinstance(event, Checkpoint):
-            arrays, content = to_arrays(event)
-            begun = self._begun.get(event.index)
-            content["attempts"] = begun.attempts if begun else 0
-            self._directory.write_checkpoint(event.index, arrays, content)
+            self._directory.write_checkpoint(event.index, *to_arrays(event))
+            begun = self._begun[event.index]
+            if begun.deaths:
+                # It gets on: however this attempt ends, the next one begins from here.
+                self._begun[event.index] = replace(begun, deaths=0)
+                if begun.status == "running":
+                    self._directory.write_trial(self._begun[event.index])
         elif isinstance(event, TrialFinished):
             self._end(event)
 
@@ -129,14 +135,18 @@ class Trials:
         """The process ends in good order, which is no trial's fault: its attempt doesn't count."""
         for index in self._running:
             trial = self._begun[index]
-            self._directory.write_trial(replace(trial, attempts=trial.attempts - 1))
+            trial = replace(trial, attempts=trial.attempts - 1, deaths=max(0, trial.deaths - 1))
+            self._directory.write_trial(trial)
 
     def _start(self, index: int) -> None:
         if index in self._done:
             return  # its record stands until its weights are there again
         before = self._begun.get(index)
         trial = self._trial(index, "running")
-        trial = replace(trial, attempts=before.attempts + 1 if before else 1)
+        # Deaths are counted before they happen, as nobody could afterwards.
+        if before:
+            trial = replace(trial, attempts=before.attempts + 1, deaths=before.deaths)
+        trial = replace(trial, deaths=trial.deaths + 1)
         self._directory.write_trial(trial)
         self._begun[index] = trial
         self._running.add(index)
@@ -164,32 +174,20 @@ class Trials:
 
     def _keep(self, trial: Trial) -> None:
         """Count a trial among those that are done, or those that are to be trained."""
-        index, retries = trial.index, self._settings.max_retries
-        self._begun[index] = trial
-        if trial.status == "running" and self._deaths(index) >= DEATHS + retries:
-            deaths = self._deaths(index)
-            error = f"the process ended {deaths} times while it ran; --max-retries allows more"
-            trial = replace(trial, status="failed", error=error, failures=deaths)
+        retries = self._settings.max_retries
+        deadly = trial.deaths >= DEATHS + retries
+        if trial.status == "running" and deadly:
+            error = f"the process ended {trial.deaths} times while it ran"
+            error += "; a larger --max-retries tries it again"
+            trial = replace(trial, status="failed", error=error)
             self._directory.write_trial(trial)
-        again = trial.status == "failed" and 0 < trial.failures <= retries
-        if trial.status != "running" and not again:
-            self._done[index] = trial
-
-    def _deaths(self, index: int) -> int:
-        """In how many attempts the process ended since the trial's last checkpoint."""
-        trial = self._begun.get(index)
-        if trial is None or trial.status != "running":
-            return 0
-        content: dict = {}
-        with suppress(DamagedFile):
-            content = self._directory.read_checkpoint(index)[1]
-        since = content.get("attempts")
-        return trial.attempts - (since if isinstance(since, int) else trial.failures)
+        self._begun[trial.index] = trial
+        again = 0 < trial.failures <= retries or (trial.deaths > 0 and not deadly)
+        if trial.status == "completed" or (trial.status == "failed" and not again):
+            self._done[trial.index] = trial
 
     def _checkpoint(self, index: int) -> Checkpoint | None:
         """The checkpoint of a trial; one that can't be believed is set aside."""
-        if index not in self.draws:
-            return None
         data = self._dataset
 
         def read() -> Checkpoint:
@@ -263,7 +261,7 @@ class Trials:
         return replace(
             trial,
             attempts=self._begun[event.index].attempts,
-            failures=trial.failures + (event.error is not None and not event.diverged),
+            failures=0 if event.diverged else trial.failures + (event.error is not None),
             history={key: [getattr(epoch, key) for epoch in event.history] for key in METRICS},
             seconds=event.seconds,
             error=event.error,

@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 
-from jaxmnist.events import Event
+from jaxmnist.events import Checkpoint, Event
 from jaxmnist.lanes import Group
 
 
@@ -29,6 +29,7 @@ class Events:
             self._waiting.put(group)
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._stop = threading.Event()
+        self._room = threading.Semaphore(jobs)  # for checkpoints that wait to be written
         self._failure: BaseException | None = None
         self._running = 0
         count = min(jobs, len(groups))
@@ -46,6 +47,11 @@ class Events:
         """Ask the trials to stop; what happens before they do can still be iterated."""
         self._stop.set()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the trials were asked to stop."""
+        return self._stop.is_set()
+
     def join(self) -> None:
         """Wait for the trials to stop."""
         for worker in self._workers:
@@ -58,6 +64,8 @@ class Events:
     def __next__(self) -> Event:
         while self._running:
             event = self._events.get()
+            if isinstance(event, Checkpoint):
+                self._room.release()
             if event is not None:
                 return event
             self._running -= 1
@@ -69,6 +77,8 @@ class Events:
         try:
             while not self._stop.is_set():
                 for event in self._run_group(self._waiting.get_nowait(), self._stop):
+                    if isinstance(event, Checkpoint):
+                        self._wait_for_room()
                     self._events.put(event)
         except (queue.Empty, Interrupted):
             pass
@@ -77,3 +87,9 @@ class Events:
             self._failure = failure
         finally:
             self._events.put(None)
+
+    def _wait_for_room(self) -> None:
+        """Checkpoints are large, and who writes them may be slower than who makes them."""
+        while not self._room.acquire(timeout=0.1):
+            if self._stop.is_set():  # perhaps nobody takes any
+                return

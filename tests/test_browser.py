@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pages import SECTIONS
+from PIL import Image
 
 from jaxmnist import Run
 from jaxmnist.report.page import make_page
+
+PICTURES = Path(__file__).parents[1] / "experiments" / "pictures.py"
 
 OVERFLOWING = """() => {
   const wide = document.documentElement.clientWidth;
@@ -119,3 +125,15 @@ def test_a_running_page_loads_itself_again(browser, finished, tmp_path: Path):
     assert page.locator("meta[http-equiv=refresh]").get_attribute("content") == "30"
     assert page.evaluate(OVERFLOWING) == []
     page.close()
+
+
+def test_readmes_pictures(browser, finished, tmp_path):
+    """The script that takes them, on a run that is not MNIST's."""
+    line = [sys.executable, str(PICTURES), str(finished.directory.path), str(tmp_path)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    light, dark = (Image.open(tmp_path / f"page-{scheme}.png") for scheme in ("light", "dark"))
+    assert light.size == dark.size
+    assert light.width == 1000
+    corners = [np.asarray(picture.convert("L"))[0, 0] for picture in (light, dark)]
+    assert corners[0] > 200 > 60 > corners[1]

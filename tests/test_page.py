@@ -15,9 +15,12 @@ from pages import check
 
 from jaxmnist import Run
 from jaxmnist.atomic import read_json, write_json
+from jaxmnist.config import Hyperparameters
+from jaxmnist.record import Trial
 from jaxmnist.report import words
 from jaxmnist.report.drawing import accuracy_axis, canvas, inline_svg
 from jaxmnist.report.facts import Facts
+from jaxmnist.report.inspection import features_in_two
 from jaxmnist.report.page import make_page, write_page
 from jaxmnist.report.record import command, session
 from jaxmnist.report.tensorboard import METRICS
@@ -141,9 +144,6 @@ def test_a_run_that_has_not_begun_or_only_failed(copy):
     assert "No trial has begun yet" in page.text["head"]
     run = RunDirectory(copy)
     history = {name: [float("nan")] for name in METRICS}
-    from jaxmnist.config import Hyperparameters
-    from jaxmnist.record import Trial
-
     for index in range(4):
         draw = Hyperparameters(4, 1, 0)
         run.write_trial(Trial(index, draw, "failed", history, 10, error="the loss <b>ran</b> away"))
@@ -155,8 +155,8 @@ def test_a_run_that_has_not_begun_or_only_failed(copy):
 
 DAMAGE = {
     "trials/0001/trial.json": ("head", "a trial is left out"),
-    "best/test.json": ("test", "has not been looked at"),
-    "best/test_probabilities.npy": ("test", "has not been looked at"),
+    "best/test.json": ("head", "what was found on the test set can't be read"),
+    "best/test_probabilities.npy": ("test", "test_probabilities.npy"),
     "best/summary.txt": ("network", "utf-8"),
     "best/model.safetensors": ("features", "model.safetensors"),
     "best/times.json": ("record", "time of each stage"),
@@ -284,3 +284,77 @@ def test_a_large_search_stays_readable(copy):
     assert "1–5" in page.text["quality"]
     assert len(text) < 2_000_000
     assert Facts(Run(copy)).budget == 60
+
+
+def records(path: Path, scores: list[float], failed: int = 0) -> Run:
+    """The run with trials of these scores, and failed ones after them."""
+    shutil.rmtree(path / "trials")
+    like, run = Run(path).directory, RunDirectory(path)
+    search = read_json(path / "search.json")
+    count = len(scores) + failed
+    changed_search(
+        path,
+        settings={**search["settings"], "max_trials": count, "filters": "1:40"},
+        identity={**search["identity"], "filters": "1:40"},
+    )
+    like.read_search()
+    for index in range(count):
+        history = {name: [0.5, 0.5, 0.5] for name in METRICS}
+        status, error = "failed", "MemoryError: no"
+        if index < len(scores):
+            history |= {"val_accuracy": [0.1, 0.2, scores[index]]}
+            status, error = "completed", None
+        draw = Hyperparameters(index + 1, 1, 0)
+        run.write_trial(Trial(index, draw, status, history, 10, seconds=1.0, error=error))
+    return Run(path)
+
+
+def text_of(run: Run) -> dict[str, str]:
+    page = check(make_page(run, images=False))
+    return {section: " ".join(text.split()) for section, text in page.text.items()}
+
+
+def test_perfect_scores_do_not_ask_for_more_trials(copy):
+    text = text_of(records(copy, [1.0] * 5))
+    assert "raised the expected best by 0.0000" in text["budget"]
+    assert "no more than one standard error" in text["budget"]
+    assert "may well pay" not in text["budget"]
+
+
+def test_failed_trials_count_as_tried(copy):
+    text = text_of(records(copy, [0.9, 0.92, 0.94, 0.9, 0.91, 0.93], failed=4))
+    assert "probability 10/20 = 0.50 at most" in text["budget"]
+
+
+def test_equal_scores_of_many_trials_show_nothing(copy):
+    text = text_of(records(copy, [0.9] * 9))
+    assert "All trials have the same score" in text["importance"]
+
+
+def test_who_is_interrupted_does_not_run(copy):
+    run = RunDirectory(copy)
+    run.read_search()
+    empty = {name: [] for name in METRICS}
+    run.write_trial(replace(run.read_trial(2), status="running", history=empty))
+    assert "interrupted" in text_of(Run(copy))["trials"]
+    assert "running" in check(make_page(Run(copy), images=False, reload=True)).text["trials"]
+
+
+def test_features_of_sorted_data_are_of_all_classes(finished):
+    data = finished.load_dataset()
+    order = np.argsort(data.y_validation, kind="stable")
+    ordered = replace(
+        data, x_validation=data.x_validation[order], y_validation=data.y_validation[order]
+    )
+    points, classes, _ = features_in_two(finished, ordered)
+    assert len(points) == len(data.y_validation)
+    few, _, _ = features_in_two(
+        finished,
+        replace(
+            ordered,
+            x_validation=np.repeat(ordered.x_validation, 20, 0),
+            y_validation=np.repeat(ordered.y_validation, 20),
+        ),
+    )
+    assert len(few) == 1000
+    assert set(classes) == set(data.y_validation)

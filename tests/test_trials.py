@@ -163,10 +163,34 @@ def test_who_kills_the_process_comes_last_and_alone_and_is_given_up(opened):
         record = trials.directory.read_trial(1)
         assert (record.status, record.attempts) == ("failed", DEATHS + 1)
         assert record.error.startswith(f"the process ended {DEATHS + 1} times while it ran")
-    with opened(max_retries=2) as trials:
+    with opened() as trials:
         assert list(trials.pending()) == []  # given up is given up, until more is allowed
-    with opened(max_retries=DEATHS + 1) as trials:
+    with opened(max_retries=2) as trials:
         assert list(trials.pending()) == [1]
+        finish(trials, 1)
+        assert trials.directory.read_trial(1).deaths == 0
+
+
+def test_who_kills_the_process_is_alone_also_among_those_that_failed(opened):
+    with opened() as trials:
+        fail(trials, 0)
+        fail(trials, 1)
+        finish(trials, 2)
+    for _ in range(2):
+        with opened() as trials:
+            assert list(trials.pending()) == [0, 1]
+            trials.record(TrialStarted(0))  # kills the process, while trial 1 waits
+    with opened() as trials:
+        assert list(trials.pending()) == [1]
+        finish(trials, 1)
+        assert list(trials.pending()) == [0]
+
+
+def test_a_retry_that_diverges_is_the_end(opened):
+    with opened(max_retries=3) as trials:
+        fail(trials, 0)
+        fail(trials, 0, "the loss stopped being finite in epoch 1", diverged=True)
+        assert 0 not in trials.pending()
 
 
 def test_a_process_that_ends_in_good_order_is_no_trials_fault(opened):
@@ -189,22 +213,30 @@ def test_a_trial_that_gets_on_is_not_given_up(opened, dataset):
             trials.record(TrialStarted(0, found.history))
             trials.record(found)
     with opened() as trials:
-        assert trials.checkpoints().keys() == {0}
-        again = trials.checkpoints()[0]
+        assert trials.directory.read_trial(0).deaths == 0
+        assert trials.checkpoints([1, 2]) == {}
+        assert trials.checkpoints(DRAWS).keys() == {0}
+        again = trials.checkpoints(DRAWS)[0]
         assert (again.epoch, again.step) == (found.epoch, found.step)
         finish(trials, 0)
         assert not trials.directory.checkpoint_path(0).exists()
-        assert trials.checkpoints() == {}
+        assert trials.checkpoints(DRAWS) == {}
 
 
 def test_a_damaged_checkpoint_is_set_aside(opened, dataset):
+    """It costs the trial what it had done, but is not held against it."""
+    found = checkpoint(dataset, 0)
+    for _ in range(2 * DEATHS):
+        with opened() as trials:
+            trials.record(TrialStarted(0))
+            trials.record(found)
     with opened() as trials:
         trials.record(TrialStarted(0))
-        trials.record(checkpoint(dataset, 0))
+        trials.record(found)
         path = trials.directory.checkpoint_path(0)
         path.write_bytes(path.read_bytes()[:-1])
     with opened() as trials:
-        assert trials.checkpoints() == {}
+        assert trials.checkpoints(DRAWS) == {}
         assert len(trials.said) == 1
         assert "moved to" in trials.said[0]
         assert [p.name.partition("-")[2] for p in path.parents[2].glob("damaged/*")] == [
@@ -221,7 +253,7 @@ def test_a_checkpoint_of_another_trial_is_set_aside(opened, dataset):
         source, target = map(trials.directory.checkpoint_path, (0, 1))
         target.write_bytes(source.read_bytes())
     with opened() as trials:
-        assert trials.checkpoints().keys() == {0}
+        assert trials.checkpoints(DRAWS).keys() == {0}
         assert "another trial's" in trials.said[-1]
 
 
@@ -274,3 +306,15 @@ def test_weights_that_can_not_be_made_again(opened):
             fail(trials, 2)
         assert trials.directory.read_trial(2).status == "completed"
         assert np.isclose(trials.directory.read_trial(2).score, 0.7)
+
+
+def test_weights_that_a_killed_process_left_are_deleted(opened):
+    with opened() as trials:
+        for index in DRAWS:
+            finish(trials, index, 0.5 + index / 10)
+        extra = trials.directory.weights_path(0)
+        extra.write_bytes(b"weights")
+    with opened() as trials:
+        assert list(trials.pending()) == []
+        assert not extra.exists()
+        assert trials.directory.weights_path(2).exists()

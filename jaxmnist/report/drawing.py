@@ -43,6 +43,7 @@ SETTINGS: Any = {
     "grid.color": COLOURS["grid"],
     "grid.linewidth": 0.6,
 }
+STRETCHED = "The axis is stretched towards 1: the same step up is the same factor fewer errors."
 TICKS = (0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 from jaxmnist.atomic import DamagedFile, MissingFile, fits, read_json
@@ -111,8 +112,12 @@ class Facts:
         """How many trials have this status."""
         return sum(trial.status == status for trial in self.trials)
 
-    def test(self) -> dict[str, Any] | None:
-        """best/test.json, if it is of the present winner."""
+    @cached_property
+    def tested(self) -> dict[str, Any] | None:
+        """best/test.json, if it is of the present winner; a note where it can't be read."""
+        return self.attempt("test", self._test)
+
+    def _test(self) -> dict[str, Any] | None:
         try:
             return kept_look(self.run) if self.ranked else None
         except MissingFile as problem:

@@ -8,9 +8,17 @@ from typing import Any
 import numpy as np
 
 from jaxmnist.record import Trial
-from jaxmnist.report.drawing import COLOURS, Canvas, Picture, accuracy_axis, draw, log_axis
+from jaxmnist.report.drawing import (
+    COLOURS,
+    STRETCHED,
+    Canvas,
+    Picture,
+    accuracy_axis,
+    draw,
+    log_axis,
+)
 from jaxmnist.report.quality import dot
-from jaxmnist.report.statistics import expected_best, wilson
+from jaxmnist.report.statistics import wilson
 
 NAMES = {
     "loss": "Training loss",
@@ -60,12 +68,10 @@ def curves(trials: Sequence[Trial], winner: int | None, metric: str, images: int
         axes.set_xticks(sorted({round(e) for e in np.linspace(1, last, min(last, 8))}))
         axes.set_xlim(1 - 0.04 * last, last + 0.04 * last)
 
-    scale = (
-        "The axis is stretched towards 1: the same step up is the same factor fewer errors."
-        if metric.endswith("accuracy")
-        else "The axis is logarithmic."
-    )
-    caption = "A line is a trial, the thick orange one the winner"
+    scale = STRETCHED if metric.endswith("accuracy") else "The axis is logarithmic."
+    caption = "A line is a trial"
+    if any(trial.index == winner for trial in shown):
+        caption += ", the thick orange one the winner"
     caption += (
         "; dotted lines failed or still run. "
         if any(trial.status != "completed" for trial in shown)
@@ -108,17 +114,21 @@ def against(trials: Sequence[Trial], winner: int | None, cost: str, images: int)
         f"Accuracy against {cost}",
         "Up is better, left is cheaper. A dot is a trial, the orange one the winner; its line is"
         f" the 95 % interval on {images:,} validation images (Wilson). Trials whose lines overlap"
-        " widely may be equally good.",
+        f" widely may be equally good. {STRETCHED}"
+        + (
+            " A trial's time has compiling in it, and depends on what ran beside it; trials that"
+            " trained together share their time equally."
+            if cost == "seconds"
+            else ""
+        ),
         alternative + ".",
         plot,
     )
 
 
-def budget(scores: Sequence[float], images: int) -> Picture | None:
-    """The best score so far by trials run: as it went, and as it goes on average."""
-    if not scores:
-        return None
-    expected, went = expected_best(scores), np.maximum.accumulate(scores)
+def budget(scores: Sequence[float], expected: np.ndarray, images: int) -> Picture:
+    """The best score so far by completed trials: as it went, and as is `expected` on average."""
+    went = np.maximum.accumulate(scores)
     numbers = np.arange(1, len(scores) + 1)
 
     def plot(drawn: Canvas) -> None:
@@ -127,7 +137,7 @@ def budget(scores: Sequence[float], images: int) -> Picture | None:
         axes.step(numbers, went, where="post", color=COLOURS["trial"], linewidth=1.2, label="run")
         axes.plot(numbers, expected, color=COLOURS["winner"], linewidth=2.2, label="expected")
         axes.plot(numbers, expected, "o", color=COLOURS["winner"], markersize=3.5)
-        axes.set_xlabel("trials run")
+        axes.set_xlabel("completed trials")
         axes.set_ylabel("best validation accuracy")
         axes.locator_params(axis="x", integer=True, nbins=8)
         axes.legend(frameon=False, loc="lower right", labels=["in this run's order", "expected"])
@@ -138,8 +148,8 @@ def budget(scores: Sequence[float], images: int) -> Picture | None:
         "Expected best so far against budget",
         "The thick line is the mean best score of all ways to choose so many of the trials run"
         " (Tang et al., 2020); the steps are the order that they were run in. Where the thick line"
-        " is flat, more trials bring little.",
-        f"Expected best validation accuracy by trials run: {steps}.",
+        f" is flat, more trials bring little. {STRETCHED}",
+        f"Expected best validation accuracy by completed trials: {steps}.",
         plot,
     )
 
@@ -183,8 +193,9 @@ def scatter(points: np.ndarray, classes: np.ndarray, labels: Sequence[int], shar
         "features",
         "Validation features in two dimensions",
         f"A dot is one of {len(points):,} validation images, placed by the first two principal"
-        " components of the winner's flatten features and coloured by its true class; a circled"
-        " label stands at, or points to, the median of its class."
+        " components of the winner's flatten features and coloured by its true class"
+        + (" (ten colours, used again and again)" if len(labels) > 10 else "")
+        + "; a circled label stands at, or points to, the median of its class."
         " Classes that overlap here may still be apart in the other"
         f" {100 - 100 * float(sum(share)):.0f} % of the variance.",
         f"Two principal components of the features of {len(points)} validation images of"

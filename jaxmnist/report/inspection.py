@@ -15,6 +15,7 @@ from jaxmnist.run import Run
 
 MISTAKES = 24
 DOTS = 1000  # validation images in the picture of the features
+LARGEST = 10**8  # numbers of their features that are held in memory
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ def picture(image: np.ndarray) -> str:
 
 def features_in_two(run: Run, dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Validation images by their features' first two components: points, classes, shares."""
-    # The split leaves the images in the data's order, which is no order of classes.
-    images, classes = dataset.x_validation[:DOTS], dataset.y_validation[:DOTS]
-    points, shares = two_components(run.best_model.features(images))
-    return points, classes, shares
+    model = run.best_model
+    dots = min(DOTS, len(dataset.y_validation), max(3, LARGEST // model.feature_count))
+    # The data may lie in the order of their classes.
+    chosen = np.linspace(0, len(dataset.y_validation) - 1, dots).round().astype(int)
+    points, shares = two_components(model.features(dataset.x_validation[chosen]))
+    return points, dataset.y_validation[chosen], shares

@@ -170,15 +170,17 @@ class Reports:
     def _write_page(self, last: bool = False, quick: bool = False) -> None:
         began = time.monotonic()
         live = not last or quick
-        write_page(
-            Run(self._directory.path),
-            self._dataset,
-            running=self._running,
-            images=not live,
-            reload=not last,
-        )
-        now = time.monotonic()
-        self._next_page = now + max(EVERY, (now - began) / SHARE)
+        try:
+            write_page(
+                Run(self._directory.path),
+                self._dataset,
+                running=self._running,
+                images=not live,
+                reload=not last,
+            )
+        finally:  # also one that can't be made is not tried at every event
+            now = time.monotonic()
+            self._next_page = now + max(EVERY, (now - began) / SHARE)
 
     def _safely(self, what: str, do: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         """Do it; if that fails say so, once, and go on."""

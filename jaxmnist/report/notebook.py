@@ -21,7 +21,8 @@ class InNotebook:
 
     def _repr_html_(self) -> str:
         return (
-            f'<iframe srcdoc="{html.escape(self._text)}" title="report of a search"'
+            # The file may have been changed: no script in it runs.
+            f'<iframe sandbox="" srcdoc="{html.escape(self._text)}" title="report of a search"'
             f' style="width: 100%; height: {self._height}px; border: 1px solid #8886"></iframe>'
         )
 

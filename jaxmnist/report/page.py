@@ -5,7 +5,6 @@ It is made from the run's files; the test set is not looked at again.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -20,7 +19,7 @@ from jaxmnist.evaluation import Evaluation, describe_gap
 from jaxmnist.report import figures, inspection, quality, record, words
 from jaxmnist.report.drawing import Picture
 from jaxmnist.report.facts import Facts
-from jaxmnist.report.statistics import distribution, importance, wilson
+from jaxmnist.report.statistics import Importance, expected_best, importance, wilson
 from jaxmnist.run import Run
 from jaxmnist.selection import explain
 
@@ -129,11 +128,14 @@ def trial_context(facts: Facts) -> dict[str, Any]:
         facts.attempt("cost", figures.against, done, index, cost, images)
         for cost in ("parameters", "seconds")
     ]
-    found = [
-        importance(name, [getattr(t.hyperparameters, name) for t in done], scores)
-        for name in ranges
-        if len(ranges[name]) > 1
-    ]
+    asked = [name for name in ranges if len(ranges[name]) > 1]
+
+    def important() -> list[Importance]:
+        values = {name: [getattr(t.hyperparameters, name) for t in done] for name in asked}
+        return [importance(name, values[name], scores, len(asked)) for name in asked]
+
+    found = facts.attempt("importance", important) or []
+    expected = facts.attempt("budget", expected_best, scores) if scores else None
     winner_score = facts.winner.score if facts.winner else None
     histogram = None
     if winner_score is not None:
@@ -142,19 +144,23 @@ def trial_context(facts: Facts) -> dict[str, Any]:
         "curves": [picture for picture in curves if picture],
         "quality": [picture for picture in values if picture],
         "histogram": histogram,
-        "about_scores": words.about_scores(facts, distribution(scores)) if scores else [],
+        "about_scores": facts.attempt("scores", words.about_scores, facts) or [],
         "importance": facts.attempt("importance", quality.importances, found),
         "importances": sorted(found, key=lambda item: -abs(np.nan_to_num(item.rho))),
-        "about_importance": words.about_importance(found, len(done)),
+        "about_importance": words.about_importance(found, scores),
         "cost": [picture for picture in costs if picture],
-        "budget_figure": facts.attempt("budget", figures.budget, scores, images),
-        "about_budget": words.about_budget(facts),
+        "budget_figure": None
+        if expected is None
+        else facts.attempt("budget", figures.budget, scores, expected, images),
+        "about_budget": []
+        if expected is None
+        else facts.attempt("budget", words.about_budget, facts, expected) or [],
     }
 
 
 def test_context(facts: Facts) -> dict[str, Any]:
     """What the test set said, from the files that keep it."""
-    test = facts.attempt("test", facts.test)
+    test = facts.tested
     svm = facts.attempt("test", facts.svm)
     context: dict[str, Any] = {"test": None, "svm": None, "summary": None, "mcnemar": None}
     if test:
@@ -162,7 +168,7 @@ def test_context(facts: Facts) -> dict[str, Any]:
     if svm:
         context["svm"] = facts.attempt("test", lambda: {**_tested(svm), "of": svm})
         context["mcnemar"] = facts.attempt("test", words.about_svm, svm)
-    if facts.winner and context["test"]:
+    if facts.winner and (facts.run.directory.best / "summary.txt").exists():
         path = facts.run.directory.best / "summary.txt"
         context["summary"] = facts.attempt("network", path.read_text, "utf-8")
     return context
@@ -199,7 +205,7 @@ def _tested(content: dict[str, Any]) -> dict[str, Any]:
 
 def image_context(facts: Facts, dataset: Dataset | None) -> dict[str, Any]:
     """What needs the images themselves: mistakes and features."""
-    if not facts.attempt("features", facts.test):
+    if not facts.tested:
         return NO_IMAGES
     data = dataset or facts.attempt("features", facts.dataset)
     if data is None:
@@ -227,9 +233,6 @@ def record_context(facts: Facts) -> dict[str, Any]:
         "sessions": run.search.get("sessions", []),
         "times": times,
         "machine": run.search.get("machine", {}),
-        "all_seconds": sum(
-            s for session in times for s in session["seconds"].values() if math.isfinite(s)
-        ),
         "looks": looks,
         "command": record.command(run.settings),
         "python": record.session(run.settings),

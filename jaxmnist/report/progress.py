@@ -23,11 +23,12 @@ class Running:
     """A trial that runs, as far as it has told.
 
     compiled: whether its programs are there.
-    epochs: finished ones, of which `seconds` tells when the last one ended.
+    epochs: finished ones.
     share: of the next epoch, from 0 to 1.
     accuracy: training accuracy of that part, or of the last epoch.
     val_accuracy: of the last epoch.
-    rate: training images a second since the last epoch, or in it.
+    rate: training images a second in the latest epoch.
+    since: from where that is counted: images of the epoch, and seconds since the trial began.
     """
 
     compiled: bool = False
@@ -36,7 +37,11 @@ class Running:
     accuracy: float | None = None
     val_accuracy: float | None = None
     rate: float | None = None
-    seconds: float = 0.0
+    since: tuple[int, float] = (0, 0.0)
+
+    def clock(self, images: int, seconds: float) -> None:
+        """Set `rate` by where the trial has come to in the epoch, and when."""
+        self.rate = (images - self.since[0]) / max(seconds - self.since[1], 1e-9)
 
 
 @dataclass
@@ -87,17 +92,19 @@ class Progress:
     def _update_running(self, trial: Running, event: TrialEvent) -> None:
         """Take in what a running trial told."""
         if isinstance(event, TrialCompiled):
-            trial.compiled = True
+            trial.compiled, trial.epochs = True, event.epoch
+            trial.share = event.images / self.images
+            trial.since = event.images, event.seconds
         elif isinstance(event, StepsFinished):
             trial.share = event.images / self.images
             trial.accuracy = event.accuracy
-            trial.rate = event.images / max(event.seconds - trial.seconds, 1e-9)
+            trial.clock(event.images, event.seconds)
         elif isinstance(event, EpochFinished):
             trial.epochs, trial.share = event.epoch, 0.0
             trial.accuracy = event.metrics.accuracy
             trial.val_accuracy = event.metrics.val_accuracy
-            trial.rate = self.images / max(event.seconds - trial.seconds, 1e-9)
-            trial.seconds = event.seconds
+            trial.clock(self.images, event.seconds)
+            trial.since = 0, event.seconds
 
     @property
     def share(self) -> float:

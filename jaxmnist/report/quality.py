@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxmnist.record import Trial
-from jaxmnist.report.drawing import COLOURS, Canvas, Picture, accuracy_axis, draw
+from jaxmnist.report.drawing import COLOURS, STRETCHED, Canvas, Picture, accuracy_axis, draw
 from jaxmnist.report.statistics import Importance, bins
 from jaxmnist.report.words import signed
 
@@ -66,7 +66,7 @@ def quality(
     ]
     caption = (
         "A dot is a trial, the orange one the winner; a bar ends at the mean of its n trials and"
-        " begins at the foot of the axis, not at 0."
+        f" begins at the foot of the axis, not at 0. {STRETCHED}"
     )
     return draw(f"quality-{name.replace('_', '-')}", name, caption, "; ".join(parts) + ".", plot)
 

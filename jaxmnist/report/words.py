@@ -10,10 +10,9 @@ import numpy as np
 from jaxmnist.evaluation import Evaluation
 from jaxmnist.report.statistics import (
     FEWEST_FOR_IMPORTANCE,
-    Distribution,
     Importance,
     chance_of_new_best,
-    expected_best,
+    distribution,
     luck_of_the_best,
     standard_error,
     wilson,
@@ -63,26 +62,29 @@ def state(facts: Facts, running: bool) -> dict[str, str]:
         return {"word": "unfinished", "sentence": left}
     if not facts.ranked:
         return {"word": "failed", "sentence": "Every trial failed, so that there is no winner."}
-    if facts.attempt("test", facts.test) is None:
+    if facts.tested is None:
         sentence = "All trials are done; the winner has not been tested yet."
+        if "test" in facts.notes:
+            sentence = "All trials are done; what was found on the test set can't be read."
         return {"word": "untested", "sentence": sentence}
     failed = facts.count("failed")
     sentence = f"{count(done, 'trial')}" + (f", {failed} of them failed." if failed else ".")
     return {"word": "finished", "sentence": sentence}
 
 
-def about_scores(facts: Facts, found: Distribution | None) -> list[str]:
+def about_scores(facts: Facts) -> list[str]:
     """Whether the best score is an outlier, and how much of it is luck."""
     scores, images, winner = facts.scores, facts.validation_images, facts.winner
-    assert winner is not None
-    assert winner.score is not None
+    if winner is None or winner.score is None:
+        return []
+    found = distribution(scores)
     place = 1 + sum(score > winner.score for score in scores)
     said = [f"By score alone the winner is number {place} of {len(scores)}."]
     if found is None:
         said.append("That is too few different scores to say how they are distributed.")
     else:
         verdict = (
-            "so the best is no outlier"
+            "so the best is not shown to be an outlier"
             if found.p_value >= 0.05
             else "so the best stands out from the others"
         )
@@ -99,7 +101,7 @@ def about_scores(facts: Facts, found: Distribution | None) -> list[str]:
     said.append(
         f"The winner's own 95 % interval, {low:.4f} to {high:.4f} on {images:,} validation images,"
         f" holds the scores of {inside - 1} of the other {count(len(scores) - 1, 'trial')}:"
-        " these images do not tell them apart."
+        " these images may not tell them apart."
         if inside > 1
         else f"The winner's own 95 % interval, {low:.4f} to {high:.4f} on {images:,} validation"
         " images, holds no other trial's score."
@@ -108,25 +110,30 @@ def about_scores(facts: Facts, found: Distribution | None) -> list[str]:
         luck = luck_of_the_best(len(scores))
         error = standard_error(winner.score, images)
         said.append(
-            f"Of {len(scores)} equally good networks the best would score {luck:.2f} standard"
-            f" errors, {luck * error:.4f}, above their true accuracy by luck alone. That is why the"
-            " test set has the last word."
+            f"Of {len(scores)} equally good networks the best would score up to {luck:.2f} standard"
+            f" errors, {luck * error:.4f}, above their true accuracy by luck alone (less, as all"
+            " are scored on the same images). That is why the test set has the last word."
         )
     return said
 
 
-def about_importance(found: Sequence[Importance], trials: int) -> str:
+def about_importance(found: Sequence[Importance], scores: Sequence[float]) -> str:
     """What the importances say, or why they say nothing."""
+    trials = len(scores)
     if trials < FEWEST_FOR_IMPORTANCE:
         return (
             f"With {count(trials, 'completed trial')} the importance of no hyperparameter is known;"
             f" at least {FEWEST_FOR_IMPORTANCE} are needed before resampling them says anything."
         )
+    if len(set(scores)) == 1:
+        return "All trials have the same score, so that no hyperparameter made a difference."
     known = [item for item in found if item.known]
+    few = [item.name for item in found if item.trials < FEWEST_FOR_IMPORTANCE]
     if not known:
+        only = f" ({', '.join(few)}: too few trials have it to ask.)" if few else ""
         return (
-            f"{trials} trials do not show that any hyperparameter matters: every interval holds 0,"
-            " or shuffled scores do as well. That is not to say that none does."
+            f"{trials} trials do not show that any hyperparameter matters, asked of all"
+            f" {len(found)} together. That is not to say that none does.{only}"
         )
     parts = [f"{item.name} ({'larger' if item.rho > 0 else 'smaller'} is better)" for item in known]
     others = len(found) - len(known)
@@ -134,35 +141,34 @@ def about_importance(found: Sequence[Importance], trials: int) -> str:
     return f"More than chance explains: {', '.join(parts)}.{rest}"
 
 
-def about_budget(facts: Facts) -> list[str]:
-    """Would ten more trials help?"""
+def about_budget(facts: Facts, expected: np.ndarray) -> list[str]:
+    """Would ten more trials help? By the expected best of each number of trials."""
     scores, images = facts.scores, facts.validation_images
-    left = facts.space.size - len(scores) - facts.count("failed")
-    more = min(MORE, left)
+    ended = len(scores) + facts.count("failed")
+    more = min(MORE, facts.space.size - ended)
     if len(scores) < 2:
-        return ["One score says nothing about what more trials would bring."] if scores else []
-    expected = expected_best(scores)
+        return ["One score says nothing about what more trials would bring."]
     half = len(scores) // 2
     gain = float(expected[-1] - expected[half - 1])
-    error = standard_error(max(scores), images)
+    error = max(standard_error(max(scores), images), 1 / images)
     said = [
-        f"Going from {half} to {len(scores)} trials raised the expected best by {gain:.4f}. One"
-        f" standard error of the best score is {error:.4f}."
+        f"Going from {half} to {len(scores)} completed trials raised the expected best by"
+        f" {gain:.4f}. One standard error of the best score is {error:.4f}."
     ]
     if more <= 0:
         return [*said, "The search has tried its whole space: there are no more trials to run."]
-    chance = chance_of_new_best(len(scores), more)
+    chance = chance_of_new_best(ended, more)
     verdict = (
-        "less than one standard error: these validation images could hardly tell, and more of them"
-        " may help more than more trials"
-        if gain < error
+        "no more than one standard error: these validation images could hardly tell, and more of"
+        " them may help more than more trials"
+        if gain <= error
         else "more than one standard error, so more trials may well pay"
     )
     said.append(
         f"Would {more} more help? If trials come from the same distribution, the best of all"
-        f" {len(scores) + more} is among the {more} new ones with probability"
-        f" {more}/{len(scores) + more} = {chance:.2f} at most. What doubling the budget has brought"
-        f" so far is {verdict}."
+        f" {ended + more} is among the {more} new ones with probability"
+        f" {more}/{ended + more} = {chance:.2f} at most. What going from {half} to {len(scores)}"
+        f" has brought is {verdict}."
     )
     return said
 
