@@ -35,8 +35,6 @@ import jaxmnist
 from jaxmnist import JaxmnistError, Run, SupportVectors, evaluation
 from jaxmnist.atomic import write_json
 from jaxmnist.errors import Stopped
-from jaxmnist.events import Checkpoint, Event
-from jaxmnist.trials import Trials
 
 SHARE_INTERRUPTED = 0.3  # of the damages
 OUTCOMES = ("as it was", "recovered", "refused", "BROKEN")
@@ -272,6 +270,8 @@ def outcome(
             kept = what in aside.values() or after.get(name) == what
             # What a later version wrote there may be right, and is written anew in any case.
             derived = name in ("search.json", "best/config.json") and kind == LATER
+            # Weights that are no longer among the best are deleted, damaged or not.
+            derived |= name.endswith("model.safetensors") and name not in after
             must(kept or derived, f"{name} is set aside")
     must(not aside or "moved to" in said.getvalue(), "what is set aside is said")
     looks = len(run.directory.read_looks())
@@ -282,23 +282,26 @@ def outcome(
 
 
 def interrupt(options: dict) -> None:
-    """Run the search until its third trial is in its second epoch, and stop it there."""
+    """Run the search until its third trial begins, and stop it there: it leaves a checkpoint."""
+    # Not above: JAX must be imported after its log was quieted.
+    from jaxmnist.events import Event, TrialStarted
+    from jaxmnist.trials import Trials
+
     record = Trials.record
 
     def stop(trials: Trials, event: Event) -> None:
         record(trials, event)
-        if isinstance(event, Checkpoint) and (event.index, event.epoch) == (2, 1):
+        if isinstance(event, TrialStarted) and event.index == 2:
             raise Stopped(signal.SIGTERM)
 
     Trials.record = stop
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Stopped):
-            jaxmnist.random_search(**options, checkpoint_every=0)
+            jaxmnist.random_search(**options)
     finally:
         Trials.record = record
-    must(
-        (Path(options["directory"]) / "run/trials/0002/checkpoint.safetensors").exists(), "stopped"
-    )
+    checkpoint = Path(options["directory"]) / "run/trials/0002/checkpoint.safetensors"
+    must(checkpoint.exists(), "a search that is stopped keeps where it was")
 
 
 def main() -> int:

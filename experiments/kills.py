@@ -104,6 +104,10 @@ def check(run: jaxmnist.Run, whole: dict[str, Any], images: np.ndarray) -> None:
     left = [p for p in path.rglob("*") if p.name.endswith(".tmp") or "checkpoint" in p.name]
     if left:
         raise Broken(f"left behind: {left[0].relative_to(path)}")
+    kept = {entry.trial.index for entry in run.ranked[: run.settings.keep]}
+    weights = {int(p.parent.name) for p in path.glob("trials/*/model.safetensors")}
+    if weights != kept:
+        raise Broken(f"keeps the weights of {sorted(weights)}, not of {sorted(kept)}")
     if (path / "damaged").exists():
         raise Broken(f"found damaged: {os.listdir(path / 'damaged')}")
     found = facts(run, images)

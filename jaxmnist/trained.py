@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from jaxmnist.training import apply
 METADATA = "jaxmnist"  # where the file says what model it holds
 SHAPE = {"hyperparameters": dict, "image_shape": (int, int, int), "labels": [int]}
 BATCH_SIZE = 512  # a multiple of what any platform computes together
+AHEAD = 3  # batches that are started before the one that is waited for
 
 
 @functools.lru_cache(maxsize=8)
@@ -100,12 +102,23 @@ class TrainedModel:
         program = _program(self.hyperparameters, len(self.labels), platform, output)
         parameters = jax.device_put(self.parameters)
         images = self._check(images)
-        for first in range(0, len(images), BATCH_SIZE):
+
+        def start(first: int) -> tuple[int, int, jax.Array]:
             batch = images[first : first + BATCH_SIZE]
             # The last one is filled up, so that one program serves all.
             padded = np.zeros((BATCH_SIZE, *self.image_shape), np.uint8)
             padded[: len(batch)] = batch
-            yield first, np.asarray(program(parameters, padded))[: len(batch)]
+            return first, len(batch), program(parameters, padded)
+
+        # JAX computes what was started while the host waits for what came before.
+        started: deque[tuple[int, int, jax.Array]] = deque()
+        for first in range(0, len(images), BATCH_SIZE):
+            started.append(start(first))
+            if len(started) > AHEAD:
+                first, count, values = started.popleft()
+                yield first, np.asarray(values)[:count]
+        for first, count, values in started:
+            yield first, np.asarray(values)[:count]
 
     def _check(self, images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxmnist import Run, UsageError, random_search
-from jaxmnist.atomic import read_json
+from jaxmnist.atomic import read_json, write_json
 from jaxmnist.space import SearchSpace
 
 
@@ -167,6 +167,18 @@ def test_lost_weights_are_made_again(copy, finished, options):
 def test_another_rule_may_choose_another_winner(copy, finished, options):
     run = random_search(**options, select="best", keep=1, directory=str(copy))
     assert run.best_trial.score == max(trial.score for trial in finished.trials)
+
+
+def test_killed_while_the_winner_changed(copy, options):
+    """The new winner's weights are there, config.json is still of the one before: no damage."""
+    run = Run(copy / "small")
+    config = read_json(copy / "small" / "best" / "config.json")
+    second = run.ranked[1].trial
+    before = {**config, "trial": second.index, "model_sha256": second.weights_sha256}
+    write_json(copy / "small" / "best" / "config.json", before)
+    random_search(**options, directory=str(copy))
+    assert read_json(copy / "small" / "best" / "config.json") == config
+    assert not (copy / "small" / "damaged").exists()
 
 
 def test_every_trial_failed(options, tmp_path):
