@@ -78,12 +78,20 @@ def _number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 @contextmanager
 def signals() -> Iterator[None]:
-    """Raise `Stopped` in the main thread at Ctrl-C, TERM or hang-up; a second one ends at once."""
+    """End the process at Ctrl-C, TERM or hang-up, with its line and its status.
+
+    At once, as whatever is written may be cut anywhere; an exception that is raised anywhere, in
+    the middle of an import or of a callback from compiled code, may be lost there or crash it.
+    What has to be brought to an end first stands in `signals_call`.
+    """
 
     def stop(number: int, frame: Any) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_DFL)
-        raise Stopped(number)
+        line = f"jaxmnist: stopped by {signal.Signals(number).name}\n"
+        with suppress(OSError):  # nobody can see it
+            if os.isatty(1):
+                os.write(1, b"\x1b[?25h")  # the cursor, if it was hidden
+            os.write(2, line.encode())
+        os._exit(128 + number)
 
     numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
     # nohup ignores hang-ups; so does a search that it starts.
@@ -98,9 +106,10 @@ def signals() -> Iterator[None]:
 
 @contextmanager
 def signals_call(action: Callable[[], None]) -> Iterator[None]:
-    """Let a signal that would end the process call `action`, and end it when the context does.
+    """Let a signal that would end the process call `action`, and raise when the context ends.
 
-    So that nothing is torn out of somebody's hands. A second signal ends the process at once.
+    It is `Stopped` that is raised then, or KeyboardInterrupt where nobody set a handler. So nothing
+    is torn out of somebody's hands. A second signal ends the process at once.
     """
     came: list[int] = []
 
@@ -121,8 +130,10 @@ def signals_call(action: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if came and before[came[0]] is signal.default_int_handler:
+            raise KeyboardInterrupt
         if came:
-            signal.raise_signal(came[0])
+            raise Stopped(came[0])
 
 
 def run_command(main: Callable[[list[str]], None], arguments: list[str] | None = None) -> int:

@@ -125,6 +125,11 @@ class Evaluation:
         return cls(labels, matrix)
 
 
+def prepare() -> None:
+    """Import what judging and describing predictions takes, which is a second's work."""
+    import sklearn.metrics  # noqa: F401
+
+
 def judge(truth: np.ndarray, predictions: np.ndarray, labels: Sequence[int]) -> Evaluation:
     """Compare classes int[N], 0 to K − 1, with the truth int[N]."""
     classes = len(labels)

@@ -11,6 +11,7 @@ import sys
 from contextlib import suppress
 from dataclasses import fields, replace
 from importlib.metadata import version
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from jaxmnist.command import Parser, add_settings, run_command, signals_call
@@ -60,6 +61,7 @@ def search(settings: SearchSettings) -> Run:
     from jaxmnist.cache import cache_folder, keep_programs
 
     keep_programs(cache_folder(settings.cache))
+    from jaxmnist import evaluation
     from jaxmnist.data import load_dataset
     from jaxmnist.report.console import open_console
     from jaxmnist.report.live import Reports
@@ -99,6 +101,8 @@ def search(settings: SearchSettings) -> Run:
                 f" {directory.path}"
             )
             console.stage("training")
+            # Beside the trials, so that nobody waits for it afterwards.
+            Thread(target=evaluation.prepare).start()
             with Reports(directory, settings, dataset, draws, console) as reports:
                 train(trials, settings, dataset, reports)
                 run = Run(directory.path)

@@ -343,6 +343,8 @@ def test_a_signal_waits_for_what_is_in_hand():
 
 
 def test_ctrl_c_in_a_session_of_python_waits_too():
+    # Where the tests run in the background it is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), signals_call(lambda: None):
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
