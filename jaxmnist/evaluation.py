@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -127,7 +128,8 @@ class Evaluation:
 
 def prepare() -> None:
     """Import what judging and describing predictions takes, which is a second's work."""
-    import sklearn.metrics  # noqa: F401
+    for name in ("scipy.stats", "sklearn.metrics"):
+        import_module(name)
 
 
 def judge(truth: np.ndarray, predictions: np.ndarray, labels: Sequence[int]) -> Evaluation:
