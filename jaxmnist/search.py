@@ -8,10 +8,10 @@ import math
 import os
 import platform
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import fields, replace
 from importlib.metadata import version
-from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from jaxmnist.command import Parser, add_settings, run_command, signals_call
@@ -101,9 +101,13 @@ def search(settings: SearchSettings) -> Run:
                 f" {directory.path}"
             )
             console.stage("training")
-            # Beside the trials, so that nobody waits for it afterwards.
-            Thread(target=evaluation.prepare).start()
-            with Reports(directory, settings, dataset, draws, console) as reports:
+            with (
+                ThreadPoolExecutor(1) as beside,
+                Reports(directory, settings, dataset, draws, console) as reports,
+            ):
+                # Beside the trials, so that nobody waits for it afterwards; but whatever ends this
+                # waits until it is done, as modules can't be imported while Python shuts down.
+                beside.submit(evaluation.prepare)
                 train(trials, settings, dataset, reports)
                 run = Run(directory.path)
                 run.directory = directory

@@ -259,6 +259,15 @@ def test_bad_data_get_one_line(small, tmp_path, capsys):
         assert says in errors
 
 
+def test_a_mistake_found_as_training_begins_gets_one_line(options, tmp_path):
+    """Modules are still being imported beside it then, and that must not fail as Python ends."""
+    line = search_line(options, tmp_path, "--precision", "bfloat16")
+    ended = subprocess.run(line, capture_output=True, text=True)
+    assert ended.returncode == 2
+    says = "jaxmnist: --precision bfloat16 is for GPUs and TPUs, and this is a CPU\n"
+    assert ended.stderr == says
+
+
 def test_options_in_python_are_checked():
     with pytest.raises(UsageError, match="max_trails is no option of a search; max_trials is"):
         random_search(max_trails=3)
