@@ -77,16 +77,16 @@ def _number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 @contextmanager
-def signals() -> Iterator[None]:
+def signals(advice: str = "") -> Iterator[None]:
     """End the process at Ctrl-C, TERM or hang-up, with its line and its status.
 
     At once, as whatever is written may be cut anywhere; an exception that is raised anywhere, in
     the middle of an import or of a callback from compiled code, may be lost there or crash it.
-    What has to be brought to an end first stands in `signals_call`.
+    What has to be brought to an end first stands in `signals_call`. The line ends with `advice`.
     """
 
     def stop(number: int, frame: Any) -> None:
-        line = f"jaxmnist: stopped by {signal.Signals(number).name}\n"
+        line = f"jaxmnist: {_stopped(number)}{advice}\n"
         with suppress(OSError):  # nobody can see it
             if os.isatty(1):
                 os.write(1, b"\x1b[?25h")  # the cursor, if it was hidden
@@ -136,17 +136,20 @@ def signals_call(action: Callable[[], None]) -> Iterator[None]:
             raise Stopped(came[0])
 
 
-def run_command(main: Callable[[list[str]], None], arguments: list[str] | None = None) -> int:
+def run_command(
+    main: Callable[[list[str]], None], arguments: list[str] | None = None, advice: str = ""
+) -> int:
     """Run a command's `main` with its arguments; returns the exit status.
 
-    An error of jaxmnist becomes one line on standard error.
+    An error of jaxmnist becomes one line on standard error. `advice` ends the line of a command
+    that a signal has stopped.
     """
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a character shows another one; it doesn't end the search.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        with signals():
+        with signals(advice):
             with suppress(SystemExit):  # --help and --version have answered
                 main(sys.argv[1:] if arguments is None else arguments)
             if sys.stdout is not None:
@@ -156,8 +159,8 @@ def run_command(main: Callable[[list[str]], None], arguments: list[str] | None =
     except MemoryError:
         return _end("memory is exhausted", 1)
     except Stopped as stopped:
-        name = signal.Signals(stopped.exit_status - 128).name
-        return _end(f"stopped by {name}{stopped.advice}", stopped.exit_status)
+        line = f"{_stopped(stopped.exit_status - 128)}{advice}"
+        return _end(line, stopped.exit_status)
     except BrokenPipeError:
         # Whoever read the output has gone; nothing is left to tell them.
         return _end(None, 1)
@@ -165,6 +168,10 @@ def run_command(main: Callable[[list[str]], None], arguments: list[str] | None =
         failure = disk_error(f"{error.filename or 'output'}", error)
         return _end(str(failure), failure.exit_status)
     return 0
+
+
+def _stopped(number: int) -> str:
+    return f"stopped by {signal.Signals(number).name}"
 
 
 def _end(line: str | None, status: int) -> int:

@@ -40,7 +40,6 @@ class Stopped(BaseException):
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
         self.exit_status = 128 + signal_number
-        self.advice = ""  # what to do next, for the end of the line that says so
 
 
 def disk_error(what: str, error: OSError) -> JaxmnistError:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxmnist.command import Parser, add_settings, run_command, signals_call
 from jaxmnist.config import SearchSettings
-from jaxmnist.errors import JaxmnistError, Stopped, SurroundingsError, UsageError
+from jaxmnist.errors import JaxmnistError, SurroundingsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -85,40 +85,33 @@ def search(settings: SearchSettings) -> Run:
     budget = min(settings.max_trials, space.size)
     draws = dict(enumerate(itertools.islice(space.draws(settings.seed), budget)))
     check_memory(draws.values(), settings, dataset)
-    try:
-        with RunDirectory(settings.run_directory).locked(console.note) as directory:
-            description = describe_search(settings, dataset, space.to_json())
-            directory.prepare(
-                description["identity"], overwrite=settings.overwrite, say=console.note
-            )
-            trials = Trials(directory, dataset, settings, draws, console.note)
-            for line in directory.begin(description):
-                console.note(f"note: {line}")
-            console.note(
-                f"{budget} of {space.size} configurations on {dataset.name}:"
-                f" {len(dataset.y_train)} training, {len(dataset.y_validation)} validation and"
-                f" {len(dataset.y_test)} test images; {description['device']['kind']};"
-                f" {directory.path}"
-            )
-            console.stage("training")
-            with (
-                ThreadPoolExecutor(1) as beside,
-                Reports(directory, settings, dataset, draws, console) as reports,
-            ):
-                # Beside the trials, so that nobody waits for it afterwards; but whatever ends this
-                # waits until it is done, as modules can't be imported while Python shuts down.
-                beside.submit(evaluation.prepare)
-                train(trials, settings, dataset, reports)
-                run = Run(directory.path)
-                run.directory = directory
-                if not run.ranked:
-                    raise SurroundingsError(f"every trial failed; trial 0: {run.trials[0].error}")
-                console.results(run)
-                finish(run, settings, dataset, console)
-    except Stopped as stopped:
-        stopped.advice = "; the same command goes on from here"
-        stopped.advice += " (without --overwrite)" if settings.overwrite else ""
-        raise
+    with RunDirectory(settings.run_directory).locked(console.note) as directory:
+        description = describe_search(settings, dataset, space.to_json())
+        directory.prepare(description["identity"], overwrite=settings.overwrite, say=console.note)
+        trials = Trials(directory, dataset, settings, draws, console.note)
+        for line in directory.begin(description):
+            console.note(f"note: {line}")
+        console.note(
+            f"{budget} of {space.size} configurations on {dataset.name}:"
+            f" {len(dataset.y_train)} training, {len(dataset.y_validation)} validation and"
+            f" {len(dataset.y_test)} test images; {description['device']['kind']};"
+            f" {directory.path}"
+        )
+        console.stage("training")
+        with (
+            ThreadPoolExecutor(1) as beside,
+            Reports(directory, settings, dataset, draws, console) as reports,
+        ):
+            # Beside the trials, so that nobody waits for it afterwards; but whatever ends this
+            # waits until it is done, as modules can't be imported while Python shuts down.
+            beside.submit(evaluation.prepare)
+            train(trials, settings, dataset, reports)
+            run = Run(directory.path)
+            run.directory = directory
+            if not run.ranked:
+                raise SurroundingsError(f"every trial failed; trial 0: {run.trials[0].error}")
+            console.results(run)
+            finish(run, settings, dataset, console)
     page = ", report.html among them" if settings.report else ""
     console.result(f"\n{console.times()}; results are in {directory.path}{page}")
     return run
@@ -300,4 +293,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    goes_on = "; the same command goes on from here"
+    goes_on += " (without --overwrite)" if "--overwrite" in sys.argv else ""
+    sys.exit(run_command(main, advice=goes_on))

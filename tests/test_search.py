@@ -313,6 +313,10 @@ def test_signals_end_with_their_status(number, options, tmp_path):
     assert not (tmp_path / "small" / "best").exists()
 
 
+def test_a_signal_after_the_trials_says_what_goes_on(options, tmp_path):
+    interrupt(search_line(options, tmp_path), signal.SIGTERM, "Test accuracy")
+
+
 def test_an_interrupted_search_goes_on(options, tmp_path, finished):
     """Interrupted in its third trial, and gone on with: as if nothing had been."""
     line = search_line(options, tmp_path, "--jobs", "1", "--no-svm")
