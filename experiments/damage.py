@@ -270,6 +270,8 @@ def outcome(
             kept = what in aside.values() or after.get(name) == what
             # What a later version wrote there may be right, and is written anew in any case.
             derived = name in ("search.json", "best/config.json") and kind == LATER
+            # So is the record of a trial that goes on.
+            derived |= name.endswith("trial.json") and name not in ended and kind == LATER
             # Weights that are no longer among the best are deleted, damaged or not.
             derived |= name.endswith("model.safetensors") and name not in after
             must(kept or derived, f"{name} is set aside")

@@ -8,9 +8,10 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ from jaxmnist.errors import JaxmnistError, Stopped, UsageError, disk_error
 
 CHOICES = {"select": SELECTIONS, "svm_backend": SVM_BACKENDS, "precision": PRECISIONS}
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+TWICE = 1.0  # seconds within which a signal may be the same one, come on two ways
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,6 +78,20 @@ def _number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     return read
 
 
+@dataclass(frozen=True)
+class _End:
+    """What a signal does: it ends the process, with its line and its status."""
+
+    advice: str
+
+    def __call__(self, number: int, frame: Any) -> None:
+        with suppress(OSError):  # nobody can see it
+            if os.isatty(1):
+                os.write(1, b"\x1b[?25h")  # the cursor, if it was hidden
+            os.write(2, f"jaxmnist: {_stopped(number)}{self.advice}\n".encode())
+        os._exit(128 + number)
+
+
 @contextmanager
 def signals(advice: str = "") -> Iterator[None]:
     """End the process at Ctrl-C, TERM or hang-up, with its line and its status.
@@ -84,19 +100,9 @@ def signals(advice: str = "") -> Iterator[None]:
     the middle of an import or of a callback from compiled code, may be lost there or crash it.
     What has to be brought to an end first stands in `signals_call`. The line ends with `advice`.
     """
-
-    def stop(number: int, frame: Any) -> None:
-        line = f"jaxmnist: {_stopped(number)}{advice}\n"
-        with suppress(OSError):  # nobody can see it
-            if os.isatty(1):
-                os.write(1, b"\x1b[?25h")  # the cursor, if it was hidden
-            os.write(2, line.encode())
-        os._exit(128 + number)
-
-    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
     # nohup ignores hang-ups; so does a search that it starts.
-    numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in numbers}
+    numbers = [number for number in _numbers() if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _End(advice)) for number in numbers}
     try:
         yield
     finally:
@@ -108,21 +114,27 @@ def signals(advice: str = "") -> Iterator[None]:
 def signals_call(action: Callable[[], None]) -> Iterator[None]:
     """Let a signal that would end the process call `action`, and raise when the context ends.
 
-    It is `Stopped` that is raised then, or KeyboardInterrupt where nobody set a handler. So nothing
-    is torn out of somebody's hands. A second signal ends the process at once.
+    It is `Stopped` that is raised then, or KeyboardInterrupt where nobody set a handler; handlers
+    that somebody else set are left alone. So nothing is torn out of somebody's hands. A second
+    signal does what it would have done without this.
     """
-    came: list[int] = []
+    came: list[tuple[int, float]] = []
 
     def note(number: int, frame: Any) -> None:
-        for each in before:
-            signal.signal(each, signal.SIG_DFL)
-        came.append(number)
-        action()
+        if not came:
+            came.append((number, time.monotonic()))
+            action()
+        # A closed terminal hangs up twice, of its shell's and of its own; so may a Ctrl-C come
+        # from the terminal and from whoever started this. That is not a second thought.
+        elif number != came[0][0] or time.monotonic() - came[0][1] > TWICE:
+            before[number](number, frame)
 
-    before = {}
+    before: dict[int, Callable[[int, Any], Any]] = {}
     if threading.current_thread() is threading.main_thread():  # no other one gets signals
-        numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-        before = {n: signal.getsignal(n) for n in numbers if callable(signal.getsignal(n))}
+        for number in _numbers():
+            handler = signal.getsignal(number)
+            if isinstance(handler, _End) or handler is signal.default_int_handler:
+                before[number] = handler
     for number in before:
         signal.signal(number, note)
     try:
@@ -130,10 +142,10 @@ def signals_call(action: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if came and before[came[0]] is signal.default_int_handler:
+        if came and before[came[0][0]] is signal.default_int_handler:
             raise KeyboardInterrupt
         if came:
-            raise Stopped(came[0])
+            raise Stopped(came[0][0])
 
 
 def run_command(
@@ -168,6 +180,11 @@ def run_command(
         failure = disk_error(f"{error.filename or 'output'}", error)
         return _end(str(failure), failure.exit_status)
     return 0
+
+
+def _numbers() -> list[int]:
+    """The signals that end a command, those that this system has."""
+    return [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
 
 
 def _stopped(number: int) -> str:

@@ -250,7 +250,11 @@ class SearchSettings:
     checkpoint_every: float = _setting(
         60.0, "a running trial's state is kept this often, so that it can go on", "SECONDS"
     )
-    max_retries: int = _setting(1, "how often a trial is tried again that an exception ended", "N")
+    max_retries: int = _setting(
+        1,
+        "how often a trial is tried again that an exception ended (4 times more if the process)",
+        "N",
+    )
     keep: int = _setting(3, "how many of the best trials keep their weights", "N")
     jobs: int | None = _setting(None, "trials that train at once (default: one for each core)", "N")
     lanes: int | None = _setting(

@@ -276,11 +276,10 @@ class Engine:
         if now - lanes.told >= TELL_EVERY:
             lanes.told = now
             images = self._images(lanes)
-            loss, correct = lanes.loss_sum, np.asarray(lanes.state.correct)
+            correct = np.asarray(lanes.state.correct)
             for lane in np.flatnonzero(lanes.live):
-                means = float(loss[lane]) / images, int(correct[lane]) / images
-                index = lanes.trials[lane][0]
-                yield StepsFinished(index, lanes.epoch + 1, images, *means, lanes.seconds)
+                index, accuracy = lanes.trials[lane][0], int(correct[lane]) / images
+                yield StepsFinished(index, lanes.epoch + 1, images, accuracy, lanes.seconds)
         if self.checkpoint_every is not None and now - lanes.kept >= self.checkpoint_every:
             lanes.kept = now
             yield from self._checkpoints(lanes)

@@ -53,14 +53,13 @@ class TrialCompiled:
 class StepsFinished:
     """Where a trial is within an epoch, about twice a second.
 
-    epoch: counted from 1. images: of the epoch, so far; loss and accuracy are their means.
+    epoch: counted from 1. images: of the epoch, so far; accuracy is theirs.
     seconds: since the trial began.
     """
 
     index: int
     epoch: int
     images: int
-    loss: float
     accuracy: float
     seconds: float
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxmnist.command import Parser, add_settings, run_command, signals_call
 from jaxmnist.config import SearchSettings
-from jaxmnist.errors import JaxmnistError, SurroundingsError, UsageError
+from jaxmnist.errors import SurroundingsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -106,6 +106,7 @@ def search(settings: SearchSettings) -> Run:
             # waits until it is done, as modules can't be imported while Python shuts down.
             beside.submit(evaluation.prepare)
             train(trials, settings, dataset, reports)
+            reports.trained()
             run = Run(directory.path)
             run.directory = directory
             if not run.ranked:
@@ -157,8 +158,8 @@ def train(trials: Trials, settings: SearchSettings, dataset: Dataset, reports: R
         checkpoint_every=settings.checkpoint_every,
     )
     while pending := trials.pending():
-        checkpoints = trials.checkpoints(pending)
-        with engine.run(pending.items(), checkpoints) as events, signals_call(events.stop):
+        running = engine.run(pending.items(), trials.checkpoints(pending))
+        with running as events, signals_call(events.stop):
             try:
                 for event in events:
                     trials.record(event)
@@ -167,9 +168,9 @@ def train(trials: Trials, settings: SearchSettings, dataset: Dataset, reports: R
                 # The disk is full, or the terminal gone: what can be kept is.
                 events.stop()
                 for event in events:
-                    with suppress(JaxmnistError, OSError):
+                    with suppress(Exception):
                         trials.record(event)
-                with suppress(JaxmnistError, OSError):
+                with suppress(Exception):
                     trials.stopped()
                 raise
             if events.stopping:
@@ -294,5 +295,5 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     goes_on = "; the same command goes on from here"
-    goes_on += " (without --overwrite)" if "--overwrite" in sys.argv else ""
+    goes_on += " (without --overwrite, once trials have begun)" if "--overwrite" in sys.argv else ""
     sys.exit(run_command(main, advice=goes_on))

@@ -371,24 +371,24 @@ class RunDirectory:
             raise DamagedFile(path, "is the checkpoint of another search's trial")
         return arrays, content
 
-    def drop_checkpoint(self, index: int) -> None:
+    def drop_checkpoint(self, index: int, say: Callable[[str], None]) -> None:
         """Delete a trial's state, also one that a process was killed over writing."""
         path = self.checkpoint_path(index)
-        if os.path.isdir(path) and not os.path.islink(path):
-            self.set_aside(path)
-        with disk(path, "can't be deleted"):
-            for each in (path, unfinished(path)):
-                each.unlink(missing_ok=True)
+        for each in (path, unfinished(path)):
+            self._delete(each, say)
 
-    def keep_weights(self, kept: set[int]) -> None:
+    def keep_weights(self, kept: set[int], say: Callable[[str], None]) -> None:
         """Delete the weights of trials that are not in `kept`."""
         for index in self.trial_indices():
-            path = self.weights_path(index)
-            if index not in kept and os.path.isdir(path):
-                self.set_aside(path)
-            elif index not in kept:
-                with disk(path, "can't be deleted"):
-                    path.unlink(missing_ok=True)
+            if index not in kept:
+                self._delete(self.weights_path(index), say)
+
+    def _delete(self, path: Path, say: Callable[[str], None]) -> None:
+        """Delete a file or a link; a folder there is none of ours, and set aside."""
+        if os.path.isdir(path) and not os.path.islink(path):
+            say(f"note: {path}: is no file; moved to {self.set_aside(path)}")
+        with disk(path, "can't be deleted"):
+            path.unlink(missing_ok=True)
 
     # --- looks at the test set ---
 

@@ -54,6 +54,7 @@ class Trials:
         self._done: dict[int, Trial] = {}
         self._begun: dict[int, Trial] = {}  # those that run, or ran, or may be tried again
         self._running: set[int] = set()
+        self._from: dict[int, tuple[int, int]] = {}  # epoch and step of the checkpoints
         directory.set_aside_misplaced(say)
         for index in directory.trial_indices():
             trial = self._read(index)
@@ -81,16 +82,16 @@ class Trials:
         """The draws to train now; none when all is done.
 
         First come those that never failed, then those that an exception ended, then, one at a
-        time, those in which the process ended: what they may do harms no other then. When all are
-        done, it is the best whose weights are gone: they may have been lost, or were not kept
-        because other rules ranked the trials then. (What goes wrong with these ends the search:
-        their records stand.)
+        time, those in which the process ended more often than it is allowed to fail: what they may
+        do harms no other then. When all are done, it is the best whose weights are gone: they may
+        have been lost, or were not kept because other rules ranked the trials then. (What goes
+        wrong with these ends the search: their records stand.)
         """
         missing = [index for index in self.draws if index not in self._done]
         begun = {i: self._begun[i] for i in missing if i in self._begun}
-        deadly = [i for i in begun if begun[i].deaths > self._settings.max_retries]
-        failed = [i for i in begun if begun[i].failures and i not in deadly]
-        fresh = [i for i in missing if i not in failed and i not in deadly]
+        alone = [i for i in begun if begun[i].deaths > self._settings.max_retries]
+        failed = [i for i in begun if begun[i].failures and i not in alone]
+        fresh = [i for i in missing if i not in failed and i not in alone]
         if not missing:
             lost = [
                 index
@@ -99,20 +100,22 @@ class Trials:
             ]
             # A process that was killed may have left what it was about to delete.
             for index in self._done.keys() - set(lost):
-                self._directory.drop_checkpoint(index)
-            self._directory.keep_weights(set(self._best()))
+                self._directory.drop_checkpoint(index, self._say)
+            self._directory.keep_weights(set(self._best()), self._say)
             for index in lost:
                 self._say(f"trial {index} is among the best, but its weights are gone: once more")
             fresh = lost
         for index in failed if not fresh else []:
             error = begun[index].error
             self._say(f"trial {index} is tried again" + (f"; it failed: {error}" if error else ""))
-        return {index: self.draws[index] for index in fresh or failed or deadly[:1]}
+        return {index: self.draws[index] for index in fresh or failed or alone[:1]}
 
     def checkpoints(self, indices: Iterable[int]) -> dict[int, Checkpoint]:
         """Where those of these trials that have a checkpoint can go on."""
         found = {index: self._checkpoint(index) for index in indices}
-        return {index: checkpoint for index, checkpoint in found.items() if checkpoint}
+        kept = {index: checkpoint for index, checkpoint in found.items() if checkpoint}
+        self._from = {index: (found.epoch, found.step) for index, found in kept.items()}
+        return kept
 
     def record(self, event: Event) -> None:
         """Keep on disk what happened to a trial."""
@@ -123,7 +126,8 @@ class Trials:
         elif isinstance(event, Checkpoint):
             self._directory.write_checkpoint(event.index, *to_arrays(event))
             begun = self._begun[event.index]
-            if begun.deaths:
+            further = (event.epoch, event.step) > self._from.get(event.index, (0, 0))
+            if begun.deaths and further:
                 # It gets on: however this attempt ends, the next one begins from here.
                 self._begun[event.index] = replace(begun, deaths=0)
                 if begun.status == "running":
@@ -147,9 +151,9 @@ class Trials:
         if before:
             trial = replace(trial, attempts=before.attempts + 1, deaths=before.deaths)
         trial = replace(trial, deaths=trial.deaths + 1)
-        self._directory.write_trial(trial)
-        self._begun[index] = trial
+        self._begun[index] = trial  # also if the disk is full: it runs, and may be kept later
         self._running.add(index)
+        self._directory.write_trial(trial)
 
     def _end(self, event: TrialFinished) -> None:
         index, before = event.index, self._done.get(event.index)
@@ -167,22 +171,22 @@ class Trials:
         self._keep(trial)
         if index not in self._done:
             return
-        self._directory.drop_checkpoint(index)
+        self._directory.drop_checkpoint(index, self._say)
         # Of a trial that is not done the weights may be what its record will name again.
         others = set(self._directory.trial_indices()) - self._done.keys()
-        self._directory.keep_weights(others | set(self._best()))
+        self._directory.keep_weights(others | set(self._best()), self._say)
 
     def _keep(self, trial: Trial) -> None:
         """Count a trial among those that are done, or those that are to be trained."""
         retries = self._settings.max_retries
-        deadly = trial.deaths >= DEATHS + retries
-        if trial.status == "running" and deadly:
+        given_up = trial.deaths >= DEATHS + retries
+        if trial.status == "running" and given_up:
             error = f"the process ended {trial.deaths} times while it ran"
             error += "; a larger --max-retries tries it again"
             trial = replace(trial, status="failed", error=error)
             self._directory.write_trial(trial)
         self._begun[trial.index] = trial
-        again = 0 < trial.failures <= retries or (trial.deaths > 0 and not deadly)
+        again = not given_up and (0 < trial.failures <= retries or trial.deaths > 0)
         if trial.status == "completed" or (trial.status == "failed" and not again):
             self._done[trial.index] = trial
 

@@ -85,7 +85,7 @@ def test_progress_within_an_epoch():
     found.update(TrialCompiled(0, 0, 0, 1.0))  # which took a second
     found.update(EpochFinished(0, 1, metrics(0.8), 2.0))
     assert found.running[0].rate == pytest.approx(100)
-    found.update(StepsFinished(0, 2, 50, 0.4, 0.85, 2.5))
+    found.update(StepsFinished(0, 2, 50, 0.85, 2.5))
     trial = found.running[0]
     assert (trial.epochs, trial.share, trial.accuracy, trial.rate) == (1, 0.5, 0.85, 100.0)
     assert trial.val_accuracy == pytest.approx(0.79)
@@ -97,13 +97,14 @@ def test_the_rate_of_a_trial_that_goes_on():
     found = progress()
     found.update(TrialStarted(0, (metrics(0.7),)))
     found.update(TrialCompiled(0, 1, 60, 180.0))
-    found.update(StepsFinished(0, 2, 80, 0.4, 0.85, 180.5))
+    found.update(StepsFinished(0, 2, 80, 0.85, 180.5))
     assert found.running[0].rate == pytest.approx(40)
     found.update(EpochFinished(0, 2, metrics(0.8), 181.0))
     assert found.running[0].rate == pytest.approx(40)
+    assert found.share == pytest.approx(0.4 / 6.4)  # of the 8 epochs 1.6 had been done
     # A group that fell apart begins anew, with a clock of its own.
     found.update(TrialCompiled(0, 0, 0, 0.5))
-    found.update(StepsFinished(0, 1, 50, 0.4, 0.85, 1.0))
+    found.update(StepsFinished(0, 1, 50, 0.85, 1.0))
     assert (found.running[0].epochs, found.running[0].rate) == (0, 100.0)
 
 
@@ -171,7 +172,7 @@ def test_what_a_terminal_shows(finished):
     for event in (
         TrialCompiled(1, 1, 0, 3.0),
         TrialCompiled(3),
-        StepsFinished(1, 2, 50, 0.4, 0.75, 4.0),
+        StepsFinished(1, 2, 50, 0.75, 4.0),
     ):
         display.event(event)
     terminal.print(display.picture())

@@ -90,6 +90,10 @@ def test_a_page_while_a_trial_runs(reports, finished, tmp_path):
         assert len(curves) == 2
         assert all("of 4 trials" in label for label in curves)
         (folder / "trial.json").write_text(record)
+        # A signal may end the process from now on, and the page must not wait for ever.
+        reports.trained()
+        page = check((tmp_path / "small" / "report.html").read_text("utf-8"))
+        assert not any(a.get("http-equiv") == "refresh" for a in page.all("meta"))
     page = check((tmp_path / "small" / "report.html").read_text("utf-8"))
     assert not any(a.get("http-equiv") == "refresh" for a in page.all("meta"))
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+
+from jaxmnist import Run
 
 NOTEBOOK = Path(__file__).parents[1] / "experiments" / "jaxmnist_colab.ipynb"
 
@@ -89,3 +92,22 @@ def test_show_keeps_styles_apart(finished, sections):
     assert text.startswith('<iframe sandbox="" srcdoc="')  # no script in a run's page runs
     assert "<style>" not in text  # all of the page is in the attribute, escaped
     assert ("section:not(" in text) == bool(sections)
+
+
+def test_show_makes_a_page_that_is_older_than_the_run(finished, tmp_path):
+    from jaxmnist.report.notebook import show
+
+    shutil.copytree(finished.directory.path, tmp_path / "small")  # times of files are kept
+    page = tmp_path / "small" / "report.html"
+    page.write_text("<p>as it was written</p>")
+    run = Run(tmp_path / "small")
+    assert "as it was written" in show(run)._repr_html_()
+    newer = page.stat().st_mtime_ns + 10**9
+    record = tmp_path / "small" / "trials" / "0001" / "trial.json"
+    os.utime(record, ns=(newer, newer))
+    assert "as it was written" not in show(run)._repr_html_()
+    page.write_text('<meta http-equiv="refresh">as it was running')
+    os.utime(page, ns=(newer, newer))
+    assert "as it was running" not in show(run)._repr_html_()
+    page.write_bytes(b"\xff")
+    assert "Confident mistakes" in show(run)._repr_html_()

@@ -157,7 +157,6 @@ DAMAGE = {
     "trials/0001/trial.json": ("head", "a trial is left out"),
     "best/test.json": ("head", "what was found on the test set can't be read"),
     "best/test_probabilities.npy": ("test", "test_probabilities.npy"),
-    "best/summary.txt": ("network", "utf-8"),
     "best/model.safetensors": ("features", "model.safetensors"),
     "best/times.json": ("record", "time of each stage"),
     "svm/small/svm.json": ("test", "svm.json"),
@@ -173,6 +172,33 @@ def test_damage_leaves_a_hole_and_a_note(copy, name, finished):
         make_page(Run(copy), finished.load_dataset(), images=name == "best/model.safetensors")
     )
     assert says in page.text[section]
+
+
+def test_what_the_test_file_would_have_said_is_no_later_part(copy):
+    (copy / "best" / "test.json").write_bytes(b"\xff")
+    page = check(make_page(Run(copy)))
+    for section in ("test", "mistakes", "features"):
+        assert "test.json" in page.text[section]
+        assert "comes when the search has finished" not in page.text[section]
+
+
+def test_the_network_is_that_of_the_present_winner(copy):
+    """Not of the one before, whose files are still in best/."""
+    before, after = (entry.trial for entry in Run(copy).ranked[:2])
+    assert before.parameters != after.parameters
+    shutil.rmtree(copy / "trials" / f"{before.index:04d}")
+    page = check(make_page(Run(copy), images=False))
+    assert f"Total params: {after.parameters} " in page.text["network"]
+
+
+def test_trials_beyond_the_budget_are_not_counted(copy):
+    search = read_json(copy / "search.json")
+    run = RunDirectory(copy)
+    run.write_trial(replace(run.read_trial(3), status="failed", error="MemoryError"))
+    run.write_trial(replace(run.read_trial(2), status="running"))
+    changed_search(copy, settings={**search["settings"], "max_trials": 3})
+    page = check(make_page(Run(copy), images=False))
+    assert "2 of 3 trials are done" in page.text["head"]
 
 
 def test_other_data_are_told_of(copy):
@@ -194,11 +220,10 @@ def test_hostile_words_stay_words(copy):
     )
     run = RunDirectory(copy)
     run.write_trial(replace(run.read_trial(3), status="failed", error=evil))
-    (copy / "best" / "summary.txt").write_text(evil)
     with open(copy / "ledger.jsonl", "a") as ledger:
         ledger.write('{"purpose": "<script>alert(2)</script>", "model_sha256": 7}\nnot json\n')
     page = check(make_page(Run(copy), images=False))
-    for section in ("head", "trials", "network", "record"):
+    for section in ("head", "trials", "record"):
         assert "<script>" in page.text[section]
 
 

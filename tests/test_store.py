@@ -220,8 +220,13 @@ def test_weights_that_are_not_kept_are_deleted(tmp_path):
     for index in range(4):
         run.trial_folder(index).mkdir(parents=True)
         run.weights_path(index).write_bytes(b"weights")
-    run.keep_weights({1, 3})
-    assert [run.weights_path(index).exists() for index in range(4)] == [False, True, False, True]
+    run.trial_folder(4).mkdir()
+    run.weights_path(4).mkdir()  # somebody's folder, with whatever may be in it
+    said = []
+    run.keep_weights({1, 3}, said.append)
+    assert [run.weights_path(i).exists() for i in range(5)] == [False, True, False, True, False]
+    (moved,) = (tmp_path / "damaged").iterdir()
+    assert said == [f"note: {run.weights_path(4)}: is no file; moved to {moved}"]
 
 
 def started(path):
@@ -306,8 +311,8 @@ def test_no_way_leads_out_of_a_run(tmp_path, name):
         path.rename(tmp_path / "moved")
     path.symlink_to(outside)
     actions = {
-        "trials": lambda: run.keep_weights(set()),
-        "trials/0001": lambda: run.keep_weights(set()),
+        "trials": lambda: run.keep_weights(set(), print),
+        "trials/0001": lambda: run.keep_weights(set(), print),
         "best": lambda: run.best,
         "damaged": lambda: run.set_aside(tmp_path / "run" / "search.json"),
         "svm": lambda: run.svm_folder("small"),

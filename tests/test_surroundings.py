@@ -275,9 +275,11 @@ def test_a_closed_terminal(options, tmp_path, kind, until):
         while until not in seen:
             seen += os.read(window, 1024)
         os.close(window)
+        process.send_signal(signal.SIGHUP)  # shells tell their jobs, too
         assert process.wait(timeout=60) == 129
     trials = Run(tmp_path / "small").trials
     assert trials[0].status == "completed"
+    assert [trial.deaths for trial in trials if trial.status == "running"] in ([], [0])
     assert not (tmp_path / "small" / "best").exists()
 
 
@@ -340,6 +342,46 @@ def test_a_signal_waits_for_what_is_in_hand():
     assert called == [True]
     assert order == ["before", "after"]
     assert stopped.value.exit_status == 128 + signal.SIGTERM
+
+
+def test_the_same_signal_twice_at_once_is_one(monkeypatch):
+    called = []
+
+    def twice():
+        with signals(), signals_call(lambda: called.append(True)):
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
+
+    with pytest.raises(Stopped):
+        twice()
+    assert called == [True]
+    # A second thought comes later, and does what a first one would do elsewhere.
+    monkeypatch.setattr("jaxmnist.command.TWICE", -1.0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    order = []
+
+    def again():
+        with signals_call(lambda: order.append("first")):
+            signal.raise_signal(signal.SIGINT)
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                order.append("second")
+
+    with pytest.raises(KeyboardInterrupt):
+        again()
+    assert order == ["first", "second"]
+
+
+def test_handlers_of_others_are_left_alone():
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        with signals_call(lambda: came.append("ours")):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came == [signal.SIGTERM]
 
 
 def test_ctrl_c_in_a_session_of_python_waits_too():

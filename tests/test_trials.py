@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import contextmanager
 
 import numpy as np
@@ -184,6 +185,56 @@ def test_who_kills_the_process_is_alone_also_among_those_that_failed(opened):
         assert list(trials.pending()) == [1]
         finish(trials, 1)
         assert list(trials.pending()) == [0]
+
+
+def test_who_failed_once_and_then_kills_the_process_is_given_up_too(opened):
+    with opened() as trials:
+        fail(trials, 0)
+        finish(trials, 1)
+        finish(trials, 2)
+    for _ in range(DEATHS + 1):
+        with opened() as trials:
+            assert list(trials.pending()) == [0]
+            trials.record(TrialStarted(0))
+    with opened() as trials:
+        assert list(trials.pending()) == []
+        record = trials.directory.read_trial(0)
+        assert (record.status, record.failures, record.deaths) == ("failed", 1, DEATHS + 1)
+
+
+def test_who_stops_where_it_began_does_not_get_on(opened, dataset):
+    found = checkpoint(dataset, 0)
+    with opened() as trials:
+        trials.record(TrialStarted(0))
+        trials.record(found)
+    for _ in range(2):
+        with opened() as trials:
+            trials.checkpoints(DRAWS)
+            trials.record(TrialStarted(0))  # kills the process
+    with opened() as trials:
+        trials.checkpoints(DRAWS)
+        trials.record(TrialStarted(0))
+        trials.record(found)  # stopped while it compiles
+        trials.stopped()
+        assert trials.directory.read_trial(0).deaths == 2
+
+
+def no_room(*arguments):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_trial_whose_record_could_not_be_written_can_be_kept_later(opened, dataset, monkeypatch):
+    found = checkpoint(dataset, 0)
+    with opened() as trials:
+        trials.record(TrialStarted(1))
+        with monkeypatch.context() as full:
+            full.setattr(RunDirectory, "write_trial", no_room)
+            with pytest.raises(OSError, match="No space"):
+                trials.record(TrialStarted(0))
+        trials.record(found)
+        trials.stopped()
+    with opened() as trials:
+        assert trials.checkpoints(DRAWS).keys() == {0}
 
 
 def test_a_retry_that_diverges_is_the_end(opened):

@@ -19,7 +19,7 @@ from jaxmnist.events import EpochFinished, Event, TrialFinished, TrialStarted
 from jaxmnist.record import Trial
 from jaxmnist.report.console import Console
 from jaxmnist.report.facts import plainly
-from jaxmnist.report.page import write_page
+from jaxmnist.report.page import PAGE, write_page
 from jaxmnist.report.progress import Progress
 from jaxmnist.report.record import read_times, write_times
 from jaxmnist.report.tensorboard import METRICS, TensorBoard
@@ -62,7 +62,7 @@ class Reports:
         self._trained = False
 
     def __enter__(self) -> Reports:
-        done = [trial for trial in self._records() if trial.status != "running"]
+        done = [t for t in self._records() if t.status != "running" and t.index in self._draws]
         scored = [(trial.score, -trial.index) for trial in done if trial.score is not None]
         self._console.begin(
             Progress(
@@ -94,7 +94,7 @@ class Reports:
             self._said.add("the page")  # the error itself is what there is to say
         if self._settings.report:
             # Who stops a search waits for this, so that it is the quick one.
-            quick = isinstance(error, Stopped)
+            quick = isinstance(error, Stopped | KeyboardInterrupt)
             self._safely("the page", self._write_page, last=True, quick=quick)
 
     def event(self, event: Event) -> None:
@@ -120,6 +120,11 @@ class Reports:
             self._running.pop(event.index, None)
         if self._settings.report and time.monotonic() >= self._next_page:
             self._safely("the page", self._write_page)
+
+    def trained(self) -> None:
+        """All trials are done: the page, if there is one, waits for no more, whatever comes."""
+        if self._settings.report and (self._directory.path / PAGE).exists():
+            self._safely("the page", self._write_page, last=True, quick=True)
 
     def _to_tensorboard(self, event: TrialStarted | EpochFinished | TrialFinished) -> None:
         board, index = self._tensorboard, event.index

@@ -16,6 +16,7 @@ from jaxmnist.atomic import write_bytes
 from jaxmnist.config import DEFAULT_RANGES
 from jaxmnist.data import Dataset
 from jaxmnist.evaluation import Evaluation, describe_gap
+from jaxmnist.model import summary
 from jaxmnist.report import figures, inspection, quality, record, words
 from jaxmnist.report.drawing import Picture
 from jaxmnist.report.facts import Facts
@@ -168,9 +169,10 @@ def test_context(facts: Facts) -> dict[str, Any]:
     if svm:
         context["svm"] = facts.attempt("test", lambda: {**_tested(svm), "of": svm})
         context["mcnemar"] = facts.attempt("test", words.about_svm, svm)
-    if facts.winner and (facts.run.directory.best / "summary.txt").exists():
-        path = facts.run.directory.best / "summary.txt"
-        context["summary"] = facts.attempt("network", path.read_text, "utf-8")
+    if facts.winner:
+        drawn, data = facts.winner.hyperparameters, facts.run.search["data"]
+        shape, classes = tuple(data["image_shape"]), len(data["labels"])
+        context["summary"] = facts.attempt("network", summary, drawn, shape, classes)
     return context
 
 
@@ -206,6 +208,8 @@ def _tested(content: dict[str, Any]) -> dict[str, Any]:
 def image_context(facts: Facts, dataset: Dataset | None) -> dict[str, Any]:
     """What needs the images themselves: mistakes and features."""
     if not facts.tested:
+        for section in NO_IMAGES if "test" in facts.notes else ():
+            facts.notes[section] = facts.notes["test"]
         return NO_IMAGES
     data = dataset or facts.attempt("features", facts.dataset)
     if data is None:

@@ -92,8 +92,10 @@ class Progress:
     def _update_running(self, trial: Running, event: TrialEvent) -> None:
         """Take in what a running trial told."""
         if isinstance(event, TrialCompiled):
-            trial.compiled, trial.epochs = True, event.epoch
             trial.share = event.images / self.images
+            # What an earlier session did; half of a group that failed is compiled once more.
+            self._before += 0 if trial.compiled else trial.share
+            trial.compiled, trial.epochs = True, event.epoch
             trial.since = event.images, event.seconds
         elif isinstance(event, StepsFinished):
             trial.share = event.images / self.images

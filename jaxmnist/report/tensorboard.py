@@ -67,7 +67,7 @@ class TensorBoard:
 
     def end(self, index: int, hyperparameters: Hyperparameters, failed: bool) -> None:
         """End a trial."""
-        self._write(index, _ended(failed) if failed else _hparams(hyperparameters)[2])
+        self._write(index, _failed() if failed else _hparams(hyperparameters)[2])
         self._writers.pop(index).close()
 
     def catch_up(self, trials: Sequence[Trial]) -> None:
@@ -130,13 +130,13 @@ def _hparams(hyperparameters: Hyperparameters) -> tuple[Any, Any, Any]:
     return experiment, began, ended
 
 
-def _ended(failed: bool) -> Any:
+def _failed() -> Any:
     """The end of a trial that failed; tensorboardX itself knows only of success."""
     from tensorboardX.proto.api_pb2 import Status
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData, SessionEndInfo
 
     summary = _hparams(Hyperparameters(1, 1, 0))[2]
-    state = Status.Value("STATUS_FAILURE" if failed else "STATUS_SUCCESS")
+    state = Status.Value("STATUS_FAILURE")
     content = HParamsPluginData(session_end_info=SessionEndInfo(status=state), version=0)
     summary.value[0].metadata.plugin_data.content = content.SerializeToString()
     return summary

@@ -51,7 +51,8 @@ def count(number: int, thing: str) -> str:
 
 def state(facts: Facts, running: bool) -> dict[str, str]:
     """How far the search is: a word for it, and a sentence."""
-    done, budget = facts.count("completed") + facts.count("failed"), facts.budget
+    budget = facts.budget
+    done = sum(t.status in ("completed", "failed") and t.index < budget for t in facts.trials)
     if running:
         sentence = f"{done} of {count(budget, 'trial')} are done; this page loads itself again."
         return {"word": "running", "sentence": sentence}
