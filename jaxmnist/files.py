@@ -229,7 +229,10 @@ def _check_labels(name: str, labels: np.ndarray) -> np.ndarray:
 
 
 def reason(error: BaseException) -> str:
-    """An exception's message in one line, without the path that the caller names already."""
+    """An exception's message in one line, without the path that the caller names already.
+
+    Some messages hold a good part of the file.
+    """
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -117,14 +117,12 @@ class SupportVectors:
         """
         arrays, metadata = read_tensors(path, METADATA)
         if (
-            not fits(metadata, {"gamma": float, "c": float})
+            not fits(metadata, {"gamma": float, "c": float, "content_sha256": str})
             or {name: array.dtype for name, array in arrays.items()} != DTYPES
         ):
             raise DamagedFile(path, "is no file of jaxmnist's SVM")
         gamma, c = float(metadata["gamma"]), float(metadata["c"])
-        # Files from before they had it are read too.
-        stated = metadata.get("content_sha256")
-        if stated is not None and stated != _content_sha256(arrays, {"gamma": gamma, "c": c}):
+        if metadata["content_sha256"] != _content_sha256(arrays, {"gamma": gamma, "c": c}):
             raise DamagedFile(path, "its content does not match its SHA-256")
         svm = cls(**arrays, gamma=gamma, c=c)
         if not svm._is_consistent():

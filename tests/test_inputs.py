@@ -15,7 +15,7 @@ import struct
 import tracemalloc
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save as save_tensors
 
 from jaxmnist import JaxmnistError, Run, SearchSettings, SupportVectors, TrainedModel, UsageError
-from jaxmnist.atomic import DamagedFile, write_json
+from jaxmnist.atomic import DamagedFile, read_json, write_json
 from jaxmnist.command import run_command
 from jaxmnist.config import Range
 from jaxmnist.evaluation import describe, kept_look
@@ -70,6 +70,18 @@ def holds(action: Callable[[], Any], kind: type[BaseException] = UsageError) -> 
         assert str(error).isprintable()
         assert 10 < len(str(error)) < 2000
         return None
+
+
+@contextlib.contextmanager
+def takes_at_most(size: int) -> Iterator[None]:
+    """That no more memory than `size` bytes was taken at any moment."""
+    tracemalloc.start()
+    try:
+        yield
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < size
 
 
 # --- Flags and settings ---------------------------------------------------------------------------
@@ -155,11 +167,8 @@ def test_idx(place, content, zipped, flipped):
     if zipped and flipped < len(whole) and content[:1] != b"\0":
         whole = whole[:flipped] + bytes([whole[flipped] ^ 16]) + whole[flipped + 1 :]
     path.write_bytes(whole)
-    tracemalloc.start()
-    found = holds(lambda: read_idx(path))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 4 * 2**20
+    with takes_at_most(4 * 2**20):
+        found = holds(lambda: read_idx(path))
     if found is not None:
         assert found.dtype == np.uint8
         assert found.size == len(content) - 4 - 4 * found.ndim
@@ -203,12 +212,21 @@ def npz_files(draw: st.DrawFn) -> bytes:
 def test_npz(place, content):
     path = place / "file.npz"
     path.write_bytes(content)
-    tracemalloc.start()
-    holds(lambda: read_npz(path))
-    holds(lambda: read_pictures(path, (2, 3, 1)))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 16 * 2**20
+    with takes_at_most(16 * 2**20):
+        holds(lambda: read_npz(path))
+        holds(lambda: read_pictures(path, (2, 3, 1)))
+
+
+def test_what_a_decoder_complains_of_stays_short(place):
+    """zipfile repeats the name that stands in the file, which may be all of it."""
+    path = place / "file.npz"
+    np.savez(path, images=np.zeros(5000, np.uint8))
+    content = bytearray(path.read_bytes())
+    content[26:28] = struct.pack("<H", 4000)  # the length of the member's name
+    path.write_bytes(content)
+    with pytest.raises(UsageError) as refused:
+        read_pictures(path, (2, 3, 1))
+    assert len(str(refused.value)) < 1000
 
 
 ARRAYS = st.tuples(
@@ -248,11 +266,8 @@ def test_pictures(place, noise, form):
     }
     path = place / "picture"
     path.write_bytes(starts[form] + noise)
-    tracemalloc.start()
-    holds(lambda: read_pictures(path, (28, 28, 1)))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 16 * 2**20
+    with takes_at_most(16 * 2**20):
+        holds(lambda: read_pictures(path, (28, 28, 1)))
 
 
 def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
@@ -266,19 +281,16 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
         gzip.compress(struct.pack(">HBB3I", 0, 8, 3, 2**32 - 1, 28, 28) + bytes(10**8))
     )
     (tmp_path / "plain").write_bytes(struct.pack(">HBB1I", 0, 8, 1, 10**6) + bytes(10))
-    tracemalloc.start()
-    for read, name, says in (
-        (read_npz, "bomb.npz", "more than can be used"),
-        (lambda path: read_pictures(path, (10, 10, 1)), "bomb.npz", "more than can be used"),
-        (read_idx, "small.gz", "it has more"),
-        (read_idx, "large.gz", "its header claims"),
-        (read_idx, "plain", "it has only 10"),
-    ):
-        with pytest.raises(UsageError, match=says):
-            read(tmp_path / name)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 5 * 10**6
+    with takes_at_most(5 * 10**6):
+        for read, name, says in (
+            (read_npz, "bomb.npz", "more than can be used"),
+            (lambda path: read_pictures(path, (10, 10, 1)), "bomb.npz", "more than can be used"),
+            (read_idx, "small.gz", "it has more"),
+            (read_idx, "large.gz", "its header claims"),
+            (read_idx, "plain", "it has only 10"),
+        ):
+            with pytest.raises(UsageError, match=says):
+                read(tmp_path / name)
 
 
 # --- Runs, models and SVMs ------------------------------------------------------------------------
@@ -356,6 +368,27 @@ def svm_report(run: Path) -> str:
 
     content = svm._kept(svm.Task.of(found, Data()))
     return svm.describe(content) if content else ""
+
+
+def test_a_comparison_that_lacks_the_network(run):
+    path = run / "svm" / "small" / "svm.json"
+    whole = path.read_bytes()
+    content = read_json(path)
+    del content["network_accuracy"]
+    try:
+        write_json(path, content)
+        with pytest.raises(DamagedFile, match="does not say"):
+            svm_report(run)
+    finally:
+        path.write_bytes(whole)
+
+
+def test_an_svm_without_its_hash(finished, tmp_path):
+    source = finished.directory.path / "svm" / "small" / "pipeline.safetensors"
+    path = tmp_path / "svm.safetensors"
+    path.write_bytes(source.read_bytes().replace(b"content_sha256", b"content_sha257"))
+    with pytest.raises(DamagedFile):
+        SupportVectors.load(path)
 
 
 @EXAMPLES
