@@ -370,6 +370,17 @@ def svm_report(run: Path) -> str:
     return svm.describe(content) if content else ""
 
 
+def test_a_share_of_more_than_all(run):
+    path = run / "best" / "test.json"
+    whole = path.read_bytes()
+    try:
+        write_json(path, read_json(path) | {"validation_accuracy": 2})
+        with pytest.raises(DamagedFile, match="is no report"):
+            kept_look(Run(run))
+    finally:
+        path.write_bytes(whole)
+
+
 def test_a_comparison_that_lacks_the_network(run):
     path = run / "svm" / "small" / "svm.json"
     whole = path.read_bytes()
