@@ -79,7 +79,7 @@ def _number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 @dataclass(frozen=True)
-class _End:
+class _EndsProcess:
     """What a signal does: it ends the process, with its line and its status."""
 
     advice: str
@@ -102,7 +102,7 @@ def signals(advice: str = "") -> Iterator[None]:
     """
     # nohup ignores hang-ups; so does a search that it starts.
     numbers = [number for number in _numbers() if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, _End(advice)) for number in numbers}
+    before = {number: signal.signal(number, _EndsProcess(advice)) for number in numbers}
     try:
         yield
     finally:
@@ -133,7 +133,7 @@ def signals_call(action: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():  # no other one gets signals
         for number in _numbers():
             handler = signal.getsignal(number)
-            if isinstance(handler, _End) or handler is signal.default_int_handler:
+            if isinstance(handler, _EndsProcess) or handler is signal.default_int_handler:
                 before[number] = handler
     for number in before:
         signal.signal(number, note)

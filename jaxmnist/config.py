@@ -252,7 +252,7 @@ class SearchSettings:
     )
     max_retries: int = _setting(
         1,
-        "how often a trial is tried again that an exception ended (4 times more if the process)",
+        "how often a trial is tried again that an exception ended (oftener if a kill did)",
         "N",
     )
     keep: int = _setting(3, "how many of the best trials keep their weights", "N")

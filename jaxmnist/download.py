@@ -27,7 +27,7 @@ from urllib.parse import urljoin, urlsplit
 
 import numpy as np
 
-from jaxmnist.errors import JaxmnistError, SurroundingsError, UsageError
+from jaxmnist.errors import JaxmnistError, SurroundingsError, UsageError, one_line
 from jaxmnist.files import IDX_NAMES, Arrays, check_arrays, largest_file, read_idx
 
 CONNECT_SECONDS = 5.0  # for each address of a host
@@ -99,11 +99,11 @@ def _find_builder(tfds: Any, name: str, data_dir: Path) -> Any:
         try:
             return tfds.builder(name, data_dir=data_dir)
         except ImportError as error:
-            reason = f"needs a package that isn't installed: {_one_line(error)}"
+            reason = f"needs a package that isn't installed: {one_line(error)}"
             raise SurroundingsError(f"{name} {reason}") from None
         except Exception as error:  # the code of any of hundreds of datasets
             if dataset in known and not config:
-                raise UsageError(f"{name} can't be opened: {_one_line(error)}") from None
+                raise UsageError(f"{name} can't be opened: {one_line(error)}") from None
     if config and dataset in known:
         choices = list(tfds.builder_cls(dataset).builder_configs)
         near = difflib.get_close_matches(config, choices) or choices[:3]
@@ -206,7 +206,7 @@ def _read_prepared(tfds: Any, name: str, builder: Any) -> Arrays:
             if count != size:
                 raise ValueError(f"{count} of {size} {part} examples are there")
         except Exception as error:  # damage shows in any of the decoders
-            raise UsageError(f"{builder.data_path}: can't be read: {_one_line(error)}") from None
+            raise UsageError(f"{builder.data_path}: can't be read: {one_line(error)}") from None
         parts[f"x_{part}"], parts[f"y_{part}"] = images, labels
     return check_arrays(name, **parts)
 
@@ -242,8 +242,4 @@ def _explain(what: str, error: Exception, folder: Path, advice: str) -> Jaxmnist
         return (SurroundingsError if full else UsageError)(
             f"{what} into {folder}: {os.strerror(error.errno)}; TFDS_DATA_DIR names another folder"
         )
-    return SurroundingsError(f"{what} ({_one_line(error)}): {advice}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return SurroundingsError(f"{what} ({one_line(error)}): {advice}")

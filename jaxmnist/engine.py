@@ -23,7 +23,7 @@ import numpy as np
 from jaxmnist.config import Hyperparameters, TrainingSettings
 from jaxmnist.convolution import block_size
 from jaxmnist.data import Dataset
-from jaxmnist.errors import UsageError
+from jaxmnist.errors import UsageError, one_line
 from jaxmnist.events import (
     Checkpoint,
     EpochFinished,
@@ -234,7 +234,7 @@ class Engine:
         except (Interrupted, CancelledError):
             raise Interrupted from None
         except Exception as failure:
-            error = " ".join(f"{type(failure).__name__}: {failure}".split())[:500]
+            error = one_line(failure, named=True)
         finally:
             programs.release(group)
         if len(group.trials) == 1:

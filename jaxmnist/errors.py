@@ -14,6 +14,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def one_line(error: BaseException, named: bool = False) -> str:
+    """An exception's message in one line, which may begin with its kind; some hold a whole file."""
+    text, kind = " ".join(str(error).split())[:300], type(error).__name__
+    return (f"{kind}: {text}" if named else text) if text else kind
+
+
 class JaxmnistError(Exception):
     """Base of every error that jaxmnist raises on purpose; its text is one clear line."""
 

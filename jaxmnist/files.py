@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from jaxmnist.errors import UsageError
+from jaxmnist.errors import UsageError, one_line
 
 UNSIGNED_BYTES = 8
 MOST_AXES = 4  # of an array of images
@@ -229,10 +229,7 @@ def _check_labels(name: str, labels: np.ndarray) -> np.ndarray:
 
 
 def reason(error: BaseException) -> str:
-    """An exception's message in one line, without the path that the caller names already.
-
-    Some messages hold a good part of the file.
-    """
+    """An exception's message in one line, without the path that the caller names already."""
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return one_line(error)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxmnist.command import Parser, add_settings, run_command, signals_call
 from jaxmnist.config import SearchSettings
-from jaxmnist.errors import SurroundingsError, UsageError
+from jaxmnist.errors import SurroundingsError, UsageError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -188,8 +188,7 @@ def describe_search(
     try:
         device = jax.devices()[0]
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise SurroundingsError(f"JAX has no device to compute on: {reason}") from None
+        raise SurroundingsError(f"JAX has no device to compute on: {one_line(error)}") from None
     return {
         "identity": {
             "data": dataset.fingerprint,

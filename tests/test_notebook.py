@@ -96,6 +96,7 @@ def test_show_keeps_styles_apart(finished, sections):
 
 def test_show_makes_a_page_that_is_older_than_the_run(finished, tmp_path):
     from jaxmnist.report.notebook import show
+    from jaxmnist.report.page import make_page
 
     shutil.copytree(finished.directory.path, tmp_path / "small")  # times of files are kept
     page = tmp_path / "small" / "report.html"
@@ -106,7 +107,7 @@ def test_show_makes_a_page_that_is_older_than_the_run(finished, tmp_path):
     record = tmp_path / "small" / "trials" / "0001" / "trial.json"
     os.utime(record, ns=(newer, newer))
     assert "as it was written" not in show(run)._repr_html_()
-    page.write_text('<meta http-equiv="refresh">as it was running')
+    page.write_text(make_page(run, images=False, reload=True) + "as it was running")
     os.utime(page, ns=(newer, newer))
     assert "as it was running" not in show(run)._repr_html_()
     page.write_bytes(b"\xff")

@@ -22,7 +22,7 @@ from test_search import facts, flags
 
 from jaxmnist import JaxmnistError, Run, SurroundingsError, UsageError, random_search
 from jaxmnist.command import signals, signals_call
-from jaxmnist.errors import Stopped
+from jaxmnist.errors import Stopped, one_line
 from jaxmnist.report.console import Console
 
 
@@ -322,6 +322,19 @@ def test_commands_heed_signals_before_they_import_anything_slow():
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.parametrize(
+    ("error", "says", "named"),
+    [
+        (ValueError("a\n b"), "a b", "ValueError: a b"),
+        (MemoryError(), "MemoryError", "MemoryError"),
+        (ValueError("x" * 5000), "x" * 300, "ValueError: " + "x" * 300),
+    ],
+)
+def test_what_an_exception_says_in_one_line(error, says, named):
+    assert one_line(error) == says
+    assert one_line(error, named=True) == named
+
+
 def test_an_error_is_always_one_line():
     error = JaxmnistError("a\nb\x1b[2Jc\u202ed\udcff")
     assert str(error) == "a\\nb\\x1b[2Jc\\u202ed\\udcff"
@@ -371,6 +384,29 @@ def test_the_same_signal_twice_at_once_is_one(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         again()
     assert order == ["first", "second"]
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    """In a process that takes for ever to bring to an end what the first one stopped."""
+    program = """
+import signal, time
+from jaxmnist import command
+command.TWICE = 0.0
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+with command.signals("; advice"), command.signals_call(lambda: print("first", flush=True)):
+    print("ready", flush=True)
+    while True:
+        time.sleep(60)
+"""
+    line = [sys.executable, "-c", program]
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for says in ("ready\n", "first\n"):
+            assert process.stdout.readline() == says
+            process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        assert process.stderr.read() == "jaxmnist: stopped by SIGINT; advice\n"
 
 
 def test_handlers_of_others_are_left_alone():

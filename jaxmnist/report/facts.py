@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from jaxmnist.atomic import DamagedFile, MissingFile, fits, read_json
 from jaxmnist.config import DEFAULT_RANGES, Range
 from jaxmnist.data import Dataset
-from jaxmnist.errors import JaxmnistError, UsageError
+from jaxmnist.errors import JaxmnistError, UsageError, one_line
 from jaxmnist.evaluation import kept_look
 from jaxmnist.record import Trial
 from jaxmnist.run import Run
@@ -24,8 +24,7 @@ SEARCHED = {"data": {"name": str, **COUNTS, "image_shape": [int], "labels": [int
 
 def plainly(problem: Exception) -> str:
     """An exception as half a sentence of a note; one that isn't ours with its kind."""
-    text = " ".join(str(problem).split())[:300]
-    return text if isinstance(problem, JaxmnistError) else f"{type(problem).__name__}: {text}"
+    return one_line(problem, named=not isinstance(problem, JaxmnistError))
 
 
 @dataclass
