@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from jaxmnist.config import Hyperparameters, SearchSettings
     from jaxmnist.data import load_arrays

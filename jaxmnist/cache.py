@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import platform
 import sys
 from pathlib import Path
 
-from jaxmnist.errors import UsageError
+from jaxmnist.devices import import_jax, start_jax
+from jaxmnist.errors import UsageError, local_path
 
 VARIABLE = "JAXMNIST_CACHE"
 OFF = "off"
@@ -27,11 +29,13 @@ def cache_folder(given: str | None) -> Path | None:
     if chosen == OFF:
         return None
     if chosen:
-        folder = Path(chosen)
+        folder = Path(local_path(chosen, "--cache" if given else VARIABLE))
     else:
         import platformdirs
 
         folder = Path(platformdirs.user_cache_dir("jaxmnist", appauthor=False))
+        if not folder.is_absolute():  # a user without a home; `~` stays as it is
+            return None
     return folder / f"{platform.machine() or 'machine'}-{_processor()[:12]}"
 
 
@@ -45,39 +49,54 @@ def _processor() -> str:
     return hashlib.sha256("\n".join(sorted(known)).encode()).hexdigest()
 
 
-def keep_programs(folder: Path | None) -> None:
+def keep_programs(folder: Path | None, wanted: bool = False) -> str | None:
     """Let JAX keep compiled programs in `folder`, unless the user has settings of their own.
+
+    Args:
+      folder: to keep them in; None for nowhere.
+      wanted: whether a person asked for this folder.
+
+    Returns:
+      What to tell a person where the folder can't be used.
 
     Best called before JAX is imported. Whenever XLA loads a program for a CPU, it complains in
     4 kB that the processor lacks two 'features' that are only tuning advice to the compiler; its
     log can't be quieted later. Where JAX is there already, programs for a CPU are not kept.
 
     Raises:
-      UsageError: the folder can't be made.
+      UsageError: the folder that a person asked for can't be used.
     """
     late = "jax" in sys.modules
     if os.environ.get(LOG_LEVEL, JAX_LOG_LEVEL) == JAX_LOG_LEVEL and not late:
         os.environ[LOG_LEVEL] = "3"
-    import jax
-
+    jax = import_jax()
     settings = jax.config.values
     own = settings["jax_compilation_cache_dir"] is not None
     if folder is None or own or not settings["jax_enable_compilation_cache"]:
-        return
+        return None
     programs = folder / "programs"
+    problem = None
     try:
         programs.mkdir(parents=True, exist_ok=True)
+        if not os.access(programs, os.W_OK | os.X_OK):
+            problem = os.strerror(errno.EACCES)
     except OSError as error:
-        raise UsageError(
-            f"{programs}: can't keep compiled programs: {error.strerror}"
+        problem = error.strerror
+    if problem:
+        line = (
+            f"{programs}: can't keep compiled programs: {problem}"
             f" (--cache names another folder, or {OFF})"
-        ) from None
-    if late and os.environ.get(LOG_LEVEL) != "3" and jax.default_backend() == "cpu":
-        return
+        )
+        if wanted:
+            raise UsageError(line)
+        return f"note: {line}"
+    if late and os.environ.get(LOG_LEVEL) != "3" and start_jax() == "cpu":
+        return None
     _drop_oldest(programs)
     jax.config.update("jax_compilation_cache_dir", str(programs))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return None
 
 
 def _drop_oldest(programs: Path) -> None:

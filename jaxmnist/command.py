@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
-from importlib.metadata import version
 from typing import Any, NoReturn
 
+from jaxmnist import __version__
 from jaxmnist.config import PRECISIONS, SELECTIONS, SVM_BACKENDS, SearchSettings, flag
-from jaxmnist.errors import JaxmnistError, Stopped, UsageError, disk_error
+from jaxmnist.errors import JaxmnistError, Stopped, UsageError, disk_error, one_line
 
 CHOICES = {"select": SELECTIONS, "svm_backend": SVM_BACKENDS, "precision": PRECISIONS}
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=f"python -m jaxmnist.{module}", description=description, allow_abbrev=False
         )
-        self.add_argument("--version", action="version", version=f"jaxmnist {version('jaxmnist')}")
+        self.add_argument("--version", action="version", version=f"jaxmnist {__version__}")
 
     def error(self, message: str) -> NoReturn:
         """Raise what the parser has to complain about."""
@@ -47,14 +47,17 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str] | None = 
         if item.name in CHOICES:
             text += f" [{', '.join(CHOICES[item.name])}]"
         if kind == "bool":
-            name, action = (flag(item.name), "store_true")
-            if item.default is True:
-                name, action = (flag("no_" + item.name), "store_false")
+            # Where a thing is done unless it is forbidden, both flags are there.
+            action = argparse.BooleanOptionalAction if item.default else "store_true"
             parser.add_argument(
-                name, dest=item.name, action=action, default=argparse.SUPPRESS, help=text
+                flag(item.name),
+                dest=item.name,
+                action=action,
+                default=argparse.SUPPRESS,
+                help=text + (" (default: yes)" if item.default else ""),
             )
             continue
-        if item.default is not None:
+        if item.default is not None and item.default != "default":
             text += f" (default {item.default})"
         parser.add_argument(
             flag(item.name),
@@ -149,9 +152,9 @@ def signals_call(action: Callable[[], None]) -> Iterator[None]:
 
 
 def run_command(
-    main: Callable[[list[str]], None], arguments: list[str] | None = None, advice: str = ""
+    main: Callable[[list[str]], int | None], arguments: list[str] | None = None, advice: str = ""
 ) -> int:
-    """Run a command's `main` with its arguments; returns the exit status.
+    """Run a command's `main` with its arguments; returns the exit status, which `main` may give.
 
     An error of jaxmnist becomes one line on standard error. `advice` ends the line of a command
     that a signal has stopped.
@@ -160,14 +163,18 @@ def run_command(
         # A terminal that lacks a character shows another one; it doesn't end the search.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    status = None
     try:
         with signals(advice):
             with suppress(SystemExit):  # --help and --version have answered
-                main(sys.argv[1:] if arguments is None else arguments)
+                status = main(sys.argv[1:] if arguments is None else arguments)
             if sys.stdout is not None:
                 sys.stdout.flush()
     except JaxmnistError as error:
         return _end(str(error), error.exit_status)
+    except ImportError as error:
+        mend = "install jaxmnist with what it needs: python -m pip install --editable ."
+        return _end(f"{one_line(error)}; {mend}", 1)
     except MemoryError:
         return _end("memory is exhausted", 1)
     except Stopped as stopped:
@@ -179,7 +186,7 @@ def run_command(
     except OSError as error:
         failure = disk_error(f"{error.filename or 'output'}", error)
         return _end(str(failure), failure.exit_status)
-    return 0
+    return status or 0
 
 
 def _numbers() -> list[int]:
@@ -191,11 +198,17 @@ def _stopped(number: int) -> str:
     return f"stopped by {signal.Signals(number).name}"
 
 
-def _end(line: str | None, status: int) -> int:
-    """Say why the command ends, as far as anybody can be told; returns `status`."""
-    if line is not None and sys.stderr is not None:
+def complain(line: str) -> None:
+    """Print a line on standard error, as far as anybody can be told."""
+    if sys.stderr is not None:
         with suppress(OSError):  # the terminal was closed
             print(f"jaxmnist: {line}", file=sys.stderr, flush=True)
+
+
+def _end(line: str | None, status: int) -> int:
+    """Say why the command ends, as far as anybody can be told; returns `status`."""
+    if line is not None:
+        complain(line)
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from jaxmnist.errors import UsageError
+from jaxmnist.errors import UsageError, local_path
 
 LARGEST_SEED = 2**32 - 1
 PRECISIONS = ("default", "highest", "bfloat16")
@@ -118,34 +118,42 @@ class Range:
     step: int = 1
 
     @classmethod
-    def parse(cls, name: str, value: Any) -> Range:
-        """Read `32:128:16`, `1:3`, `112`, an int, a `Range`, or a sequence of two or three ints.
+    def parse(cls, name: str, value: Any) -> Range | Values:
+        """Read what a person can say of a hyperparameter's values.
 
-        Raises `UsageError` that names the hyperparameter if it is empty, negative or no range.
+        `32:128:16` and `(32, 128, 16)` are a range, `1:3` and `(1, 3)` one of step 1, `112` and an
+        int one value, `32,64,128` and a list values.
+
+        Raises `UsageError` that names the hyperparameter if it is empty, negative or none of these.
         """
         if isinstance(value, Range):
             parts: list[Any] = [value.start, value.stop, value.step]
+        elif isinstance(value, Values):
+            parts = list(value.values)
         elif isinstance(value, str):
-            parts = value.split(":")
+            parts = value.split("," if "," in value else ":")
         elif isinstance(value, list | tuple):
             parts = list(value)
         else:
             parts = [value]
+        are_values = isinstance(value, list | Values) or (isinstance(value, str) and "," in value)
         wanted = (
-            f"{flag(name)} must be a number, first:last or first:last:step, such as 32:128:16,"
-            f" not {_shown(value)}"
+            f"{flag(name)} must be a number, a range such as 32:128:16 (in Python also a tuple) or"
+            f" values such as 32,64,128 (in Python also a list), not {_shown(value)}"
         )
         try:
             numbers = [int(part) for part in parts if not isinstance(part, bool | float)]
         except (TypeError, ValueError):
             raise UsageError(wanted) from None
-        if len(numbers) != len(parts) or not 1 <= len(numbers) <= 3:
+        if len(numbers) != len(parts) or not numbers or (len(numbers) > 3 and not are_values):
             raise UsageError(wanted)
         check_whole(name, max(map(abs, numbers)), 0)
+        if are_values and len(numbers) > 1:
+            return Values.of(name, numbers)
         start = numbers[0]
         stop = numbers[1] if len(numbers) > 1 else start
         step = numbers[2] if len(numbers) > 2 else 1
-        low = 0 if name == "dense_layers" else 1
+        low = least(name)
         if start < low:
             raise UsageError(f"{flag(name)} must start at {low} or more, not at {start}")
         if stop < start:
@@ -166,6 +174,30 @@ class Range:
         if len(self.values) == 1:
             return str(self.start)
         return f"{self.start}:{self.stop}" + (f":{self.step}" if self.step != 1 else "")
+
+
+@dataclass(frozen=True)
+class Values:
+    """Whole numbers that were named one by one, ascending."""
+
+    values: tuple[int, ...]
+
+    @classmethod
+    def of(cls, name: str, numbers: list[int]) -> Values:
+        """These values of a hyperparameter; `UsageError` if one is wrong or there twice."""
+        for number in numbers:
+            check_whole(name, number, least(name))
+            if numbers.count(number) > 1:
+                raise UsageError(f"{flag(name)} names the value {number} twice")
+        return cls(tuple(sorted(numbers)))
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.values))
+
+
+def least(name: str) -> int:
+    """The least value of a hyperparameter."""
+    return 0 if name == "dense_layers" else 1
 
 
 DEFAULT_RANGES = {
@@ -240,9 +272,14 @@ class SearchSettings:
     project_name: str | None = _setting(
         None, "folder of this run in it (default: the dataset's name)", "NAME"
     )
-    overwrite: bool = _setting(False, "delete the run that is there and start anew")
+    overwrite: bool = _setting(
+        False, "delete the run that is there, but for its ledger, and start anew"
+    )
     select: str = _setting(
-        "steady", "how the winner is chosen: steady (validation accuracy never falls) or best"
+        "steady",
+        "how the winner is chosen: steady (no fall of validation accuracy beyond its standard error"
+        " comes first) or best (by validation accuracy alone)",
+        "RULE",
     )
     tolerance: float | None = _setting(
         None, "fall of validation accuracy that is still steady", "FALL"
@@ -258,20 +295,31 @@ class SearchSettings:
     keep: int = _setting(3, "how many of the best trials keep their weights", "N")
     jobs: int | None = _setting(None, "trials that train at once (default: one for each core)", "N")
     lanes: int | None = _setting(
-        None, "trials stacked in one program (default: measured on a GPU or TPU; 1 on a CPU)", "N"
+        None,
+        "trials stacked in one program (default: measured on a GPU; 1 on a CPU and each TPU chip)",
+        "N",
     )
-    precision: str = _setting("default", "of the network's arithmetic; bfloat16 on GPU and TPU")
+    precision: str = _setting(
+        "default",
+        "numeric precision: default (JAX's own for the device), highest (float32) or bfloat16 (GPU,"
+        " TPU)",
+        "NAME",
+    )
     cache: str | None = _setting(
         None,
         "folder that keeps compiled programs, or off"
         " (default: $JAXMNIST_CACHE, else the user's cache folder)",
         "PATH",
     )
-    svm: bool = _setting(True, "leave the SVM out")
-    svm_backend: str = _setting("auto", "library that fits the SVM")
+    svm: bool = _setting(True, "fit an SVM on the winner's features")
+    svm_backend: str = _setting(
+        "auto",
+        "library that fits the SVM; auto: cuml on a GPU where installed, else sklearn",
+        "NAME",
+    )
     svm_search: int = _setting(0, "tune the SVM's C and gamma over N draws", "N")
-    report: bool = _setting(True, "leave the page out, report.html")
-    tensorboard: bool = _setting(True, "leave TensorBoard's files out")
+    report: bool = _setting(True, "make the page, report.html")
+    tensorboard: bool = _setting(True, "write TensorBoard's files")
     quiet: bool = _setting(False, "say only the result")
 
     def __post_init__(self) -> None:
@@ -282,7 +330,7 @@ class SearchSettings:
             value = os.fspath(value) if isinstance(value, os.PathLike) else value
             if not isinstance(value, str) or not value or not value.isprintable():
                 raise UsageError(f"{flag(name)} must be a name or a path, not {_shown(value)}")
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, local_path(value, flag(name)))
         for name in ("overwrite", "svm", "report", "tensorboard", "quiet"):
             if not isinstance(getattr(self, name), bool):
                 shown = _shown(getattr(self, name))
@@ -343,7 +391,9 @@ class SearchSettings:
     def to_json(self) -> dict[str, Any]:
         """All settings as JSON's object; ranges as their text."""
         return {
-            item.name: str(value) if isinstance(value := getattr(self, item.name), Range) else value
+            item.name: str(value)
+            if isinstance(value := getattr(self, item.name), Range | Values)
+            else value
             for item in fields(self)
         }
 

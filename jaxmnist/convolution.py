@@ -108,7 +108,7 @@ def _patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _max_pool(x: jax.Array) -> jax.Array:
     """2×2 max-pooling, float[N, H, W, F] → float[N, H // 2, W // 2, F]."""
     x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
-    return functools.reduce(jnp.maximum, [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)])
+    return _max_corner(*[x[:, i::2, j::2] for i, j in _CORNERS])
 
 
 def _larger(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""A dataset of uint8 images and integer labels, in training, validation and test parts."""
+"""A dataset of images and integer labels, in training, validation and test parts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxmnist.config import SearchSettings
-from jaxmnist.errors import UsageError
-from jaxmnist.files import Arrays, read_idx_folder, read_npz
+from jaxmnist.errors import UsageError, local_path
+from jaxmnist.files import EIGHT_BITS, Arrays, read_idx_folder, read_npz, scale_of
 
 MNIST_SHA256 = {
     "x_train": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -25,9 +25,11 @@ MNIST_SHA256 = {
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images uint8[N, H, W, C] and their classes int32[N], 0 to K − 1, in three parts.
+    """Images [N, H, W, C] and their classes int32[N], 0 to K − 1, in three parts.
 
+    Images are uint8 where all pixels are whole numbers from 0 to 255, else float32.
     labels: the K labels, ascending, as the data gives them: class k has label `labels[k]`.
+    scale: what pixels are divided by before a network or an SVM sees them; see `files.scale_of`.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Dataset:
     x_test: np.ndarray
     y_test: np.ndarray
     labels: tuple[int, ...]
+    scale: float
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -53,12 +56,22 @@ class Dataset:
     @cached_property
     def fingerprint(self) -> str:
         """The SHA-256 of everything that is in it, the split included."""
-        digest = hashlib.sha256(repr(self.labels).encode())
+        digest = hashlib.sha256(repr((self.labels, self.scale)).encode())
         for part in ("train", "validation", "test"):
             for array in (getattr(self, f"x_{part}"), getattr(self, f"y_{part}")):
                 digest.update(repr((array.shape, str(array.dtype))).encode())
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
+
+    @property
+    def scale_note(self) -> str | None:
+        """What to tell a person of the scale; None where it is the usual one."""
+        if self.scale == EIGHT_BITS:
+            return None
+        return (
+            f"note: pixels of {self.name} are divided by {self.scale:g}, the largest of the"
+            f" training images, not by {EIGHT_BITS:g}"
+        )
 
 
 def load_arrays(dataset: str | None = None, data_dir: str | None = None) -> Arrays:
@@ -76,6 +89,7 @@ def load_arrays(dataset: str | None = None, data_dir: str | None = None) -> Arra
     (60000, 28, 28, 1)
     """
     if data_dir is not None:
+        data_dir = local_path(data_dir, "--data-dir")
         if os.path.isdir(data_dir):
             return read_idx_folder(Path(data_dir))
         if os.path.isfile(data_dir):
@@ -145,6 +159,7 @@ def split(
         arrays.x_test,
         np.searchsorted(labels, arrays.y_test).astype(np.int32),
         tuple(int(label) for label in labels),
+        scale_of(name, arrays.x_train),  # of all training images, whatever the limit
     )
 
 

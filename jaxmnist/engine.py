@@ -7,7 +7,6 @@ compiled programs or devices. One bad trial never hurts its neighbours.
 from __future__ import annotations
 
 import operator
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,6 +22,7 @@ import numpy as np
 from jaxmnist.config import Hyperparameters, TrainingSettings
 from jaxmnist.convolution import block_size
 from jaxmnist.data import Dataset
+from jaxmnist.devices import cores, start_jax
 from jaxmnist.errors import UsageError, one_line
 from jaxmnist.events import (
     Checkpoint,
@@ -42,7 +42,7 @@ from jaxmnist.model import (
     parameter_shapes,
     resize_parameters,
 )
-from jaxmnist.programs import Pair, Programs
+from jaxmnist.programs import Compilers, Programs
 from jaxmnist.stacking import candidates, choose, widths_of
 from jaxmnist.training import (
     TrainingState,
@@ -66,13 +66,6 @@ COMPILER_OPTIONS = {
     "xla_backend_optimization_level": 1,
     "xla_llvm_disable_expensive_passes": True,
 }
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass
@@ -115,7 +108,7 @@ class _Lanes:
 
 @dataclass
 class Engine:
-    """Trains configurations on one dataset, whose images lie on the device as uint8.
+    """Trains configurations on one dataset, whose images lie on the device.
 
     jobs: groups of trials at once; None for one a core on a CPU, and one on an accelerator.
     lanes: trials in one program; None to measure what is best (on a CPU: one).
@@ -133,7 +126,7 @@ class Engine:
     stacking: Stacking | None = None
     memory: Path | None = None
     checkpoint_every: float | None = None
-    platform: str = field(default_factory=jax.default_backend)
+    platform: str = field(default_factory=start_jax)
     compiled: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -393,13 +386,15 @@ class Engine:
         order = epoch_order(len(self.dataset.y_train), self.seed, epoch)
         return batches(order, self._batch_size, self._block)
 
-    def _build(self, group: Group) -> Pair:
-        """Compile the programs of a group."""
-        (train, arguments), (validate, others) = self.functions(group)
+    def _build(self, group: Group) -> Compilers:
+        """What compiles the program that trains a group, and the one that evaluates it."""
         options = COMPILER_OPTIONS if self.platform == "cpu" else None
-        return Pair(
-            train.lower(*arguments).compile(options), validate.lower(*others).compile(options)
-        )
+
+        def compiler(function: Any, arguments: tuple) -> Callable[[], jax.stages.Compiled]:
+            return lambda: function.lower(*arguments).compile(options)
+
+        train, validate = self.functions(group)
+        return compiler(*train), compiler(*validate)
 
     def functions(self, group: Group) -> tuple[tuple[Any, tuple], tuple[Any, tuple]]:
         """What trains a group and what evaluates it, jitted, each with its arguments' shapes."""
@@ -419,6 +414,7 @@ class Engine:
             self.dataset.classes,
             self.stacking.method(self.platform),
             self.settings.precision,
+            self.dataset.scale,
         )
         loop, step = self.stacking.loop, np.int32(0)
         train = train_block(model, self.settings)
@@ -431,7 +427,7 @@ class Engine:
 
     def _rate(self, group: Group) -> float:
         """Steps a second of all lanes together, compiling not counted."""
-        train, _ = self._build(group)
+        train = self._build(group)[0]()
         state, order = self._start(group, {}).state, self._batches(0)
         last = np.int32(min(self._steps, len(order)))
         seconds = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 
 
 def printable(text: str) -> str:
@@ -38,6 +40,21 @@ class UsageError(JaxmnistError, ValueError):
 
 class SurroundingsError(JaxmnistError, RuntimeError):
     """The surroundings failed: a full disk, no network, or every trial of a search."""
+
+
+def local_path(path: str | os.PathLike[str], name: str = "a path") -> str:
+    """`path` with its `~` expanded; `UsageError` if it looks like an address of another machine.
+
+    Python would make a folder called 's3:' of one. `name` is what to call it in the error.
+    """
+    text = os.fspath(path)
+    # Two letters at least, as Windows has C:/; pathlib leaves one slash of two.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        raise UsageError(
+            f"{name}: {text} looks like an address; a path on this machine is needed (a bucket can"
+            " be mounted as a folder)"
+        )
+    return os.path.expanduser(text)
 
 
 class Stopped(BaseException):

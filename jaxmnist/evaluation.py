@@ -31,6 +31,7 @@ from jaxmnist.run import CONFIG, Run, locked_run
 
 PROBABILITIES = "test_probabilities.npy"  # float32[N, K], beside test.json
 MOST_IMAGES = 10**7  # that a report may claim
+MOST_CLASSES = 20  # that a console shows whole; of more it shows this many
 # What the report on test images says, in test.json and in svm.json.
 REPORT = {
     "accuracy": float,
@@ -150,6 +151,49 @@ def table(matrix: np.ndarray, labels: Sequence[int]) -> str:
     return "\n".join(" ".join(cell.rjust(width) for cell in row) for row in cells)
 
 
+def describe_confusions(evaluation: Evaluation, file: str) -> str:
+    """The confusion matrix as text; of many classes, the most frequent confusions.
+
+    `file` of the run has the whole matrix.
+    """
+    labels, matrix = evaluation.labels, evaluation.confusion_matrix
+    if len(labels) <= MOST_CLASSES:
+        head = "Confusion matrix (rows: truth, columns: prediction):"
+        return f"{head}\n{table(matrix, labels)}"
+    wrong = matrix - np.diag(np.diag(matrix))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CLASSES]
+    lines = [
+        f"The most frequent confusions of {len(labels)} classes ({file} has the whole matrix):"
+    ]
+    for truth, prediction in zip(*np.unravel_index(order, wrong.shape), strict=True):
+        if count := wrong[truth, prediction]:
+            images = "1 image" if count == 1 else f"{count} images"
+            lines.append(f"  {labels[truth]} classified as {labels[prediction]}: {images}")
+    return (
+        "\n".join(lines)
+        if len(lines) > 1
+        else f"No image of {len(labels)} classes is misclassified."
+    )
+
+
+def describe_classes(evaluation: Evaluation, file: str) -> str:
+    """The classification report as text; of many classes, those of the lowest f1-score.
+
+    `file` of the run has the whole report.
+    """
+    rows = evaluation.classification_table().rstrip()
+    classes = len(evaluation.labels)
+    if classes <= MOST_CLASSES:
+        return f"Classification report:\n{rows}"
+    lines = rows.splitlines()  # the head, an empty line, a line a class, an empty line, averages
+    report = evaluation.classification_report()
+    scores = [report[str(label)]["f1-score"] for label in evaluation.labels]
+    worst = np.argsort(scores, kind="stable")[:MOST_CLASSES]
+    shown = [*lines[:2], *(lines[2 + k] for k in worst), *lines[2 + classes :]]
+    head = f"Classification report of the {MOST_CLASSES} worst of {classes} classes"
+    return "\n".join([f"{head} ({file} has all):", *shown])
+
+
 def describe_gap(validation: float, validation_images: int, test: Evaluation) -> str:
     """The gap between validation and test accuracy, and what it means, in a sentence or two.
 
@@ -171,8 +215,8 @@ def describe_gap(validation: float, validation_images: int, test: Evaluation) ->
             " images are easier than the validation images."
         )
     return line + (
-        f", within chance (two standard errors are {2 * error:.4f}): no sign that the choice among"
-        " trials has fitted the validation images."
+        f", within chance: only a gap above {2 * error:.4f} (two standard errors) would have shown"
+        " that the choice among trials has fitted the validation images."
     )
 
 
@@ -253,11 +297,9 @@ def describe(content: dict[str, Any]) -> str:
             f" look {looks} at this test set)",
             describe_gap(content["validation_accuracy"], content["validation_images"], evaluation),
             "",
-            "Confusion matrix (rows: truth, columns: prediction):",
-            table(evaluation.confusion_matrix, evaluation.labels),
+            describe_confusions(evaluation, "best/test.json"),
             "",
-            "Classification report:",
-            evaluation.classification_table().rstrip(),
+            describe_classes(evaluation, "best/test.json"),
         ]
     )
 

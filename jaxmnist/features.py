@@ -31,7 +31,7 @@ class FlattenFeatures(TransformerMixin, BaseEstimator):
         return self
 
     def transform(self, images: np.ndarray) -> np.ndarray:
-        """Images uint8[N, H, W, C] → features float32[N, D]."""
+        """Images [N, H, W, C] → features float32[N, D]."""
         return self.model.features(images)
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -22,6 +22,8 @@ from jaxmnist.errors import UsageError, one_line
 
 UNSIGNED_BYTES = 8
 MOST_AXES = 4  # of an array of images
+EIGHT_BITS = 255.0  # the largest pixel of usual images
+OVER = 8  # times the scale; images that reach further are of another one
 LARGEST_FILE = 8 * 2**30  # bytes, uncompressed; see `largest_file`
 PIECE = 2**20  # bytes that are read at a time where only a header says how many will come
 
@@ -34,7 +36,10 @@ IDX_NAMES = {
 
 
 class Arrays(NamedTuple):
-    """A dataset as it was found: images uint8[N, H, W, C] and labels int64[N] of two parts."""
+    """A dataset as it was found: images [N, H, W, C] and labels int64[N] of two parts.
+
+    Images are uint8 where all pixels are whole numbers from 0 to 255, else float32, in both parts.
+    """
 
     x_train: np.ndarray
     y_train: np.ndarray
@@ -196,24 +201,74 @@ def check_arrays(
     if parts["x_train"].shape[1:] != parts["x_test"].shape[1:]:
         shapes = [parts[key].shape[1:] for key in ("x_train", "x_test")]
         raise UsageError(f"{source}: training images are {shapes[0]} and test images {shapes[1]}")
+    if parts["x_train"].dtype != parts["x_test"].dtype:
+        parts |= {key: parts[key].astype(np.float32) for key in ("x_train", "x_test")}
+    check_levels(f"{source}: x_test", parts["x_test"], scale_of(source, parts["x_train"]))
     return Arrays(**parts)
 
 
 def check_images(name: str, images: np.ndarray) -> np.ndarray:
-    """Images as uint8[N, H, W, C]; `UsageError` naming `name` if they can't be that."""
+    """Images [N, H, W, C]: uint8 if all pixels are whole numbers from 0 to 255, else float32.
+
+    Args:
+      name: what to call them in errors.
+      images: [N, H, W] or [N, H, W, C] of any numbers or truth values.
+
+    Raises:
+      UsageError: another shape, or pixels that are negative, not finite, or no numbers.
+    """
     if images.ndim not in (3, 4) or 0 in images.shape[1:]:
         raise UsageError(f"{name}: images must be (N, H, W) or (N, H, W, C), not {images.shape}")
+    if images.dtype.kind not in "biuf":
+        raise UsageError(f"{name}: pixels must be numbers, not {images.dtype}")
     if images.dtype != np.uint8:
-        whole = images.dtype.kind in "iuf" and bool(
-            np.all((images >= 0) & (images <= 255) & (images == np.floor(images)))
-        )
-        if not whole:
+        # NumPy warns of what doesn't fit into float32; it is refused here.
+        with np.errstate(over="ignore"):
+            real = images.astype(np.float32)
+        if not np.isfinite(real).all():
+            raise UsageError(f"{name}: has pixels that are not finite numbers")
+        if images.size and images.min() < 0:
             raise UsageError(
-                f"{name}: pixels must be whole numbers from 0 to 255 (fractions times 255,"
-                f" rounded), not {images.dtype} of other values"
+                f"{name}: has negative pixels, down to {real.min():g}; add a number that makes"
+                " black 0"
             )
-        images = images.astype(np.uint8)
+        # Of the array as it came: float32 would round some fractions to whole numbers.
+        is_whole = bool(np.all(images <= 255)) and bool(np.all(images == np.floor(images)))
+        images = images.astype(np.uint8) if is_whole else real
     return images if images.ndim == 4 else images[..., None]
+
+
+def scale_of(name: str, images: np.ndarray) -> float:
+    """What pixels of images like these are divided by, so that they reach from 0 to about 1.
+
+    255 where 8-bit images have a value above 127, else their largest value: images of 0 and 1,
+    of 0..16, or of 12 bits are then as bright as others.
+
+    Args:
+      name: what to call the images in errors.
+      images: training images, as `check_images` gives them.
+
+    Raises:
+      UsageError: all pixels are 0.
+    """
+    largest = float(images.max())
+    if largest == 0:
+        raise UsageError(f"{name}: all pixels of the training images are 0")
+    return EIGHT_BITS if images.dtype == np.uint8 and largest > EIGHT_BITS // 2 else largest
+
+
+def check_levels(name: str, images: np.ndarray, scale: float) -> None:
+    """Raise `UsageError` if `images`, as `check_images` gives them, are not of this scale.
+
+    Pixels may exceed the scale, as test images may be brighter than all training images, but not
+    `OVER` times; and fractions up to 1 are not what a scale of many levels belongs to.
+    """
+    largest = float(images.max(initial=0))
+    if largest > OVER * scale or (images.dtype != np.uint8 and largest <= 1 and scale > OVER):
+        raise UsageError(
+            f"{name}: its pixels reach {largest:g}, and those of the training images {scale:g};"
+            " give both on one scale"
+        )
 
 
 def _check_labels(name: str, labels: np.ndarray) -> np.ndarray:

@@ -61,21 +61,23 @@ class ConvolutionalNetwork(nn.Module):
     """The network of one configuration, for `classes` classes.
 
     method: how its convolutions are computed; precision: see `TrainingSettings`.
+    scale: what pixels are divided by; see `Dataset`.
     """
 
     hyperparameters: Hyperparameters
     classes: int = 10
     method: Method = "tiles"
     precision: str = "default"
+    scale: float = 255.0
 
     @nn.compact
     def __call__(self, images: jax.Array) -> Outputs:
-        """Logits and flatten features of images uint8[N, H, W, C], or of floats from 0 to 255."""
+        """Logits and flatten features of images [N, H, W, C] with pixels from 0 to `scale`."""
         if self.precision == "bfloat16":
             dtype = jnp.dtype(jnp.bfloat16)
         else:
             dtype = images.dtype if jnp.issubdtype(images.dtype, jnp.floating) else jnp.float32
-        x = images.astype(dtype) / 255
+        x = images.astype(dtype) / self.scale
         for i, layer in enumerate(_convolutions(self.hyperparameters)):
             block = ConvolutionReluPool(**layer, method=self.method, name=_name("conv2d", i))
             x = block(x)
@@ -103,6 +105,7 @@ def build_model(
     classes: int = 10,
     method: Method = "tiles",
     precision: str = "default",
+    scale: float = 255.0,
 ) -> ConvolutionalNetwork:
     """The Flax module of a configuration.
 
@@ -112,11 +115,11 @@ def build_model(
     >>> logits.shape, features.shape
     ((3, 10), (3, 4032))
     """
-    return ConvolutionalNetwork(hyperparameters, classes, method, precision)
+    return ConvolutionalNetwork(hyperparameters, classes, method, precision, scale)
 
 
 def outputs(model: ConvolutionalNetwork, parameters: Parameters, images: jax.Array) -> Outputs:
-    """Logits and flatten features of images uint8[N, H, W, C]."""
+    """Logits and flatten features of images uint8 or float[N, H, W, C]."""
     with _precision(model):
         result = model.apply({"params": parameters}, images)
     assert isinstance(result, Outputs)

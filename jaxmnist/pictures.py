@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from jaxmnist.errors import UsageError
-from jaxmnist.files import check_images, npz_names, read_npy, read_npz_member, reason
+from jaxmnist.files import (
+    EIGHT_BITS,
+    OVER,
+    check_images,
+    check_levels,
+    npz_names,
+    read_npy,
+    read_npz_member,
+    reason,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,7 +43,7 @@ class Picture:
 
     Attributes:
       name: what to call it in output: the path, and of a stack of images "path[3]".
-      image: uint8[H, W, C], as the network takes it.
+      image: uint8 or float32[H, W, C], as the network takes it.
       steps: what was done, in words and in order; empty where it is used as it is.
     """
 
@@ -43,15 +52,18 @@ class Picture:
     steps: tuple[str, ...]
 
 
-def read_pictures(path: Path, image_shape: tuple[int, int, int]) -> list[Picture]:
+def read_pictures(
+    path: Path, image_shape: tuple[int, int, int], scale: float = EIGHT_BITS
+) -> list[Picture]:
     """The images of a file; its content, not its name, says what kind it is.
 
     Args:
-      path: an array (`.npy`, or `.npz` with an array `images` or a single one) of whole numbers
-        0..255 in the shape [H, W, C] or [N, H, W, C], where C is 1 also [H, W] or [N, H, W],
+      path: an array (`.npy`, or `.npz` with an array `images` or a single one) of numbers
+        0..scale in the shape [H, W, C] or [N, H, W, C], where C is 1 also [H, W] or [N, H, W],
         which is used as it is; or a picture (PNG, JPEG, BMP, GIF, WebP). For one channel a
         picture is prepared by `mnist_like`, for three the whole of it is scaled to H×W.
       image_shape: the network's (H, W, C).
+      scale: of the network's images; see `Dataset`.
 
     Raises:
       UsageError: the file can't be read, is damaged, is too large, shows nothing, or doesn't suit
@@ -67,9 +79,9 @@ def read_pictures(path: Path, image_shape: tuple[int, int, int]) -> list[Picture
             size = file.seek(0, 2)
             file.seek(0)
             if head == b"\x93NUMPY":
-                return _from_array(path, read_npy(str(path), file, size), image_shape)
+                return _from_array(path, read_npy(str(path), file, size), image_shape, scale)
             if head[:4] == b"PK\3\4":
-                return _from_array(path, _read_npz(path, file), image_shape)
+                return _from_array(path, _read_npz(path, file), image_shape, scale)
             if image_shape[2] not in (1, 3):
                 raise UsageError(
                     f"{path}: not an array (.npy, .npz); this network's images have"
@@ -84,6 +96,9 @@ def read_pictures(path: Path, image_shape: tuple[int, int, int]) -> list[Picture
         image, more = _scaled_rgb(pixels, image_shape[0], image_shape[1])
     else:
         image, more = mnist_like(path, pixels, image_shape[0], image_shape[1])
+    if scale != EIGHT_BITS:
+        image = image * np.float32(scale / EIGHT_BITS)
+        more = (*more, f"white is {scale:g}, as in the training images")
     return [Picture(str(path), image, (*steps, *more))]
 
 
@@ -269,7 +284,9 @@ def _read_npz(path: Path, file: BinaryIO) -> np.ndarray:
         return read_npz_member(path, archive, "images" if "images" in names else names[0])
 
 
-def _from_array(path: Path, array: np.ndarray, image_shape: tuple[int, int, int]) -> list[Picture]:
+def _from_array(
+    path: Path, array: np.ndarray, image_shape: tuple[int, int, int], scale: float
+) -> list[Picture]:
     """Pictures of an array of one image or a stack of them, checked against the network's."""
     height, width, channels = image_shape
     single = [image_shape] + [(height, width)] * (channels == 1)
@@ -281,5 +298,12 @@ def _from_array(path: Path, array: np.ndarray, image_shape: tuple[int, int, int]
     stack = check_images(str(path), array.reshape(-1, *image_shape))
     if len(stack) == 0:
         raise UsageError(f"{path}: has no images")
+    check_levels(str(path), stack, scale)
+    largest, steps = float(stack.max()), []
+    if largest < scale / OVER:
+        steps.append(
+            f"used as it is, though its largest pixel is {largest:g}, and {scale:g} that of the"
+            " training images"
+        )
     names = [str(path)] if array.shape in single else [f"{path}[{i}]" for i in range(len(stack))]
-    return [Picture(name, image, ()) for name, image in zip(names, stack, strict=True)]
+    return [Picture(name, image, tuple(steps)) for name, image in zip(names, stack, strict=True)]

@@ -24,32 +24,44 @@ class Pair(NamedTuple):
     evaluate: jax.stages.Compiled
 
 
+Compilers = tuple[Callable[[], jax.stages.Compiled], Callable[[], jax.stages.Compiled]]
+Halves = tuple[Future[jax.stages.Compiled], Future[jax.stages.Compiled]]
+
+
 class Programs:
     """The programs of groups of trials; groups of the same shape share theirs.
 
     Args:
-      build: compiles the programs of a group.
+      build: gives the two functions that compile the programs of a group.
       groups: that will ask for their programs, in this order.
       ahead: threads that compile before anybody asks. Zero leaves it to who asks, which is best
-        where compiling would take the cores from training.
+        where compiling would take the cores from training. Otherwise all programs are compiled at
+        once, those that are needed first before the others where there are more than threads.
 
     Attributes:
       compiled: how many pairs were compiled so far.
     """
 
-    def __init__(self, build: Callable[[Group], Pair], groups: Iterable[Group], ahead: int) -> None:
+    def __init__(
+        self, build: Callable[[Group], Compilers], groups: Iterable[Group], ahead: int
+    ) -> None:
         self.compiled = 0
         self._dropped = 0
         self._build = build
         self._lock = threading.Lock()
-        self._pairs: dict[tuple, Future[Pair]] = {}
+        self._pairs: dict[tuple, Halves] = {}
         groups = list(groups)
         self._waiting = Counter(group.program for group in groups)
         self._threads = ThreadPoolExecutor(ahead, "compile") if ahead else None
         if self._threads:
             for group in groups:
                 if group.program not in self._pairs:
-                    self._pairs[group.program] = self._threads.submit(self._compile, group)
+                    submit = self._threads.submit
+                    self._pairs[group.program] = (
+                        submit(self._compile, group, 0),
+                        submit(self._compile, group, 1),
+                    )
+                    self.compiled += 1
 
     def get(self, group: Group) -> Pair:
         """The programs of a group; whoever asks first compiles them, the others wait."""
@@ -57,13 +69,16 @@ class Programs:
             pair = self._pairs.get(group.program)
             mine = pair is None
             if pair is None:
-                pair = self._pairs[group.program] = Future()
+                pair = self._pairs[group.program] = Future(), Future()
+                self.compiled += 1
         if mine:
-            try:
-                pair.set_result(self._compile(group))
-            except BaseException as failure:
-                pair.set_exception(failure)
-        return pair.result()
+            for i, half in enumerate(pair):
+                try:
+                    half.set_result(self._compile(group, i))
+                except BaseException as failure:
+                    half.set_exception(failure)
+        train, evaluate = pair
+        return Pair(train.result(), evaluate.result())
 
     def release(self, group: Group) -> None:
         """Drop a group's programs unless another group still needs them."""
@@ -82,11 +97,9 @@ class Programs:
         if self._threads:
             self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def _compile(self, group: Group) -> Pair:
-        pair = self._build(group)
-        with self._lock:
-            self.compiled += 1
-        return pair
+    def _compile(self, group: Group, i: int) -> jax.stages.Compiled:
+        # Building is a part of it, so that what fails there is the group's failure too.
+        return self._build(group)[i]()
 
 
 def _give_back_memory() -> None:

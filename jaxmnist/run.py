@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from jaxmnist.atomic import DamagedFile, MissingFile, fits, read_json
 from jaxmnist.config import Hyperparameters, SearchSettings
 from jaxmnist.data import Dataset, load_dataset
+from jaxmnist.devices import set_pool_size
 from jaxmnist.errors import UsageError, printable
 from jaxmnist.record import Trial
 from jaxmnist.selection import Ranked, explain, rank
-from jaxmnist.store import RunDirectory
+from jaxmnist.store import RunDirectory, threads_of
 
 if TYPE_CHECKING:
     from jaxmnist.trained import TrainedModel
@@ -162,7 +163,9 @@ def _load(path: Path, sha256: str | None) -> TrainedModel:
 def locked_run(directory: str, say: Callable[[str], None] = lambda line: None) -> Iterator[Run]:
     """A run that is there already, held for this process; what it says is read under the lock."""
     found = RunDirectory(directory)
-    found.read_search()  # a folder that is no run gets no lock
+    search = found.read_search()  # a folder that is no run gets no lock
+    if threads := threads_of(search):
+        set_pool_size(threads)
     with found.locked(say):
         run = Run(directory)
         run.directory = found

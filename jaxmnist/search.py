@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxmnist.command import Parser, add_settings, run_command, signals_call
 from jaxmnist.config import SearchSettings
-from jaxmnist.errors import SurroundingsError, UsageError, one_line
+from jaxmnist.errors import JaxmnistError, SurroundingsError, UsageError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def random_search(**options: Any) -> Run:
-    """Search, test the winner once, fit the SVM; or go on where the same call was interrupted.
+    """Search, test the winner, fit and test the SVM; or go on where the same call was interrupted.
 
     Args:
       **options: the fields of `SearchSettings`, which are the words of the command line.
@@ -59,8 +59,13 @@ def random_search(**options: Any) -> Run:
 def search(settings: SearchSettings) -> Run:
     """The whole way of the data, from settings to the finished run."""
     from jaxmnist.cache import cache_folder, keep_programs
+    from jaxmnist.devices import debugging_settings, set_pool_size, start_jax
 
-    keep_programs(cache_folder(settings.cache))
+    if threads := recorded_threads(settings):
+        set_pool_size(threads)
+    folder = cache_folder(settings.cache)
+    cache_note = keep_programs(folder, wanted=settings.cache is not None)
+    start_jax()
     from jaxmnist import evaluation
     from jaxmnist.data import load_dataset
     from jaxmnist.report.console import open_console
@@ -80,11 +85,14 @@ def search(settings: SearchSettings) -> Run:
         choose_backend(settings.svm_backend, "cpu")  # complain before the search, not after it
     dataset = load_dataset(settings)
     space, narrowed = fit_to_images(settings, *dataset.image_shape[:2])
-    if narrowed:
-        console.note(narrowed)
+    for line in (cache_note, narrowed, dataset.scale_note):
+        if line:
+            console.note(line)
     budget = min(settings.max_trials, space.size)
     draws = dict(enumerate(itertools.islice(space.draws(settings.seed), budget)))
     check_memory(draws.values(), settings, dataset)
+    if debugging := debugging_settings():
+        rehearse(dataset, debugging)
     with RunDirectory(settings.run_directory).locked(console.note) as directory:
         description = describe_search(settings, dataset, space.to_json())
         directory.prepare(description["identity"], overwrite=settings.overwrite, say=console.note)
@@ -142,6 +150,53 @@ def check_memory(
             )
 
 
+def recorded_threads(settings: SearchSettings) -> int | None:
+    """The size of XLA's thread pool in the run that goes on; None for a new one.
+
+    It is needed before anything else of the run is read, as it can't be set once JAX has started.
+    """
+    from jaxmnist.store import RunDirectory, threads_of
+
+    directory = RunDirectory(settings.run_directory)
+    try:
+        return None if settings.overwrite else threads_of(directory.read_search())
+    except JaxmnistError:  # nothing there, or damage, which is met again under the lock
+        return None
+
+
+def rehearse(dataset: Dataset, debugging: str) -> None:
+    """Raise `UsageError` if nothing can be trained with JAX's settings for finding faults.
+
+    Every trial would fail otherwise, each with the same error.
+
+    Args:
+      dataset: whose first images the smallest network is trained on.
+      debugging: the settings, for the error.
+    """
+    from jaxmnist.config import Hyperparameters, TrainingSettings
+    from jaxmnist.engine import Engine
+    from jaxmnist.events import TrialFinished
+
+    few = replace(
+        dataset,
+        **{
+            name: getattr(dataset, name)[:2]
+            for name in ("x_train", "y_train", "x_validation", "y_validation")
+        },
+    )
+    error = None
+    try:
+        engine = Engine(few, TrainingSettings(epochs=1, batch_size=2), seed=0)
+        with engine.run([(0, Hyperparameters(1, 1, 1, 1))]) as events:
+            for event in events:
+                if isinstance(event, TrialFinished) and not event.diverged:
+                    error = event.error
+    except Exception as problem:
+        error = one_line(problem, named=True)
+    if error:
+        raise UsageError(f"nothing can be trained with JAX's {debugging}: {error}")
+
+
 def train(trials: Trials, settings: SearchSettings, dataset: Dataset, reports: Reports) -> None:
     """Train what is not finished, and tell what happens as it happens."""
     from jaxmnist.cache import cache_folder
@@ -183,12 +238,11 @@ def describe_search(
     """What search.json says; its `identity` makes the run what it is."""
     import jax
 
+    from jaxmnist import __version__
+    from jaxmnist.devices import pool_size
     from jaxmnist.report.record import machine
 
-    try:
-        device = jax.devices()[0]
-    except RuntimeError as error:
-        raise SurroundingsError(f"JAX has no device to compute on: {one_line(error)}") from None
+    device = jax.devices()[0]
     return {
         "identity": {
             "data": dataset.fingerprint,
@@ -210,13 +264,18 @@ def describe_search(
             "test": len(dataset.y_test),
             "image_shape": list(dataset.image_shape),
             "labels": list(dataset.labels),
+            "scale": dataset.scale,
         },
-        "versions": {name: version(name) for name in ("jaxmnist", "jax", "flax", "optax", "numpy")},
+        "versions": {
+            "jaxmnist": __version__,
+            **{name: version(name) for name in ("jax", "flax", "optax", "numpy")},
+        },
         "device": {
             "kind": f"{device.platform} {device.device_kind}",
             "devices": jax.local_device_count(),
             "machine": platform.machine(),
         },
+        "threads": pool_size(),
         "machine": machine(),
     }
 
@@ -261,6 +320,7 @@ def keep_winner(run: Run, console: Console) -> None:
         "hyperparameters": trial.hyperparameters.to_json(),
         "image_shape": list(model.image_shape),
         "labels": list(model.labels),
+        "scale": model.scale,
         "score": trial.score,
         "selection": run.why(),
         "model_sha256": trial.weights_sha256,

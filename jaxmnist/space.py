@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from jaxmnist.config import DEFAULT_RANGES, Hyperparameters, Range, SearchSettings
+from jaxmnist.config import DEFAULT_RANGES, Hyperparameters, Range, SearchSettings, Values
 from jaxmnist.errors import UsageError
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """A range for each of the four hyperparameters."""
+    """A range, or values, for each of the four hyperparameters."""
 
-    filters: Range = DEFAULT_RANGES["filters"]
-    conv_layers: Range = DEFAULT_RANGES["conv_layers"]
-    dense_layers: Range = DEFAULT_RANGES["dense_layers"]
-    units: Range = DEFAULT_RANGES["units"]
+    filters: Range | Values = DEFAULT_RANGES["filters"]
+    conv_layers: Range | Values = DEFAULT_RANGES["conv_layers"]
+    dense_layers: Range | Values = DEFAULT_RANGES["dense_layers"]
+    units: Range | Values = DEFAULT_RANGES["units"]
 
     @property
     def size(self) -> int:
@@ -61,7 +61,7 @@ class SearchSpace:
 
     def to_json(self) -> dict[str, str]:
         """Each range as its text."""
-        return {name: str(Range(**value)) for name, value in asdict(self).items()}
+        return {item.name: str(getattr(self, item.name)) for item in fields(self)}
 
 
 def most_conv_layers(height: int, width: int) -> int:
@@ -97,7 +97,7 @@ def fit_to_images(
             f"--conv-layers {space.conv_layers} would pool images of {height}×{width} pixels away: "
             f"at most {most} fit"
         )
-    narrowed = Range(space.conv_layers.start, most)
+    narrowed = Range(space.conv_layers.values[0], most)
     note = (
         f"images of {height}×{width} pixels have room for conv_layers {narrowed},"
         f" not {space.conv_layers}"

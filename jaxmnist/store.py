@@ -30,13 +30,14 @@ from jaxmnist.atomic import (
     write_bytes,
     write_json,
 )
-from jaxmnist.errors import SurroundingsError, UsageError, disk_error, printable
+from jaxmnist.devices import MOST_THREADS
+from jaxmnist.errors import SurroundingsError, UsageError, disk_error, local_path, printable
 from jaxmnist.record import Trial
 
 T = TypeVar("T")
 PROGRAM = "jaxmnist"
 FORMAT = 1
-# What a run directory may hold; `--overwrite` deletes these and nothing else.
+# What a run directory may hold; `--overwrite` deletes nothing else.
 CONTENTS = (
     "search.json",
     "lock",
@@ -48,6 +49,8 @@ CONTENTS = (
     "tensorboard",
     "report.html",
 )
+# What `--overwrite` leaves there: a look at a test set has happened, whatever becomes of the run.
+LASTING = ("lock", "ledger.jsonl")
 # What search.json says of the run itself; what was searched is for `run.Run` to read.
 SEARCH = {
     "identity": dict,
@@ -61,7 +64,7 @@ class RunDirectory:
     """A run's files. Reading needs nothing more; writing is for who holds `locked`."""
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path = Path(local_path(path))
         self._lock: int | None = None
         self._identity: str | None = None  # the SHA-256 of what makes the run what it is
 
@@ -173,7 +176,7 @@ class RunDirectory:
 
         Args:
           identity: what makes a run what it is.
-          overwrite: delete the run that is here first, whatever it is.
+          overwrite: delete the run that is here first, whatever it is; its ledger stays.
           say: is told what was found damaged, and where it was moved.
 
         Raises:
@@ -193,7 +196,9 @@ class RunDirectory:
             before = identity
         self._identity = content_sha256(identity)
         if before is None:
-            left = [name for name in CONTENTS if name != "lock" and (self.path / name).exists()]
+            left = [
+                name for name in CONTENTS if name not in LASTING and (self.path / name).exists()
+            ]
             if left and not self._is_of(identity):
                 raise UsageError(
                     f"{self.path}: has {left[0]} but no search.json; --overwrite starts anew"
@@ -226,12 +231,18 @@ class RunDirectory:
             for key, value in values.items()
             if sessions[-1][section].get(key) != value
         ]
-        changes = [printable(line) for line in changes]
         sessions = [*sessions, session] if changes else sessions
+        threads = threads_of(before) or search["threads"]
+        if threads != search["threads"]:
+            changes.append(
+                f"XLA's thread pool has {search['threads']} threads, and had {threads} when this"
+                " run began: what follows may differ in the last digits (JAX had started already)"
+            )
+        search = {**search, "threads": threads}
         head = {"program": PROGRAM, "format": FORMAT, "stacking": before.get("stacking")}
         write_json(self.path / "search.json", {**head, **search, "sessions": sessions})
         self._identity = content_sha256(search["identity"])
-        return changes
+        return [printable(line) for line in changes]
 
     def write_stacking(self, stacking: dict[str, Any]) -> None:
         """Keep in search.json how the trials of this run share programs."""
@@ -252,7 +263,7 @@ class RunDirectory:
         with disk(self.path, "can't be deleted"):
             # search.json goes first: without it what is left is no run.
             for name in CONTENTS:
-                if name == "lock":
+                if name in LASTING:
                     continue
                 path = self.path / name
                 if path.is_dir() and not path.is_symlink():
@@ -423,6 +434,14 @@ class RunDirectory:
             self.write_look("lost", result["model_sha256"], data)
         if lost > 0:
             say(f"note: ledger.jsonl had lost {lost} of {result['evaluations']} looks: added again")
+
+
+def threads_of(search: dict[str, Any]) -> int | None:
+    """The size of XLA's thread pool that search.json records; None where it doesn't."""
+    threads = search.get("threads")
+    if isinstance(threads, bool) or not isinstance(threads, int):
+        return None
+    return threads if 0 < threads <= MOST_THREADS else None
 
 
 def _is_index(name: str) -> bool:

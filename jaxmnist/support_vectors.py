@@ -16,6 +16,7 @@ import numpy as np
 from safetensors.numpy import save as save_tensors
 
 from jaxmnist.atomic import DamagedFile, fits, read_tensors
+from jaxmnist.errors import local_path
 
 METADATA = "svm"  # where the file keeps gamma and C
 ROWS = 1024  # rows that pass through the kernel at a time
@@ -115,6 +116,7 @@ class SupportVectors:
 
         Raises `DamagedFile` if it isn't what `to_bytes` gave.
         """
+        path = Path(local_path(path))
         arrays, metadata = read_tensors(path, METADATA)
         if (
             not fits(metadata, {"gamma": float, "c": float, "content_sha256": str})

@@ -29,8 +29,15 @@ from jaxmnist.atomic import (
 from jaxmnist.command import Parser, add_settings, run_command
 from jaxmnist.config import SearchSettings, flag
 from jaxmnist.data import Dataset, load_dataset
+from jaxmnist.devices import start_jax
 from jaxmnist.errors import UsageError, printable
-from jaxmnist.evaluation import REPORT, Evaluation, judge, winner_predictions
+from jaxmnist.evaluation import (
+    REPORT,
+    Evaluation,
+    describe_classes,
+    judge,
+    winner_predictions,
+)
 from jaxmnist.run import CONFIG, Run, locked_run
 from jaxmnist.svm_fit import ROWS, Batches, Clock, Fit, choose_backend, fit
 
@@ -87,11 +94,11 @@ def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict[str, floa
     return {"only_first": only_first, "only_second": only_second, "p_value": p_value}
 
 
-def raw_pixels(images: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Pixels from 0 to 1 in place of features, a block of rows at a time."""
+def raw_pixels(images: np.ndarray, scale: float) -> Iterator[tuple[int, np.ndarray]]:
+    """Pixels divided by `scale` in place of features, a block of rows at a time."""
     for first in range(0, len(images), ROWS):
         part = images[first : first + ROWS]
-        yield first, part.reshape(len(part), -1).astype(np.float32) / 255
+        yield first, part.reshape(len(part), -1).astype(np.float32) / np.float32(scale)
 
 
 def untrained(model: TrainedModel, seed: int, index: int) -> TrainedModel:
@@ -188,6 +195,11 @@ class Task:
             name += f"-{dataset.fingerprint[:8]}"  # other images under the run's own name
         return cls(run, dataset, name, own, config["model_sha256"], config["trial"])
 
+    @property
+    def model(self) -> TrainedModel:
+        """The winner's network, for images on the scale of `dataset`."""
+        return dataclasses.replace(self.run.best_model, scale=self.dataset.scale)
+
     def test(
         self, batches: Batches, width: int, purpose: str, *, backend: str, draws: int
     ) -> Tested:
@@ -198,10 +210,9 @@ class Task:
 
     def test_baselines(self, *, backend: str, draws: int) -> dict[str, Any]:
         """The same SVM on raw pixels, and on the network's features before it was trained."""
-        model = self.run.best_model
-        before = untrained(model, self.run.settings.seed, self.index)
+        before = untrained(self.model, self.run.settings.seed, self.index)
         pixels = self.test(
-            raw_pixels,
+            lambda images: raw_pixels(images, self.dataset.scale),
             math.prod(self.dataset.image_shape),
             "svm on raw pixels",
             backend=backend,
@@ -244,8 +255,6 @@ def fit_on_run(
     Returns:
       The content of svm.json.
     """
-    import jax
-
     task = Task.of(run, dataset)
     kept = run.directory.mended(lambda: _kept(task), say)
     if kept and "evaluations" in kept:
@@ -258,8 +267,8 @@ def fit_on_run(
     ):
         return kept
     network = winner_predictions(run) == dataset.y_test if task.own else None
-    backend = choose_backend(wanted, jax.default_backend())
-    model = run.best_model
+    backend = choose_backend(wanted, start_jax())
+    model = task.model
     result = task.test(
         lambda images: model.batches("features", images),
         model.feature_count,
@@ -363,7 +372,8 @@ def describe(content: dict[str, Any]) -> str:
             f"The same SVM on {printable(name)}: {baseline['accuracy']:.4f} (95 % interval"
             f" {low:.4f} to {high:.4f})"
         )
-    return "\n".join([*lines, "", evaluation.classification_table().rstrip()])
+    file = f"svm/{printable(content['dataset'])}/svm.json"
+    return "\n".join([*lines, "", describe_classes(evaluation, file)])
 
 
 def main(arguments: list[str]) -> None:
@@ -382,9 +392,12 @@ def main(arguments: list[str]) -> None:
             raise UsageError(f"{flag(name)} goes with --dataset or --data-dir")
     with locked_run(directory, print) as run:
         settings = SearchSettings(**{"seed": run.settings.seed, **given})
+        dataset = run.load_dataset() if own else load_dataset(settings)
+        if not own and dataset.scale_note:
+            print(dataset.scale_note)
         content = fit_on_run(
             run,
-            run.load_dataset() if own else load_dataset(settings),
+            dataset,
             wanted=settings.svm_backend,
             draws=settings.svm_search,
             baselines=not own,

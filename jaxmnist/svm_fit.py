@@ -31,16 +31,16 @@ def choose_backend(wanted: str, platform: str) -> str:
     """The library that fits the SVM: 'sklearn', 'sklearnex' or 'cuml'.
 
     Args:
-      wanted: one of these, or 'auto': cuML on a GPU, else scikit-learn-intelex, where installed.
+      wanted: one of these, or 'auto': cuML on a GPU where it is installed, else scikit-learn. On
+        the features of a network scikit-learn-intelex takes longer at every size that was tried
+        (experiments/README.md).
       platform: 'cpu', 'gpu' or 'tpu'.
 
     Raises:
       UsageError: the one that is wanted isn't installed; names the command that installs it.
     """
     if wanted == "auto":
-        if platform == "gpu" and find_spec("cuml"):
-            return "cuml"
-        return "sklearnex" if find_spec("sklearnex") else "sklearn"
+        return "cuml" if platform == "gpu" and find_spec("cuml") else "sklearn"
     try:
         classifier(wanted)
     except ImportError as error:
@@ -99,7 +99,7 @@ def fit(
     blocks of rows are taken, so that memory stays under twice its size.
 
     Args:
-      batches: from images uint8[N, …] to (index of the first, features float32[B, width]).
+      batches: from images [N, …] to (index of the first, features float32[B, width]).
       width: features of an image, D.
       train: images and labels to fit on.
       validation: images and labels that the search scores its draws on.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from safetensors.numpy import save as save_tensors
 from jaxmnist.atomic import DamagedFile, fits, read_tensors
 from jaxmnist.config import Hyperparameters
 from jaxmnist.convolution import best_method, block_size
-from jaxmnist.errors import UsageError
+from jaxmnist.devices import start_jax
+from jaxmnist.errors import UsageError, local_path
+from jaxmnist.files import check_images, check_levels
 from jaxmnist.model import (
     Parameters,
     build_model,
@@ -28,17 +31,22 @@ from jaxmnist.model import (
 from jaxmnist.training import apply
 
 METADATA = "jaxmnist"  # where the file says what model it holds
-SHAPE = {"hyperparameters": dict, "image_shape": (int, int, int), "labels": [int]}
+SHAPE = {
+    "hyperparameters": dict,
+    "image_shape": (int, int, int),
+    "labels": [int],
+    "scale": float,
+}
 BATCH_SIZE = 512  # a multiple of what any platform computes together
 AHEAD = 3  # batches that are started before the one that is waited for
 
 
 @functools.lru_cache(maxsize=8)
 def _program(
-    hyperparameters: Hyperparameters, classes: int, platform: str, output: str
+    hyperparameters: Hyperparameters, classes: int, scale: float, platform: str, output: str
 ) -> Callable[..., jax.Array]:
     """The compiled function of (parameters, images) that gives 'logits' or 'features'."""
-    model = build_model(hyperparameters, classes, best_method(platform))
+    model = build_model(hyperparameters, classes, best_method(platform), scale=scale)
     return jax.jit(apply(model, output, block_size(platform, BATCH_SIZE)))
 
 
@@ -47,7 +55,9 @@ class TrainedModel:
     """A network with its weights.
 
     labels: class k stands for label `labels[k]` of the data.
-    image_shape: (H, W, C) of the images that it takes.
+    image_shape: (H, W, C) of the images that it takes, with pixels in the scale of the data that
+      it was trained on.
+    scale: what pixels are divided by; see `Dataset`.
 
     >>> model = run.get_best_models(1)[0]
     >>> model.predict(images).shape, model.features(images).shape == (5, model.feature_count)
@@ -57,10 +67,11 @@ class TrainedModel:
     hyperparameters: Hyperparameters
     image_shape: tuple[int, int, int]
     labels: tuple[int, ...]
+    scale: float
     parameters: Parameters
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """The labels of images uint8[N, H, W, C] (or [N, H, W] of one channel): int64[N]."""
+        """The labels of images [N, H, W, C] (or [N, H, W] of one channel): int64[N]."""
         return np.asarray(self.labels)[self._run("logits", images).argmax(1)]
 
     def predict_proba(self, images: np.ndarray) -> np.ndarray:
@@ -98,15 +109,15 @@ class TrainedModel:
 
     def batches(self, output: str, images: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """'logits' or 'features' a batch at a time: (index of its first image, float32[B, D])."""
-        platform = jax.default_backend()
-        program = _program(self.hyperparameters, len(self.labels), platform, output)
+        platform = start_jax()
+        program = _program(self.hyperparameters, len(self.labels), self.scale, platform, output)
         parameters = jax.device_put(self.parameters)
         images = self._check(images)
 
         def start(first: int) -> tuple[int, int, jax.Array]:
             batch = images[first : first + BATCH_SIZE]
             # The last one is filled up, so that one program serves all.
-            padded = np.zeros((BATCH_SIZE, *self.image_shape), np.uint8)
+            padded = np.zeros((BATCH_SIZE, *self.image_shape), images.dtype)
             padded[: len(batch)] = batch
             return first, len(batch), program(parameters, padded)
 
@@ -124,11 +135,13 @@ class TrainedModel:
         images = np.asarray(images)
         if images.ndim == 3 and self.image_shape[2] == 1:
             images = images[..., None]
-        if images.dtype != np.uint8 or images.shape[1:] != self.image_shape:
+        if images.shape[1:] != self.image_shape:
             raise UsageError(
-                f"images must be uint8 of shape (N, {', '.join(map(str, self.image_shape))}),"
-                f" not {images.dtype} of {images.shape}"
+                f"images must be of shape (N, {', '.join(map(str, self.image_shape))}),"
+                f" not {images.shape}"
             )
+        images = check_images("images", images)
+        check_levels("images", images, self.scale)
         return images
 
     def to_bytes(self) -> bytes:
@@ -137,6 +150,7 @@ class TrainedModel:
             "hyperparameters": self.hyperparameters.to_json(),
             "image_shape": list(self.image_shape),
             "labels": list(self.labels),
+            "scale": self.scale,
         }
         arrays = {
             f"{layer}/{name}": np.ascontiguousarray(jax.device_get(array))
@@ -148,13 +162,15 @@ class TrainedModel:
     @classmethod
     def load(cls, path: Path, sha256: str | None = None) -> TrainedModel:
         """The model of a safetensors file; `DamagedFile` if it is no model, or another one."""
+        path = Path(local_path(path))
         arrays, metadata = read_tensors(path, METADATA, sha256)
         parameters: dict[str, dict[str, np.ndarray]] = {}
         for key, array in arrays.items():
             layer, _, name = key.partition("/")
             parameters.setdefault(layer, {})[name] = array
         try:
-            if not fits(metadata, SHAPE) or len(set(metadata["labels"])) < 2:
+            scale = metadata["scale"] if fits(metadata, SHAPE) else 0.0
+            if not 0 < scale < math.inf or len(set(metadata["labels"])) < 2:
                 raise ValueError
             hyperparameters = Hyperparameters(**metadata["hyperparameters"])
             height, width, channels = metadata["image_shape"]
@@ -173,4 +189,4 @@ class TrainedModel:
         }
         if shapes != expected:
             raise DamagedFile(path, "its weights don't fit its hyperparameters")
-        return cls(hyperparameters, (height, width, channels), labels, parameters)
+        return cls(hyperparameters, (height, width, channels), labels, float(scale), parameters)

@@ -103,7 +103,7 @@ def train_block(
 ) -> Callable[..., TrainingState]:
     """The function that trains through the batches first, …, last − 1 of an epoch.
 
-    Returns a pure function of (state, images uint8[N, H, W, C], labels int32[N],
+    Returns a pure function of (state, images [N, H, W, C], labels int32[N],
     batches int32[S, K, B], first int32[], last int32[]) that gives the state after them. A
     batch's gradient is that of the mean over its real images, added up over its K blocks.
     """
@@ -148,7 +148,7 @@ def train_block(
 def evaluate(model: ConvolutionalNetwork) -> Callable[..., Sums]:
     """The function that sums loss and right answers over images.
 
-    Returns a pure function of (parameters, images uint8[N, H, W, C], labels int32[N],
+    Returns a pure function of (parameters, images [N, H, W, C], labels int32[N],
     batches int32[S, B]), every image once where `batches` names it once.
     """
 
@@ -166,7 +166,7 @@ def evaluate(model: ConvolutionalNetwork) -> Callable[..., Sums]:
 
 
 def apply(model: ConvolutionalNetwork, output: str, block: int) -> Callable[..., jax.Array]:
-    """The function of (parameters, images uint8[N, H, W, C]) that gives 'logits' or 'features'.
+    """The function of (parameters, images [N, H, W, C]) that gives 'logits' or 'features'.
 
     N is a multiple of `block`, the images that are computed together; the result is float32[N, D].
     """

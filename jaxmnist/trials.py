@@ -257,7 +257,7 @@ class Trials:
         weights_sha256, data = None, self._dataset
         if event.parameters is not None:
             model = TrainedModel(
-                trial.hyperparameters, data.image_shape, data.labels, event.parameters
+                trial.hyperparameters, data.image_shape, data.labels, data.scale, event.parameters
             )
             content = model.to_bytes()
             weights_sha256 = sha256(content)

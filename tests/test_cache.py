@@ -86,7 +86,9 @@ def test_where_jax_is_there_already_nothing_is_kept_for_a_cpu(tmp_path):
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"can't keep compiled programs: .*--cache"):
-        cache.keep_programs(cache_folder(str(tmp_path / "file")))
+        cache.keep_programs(cache_folder(str(tmp_path / "file")), wanted=True)
+    # Nobody asked for the user's own folder: the search goes on without.
+    assert "note: " in cache.keep_programs(cache_folder(str(tmp_path / "file")))
 
 
 def test_processors_have_folders_of_their_own(tmp_path, monkeypatch):

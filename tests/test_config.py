@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxmnist.config import Hyperparameters, Range, SearchSettings
+from jaxmnist.config import Hyperparameters, Range, SearchSettings, Values
 from jaxmnist.errors import UsageError
 
 
@@ -33,13 +33,22 @@ def test_hyperparameters_refuse(values):
         (112, [112]),
         ((1, 6, 2), [1, 3, 5]),
         (Range(2, 4), [2, 3, 4]),
+        ((1, 6), [1, 2, 3, 4, 5, 6]),
+        ((7,), [7]),
+        ("32,64,128", [32, 64, 128]),
+        ("128,32", [32, 128]),
+        ([32, 64, 128], [32, 64, 128]),
+        ([32, 64], [32, 64]),
+        ([1, 6, 2, 9], [1, 2, 6, 9]),
+        ([np.int64(5)], [5]),
+        (Values((3, 8)), [3, 8]),
     ],
 )
 def test_range(value, members):
     assert list(Range.parse("filters", value).values) == members
 
 
-@pytest.mark.parametrize("value", ["32:128:16", "1:3", "112"])
+@pytest.mark.parametrize("value", ["32:128:16", "1:3", "112", "32,64,128"])
 def test_range_text_reads_back(value):
     assert str(Range.parse("filters", value)) == value
 
@@ -61,6 +70,17 @@ def test_range_text_reads_back(value):
         ("filters", True, "must be a number"),
         ("filters", None, "must be a number"),
         ("filters", [], "must be a number"),
+        ("filters", (), "must be a number"),
+        ("filters", (1, 2, 3, 4), "must be a number"),
+        ("filters", [1, 2.5], "must be a number"),
+        ("filters", [True, 2], "must be a number"),
+        ("filters", "1,2:3", "must be a number"),
+        ("filters", "1,", "must be a number"),
+        ("filters", ["1:3", "5"], "must be a number"),
+        ("filters", [8, 8], "names the value 8 twice"),
+        ("filters", "8,16,8", "names the value 8 twice"),
+        ("filters", [0, 8], "must be a whole number of at least 1"),
+        ("units", "8,99999999999999999999", "must be a whole number"),
         ("units", "1:99999999999999999999", "must be a whole number"),
     ],
 )

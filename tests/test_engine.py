@@ -63,7 +63,9 @@ def test_accuracies_are_those_of_the_weights(dataset, alone):
 
     for index, events in alone.items():
         last = events[-1]
-        model = TrainedModel(TRIALS[index], dataset.image_shape, dataset.labels, last.parameters)
+        model = TrainedModel(
+            TRIALS[index], dataset.image_shape, dataset.labels, dataset.scale, last.parameters
+        )
         right = (
             model.predict(dataset.x_validation) == np.asarray(dataset.labels)[dataset.y_validation]
         )

@@ -4,9 +4,16 @@ import math
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, confusion_matrix
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
-from jaxmnist.evaluation import Evaluation, describe_gap, judge, table
+from jaxmnist.evaluation import (
+    Evaluation,
+    describe_classes,
+    describe_confusions,
+    describe_gap,
+    judge,
+    table,
+)
 
 
 @pytest.fixture
@@ -67,9 +74,35 @@ def test_table_has_labels_on_both_sides():
     assert rows == [["4", "9"], ["4", "10", "2"], ["9", "0", "333"]]
 
 
+def test_of_many_classes_the_worst_are_shown():
+    """Compared with scikit-learn's numbers for each class, and with the whole matrix."""
+    rng = np.random.default_rng(0)
+    truth, predictions = rng.integers(0, 50, (2, 2000))
+    predictions = np.where(rng.random(2000) < 0.7, truth, predictions)
+    evaluation = judge(truth, predictions, range(100, 150))
+    scores = f1_score(truth, predictions, average=None)
+    lines = describe_classes(evaluation, "some.json").splitlines()
+    assert "20 worst of 50 classes (some.json has all)" in lines[0]
+    assert [int(line.split()[0]) - 100 for line in lines[3:23]] == list(
+        np.argsort(scores, kind="stable")[:20]
+    )
+    assert [line.split()[0] for line in lines[24:]] == ["accuracy", "macro", "weighted"]
+    matrix = confusion_matrix(truth, predictions)
+    lines = describe_confusions(evaluation, "some.json").splitlines()
+    assert "some.json has the whole matrix" in lines[0]
+    counts = sorted(matrix[~np.eye(50, dtype=bool)])[::-1]
+    assert [int(line.split()[-2]) for line in lines[1:]] == counts[:20]
+    right = judge(truth, truth, range(50))
+    assert describe_confusions(right, "some.json") == "No image of 50 classes is misclassified."
+
+
 @pytest.mark.parametrize(
     ("validation", "right", "says"),
-    [(0.99, 9890, "within chance"), (0.999, 9890, "fitted the validation"), (0.97, 9890, "easier")],
+    [
+        (0.99, 9890, "only a gap above 0.0033 (two standard errors) would have shown"),
+        (0.999, 9890, "fitted the validation"),
+        (0.97, 9890, "easier"),
+    ],
 )
 def test_gap(validation, right, says):
     wrong = 10_000 - right

@@ -42,10 +42,10 @@ def test_pipeline(model, mnist):
 
 @pytest.mark.parametrize(
     "images",
-    [np.zeros((2, 28, 27), np.uint8), np.zeros((2, 28, 28)), np.zeros((28, 28), np.uint8)],
+    [np.zeros((2, 28, 27), np.uint8), np.zeros((2, 28, 28, 3)), np.zeros((28, 28), np.uint8)],
 )
 def test_other_images_are_refused(model, images):
-    with pytest.raises(UsageError, match="images must be uint8 of shape"):
+    with pytest.raises(UsageError, match="images must be of shape"):
         model.features(images)
 
 

@@ -248,7 +248,9 @@ def test_arrays(given_arrays):
     parts = [array(*each) for each in given_arrays]
     found = holds(lambda: check_arrays("here", *parts))
     if found is not None:
-        assert found.x_train.dtype == np.uint8
+        assert found.x_train.dtype == found.x_test.dtype in (np.uint8, np.float32)
+        assert np.isfinite(found.x_train).all()
+        assert found.x_train.min() >= 0
         assert found.x_train.ndim == 4
 
 

@@ -277,7 +277,7 @@ def test_memory_that_runs_out_halves_the_group(dataset, alone, monkeypatch):
     monkeypatch.setattr(Engine, "_build", small)
     found, _ = run(stacked(dataset))
     same(found, alone)
-    assert sorted(asked, reverse=True)[:3] == [4, 2, 2]
+    assert list(dict.fromkeys(asked)) == [4, 2, 1]
 
 
 def test_one_bad_trial_of_a_group_fails_alone(dataset, alone, monkeypatch):
@@ -313,8 +313,13 @@ def test_choosing(tmp_path):
     assert {(way.way, way.lanes) for way in ways} == {("alone", 1)} | {
         (way, lanes) for way in ("products", "grouped", "map") for lanes in (8, 32)
     }
-    assert [way.way for way in candidates("tpu", 4, trials=3, lanes=None)] == ["alone"]
-    assert {way.lanes for way in candidates("tpu", 4, trials=100, lanes=5)} == {8}
+    for trials in (3, 100):  # a TPU has nothing to choose from, so that nothing is measured
+        (way,) = candidates("tpu", 4, trials=trials, lanes=None)
+        assert (way.way, way.lanes) == ("alone", 4)
+    (way,) = candidates("tpu", 4, trials=100, lanes=5)
+    assert (way.way, way.lanes) == ("map", 8)
+    (way,) = candidates("tpu", 4, trials=100, lanes=4)
+    assert (way.way, way.lanes) == ("alone", 4)
     assert [way.way for way in candidates("gpu", 1, trials=100, lanes=1)] == ["alone"]
 
     def measure(way):

@@ -39,3 +39,21 @@ def test_a_lost_look_is_a_look_all_the_same(tmp_path):
     assert [look["purpose"] for look in run.read_looks()] == ["lost"] * 4
     assert "had lost 4 of 4 looks" in said[0]
     run.complete_ledger({"evaluations": 4, "model_sha256": "abc"}, "data", pytest.fail)
+
+
+def test_looks_outlast_an_overwrite(tmp_path):
+    """They have happened, whatever becomes of the run; what is overwritten is all else."""
+    run = RunDirectory(tmp_path)
+    identity = {"data": "data", "seed": 0}
+    search = {"identity": identity, "versions": {}, "device": {}, "threads": 2}
+    run.prepare(identity, overwrite=False)
+    run.begin(search)
+    run.write_look("winner", "abc", "data")
+    run.best.mkdir()
+    run.prepare({"data": "data", "seed": 1}, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ledger.jsonl"]
+    run.prepare(identity, overwrite=False)  # a process that was killed just then starts anew, too
+    run.begin(search)
+    run.write_look("winner", "def", "data")
+    assert [look["look"] for look in run.read_looks()] == [1, 2]
+    assert run.looks_at("data") == 2

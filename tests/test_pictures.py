@@ -392,9 +392,17 @@ def test_arrays_that_do_not_fit(tmp_path: Path, digits: np.ndarray) -> None:
         line = refusal(path)
         assert str(wrong.shape) in line
         assert "(28, 28, 1)" in line
-    for wrong in (digits / 255.0, digits - 300.0, np.full((28, 28), np.nan), digits > 3):
+    for wrong, says in (
+        (digits / 255.0, "pixels reach 1, and those of the training images 255"),
+        (digits * 257.0, "pixels reach 65535, and those of the training images 255"),
+        (digits - 300.0, "negative pixels, down to -300"),
+        (np.full((28, 28), np.nan), "not finite"),
+    ):
         np.save(path, wrong)
-        assert "whole numbers from 0 to 255" in refusal(path)
+        assert says in refusal(path)
+    np.save(path, digits > 3)  # they may be dark pictures, but it is said
+    for picture in read_pictures(path, MNIST):
+        assert "its largest pixel is 1, and 255 that of the training images" in picture.steps[0]
     np.save(path, digits[:0])
     assert "no images" in refusal(path)
     np.save(path, digits[..., None].astype("c8"))

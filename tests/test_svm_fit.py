@@ -133,6 +133,6 @@ def test_memory_stays_under_twice_the_features():
 
 def test_backends():
     assert svm_fit.choose_backend("sklearn", "gpu") == "sklearn"
-    assert svm_fit.choose_backend("auto", "cpu") == "sklearnex"
+    assert svm_fit.choose_backend("auto", "cpu") == "sklearn"
     with pytest.raises(UsageError, match="--svm-backend cuml is not installed: pip install"):
         svm_fit.choose_backend("cuml", "gpu")

@@ -26,6 +26,7 @@ if __name__ == "__main__":
         images[few],
         labels[few],
         tuple(range(10)),
+        255.0,
     )
     settings = TrainingSettings(task.epochs, task.batch_size, task.learning_rate)
     hyperparameters = Hyperparameters(task.filters, task.conv_layers, task.dense_layers, task.units)

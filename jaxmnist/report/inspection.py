@@ -48,7 +48,7 @@ def mistakes(run: Run, dataset: Dataset, count: int = MISTAKES) -> list[Mistake]
     order = wrong[np.argsort(-surest[wrong], kind="stable")][:count]
     return [
         Mistake(
-            picture(dataset.x_test[i]),
+            picture(dataset.x_test[i], dataset.scale),
             int(i),
             dataset.labels[dataset.y_test[i]],
             dataset.labels[predictions[i]],
@@ -59,11 +59,15 @@ def mistakes(run: Run, dataset: Dataset, count: int = MISTAKES) -> list[Mistake]
     ]
 
 
-def picture(image: np.ndarray) -> str:
-    """An image uint8[H, W, C] as a PNG in a data address; of other than 3 channels the first."""
+def picture(image: np.ndarray, scale: float) -> str:
+    """An image [H, W, C] as a PNG in a data address; of other than 3 channels the first.
+
+    Pixels of 0 are black, of `scale` white.
+    """
     from PIL import Image
 
     pixels = image if image.shape[2] == 3 else image[..., 0]
+    pixels = np.rint(pixels / scale * 255).clip(0, 255).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

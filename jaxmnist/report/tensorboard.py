@@ -24,6 +24,9 @@ from jaxmnist.record import Trial
 
 METRICS = tuple(item.name for item in fields(Metrics))
 CLOSED = b"_hparams_/session_end_info"  # what the file of a trial that ended has in it
+MOST_CELLS = 300  # of a side of the confusion matrix
+MOST_NAMES = 30  # of classes beside it
+LARGEST_FIGURE = 16.0  # inches of a side, 1600 pixels
 WINNER = ".winner"  # ends the name of the file with the winner's summary
 
 
@@ -143,26 +146,38 @@ def _failed() -> Any:
 
 
 def _picture(matrix: np.ndarray, labels: Sequence[int]) -> Any:
-    """The confusion matrix as an image: right in blue, wrong in orange, counts in the cells."""
+    """The confusion matrix as an image: right in blue, wrong in orange, counts in the cells.
+
+    Its size is bounded: of many classes a cell is a few pixels, of very many it stands for a block
+    of classes, and not every one is named.
+    """
     from matplotlib.figure import Figure
     from tensorboardX.proto.summary_pb2 import Summary
 
     wrong = matrix - np.diag(np.diag(matrix))
-    shades = np.ones((*matrix.shape, 3))
-    share = (wrong / max(1, wrong.max()))[..., None]
-    shades -= share * (1 - np.array([0.84, 0.37, 0.0]))
-    shades[np.arange(len(matrix)), np.arange(len(matrix))] = [0.8, 0.86, 0.92]
-    size = max(4.0, 0.5 * len(labels) + 1)
+    block = -(-len(labels) // MOST_CELLS)  # classes that a cell stands for
+    starts = np.arange(0, len(labels), block)
+    cells = np.add.reduceat(np.add.reduceat(wrong, starts, axis=0), starts, axis=1)
+    shades = np.ones((*cells.shape, 3))
+    diagonal = np.arange(len(cells))
+    shades[diagonal, diagonal] = [0.8, 0.86, 0.92]
+    share = (cells / max(1, cells.max()))[..., None]
+    shades -= share * (shades - np.array([0.84, 0.37, 0.0]))
+    size = min(max(4.0, 0.5 * len(labels) + 1), LARGEST_FIGURE)
     figure = Figure(figsize=(size, size), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(shades)
-    if len(labels) <= 30:
+    if len(labels) <= MOST_NAMES:
         for (row, column), count in np.ndenumerate(matrix):
             if count:
                 axes.text(column, row, str(count), ha="center", va="center", fontsize=9)
-    axes.set_xticks(range(len(labels)), [str(label) for label in labels])
-    axes.set_yticks(range(len(labels)), [str(label) for label in labels])
-    axes.set(xlabel="taken for", ylabel="truth", title="Confusion matrix on the test set")
+    places = range(0, len(starts), -(-len(starts) // MOST_NAMES))
+    names = [str(labels[starts[place]])[:20] for place in places]
+    axes.set_xticks(places, names, rotation=0 if len(labels) <= MOST_NAMES else 90)
+    axes.set_yticks(places, names)
+    title = "Confusion matrix on the test set"
+    title += f" (a cell: {block}×{block} classes)" if block > 1 else ""
+    axes.set(xlabel="prediction", ylabel="truth", title=title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     width, height = (int(side) for side in figure.canvas.get_width_height())

@@ -1,0 +1,152 @@
+"""JAX as it starts: platforms that aren't there, debug settings, the size of XLA's thread pool."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_search import command, facts, flags
+
+import jaxmnist
+from jaxmnist import Run
+from jaxmnist.atomic import read_json, write_json
+from jaxmnist.devices import pool_size
+from jaxmnist.store import RunDirectory
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "nonsense"])
+def test_a_platform_that_is_not_there(platform, finished, options, tmp_path):
+    shutil.copytree(finished.directory.path, tmp_path / "small")
+    run, environment = tmp_path / "small", {**os.environ, "JAX_PLATFORMS": platform}
+    searched = [*flags(options), "--directory", tmp_path / "new"]
+    picture = Path(jaxmnist.__file__).parents[1] / "experiments" / "screenshots" / "page-light.png"
+    for module, arguments in (
+        ("search", searched),
+        ("predict", [run, picture]),
+        ("evaluation", [run]),
+        ("svm", [run, "--svm-backend", "sklearn", "--svm-search", 1]),
+    ):
+        done = command(module, *arguments, env=environment)
+        assert done.returncode == 1, (module, done.stderr)
+        assert done.stderr.count("\n") == 1
+        assert f"no device to compute on with JAX_PLATFORMS={platform}: " in done.stderr
+        assert "JAX_PLATFORMS=cpu" in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("JAX_DISABLE_JIT", "1"),
+        ("JAX_NUMPY_DTYPE_PROMOTION", "strict"),
+        ("JAX_NUMPY_RANK_PROMOTION", "raise"),
+        ("JAX_TRANSFER_GUARD", "disallow"),
+    ],
+)
+def test_settings_with_which_nothing_trains(variable, value, options, tmp_path):
+    environment = {**os.environ, variable: value}
+    done = command("search", *flags(options), "--directory", tmp_path / "new", env=environment)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"nothing can be trained with JAX's {variable.lower()}=" in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_setting_that_does_no_harm(options, tmp_path):
+    given = {**options, "max_trials": 1, "svm": False}
+    environment = {**os.environ, "JAX_DEBUG_NANS": "1"}
+    done = command("search", *flags(given), "--directory", tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_setting_that_jax_itself_refuses(options, tmp_path):
+    environment = {**os.environ, "JAX_DEFAULT_DEVICE": "nonsense"}
+    done = command("search", *flags(options), "--directory", tmp_path, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "JAX can't be imported: " in done.stderr
+
+
+@pytest.fixture
+def checkout(tmp_path) -> dict[str, str]:
+    """The environment of a checkout that isn't installed, beside packages that are."""
+    packages, checkout = tmp_path / "packages", tmp_path / "checkout"
+    packages.mkdir()
+    for path in Path(os.__file__).parent, *map(Path, sys.path):
+        if path.name == "site-packages":
+            for entry in path.iterdir():
+                if "jaxmnist" not in entry.name and not (packages / entry.name).exists():
+                    (packages / entry.name).symlink_to(entry)
+    shutil.copytree(Path(jaxmnist.__file__).parent, checkout / "jaxmnist")
+    return {**os.environ, "PYTHONPATH": f"{checkout}{os.pathsep}{packages}"}
+
+
+def test_a_checkout_that_is_not_installed(checkout, options, tmp_path):
+    given = {**options, "max_trials": 1, "svm": False}
+    line = [sys.executable, "-S", "-m", "jaxmnist.search"]
+    found = subprocess.run([*line, "--version"], capture_output=True, text=True, env=checkout)
+    assert found.stdout == f"jaxmnist {jaxmnist.__version__}\n", found.stderr
+    line += [*flags(given), "--directory", str(tmp_path)]
+    done = subprocess.run(line, capture_output=True, text=True, env=checkout, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "packages" / "jax").unlink()
+    done = subprocess.run(line, capture_output=True, text=True, env=checkout, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "No module named 'jax'" in done.stderr
+
+
+def test_the_size_of_the_pool(monkeypatch):
+    for name in ("PJRT_NPROC", "NPROC"):
+        monkeypatch.delenv(name, raising=False)
+    assert pool_size() == len(os.sched_getaffinity(0))
+    monkeypatch.setenv("NPROC", "7")
+    assert pool_size() == 7
+    monkeypatch.setenv("PJRT_NPROC", "3")
+    assert pool_size() == 3
+    monkeypatch.setenv("PJRT_NPROC", "three")  # XLA passes over what is no number
+    assert pool_size() == 7
+
+
+def test_a_run_that_goes_on_on_fewer_cores(options, tmp_path):
+    """Trials, winner, test and SVM are those of an undisturbed run, to the bit."""
+    given = {**options, "filters": "24:48:8", "conv_layers": "2", "units": "32:96:32"}
+    base = {
+        name: value for name, value in os.environ.items() if name not in ("PJRT_NPROC", "NPROC")
+    }
+
+    def search(folder: str, trials: int, prefix: tuple[str, ...] = (), threads: str = "2") -> Run:
+        line = [*prefix, sys.executable, "-m", "jaxmnist.search", "--max-trials", str(trials)]
+        line += [*flags({**given, "quiet": True}), "--directory", str(tmp_path / folder)]
+        environment = {**base, **({"PJRT_NPROC": threads} if threads else {})}
+        done = subprocess.run(line, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        return Run(tmp_path / folder / "small")
+
+    del given["max_trials"]
+    whole = search("whole", 3)
+    assert whole.search["threads"] == 2
+    search("parts", 1)
+    parts = search("parts", 3, prefix=("taskset", "-c", "0"), threads="")
+    assert parts.search["threads"] == 2
+    assert facts(parts) == facts(whole)
+    for name in ("best/test_probabilities.npy", "svm/small/pipeline.safetensors"):
+        wanted = (whole.directory.path / name).read_bytes()
+        assert (parts.directory.path / name).read_bytes() == wanted
+    # Otherwise it would be another run: what is tested here can fail.
+    assert facts(search("one", 3, threads="1")) != facts(whole)
+
+
+def test_a_difference_is_told_where_jax_runs_already(finished, tmp_path):
+    shutil.copytree(finished.directory.path, tmp_path / "small")
+    path = tmp_path / "small" / "search.json"
+    before = read_json(path)
+    assert before["threads"] == pool_size()
+    write_json(path, {**before, "threads": before["threads"] + 5})
+    (line,) = RunDirectory(tmp_path / "small").begin(before)
+    assert f"has {before['threads']} threads, and had {before['threads'] + 5} when this" in line
+    assert read_json(path)["threads"] == before["threads"] + 5  # what the run began with
