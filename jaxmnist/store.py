@@ -232,10 +232,11 @@ class RunDirectory:
             if sessions[-1][section].get(key) != value
         ]
         sessions = [*sessions, session] if changes else sessions
-        threads = threads_of(before) or search["threads"]
-        if threads != search["threads"]:
+        now = threads_of(search)
+        threads = threads_of(before) or now
+        if threads != now:
             changes.append(
-                f"XLA's thread pool has {search['threads']} threads, and had {threads} when this"
+                f"XLA's thread pool has {now} threads, and had {threads} when this"
                 " run began: what follows may differ in the last digits (JAX had started already)"
             )
         search = {**search, "threads": threads}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from jaxmnist.atomic import (
     DamagedFile,
@@ -29,7 +30,7 @@ from jaxmnist.atomic import (
 from jaxmnist.command import Parser, add_settings, run_command
 from jaxmnist.config import SearchSettings, flag
 from jaxmnist.data import Dataset, load_dataset
-from jaxmnist.devices import start_jax
+from jaxmnist.devices import pool_size, start_jax
 from jaxmnist.errors import UsageError, printable
 from jaxmnist.evaluation import (
     REPORT,
@@ -142,7 +143,18 @@ class Tested:
 def fit_and_test(
     batches: Batches, width: int, dataset: Dataset, *, backend: str, seed: int, draws: int
 ) -> Tested:
-    """Fit on the training part of `dataset`, look at its test part once."""
+    """Fit on the training part of `dataset`, look at its test part once.
+
+    BLAS computes with as many threads as XLA's pool, so that a run that goes on on other cores
+    gives the same SVM, to the bit.
+    """
+    with threadpool_limits(pool_size(), user_api="blas"):
+        return _fit_and_test(batches, width, dataset, backend=backend, seed=seed, draws=draws)
+
+
+def _fit_and_test(
+    batches: Batches, width: int, dataset: Dataset, *, backend: str, seed: int, draws: int
+) -> Tested:
     labels = np.asarray(dataset.labels)
     fitted = fit(
         batches,
