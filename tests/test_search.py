@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import jaxmnist
 from jaxmnist import Run, UsageError, random_search
 from jaxmnist.atomic import read_json, write_json
 from jaxmnist.space import SearchSpace
@@ -143,7 +144,54 @@ def test_overwrite_starts_anew(copy, options):
     given = {**options, "seed": 5, "max_trials": 1, "svm": False, "overwrite": True}
     run = random_search(**given, directory=str(copy))
     assert len(run.trials) == 1
-    assert [look["purpose"] for look in run.directory.read_looks()] == ["winner"]
+    purposes = [look["purpose"] for look in run.directory.read_looks()]
+    assert purposes == ["winner", "svm", "winner"]  # those of the run before have happened
+
+
+def test_a_bad_file_costs_the_others_nothing(copy, mnist):
+    from PIL import Image
+
+    for index, name in ((0, "first.png"), (1, "last.png")):
+        Image.fromarray(mnist.x_test[index, ..., 0]).save(copy / name)
+    (copy / "notes.txt").write_text("no picture")
+    names = [copy / name for name in ("first.png", "notes.txt", "missing.png", "last.png")]
+    done = command("predict", copy / "small", *names)
+    assert done.returncode == 2
+    answered = [line.partition(": ")[0] for line in done.stdout.splitlines()]
+    assert answered == [str(copy / "first.png"), str(copy / "last.png")]
+    complaints = done.stderr.splitlines()
+    assert len(complaints) == 2
+    assert "notes.txt: no image" in complaints[0]
+    assert "missing.png: can't be read" in complaints[1]
+    only = command("predict", copy / "small", copy / "notes.txt")
+    assert (only.returncode, only.stdout) == (2, "")
+
+
+def test_addresses_and_homes(copy, small, monkeypatch):
+    """What looks like an address makes no folder of that name; `~` is expanded in Python too."""
+    monkeypatch.chdir(copy)
+    address = "s3://bucket/runs"
+    for given in ({"directory": address}, {"data_dir": address}, {"cache": address}):
+        for value in (address, Path(address)):
+            with pytest.raises(UsageError, match=r"looks like an address") as caught:
+                random_search(**dict.fromkeys(given, value))
+            assert "--" + next(iter(given)).replace("_", "-") in str(caught.value)
+    with pytest.raises(UsageError, match="looks like an address"):
+        Run("gs://bucket/runs/mnist")
+    for module, arguments in (("evaluation", []), ("svm", []), ("report", []), ("predict", ["a"])):
+        done = command(module, address, *arguments)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "looks like an address" in done.stderr
+    done = command("predict", copy / "small", address)
+    assert done.returncode == 2
+    assert "looks like an address" in done.stderr
+    assert sorted(path.name for path in copy.iterdir()) == ["small"]
+    monkeypatch.setenv("HOME", str(copy))
+    assert len(Run("~/small").trials) == 4
+    settings = jaxmnist.SearchSettings(directory="~/runs", data_dir="~/x", cache="~/c")
+    assert settings.run_directory == str(copy / "runs" / "x")
+    assert (settings.data_dir, settings.cache) == (str(copy / "x"), str(copy / "c"))
 
 
 def test_a_damaged_record_is_set_aside_and_its_trial_run_again(copy, finished, options):
@@ -240,7 +288,7 @@ def test_bad_data_get_one_line(small, tmp_path, capsys):
     from jaxmnist.command import run_command
     from jaxmnist.search import main
 
-    images = np.zeros((20, 28, 28), np.uint8)
+    images = np.full((20, 28, 28), 255, np.uint8)
     ones = np.ones(20, int)
     np.savez(tmp_path / "one.npz", x_train=images, y_train=ones, x_test=images, y_test=ones)
     shutil.copytree(small, tmp_path / "swapped")
