@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_search import flags
 
 from jaxmnist import cache
 from jaxmnist.cache import cache_folder
@@ -104,3 +105,22 @@ def test_old_programs_go_first(tmp_path, monkeypatch):
         os.utime(tmp_path / name, (1000 - age, 1000))
     cache._drop_oldest(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_home_that_cannot_be_written_costs_only_the_cache(options, tmp_path):
+    given = {**options, "max_trials": 1, "svm": False, "report": True, "tensorboard": True}
+    del given["quiet"]
+    line = [sys.executable, "-m", "jaxmnist.search", *flags(given), "--directory", str(tmp_path)]
+    left_out = ("JAXMNIST_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR")
+    environment = {name: text for name, text in os.environ.items() if name not in left_out}
+    environment["HOME"] = "/dev/null"  # not even root makes a folder there
+    done = subprocess.run(line, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("note: /dev/null/") == 1
+    assert "can't keep compiled programs" in done.stdout
+    assert done.stderr == ""
+    wanted = [*line, "--cache", "/dev/null/cache", "--overwrite"]
+    done = subprocess.run(wanted, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert "can't keep compiled programs" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -17,11 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from jaxmnist import Run, random_search
-from jaxmnist.report.tensorboard import METRICS, TensorBoard
+from jaxmnist.report.tensorboard import METRICS, TensorBoard, _picture
 
 Ask = Callable[..., Any]
 
@@ -151,3 +152,15 @@ def test_a_failed_trial_is_shown_as_failed(finished, tmp_path):
         assert status == {"trial-0000": "STATUS_SUCCESS", "trial-0001": "STATUS_FAILURE"}
         points = ask("plugin/scalars/scalars", run="trial-0001", tag="val_loss")
         assert [step for _, step, _ in points] == [1]
+
+
+@pytest.mark.parametrize("classes", [2, 10, 31, 200, 1000])
+def test_the_confusion_matrix_is_bounded_and_shows_every_mistake(classes):
+    matrix = np.diag(np.full(classes, 5))
+    matrix[0, classes - 1] = 1
+    (value,) = _picture(matrix, range(classes)).value
+    picture = Image.open(io.BytesIO(value.image.encoded_image_string)).convert("RGB")
+    assert picture.size == (value.image.width, value.image.height)
+    assert max(picture.size) <= 1600
+    pixels = np.asarray(picture).reshape(-1, 3)
+    assert (np.abs(pixels - np.array([214, 94, 0])) <= 1).all(1).sum() >= 9  # the one mistake

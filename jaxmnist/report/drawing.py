@@ -79,11 +79,18 @@ class Canvas:
         return artist
 
 
+def quiet_matplotlib() -> None:
+    """Keep matplotlib, before it is imported, from telling of its font cache and its folder.
+
+    Neither is anything to a reader of a search.
+    """
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
+
 @contextmanager
 def canvas(width: float, height: float) -> Iterator[Canvas]:
     """An empty figure with axes, in inches; drawn at a size that a telephone shows as it is."""
-    # It tells of its font cache, which is nothing to a reader of a search.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    quiet_matplotlib()
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -21,6 +21,7 @@ import numpy as np
 from jaxmnist.config import Hyperparameters
 from jaxmnist.events import Metrics
 from jaxmnist.record import Trial
+from jaxmnist.report.drawing import quiet_matplotlib
 
 METRICS = tuple(item.name for item in fields(Metrics))
 CLOSED = b"_hparams_/session_end_info"  # what the file of a trial that ended has in it
@@ -151,6 +152,7 @@ def _picture(matrix: np.ndarray, labels: Sequence[int]) -> Any:
     Its size is bounded: of many classes a cell is a few pixels, of very many it stands for a block
     of classes, and not every one is named.
     """
+    quiet_matplotlib()
     from matplotlib.figure import Figure
     from tensorboardX.proto.summary_pb2 import Summary
 

@@ -1,0 +1,52 @@
+"""Compiled programs: compiled at once where there are threads for it, shared, dropped when done."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from jaxmnist.config import Hyperparameters
+from jaxmnist.lanes import Group
+from jaxmnist.programs import Programs
+
+GROUPS = [Group(Hyperparameters(4, depth, 0), ((depth, None),), 1) for depth in (1, 2, 2, 3)]
+
+
+def test_all_programs_are_compiled_at_once():
+    """Each waits until all six are being compiled: those of training and those of evaluation."""
+    together = threading.Barrier(6)
+
+    def build(group):
+        def compiler(name):
+            def compile_it():
+                together.wait(timeout=60)
+                return name, group.program
+
+            return compile_it
+
+        return compiler("train"), compiler("evaluate")
+
+    programs = Programs(build, GROUPS, ahead=6)
+    for group in GROUPS:
+        pair = programs.get(group)
+        assert (pair.train, pair.evaluate) == (
+            ("train", group.program),
+            ("evaluate", group.program),
+        )
+    programs.close()
+    assert programs.compiled == 3
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_what_fails_to_compile_fails_for_who_asks(ahead):
+    def build(group):
+        if group is GROUPS[0]:
+            raise RuntimeError("no such program")
+        return (lambda: "train"), (lambda: "evaluate")
+
+    programs = Programs(build, GROUPS, ahead)
+    with pytest.raises(RuntimeError, match="no such program"):
+        programs.get(GROUPS[0])
+    assert programs.get(GROUPS[1]).evaluate == "evaluate"
+    programs.close()
