@@ -277,7 +277,7 @@ def test_memory_that_runs_out_halves_the_group(dataset, alone, monkeypatch):
     monkeypatch.setattr(Engine, "_build", small)
     found, _ = run(stacked(dataset))
     same(found, alone)
-    assert list(dict.fromkeys(asked)) == [4, 2, 1]
+    assert set(asked) == {4, 2, 1}  # compiled side by side, so in any order
 
 
 def test_one_bad_trial_of_a_group_fails_alone(dataset, alone, monkeypatch):
