@@ -19,7 +19,7 @@ import json
 import statistics
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,11 @@ from peers.task import Task
 from steps import STEP_PEERS, training_flops
 
 import jaxmnist
-from jaxmnist.config import PRECISIONS, Hyperparameters, SearchSettings
+from jaxmnist.config import PRECISIONS, SearchSettings
+from jaxmnist.config import flag as flag_of
 from jaxmnist.lanes import Stacking, group_trials
+from jaxmnist.models.hyperparameters import Hyperparameters
+from jaxmnist.models.study.space import HELP, widths
 
 ONE_AT_A_TIME = ("Keras on JAX", "plain Flax loop")
 
@@ -54,10 +57,7 @@ def search(settings: SearchSettings, cache: str) -> dict[str, Any]:
             ("--train-limit", settings.train_limit),
             ("--precision", settings.precision),
             ("--lanes", settings.lanes),
-            ("--filters", settings.filters),
-            ("--conv-layers", settings.conv_layers),
-            ("--dense-layers", settings.dense_layers),
-            ("--units", settings.units),
+            *((flag_of(name), given) for name, given in settings.ranges.items()),
         ):
             if value is not None:
                 command += [flag, str(value)]
@@ -80,7 +80,7 @@ def search(settings: SearchSettings, cache: str) -> dict[str, Any]:
         "training_images": images,
         "teraflops": flops / 1e12,
         "scores": [trial.score for trial in trials],
-        "configurations": [asdict(trial.hyperparameters) for trial in trials],
+        "configurations": [trial.hyperparameters.to_json() for trial in trials],
         "device": description["device"],
         "versions": description["versions"],
     }
@@ -103,14 +103,14 @@ def one_at_a_time(
     interpreter = python if peer.elsewhere else sys.executable
     seconds = []
     for h in chosen:
-        task = Task(h.filters, h.conv_layers, h.dense_layers, h.units, images=images, epochs=epochs)
+        task = Task(*widths(h), images=images, epochs=epochs)
         command = [interpreter, str(PEERS / peer.script), json.dumps(asdict(task)), *peer.arguments]
         outputs, _ = run_together([command])
         (moments,) = last_json(outputs[0])["moments"]
         seconds.append(moments[-1] - moments[0])
     return {
         "peer": name,
-        "configurations": [asdict(h) for h in chosen],
+        "configurations": [h.to_json() for h in chosen],
         "seconds": seconds,
         "seconds_for_all": statistics.mean(seconds) * len(configurations),
     }
@@ -118,10 +118,13 @@ def one_at_a_time(
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Everything; what fails is named in `left_out`."""
-    names = ("filters", "conv_layers", "dense_layers", "units", "lanes")
-    space = {name: getattr(given, name) for name in names}
+    ranges = {name: value for name in HELP if (value := getattr(given, name)) is not None}
     settings = SearchSettings(
-        max_trials=given.trials, epochs=given.epochs, train_limit=given.train_limit, **space
+        max_trials=given.trials,
+        epochs=given.epochs,
+        train_limit=given.train_limit,
+        lanes=given.lanes,
+        ranges=ranges,
     )
     content: dict[str, Any] = {
         "machine": machine(),
@@ -134,7 +137,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as cache:
         content["cold"] = search(settings, cache)
         content["warm"] = search(settings, cache)
-    configurations = [Hyperparameters(**h) for h in content["cold"]["configurations"]]
+    configurations = [Hyperparameters(h) for h in content["cold"]["configurations"]]
     names, content["left_out"] = present(STEP_PEERS, ONE_AT_A_TIME, given.python)
     images = content["cold"]["training_images"]
     for name in names:
@@ -148,13 +151,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         result["ratio"] = result["seconds_for_all"] / content["cold"]["seconds"]
         content["peers"].append(result)
     for precision in given.precisions:
-        few = SearchSettings(
-            max_trials=min(given.trials, given.precision_trials),
-            epochs=given.epochs,
-            train_limit=given.train_limit,
-            precision=precision,
-            **space,
-        )
+        fewer = min(given.trials, given.precision_trials)
+        few = replace(settings, max_trials=fewer, precision=precision)
         try:
             with tempfile.TemporaryDirectory() as cache:
                 content["precisions"][precision] = search(few, cache)
@@ -201,8 +199,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=357, help="configurations of the search")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--train-limit", type=int, help="of the search (default: all 60,000)")
-    for name in ("--filters", "--conv-layers", "--dense-layers", "--units"):
-        parser.add_argument(name, help="range of the space")
+    for name, what in HELP.items():
+        parser.add_argument(flag_of(name), help=f"range of the {what}")
     parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
     parser.add_argument("--lanes", type=int, help="as in the command (default: measured)")
     parser.add_argument("--sample", type=int, default=5, help="configurations of each peer")

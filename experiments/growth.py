@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmnist.config import Range, TrainingSettings
+from jaxmnist.config import TrainingSettings
 from jaxmnist.data import load_arrays, split
 from jaxmnist.engine import Engine
 from jaxmnist.events import TrialFinished
-from jaxmnist.space import SearchSpace
+from jaxmnist.models.space import Space
+from jaxmnist.models.study.network import STUDY
 
 
 def resident_megabytes(process: int | str = "self") -> float:
@@ -31,9 +32,10 @@ def resident_megabytes(process: int | str = "self") -> float:
 
 def measure(trials: int) -> list[dict[str, float]]:
     """Resident memory and seconds since the start after each trial."""
-    space = SearchSpace(Range(2, 41), Range(1, 2), Range(0, 2), Range(2, 8))
+    ranges = {"filters": "2:41:1", "conv_layers": "1:2", "units": "2:8:1"}
+    space = Space(STUDY.definition, ranges)
     dataset = split("tiny", load_arrays("mnist"), validation_split=0.1, seed=0, train_limit=600)
-    engine = Engine(dataset, TrainingSettings(epochs=1), seed=0)
+    engine = Engine(STUDY, dataset, TrainingSettings(epochs=1), seed=0)
     rows, began = [], time.perf_counter()
     with engine.run(enumerate(islice(space.draws(0), trials))) as events:
         for event in events:

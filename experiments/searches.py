@@ -29,9 +29,11 @@ from measure import (
 from steps import OURS, training_flops
 
 import jaxmnist
-from jaxmnist.config import Hyperparameters, SearchSettings
+from jaxmnist.config import SearchSettings
 from jaxmnist.data import Dataset, load_dataset
-from jaxmnist.space import SearchSpace
+from jaxmnist.models.hyperparameters import Hyperparameters
+from jaxmnist.models.space import Space
+from jaxmnist.models.study.space import DEFINITION
 
 SEARCH_PEERS = {
     OURS: Peer("", arrangements=(ONE_PROCESS,), elsewhere=False),
@@ -73,7 +75,7 @@ def define(trials: int, epochs: int, images: int) -> Search:
     """The search of `trials` draws of seed 0 on `images` training images of MNIST."""
     limit = train_limit(images, SearchSettings.validation_split)
     settings = SearchSettings(max_trials=trials, epochs=epochs, train_limit=limit, svm=False)
-    configurations = list(itertools.islice(SearchSpace().draws(settings.seed), trials))
+    configurations = list(itertools.islice(Space(DEFINITION).draws(settings.seed), trials))
     return Search(settings, load_dataset(settings), configurations)
 
 
@@ -139,7 +141,7 @@ def search_with_peer(
         outputs, seconds = run_together(commands, pinned)
     answers = [last_json(output) for output in outputs]
     for part, answer in zip(parts, answers, strict=True):
-        if [Hyperparameters(**{"units": None, **c}) for c in answer["configurations"]] != part:
+        if [Hyperparameters(c) for c in answer["configurations"]] != part:
             raise PeerFailed("searched other configurations")
     return {
         "seconds": seconds,

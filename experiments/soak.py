@@ -44,10 +44,10 @@ for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # a shell may have them ignored in
     signal.signal(getattr(signal, name), signal.SIG_DFL)
 from jaxmnist import cache, command, search
 cache.keep_programs(cache.cache_folder(sys.argv[2]))
-import jaxmnist.engine as engine
+from jaxmnist.models.study.network import StudyNetwork
 import soak
 
-marks, drawn = Path(sys.argv[1]), engine.initial_parameters
+marks, drawn = Path(sys.argv[1]), StudyNetwork.initial_parameters
 
 def bad(*arguments, index, **options):
     parameters = drawn(*arguments, index=index, **options)
@@ -62,7 +62,7 @@ def bad(*arguments, index, **options):
         raise RuntimeError("as if the device had gone")
     return parameters
 
-engine.initial_parameters = bad
+StudyNetwork.initial_parameters = bad
 sys.exit(command.run_command(search.main, sys.argv[3:]))
 """
 
@@ -115,6 +115,8 @@ class Soaked:
         run = jaxmnist.Run(self.path)
         kept = {f"trials/{t.trial.index:04d}" for t in run.ranked[: run.settings.keep]}
         expected = {f"trials/{t.index:04d}/trial.json" for t in run.trials}
+        completed = [t.index for t in run.trials if t.status == "completed"]
+        expected |= {f"trials/{index:04d}/validation.npy" for index in completed}
         expected |= {f"{folder}/model.safetensors" for folder in kept}
         expected |= {"search.json", "lock", "ledger.jsonl", "times.json"}
         found = {
@@ -175,10 +177,10 @@ def main() -> int:
     place = Path(tempfile.mkdtemp(prefix="soak-"))
     options = {
         **search_options(place),
-        "filters": "2:41",
+        "filters": "2:41:1",
         "conv_layers": "1:2",
         "dense_layers": "0:2",
-        "units": "2:8",
+        "units": "2:8:1",
         "max_trials": given.trials,
         "epochs": 1,
         "checkpoint_every": 1,

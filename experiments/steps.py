@@ -27,10 +27,14 @@ from measure import (
 )
 from peers.task import Task
 
-from jaxmnist.config import Hyperparameters
-from jaxmnist.model import count_parameters, layers
+from jaxmnist.models.hyperparameters import Hyperparameters
+from jaxmnist.models.layers import count_parameters
+from jaxmnist.models.network import DataSpec
+from jaxmnist.models.study.network import STUDY, rows, study_layers
+from jaxmnist.models.study.space import configuration, widths
 
 OURS = "jaxmnist"
+MNIST = DataSpec((28, 28, 1), 10)
 FASTEST = "the fastest peer of each"
 # filters-conv_layers-dense_layers-units
 CONFIGURATIONS = {
@@ -60,16 +64,17 @@ STEP_PEERS = {
 
 def hyperparameters(task: Task) -> Hyperparameters:
     """Those of the task."""
-    return Hyperparameters(task.filters, task.conv_layers, task.dense_layers, task.units)
+    return configuration(task.filters, task.conv_layers, task.dense_layers, task.units)
 
 
-def training_flops(configuration: Hyperparameters) -> int:
+def training_flops(hyperparameters: Hyperparameters) -> int:
     """FLOPs of training on one MNIST image, its convolutions computed directly.
 
     A multiplication and an addition for each weight and output position, three times: forward,
     for the gradient of the weights, and, but for the first layer, for that of its inputs.
     """
-    weighted = [row for row in layers(configuration, (28, 28, 1), 10) if row.parameter_shapes]
+    layers = rows(study_layers(widths(hyperparameters), MNIST.classes), MNIST.image_shape)
+    weighted = [row for row in layers if row.parameter_shapes]
     passes = [2] + [3] * (len(weighted) - 1)
     return sum(
         2 * count * math.prod(row.output_shape[:-1]) * math.prod(row.parameter_shapes["kernel"])
@@ -101,7 +106,7 @@ def measure(peer: Peer, task: Task, arrangement: str, python: str) -> dict[str, 
     pinned = arrangement == ONE_A_CORE
     outputs, _ = run_together([command] * (len(processors()) if pinned else 1), pinned)
     answers = [last_json(output) for output in outputs]
-    expected = count_parameters(hyperparameters(task), (28, 28, 1), 10)
+    expected = count_parameters(STUDY.layers(hyperparameters(task), MNIST))
     for answer in answers:
         if answer["parameters"] != expected:
             raise PeerFailed(f"learns {answer['parameters']} parameters, not {expected}")

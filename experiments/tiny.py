@@ -33,7 +33,7 @@ def search_options(place: Path) -> dict[str, Any]:
         "data_dir": str(place / "data.npz"),
         "directory": str(place),
         "project_name": "run",
-        "filters": "4:7",
+        "filters": "4:7:1",
         "conv_layers": 1,
         "dense_layers": 0,
         "max_trials": 4,
@@ -90,7 +90,15 @@ def facts(run: Run, images: np.ndarray) -> dict[str, Any]:
     features = model.features(images)
     return {
         "trials": [
-            (t.index, t.hyperparameters, t.status, t.history, t.weights_sha256) for t in run.trials
+            (
+                t.index,
+                t.hyperparameters,
+                t.status,
+                t.history,
+                t.weights_sha256,
+                t.validation_sha256,
+            )
+            for t in run.trials
         ],
         "winner": run.best_trial.index,
         "best": sha256((run.directory.best / "model.safetensors").read_bytes()),

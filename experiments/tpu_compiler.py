@@ -36,10 +36,13 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 import jaxmnist
-from jaxmnist.config import PRECISIONS, Hyperparameters, SearchSettings, TrainingSettings
+from jaxmnist.config import PRECISIONS, SearchSettings, TrainingSettings
 from jaxmnist.data import load_dataset
 from jaxmnist.engine import Engine
 from jaxmnist.lanes import Group
+from jaxmnist.models.hyperparameters import Hyperparameters
+from jaxmnist.models.study.network import STUDY
+from jaxmnist.models.study.space import configuration
 from jaxmnist.stacking import candidates
 
 WIDEST = {"filters": 128, "units": 256}
@@ -72,7 +75,7 @@ def compile_training(engine: Engine, hyperparameters: Hyperparameters) -> dict[s
     """CPU-seconds of compiling, cycles a step and bytes of a training program, for one chip."""
     topology = topologies.get_topology_desc("v5e:2x2", "tpu")
     sharding = SingleDeviceSharding(topology.devices[0])
-    engine.stacking = candidates("tpu", 1, 357, None)[0]
+    engine.stacking = candidates("tpu", 1, 357, None, STUDY.padding("tpu"))[0]
     group = Group(engine.stacking.widest(hyperparameters), ((0, hyperparameters),), 1)
     (train, arguments), _ = engine.functions(group)
     shapes = jax.tree.map(
@@ -96,14 +99,15 @@ def main() -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="default")
     precision = parser.parse_args().precision
     dataset = load_dataset(SearchSettings())
-    engine = Engine(dataset, TrainingSettings(precision=precision), 0, platform="tpu", lanes=1)
+    settings = TrainingSettings(precision=precision)
+    engine = Engine(STUDY, dataset, settings, 0, platform="tpu", lanes=1)
     print(f"jaxmnist {jaxmnist.__version__}, jax {jax.__version__}, one TPU v5e, {precision}")
     print("| convolutions | dense layers | compiling, CPU-seconds | thousand cycles a step | GiB |")
     print("| --- | --- | --- | --- | --- |")
     total = 0.0
     for conv_layers in (1, 2, 3):
         for dense_layers in (0, 1, 2):
-            h = Hyperparameters(WIDEST["filters"], conv_layers, dense_layers, WIDEST["units"])
+            h = configuration(WIDEST["filters"], conv_layers, dense_layers, WIDEST["units"])
             found = compile_training(engine, h)
             total += found["seconds"]
             print(

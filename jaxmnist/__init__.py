@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from jaxmnist.config import Hyperparameters, SearchSettings
+    from jaxmnist.config import SearchSettings
     from jaxmnist.data import load_arrays
     from jaxmnist.errors import JaxmnistError, SurroundingsError, UsageError
     from jaxmnist.features import FlattenFeatures
-    from jaxmnist.model import build_model
+    from jaxmnist.models.hyperparameters import Hyperparameters
+    from jaxmnist.models.study.network import build_model
     from jaxmnist.run import Run
     from jaxmnist.search import random_search
     from jaxmnist.support_vectors import SupportVectors
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 # Loaded when first asked for, so that importing the package, and `--help`, cost nothing.
 _HOMES = {
     "FlattenFeatures": "features",
-    "Hyperparameters": "config",
+    "Hyperparameters": "models.hyperparameters",
     "JaxmnistError": "errors",
     "Run": "run",
     "SearchSettings": "config",
@@ -29,7 +30,7 @@ _HOMES = {
     "SurroundingsError": "errors",
     "TrainedModel": "trained",
     "UsageError": "errors",
-    "build_model": "model",
+    "build_model": "models.study.network",
     "load_arrays": "data",
     "random_search": "search",
 }

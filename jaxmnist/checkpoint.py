@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, fields
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxmnist.atomic import fits
-from jaxmnist.config import Hyperparameters, TrainingSettings
-from jaxmnist.events import Checkpoint, Metrics
-from jaxmnist.model import parameter_shapes
+from jaxmnist.config import TrainingSettings
+from jaxmnist.events import Checkpoint
+from jaxmnist.models.hyperparameters import Hyperparameters
+from jaxmnist.models.network import DataSpec, Network
+from jaxmnist.record import METRICS, agree, history_from_json, history_to_json
 from jaxmnist.training import TrainingState, start_training
 
-METRIC = tuple(float for _ in fields(Metrics))
-SHAPE = {"index": int, "epoch": int, "step": int, "history": [METRIC], "seconds": float}
+CONTENT = {
+    "index": int,
+    "epoch": int,
+    "step": int,
+    "history": {key: list for key in METRICS},
+    "seconds": float,
+}
+VALIDATION = "validation"  # which validation images are right, uint8[epochs, B], beside the state
 
 
 def to_arrays(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -24,10 +31,17 @@ def to_arrays(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray], dict[str, 
         "index": checkpoint.index,
         "epoch": checkpoint.epoch,
         "step": checkpoint.step,
-        "history": [list(astuple(metrics)) for metrics in checkpoint.history],
+        "history": history_to_json(checkpoint.history),
         "seconds": checkpoint.seconds,
     }
-    return {name: np.asarray(array) for name, array in _named(checkpoint.state)}, content
+    arrays = {name: np.asarray(array) for name, array in _named(checkpoint.state)}
+    return {**arrays, VALIDATION: rows(checkpoint.validation)}, content
+
+
+def rows(validation: tuple[bytes, ...]) -> np.ndarray:
+    """The bits of epochs as uint8[epochs, B]."""
+    width = len(validation[0]) if validation else 0
+    return np.frombuffer(b"".join(validation), np.uint8).reshape(len(validation), width)
 
 
 def from_arrays(
@@ -35,24 +49,31 @@ def from_arrays(
     content: dict[str, Any],
     index: int,
     hyperparameters: Hyperparameters,
-    image_shape: tuple[int, int, int],
-    classes: int,
+    network: Network,
+    data: DataSpec,
+    images: int,
     settings: TrainingSettings,
 ) -> Checkpoint:
     """The checkpoint of `to_arrays`; ValueError if it isn't one of this trial and these settings.
 
-    Another version of Optax may keep other moments: that is such an error too.
+    images: for validation. Another version of Optax may keep other moments: that is such an error
+    too.
     """
-    if not fits(content, SHAPE) or content["index"] != index:
+    if not fits(content, CONTENT) or content["index"] != index:
         raise ValueError("another trial's")
-    epoch, step, history = content["epoch"], content["step"], content["history"]
+    epoch, step = content["epoch"], content["step"]
+    history = history_from_json(content["history"])
     if not (0 <= epoch < settings.epochs and step >= 0 and len(history) == epoch):
         raise ValueError("epochs that can't be right")
-    shapes = parameter_shapes(hyperparameters, image_shape, classes)
-    empty = {
-        layer: {name: np.zeros(shape, np.float32) for name, shape in parts.items()}
-        for layer, parts in shapes.items()
-    }
+    bits = arrays.get(VALIDATION)
+    if bits is None or bits.dtype != np.uint8 or bits.ndim != 2:
+        raise ValueError("no bits of the validation images")
+    validation = tuple(row.tobytes() for row in bits)
+    if not agree(history, validation, images):
+        raise ValueError("bits that are not those of its validation accuracies")
+    empty = jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype), network.shapes(hyperparameters, data)
+    )
     template = start_training(empty, settings)
     found = []
     for name, wanted in _named(template):
@@ -62,8 +83,7 @@ def from_arrays(
         found.append(array)
     state = jax.tree.unflatten(jax.tree.structure(template), found)
     assert isinstance(state, TrainingState)
-    metrics = tuple(Metrics(*epoch) for epoch in history)
-    return Checkpoint(index, state, epoch, step, metrics, content["seconds"])
+    return Checkpoint(index, state, epoch, step, history, content["seconds"], validation)
 
 
 def _named(state: TrainingState) -> list[tuple[str, Any]]:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 def add_settings(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:
     """Add flags for the settings of `names`, or for all; a flag that isn't given sets nothing."""
     for item in fields(SearchSettings):
-        if names is not None and item.name not in names:
+        if "help" not in item.metadata or (names is not None and item.name not in names):
             continue
         kind = str(item.type).removesuffix(" | None")
         text = item.metadata["help"]
@@ -65,6 +65,32 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str] | None = 
             default=argparse.SUPPRESS,
             type={"int": _number(int), "float": _number(float)}.get(kind, str),
             metavar=item.metadata["metavar"] or "WORD",
+            help=text.replace("%", "%%"),
+        )
+
+
+def add_ranges(
+    parser: argparse.ArgumentParser, ranges: Mapping[str, str], texts: Mapping[str, str]
+) -> None:
+    """Add a flag for each hyperparameter.
+
+    Args:
+      parser: to add them to.
+      ranges: of the hyperparameters, by name, as text.
+      texts: what hyperparameters are, by name, as far as the network says it.
+    """
+    group = parser.add_argument_group(
+        "hyperparameters",
+        "A RANGE is first:last, first:last:step, first:last:log, values such as 32,64,128, or one"
+        " value.",
+    )
+    for name, values in ranges.items():
+        text = f"{texts.get(name, name)} (default {values})"
+        group.add_argument(
+            flag(name),
+            dest=name,
+            default=argparse.SUPPRESS,
+            metavar="RANGE",
             help=text.replace("%", "%%"),
         )
 

@@ -1,4 +1,4 @@
-"""Hyperparameters and settings: frozen dataclasses that check themselves.
+"""Settings: frozen dataclasses that check themselves.
 
 Each field of `SearchSettings` is a word of the command line and of `random_search`; its help
 text stands here once. Only the standard library is imported, so that `--help` is quick.
@@ -6,15 +6,18 @@ text stands here once. Only the standard library is imported, so that `--help` i
 
 from __future__ import annotations
 
+import json
+import math
 import operator
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from jaxmnist.errors import UsageError, local_path
 
 LARGEST_SEED = 2**32 - 1
+OPTIMIZERS = ("adam",)
 PRECISIONS = ("default", "highest", "bfloat16")
 SELECTIONS = ("steady", "best")
 SVM_BACKENDS = ("auto", "sklearn", "sklearnex", "cuml")
@@ -24,14 +27,10 @@ LARGEST = {
     "max_trials": 10**5,
     "lanes": 10**4,
     "svm_search": 10**4,
-    "filters": 10**5,
-    "units": 10**6,
-    "conv_layers": 100,
-    "dense_layers": 100,
 }
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as a message shows it: not at any length."""
     try:
         text = repr(value)
@@ -59,7 +58,7 @@ def check_whole(name: str, value: Any, low: int, high: int | None = None) -> int
     except TypeError:
         number = None
     if number is None or not low <= number <= high:
-        raise UsageError(f"{flag(name)} must be a whole number {bounds}, not {_shown(value)}")
+        raise UsageError(f"{flag(name)} must be a whole number {bounds}, not {shown(value)}")
     return number
 
 
@@ -67,176 +66,98 @@ def check_number(name: str, value: Any, accepts: Callable[[float], bool], wanted
     """Raise `UsageError` unless `value` is a finite number that `accepts` holds for."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not abs(value) <= 3e38 or not accepts(value):  # the largest float32
-        raise UsageError(f"{flag(name)} must be a number {wanted}, not {_shown(value)}")
+        raise UsageError(f"{flag(name)} must be a number {wanted}, not {shown(value)}")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise `UsageError` unless `value` is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
-        raise UsageError(f"{flag(name)} must be one of {', '.join(choices)}, not {_shown(value)}")
+        raise UsageError(f"{flag(name)} must be one of {', '.join(choices)}, not {shown(value)}")
 
 
-@dataclass(frozen=True)
-class Hyperparameters:
-    """One configuration of the search.
+def plain(value: Any) -> Any:
+    """`value` as JSON can carry it: NumPy's numbers become Python's, lists become tuples.
 
-    filters: filters of every convolution, at least 1.
-    conv_layers: convolutions, at least 1.
-    dense_layers: hidden dense layers, at least 0.
-    units: units of every hidden dense layer; None, whatever was given, when there are none.
-
-    >>> print(Hyperparameters(filters=112, conv_layers=2, dense_layers=1, units=224))
-    filters=112 conv_layers=2 dense_layers=1 units=224
+    Raises ValueError with half a sentence for anything else.
     """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        if abs(value) >= 2**63:
+            raise ValueError(f"must lie between -2**63 and 2**63, not be {shown(value)}")
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"must be a finite number, not {value}")
+        return value
+    if isinstance(value, list | tuple):
+        return tuple(plain(member) for member in value)
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a scalar of NumPy
+        return plain(value.item())
+    if callable(value):
+        name = getattr(value, "__name__", type(value).__name__)
+        raise ValueError(f"{name} is not text: choose it by a name, and look the name up")
+    raise ValueError(f"a {type(value).__name__} is neither text, a number, true or false, nor none")
 
-    filters: int
-    conv_layers: int
-    dense_layers: int
-    units: int | None = None
 
-    def __post_init__(self) -> None:
-        for name, low in (("filters", 1), ("conv_layers", 1), ("dense_layers", 0)):
-            object.__setattr__(self, name, check_whole(name, getattr(self, name), low))
-        units = check_whole("units", self.units, 1) if self.dense_layers else None
-        object.__setattr__(self, "units", units)
-
-    def to_json(self) -> dict[str, int | None]:
-        """The hyperparameters as JSON's object."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        given = {name: value for name, value in asdict(self).items() if value is not None}
-        return " ".join(f"{name}={value}" for name, value in given.items())
+def text(value: Any) -> str:
+    """A value as the command line has it: 0.001, relu, true."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value) if isinstance(value, tuple) else str(value)
 
 
-@dataclass(frozen=True)
-class Range:
-    """The whole numbers start, start + step, … up to stop, included where a step lands on it."""
+def canonical(given: Any) -> Any:
+    """What a person gave, as JSON carries it: a tuple becomes the text of a range, a list stays.
 
-    start: int
-    stop: int
-    step: int = 1
-
-    @classmethod
-    def parse(cls, name: str, value: Any) -> Range | Values:
-        """Read what a person can say of a hyperparameter's values.
-
-        `32:128:16` and `(32, 128, 16)` are a range, `1:3` and `(1, 3)` one of step 1, `112` and an
-        int one value, `32,64,128` and a list values.
-
-        Raises `UsageError` that names the hyperparameter if it is empty, negative or none of these.
-        """
-        if isinstance(value, Range):
-            parts: list[Any] = [value.start, value.stop, value.step]
-        elif isinstance(value, Values):
-            parts = list(value.values)
-        elif isinstance(value, str):
-            parts = value.split("," if "," in value else ":")
-        elif isinstance(value, list | tuple):
-            parts = list(value)
-        else:
-            parts = [value]
-        are_values = isinstance(value, list | Values) or (isinstance(value, str) and "," in value)
-        wanted = (
-            f"{flag(name)} must be a number, a range such as 32:128:16 (in Python also a tuple) or"
-            f" values such as 32,64,128 (in Python also a list), not {_shown(value)}"
-        )
-        try:
-            numbers = [int(part) for part in parts if not isinstance(part, bool | float)]
-        except (TypeError, ValueError):
-            raise UsageError(wanted) from None
-        if len(numbers) != len(parts) or not numbers or (len(numbers) > 3 and not are_values):
-            raise UsageError(wanted)
-        check_whole(name, max(map(abs, numbers)), 0)
-        if are_values and len(numbers) > 1:
-            return Values.of(name, numbers)
-        start = numbers[0]
-        stop = numbers[1] if len(numbers) > 1 else start
-        step = numbers[2] if len(numbers) > 2 else 1
-        low = least(name)
-        if start < low:
-            raise UsageError(f"{flag(name)} must start at {low} or more, not at {start}")
-        if stop < start:
-            raise UsageError(
-                f"{flag(name)} is empty: its last number {stop} is below its first, {start}"
+    Raises ValueError with half a sentence if it can be neither a range, values nor one value.
+    """
+    if isinstance(given, tuple):
+        if not 1 <= len(given) <= 3:
+            raise ValueError(
+                f"must be a range (first, last[, step or 'log']) as a tuple, not {shown(given)}"
             )
-        if step < 1:
-            raise UsageError(f"{flag(name)} must have a step of at least 1, not {step}")
-        check_whole(name, stop, low)
-        return cls(start, stop, step)
-
-    @property
-    def values(self) -> range:
-        """Its members, ascending."""
-        return range(self.start, self.stop + 1, self.step)
-
-    def __str__(self) -> str:
-        if len(self.values) == 1:
-            return str(self.start)
-        return f"{self.start}:{self.stop}" + (f":{self.step}" if self.step != 1 else "")
-
-
-@dataclass(frozen=True)
-class Values:
-    """Whole numbers that were named one by one, ascending."""
-
-    values: tuple[int, ...]
-
-    @classmethod
-    def of(cls, name: str, numbers: list[int]) -> Values:
-        """These values of a hyperparameter; `UsageError` if one is wrong or there twice."""
-        for number in numbers:
-            check_whole(name, number, least(name))
-            if numbers.count(number) > 1:
-                raise UsageError(f"{flag(name)} names the value {number} twice")
-        return cls(tuple(sorted(numbers)))
-
-    def __str__(self) -> str:
-        return ",".join(map(str, self.values))
-
-
-def least(name: str) -> int:
-    """The least value of a hyperparameter."""
-    return 0 if name == "dense_layers" else 1
-
-
-DEFAULT_RANGES = {
-    "filters": Range(32, 128, 16),
-    "conv_layers": Range(1, 3),
-    "dense_layers": Range(0, 2),
-    "units": Range(32, 256, 32),
-}
+        if any(isinstance(part, bool | list | tuple) for part in given):
+            raise ValueError(f"must be a range of numbers as a tuple, not {shown(given)}")
+        return ":".join(text(plain(part)) for part in given)
+    if isinstance(given, list):
+        if not given:
+            raise ValueError("must have at least one value, and the list is empty")
+        return [plain(member) for member in given]
+    if given is None:
+        raise ValueError("must be a range, values or one value, not None")
+    return plain(given)
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
     """How each candidate is trained: what `training` needs and nothing else.
 
-    learning_rate is Adam's step size; batch_size counts images. precision: 'default' is JAX's own
-    for the device, 'highest' computes products in full float32, 'bfloat16' the network in
-    bfloat16 with weights and loss in float32. weight_decay: of AdamW, times the learning rate.
+    learning_rate is the optimizer's step size; batch_size counts images. precision: 'default' is
+    JAX's own for the device, 'highest' computes products in full float32, 'bfloat16' the network
+    in bfloat16 with weights and loss in float32.
     """
 
     epochs: int = 5
     batch_size: int = 128
     learning_rate: float = 1e-3
+    optimizer: str = "adam"
     precision: str = "default"
-    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             object.__setattr__(self, name, check_whole(name, getattr(self, name), 1))
         check_number("learning_rate", self.learning_rate, lambda value: value > 0, "above 0")
         check_choice("precision", self.precision, PRECISIONS)
-        check_number("weight_decay", self.weight_decay, lambda value: value >= 0, "of at least 0")
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
 
 
-def _setting(default: Any, help: str, metavar: str | None = None) -> Any:
-    return field(default=default, metadata={"help": help, "metavar": metavar})
-
-
-def _range(name: str, help: str) -> Any:
-    return _setting(None, f"{help} (default {DEFAULT_RANGES[name]})", "RANGE")
+def _setting(
+    default: Any, help: str, metavar: str | None = None, *, identifies: bool = False
+) -> Any:
+    """A setting; `identifies` says that a run with another value of it is another run."""
+    metadata = {"help": help, "metavar": metavar, "identifies": identifies}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -245,7 +166,10 @@ class SearchSettings:
 
     Raises `UsageError` with one line that names the flag, the value and what would be right.
 
-    >>> SearchSettings(filters="32:64:16", epochs=3).run_directory
+    ranges: what the person gives in place of the ranges of hyperparameters, by name. Which names
+      there are, and what the ranges mean, the network knows.
+
+    >>> SearchSettings(epochs=3).run_directory
     'runs/mnist'
     """
 
@@ -255,19 +179,17 @@ class SearchSettings:
         "NAME",
     )
     data_dir: str | None = _setting(None, "read this folder of IDX files, or this .npz", "PATH")
-    filters: Any = _range("filters", "filters of each convolution")
-    conv_layers: Any = _range("conv_layers", "number of convolutions")
-    dense_layers: Any = _range("dense_layers", "number of hidden dense layers")
-    units: Any = _range("units", "units of each hidden dense layer")
     max_trials: int = _setting(10, "configurations to try", "N")
     epochs: int = _setting(5, "epochs for each configuration", "N")
     batch_size: int = _setting(128, "images in a batch", "N")
     learning_rate: float = _setting(1e-3, "Adam's step size", "RATE")
     validation_split: float = _setting(
-        0.1, "fraction of the training images to validate on", "FRACTION"
+        0.1, "fraction of the training images to validate on", "FRACTION", identifies=True
     )
-    train_limit: int | None = _setting(None, "use the first N training images", "N")
-    seed: int = _setting(0, "seed of draws, weights, order and split", "N")
+    train_limit: int | None = _setting(
+        None, "use the first N training images", "N", identifies=True
+    )
+    seed: int = _setting(0, "seed of draws, weights, order and split", "N", identifies=True)
     directory: str = _setting("runs", "folder of all runs", "PATH")
     project_name: str | None = _setting(
         None, "folder of this run in it (default: the dataset's name)", "NAME"
@@ -321,6 +243,7 @@ class SearchSettings:
     report: bool = _setting(True, "make the page, report.html")
     tensorboard: bool = _setting(True, "write TensorBoard's files")
     quiet: bool = _setting(False, "say only the result")
+    ranges: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("dataset", "data_dir", "directory", "cache"):
@@ -329,19 +252,17 @@ class SearchSettings:
                 continue
             value = os.fspath(value) if isinstance(value, os.PathLike) else value
             if not isinstance(value, str) or not value or not value.isprintable():
-                raise UsageError(f"{flag(name)} must be a name or a path, not {_shown(value)}")
+                raise UsageError(f"{flag(name)} must be a name or a path, not {shown(value)}")
             object.__setattr__(self, name, local_path(value, flag(name)))
         for name in ("overwrite", "svm", "report", "tensorboard", "quiet"):
             if not isinstance(getattr(self, name), bool):
-                shown = _shown(getattr(self, name))
-                raise UsageError(f"{flag(name)} must be true or false, not {shown}")
-        for name in DEFAULT_RANGES:
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else Range.parse(name, value))
+                what = shown(getattr(self, name))
+                raise UsageError(f"{flag(name)} must be true or false, not {what}")
+        object.__setattr__(self, "ranges", _checked_ranges(self.ranges))
         if self.project_name is not None and not is_plain_name(self.project_name):
             raise UsageError(
                 "--project-name must be the name of a folder, without slashes,"
-                f" not {_shown(self.project_name)}"
+                f" not {shown(self.project_name)}"
             )
         for name, low in (("max_trials", 1), ("keep", 1), ("svm_search", 0), ("max_retries", 0)):
             object.__setattr__(self, name, check_whole(name, getattr(self, name), low))
@@ -368,9 +289,9 @@ class SearchSettings:
         if not is_plain_name(self.dataset_name):
             if self.dataset is None:
                 raise UsageError(
-                    f"--data-dir {_shown(self.data_dir)} can't name a run: --dataset NAME does"
+                    f"--data-dir {shown(self.data_dir)} can't name a run: --dataset NAME does"
                 )
-            raise UsageError(f"--dataset must be the name of a dataset, not {_shown(self.dataset)}")
+            raise UsageError(f"--dataset must be the name of a dataset, not {shown(self.dataset)}")
 
     @property
     def dataset_name(self) -> str:
@@ -386,16 +307,47 @@ class SearchSettings:
 
     def training(self) -> TrainingSettings:
         """The part that training needs."""
-        return TrainingSettings(self.epochs, self.batch_size, self.learning_rate, self.precision)
+        return TrainingSettings(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            precision=self.precision,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What of the settings makes a run what it is: all of training, and what says so."""
+        own = {item.name for item in fields(self) if item.metadata.get("identifies")}
+        return {
+            **{name: value for name, value in self.to_json().items() if name in own},
+            **asdict(self.training()),
+        }
 
     def to_json(self) -> dict[str, Any]:
-        """All settings as JSON's object; ranges as their text."""
-        return {
-            item.name: str(value)
-            if isinstance(value := getattr(self, item.name), Range | Values)
-            else value
-            for item in fields(self)
-        }
+        """All settings as JSON's object."""
+        found = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {**found, "ranges": dict(self.ranges)}
+
+
+# No hyperparameter may be called like a word of the command line.
+RESERVED = frozenset(item.name for item in fields(SearchSettings)) | {
+    "config",
+    "help",
+    "model",
+    "version",
+}
+
+
+def _checked_ranges(given: Any) -> dict[str, Any]:
+    """Ranges as `canonical` has them; `UsageError` for what can't be one."""
+    if not isinstance(given, Mapping):
+        raise UsageError(f"ranges must be a mapping of names to ranges, not {shown(given)}")
+    found = {}
+    for name, value in given.items():
+        try:
+            found[name] = canonical(value)
+        except ValueError as problem:
+            raise UsageError(f"{flag(str(name))} {problem}") from None
+    return found
 
 
 def is_plain_name(name: Any) -> bool:

@@ -56,8 +56,16 @@ class Dataset:
     @cached_property
     def fingerprint(self) -> str:
         """The SHA-256 of everything that is in it, the split included."""
+        return self._sha256("train", "validation", "test")
+
+    @cached_property
+    def validation_sha256(self) -> str:
+        """The SHA-256 of the validation images and their labels."""
+        return self._sha256("validation")
+
+    def _sha256(self, *parts: str) -> str:
         digest = hashlib.sha256(repr((self.labels, self.scale)).encode())
-        for part in ("train", "validation", "test"):
+        for part in parts:
             for array in (getattr(self, f"x_{part}"), getattr(self, f"y_{part}")):
                 digest.update(repr((array.shape, str(array.dtype))).encode())
                 digest.update(np.ascontiguousarray(array).data)

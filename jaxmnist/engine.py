@@ -19,8 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmnist.config import Hyperparameters, TrainingSettings
-from jaxmnist.convolution import block_size
+from jaxmnist.config import TrainingSettings
 from jaxmnist.data import Dataset
 from jaxmnist.devices import cores, start_jax
 from jaxmnist.errors import UsageError, one_line
@@ -28,7 +27,6 @@ from jaxmnist.events import (
     Checkpoint,
     EpochFinished,
     Event,
-    Metrics,
     StackingChosen,
     StepsFinished,
     TrialCompiled,
@@ -36,14 +34,12 @@ from jaxmnist.events import (
     TrialStarted,
 )
 from jaxmnist.lanes import Devices, Group, Stacking, group_trials, round_up
-from jaxmnist.model import (
-    build_model,
-    initial_parameters,
-    parameter_shapes,
-    resize_parameters,
-)
+from jaxmnist.models.convolution import block_size
+from jaxmnist.models.hyperparameters import Hyperparameters
+from jaxmnist.models.network import DataSpec, Network
 from jaxmnist.programs import Compilers, Programs
-from jaxmnist.stacking import candidates, choose, widths_of
+from jaxmnist.record import Metrics, pack_right
+from jaxmnist.stacking import candidates, choose
 from jaxmnist.training import (
     TrainingState,
     batches,
@@ -73,7 +69,8 @@ class _Lanes:
     """The trials of a group as they train.
 
     epoch, step: finished epochs, and finished steps of the next one.
-    histories, errors: of each trial, its finished epochs and why it failed.
+    histories, validation, errors: of each trial, its finished epochs, which validation images were
+      right after each of them, and why it failed.
     before: wall time of earlier sessions, in seconds.
     told, kept: when somebody was last told of them, and when their state was last kept.
     """
@@ -83,6 +80,7 @@ class _Lanes:
     epoch: int
     step: int
     histories: list[list[Metrics]]
+    validation: list[list[bytes]]
     before: float
 
     def __post_init__(self) -> None:
@@ -108,7 +106,7 @@ class _Lanes:
 
 @dataclass
 class Engine:
-    """Trains configurations on one dataset, whose images lie on the device.
+    """Trains configurations of a network on one dataset, whose images lie on the device.
 
     jobs: groups of trials at once; None for one a core on a CPU, and one on an accelerator.
     lanes: trials in one program; None to measure what is best (on a CPU: one).
@@ -118,6 +116,7 @@ class Engine:
     compiled: how many pairs of programs, to train and to evaluate, were compiled so far.
     """
 
+    network: Network
     dataset: Dataset
     settings: TrainingSettings
     seed: int
@@ -144,10 +143,11 @@ class Engine:
             wanted = round_up(self.lanes, self._devices.count)
             self.stacking = self.stacking if self.stacking.lanes == wanted else None
         data, everywhere = self.dataset, self._devices.everywhere
+        self._data = DataSpec.of(data)
         self._train = jax.device_put((data.x_train, data.y_train), everywhere)
         # A batch larger than the data is one short batch: its padding need not be computed.
         self._batch_size = min(self.settings.batch_size, len(data.y_train))
-        self._block = block_size(self.platform, self._batch_size)
+        self._block = self.network.block_size(self.platform, self._batch_size)
         self._steps = CPU_STEPS if self.platform == "cpu" else STEPS
         # Evaluation has no batch size to respect, so that it takes whatever the platform likes.
         size = block_size(self.platform, 1024)
@@ -179,8 +179,9 @@ class Engine:
         def run_group(group: Group, stop: threading.Event) -> Iterator[Event]:
             # What a group goes on from is not held longer than the group runs.
             own = {i: checkpoints.pop(i) for i, _ in group.trials if i in checkpoints}
-            for index, _ in group.trials:
-                yield TrialStarted(index, own[index].history if index in own else ())
+            for index, hyperparameters in group.trials:
+                history = own[index].history if index in own else ()
+                yield TrialStarted(index, hyperparameters, history)
             yield from self._attempt(group, own, programs, stop)
 
         events = Events(run_group, groups, self.jobs)
@@ -196,14 +197,15 @@ class Engine:
     def _choose(self, trials: list[tuple[int, Hyperparameters]]) -> list[Event]:
         """Settle how trials are stacked; what there is to tell about it."""
         devices = self._devices.count
-        widths = widths_of(self.platform)
+        padding = self.network.padding(self.platform)
         largest = max(
-            group_trials(trials, Stacking("map", len(trials), *widths), devices),
+            group_trials(trials, Stacking("map", len(trials), padding), devices),
             key=lambda group: len(group.trials),
         )
-        ways = candidates(self.platform, devices, len(largest.trials), self.lanes)
+        ways = candidates(self.platform, devices, len(largest.trials), self.lanes, padding)
         kind = f"{devices} × {jax.local_devices()[0].device_kind}, jax {jax.__version__}"
-        description = f"{kind}, {self.settings.precision}, images {self.dataset.image_shape}"
+        name = self.network.definition.name
+        description = f"{kind}, {name}, {self.settings.precision}, images {self._data.image_shape}"
 
         def measure(way: Stacking) -> float:
             self.stacking = way
@@ -294,6 +296,7 @@ class Engine:
                 lanes.step,
                 tuple(lanes.histories[lane]),
                 lanes.seconds / len(lanes.trials),
+                tuple(lanes.validation[lane]),
             )
 
     def _end_epoch(self, lanes: _Lanes, evaluate: Callable[..., Any]) -> Iterator[Event]:
@@ -302,10 +305,12 @@ class Engine:
         lanes.state, lanes.step = start_epoch(lanes.state), 0
         lanes.epoch += 1
         for lane in np.flatnonzero(lanes.live):
-            metrics = found[lane]
+            metrics, right = found[lane]
             lanes.histories[lane].append(metrics)
+            lanes.validation[lane].append(right)
             if metrics.finite:
-                yield EpochFinished(lanes.trials[lane][0], lanes.epoch, metrics, lanes.seconds)
+                index = lanes.trials[lane][0]
+                yield EpochFinished(index, lanes.epoch, metrics, lanes.seconds, right)
             else:
                 name = "validation loss" if np.isfinite(metrics.loss) else "loss"
                 lanes.errors[lane] = f"the {name} stopped being finite in epoch {lanes.epoch}"
@@ -319,41 +324,58 @@ class Engine:
             if error is None:
                 one = jax.tree.map(operator.itemgetter(lane), weights)
                 parameters = self._resize(one, lanes.group.widest, hyperparameters)
-            history = tuple(lanes.histories[lane])
-            yield TrialFinished(index, history, parameters, seconds, error, error is not None)
+            yield TrialFinished(
+                index,
+                tuple(lanes.histories[lane]),
+                parameters,
+                seconds,
+                error,
+                diverged=error is not None,
+                validation=tuple(lanes.validation[lane]),
+            )
 
     def _metrics(
         self, state: TrainingState, loss_sum: np.ndarray, evaluate: Callable[..., Any]
-    ) -> list[Metrics]:
-        """An epoch's metrics of each trial of a group."""
-        images, validated = len(self.dataset.y_train), len(self.dataset.y_validation)
-        if not np.isfinite(loss_sum).any():
-            return [Metrics(loss / images, np.nan, np.nan, np.nan) for loss in loss_sum]
-        sums = evaluate(state.parameters, *self._validation)
-        columns = (
-            loss_sum / images,
-            np.asarray(state.correct) / images,
-            np.asarray(sums.loss_sum, np.float64) / validated,
-            np.asarray(sums.correct) / validated,
-        )
-        rows = [tuple(map(float, row)) for row in zip(*columns, strict=False)]
-        return [
-            Metrics(*row) if np.isfinite(row[0]) else Metrics(row[0], np.nan, np.nan, np.nan)
-            for row in rows
-        ]
+    ) -> list[tuple[Metrics, bytes]]:
+        """An epoch's metrics of each trial of a group, and which validation images are right.
 
-    @property
-    def _kind_of_images(self) -> tuple[tuple[int, int, int], int]:
-        """Shape of one image, and the number of classes."""
-        return self.dataset.image_shape, self.dataset.classes
+        A trial whose training loss is no number is not evaluated: none of its images is right.
+        """
+        images, validated = len(self.dataset.y_train), len(self.dataset.y_validation)
+        none_right = pack_right(np.zeros(validated, bool))
+        unknown = [
+            (Metrics(float(loss) / images, np.nan, np.nan, np.nan), none_right) for loss in loss_sum
+        ]
+        if not np.isfinite(loss_sum).any():
+            return unknown
+        found = jax.device_get(evaluate(state.parameters, *self._validation))
+        # Batches have the images in their order, and are filled up behind the last one.
+        right = found.right.reshape(len(found.right), -1)[:, :validated]
+        correct = np.asarray(state.correct)
+        return [
+            (
+                Metrics(
+                    float(loss) / images,
+                    int(correct[lane]) / images,
+                    float(found.loss_sum[lane]) / validated,
+                    int(right[lane].sum()) / validated,
+                ),
+                pack_right(right[lane]),
+            )
+            if np.isfinite(loss)
+            else unknown[lane]
+            for lane, loss in enumerate(loss_sum)
+        ]
 
     def _resize(self, tree: Any, hyperparameters: Hyperparameters, resized: Hyperparameters) -> Any:
         """A tree with weights of one configuration, or moments of them, in another one's shapes."""
+        if hyperparameters == resized:
+            return tree
 
         def resize(part: Any) -> Any:
             if not isinstance(part, dict):
                 return part  # a count or a sum
-            return resize_parameters(part, hyperparameters, resized, *self._kind_of_images)
+            return self.network.resize(part, hyperparameters, resized, self._data)
 
         return jax.tree.map(resize, tree, is_leaf=lambda part: isinstance(part, dict))
 
@@ -364,8 +386,8 @@ class Engine:
             if index in checkpoints:
                 state = checkpoints[index].state
             else:
-                parameters = initial_parameters(
-                    hyperparameters, *self._kind_of_images, seed=self.seed, index=index
+                parameters = self.network.initial_parameters(
+                    hyperparameters, self._data, seed=self.seed, index=index
                 )
                 state = start_training(parameters, self.settings)
             states.append(self._resize(state, hyperparameters, group.widest))
@@ -378,6 +400,7 @@ class Engine:
             epoch=found[0].epoch if found[0] else 0,
             step=found[0].step if found[0] else 0,
             histories=[list(before.history) if before else [] for before in found],
+            validation=[list(before.validation) if before else [] for before in found],
             before=sum(before.seconds if before else 0.0 for before in found),
         )
 
@@ -399,23 +422,12 @@ class Engine:
     def functions(self, group: Group) -> tuple[tuple[Any, tuple], tuple[Any, tuple]]:
         """What trains a group and what evaluates it, jitted, each with its arguments' shapes."""
         assert self.stacking is not None
-        arrays, by_lane = jax.ShapeDtypeStruct, self._devices.by_lane
-        parameters = jax.tree.map(
-            lambda shape: arrays(shape, np.float32),
-            parameter_shapes(group.widest, *self._kind_of_images),
-            is_leaf=lambda x: isinstance(x, tuple),
-        )
+        by_lane, method = self._devices.by_lane, self.stacking.method(self.platform)
         state = jax.tree.map(
-            lambda x: arrays((group.lanes, *x.shape), x.dtype, sharding=by_lane),
-            start_training(parameters, self.settings),
+            lambda x: jax.ShapeDtypeStruct((group.lanes, *x.shape), x.dtype, sharding=by_lane),
+            start_training(self.network.shapes(group.widest, self._data), self.settings),
         )
-        model = build_model(
-            group.widest,
-            self.dataset.classes,
-            self.stacking.method(self.platform),
-            self.settings.precision,
-            self.dataset.scale,
-        )
+        model = self.network.model(group.widest, self._data, method, self.settings.precision)
         loop, step = self.stacking.loop, np.int32(0)
         train = train_block(model, self.settings)
         if loop != "alone":

@@ -227,7 +227,7 @@ def look(run: Run, dataset: Dataset, purpose: str) -> dict[str, Any]:
     """
     config = run.result("best/config.json", CONFIG)
     model_sha256, data = config["model_sha256"], run.search["identity"]["data"]
-    run.directory.write_look(purpose, model_sha256, data)
+    run.files.write_look(purpose, model_sha256, data)
     probabilities = run.best_model.predict_proba(dataset.x_test)
     predictions = array_bytes(probabilities)
     evaluation = judge(dataset.y_test, probabilities.argmax(1), dataset.labels)

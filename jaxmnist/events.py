@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import numpy as np
+from typing import Any
 
 from jaxmnist.lanes import Stacking
+from jaxmnist.models.hyperparameters import Hyperparameters
+from jaxmnist.record import History, Metrics
 from jaxmnist.training import TrainingState
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """One epoch of a trial: mean cross-entropy and accuracy over training and validation images."""
-
-    loss: float
-    accuracy: float
-    val_loss: float
-    val_accuracy: float
-
-    @property
-    def finite(self) -> bool:
-        """Whether both losses are numbers."""
-        return bool(np.isfinite(self.loss) and np.isfinite(self.val_loss))
 
 
 @dataclass(frozen=True)
@@ -33,7 +19,8 @@ class TrialStarted:
     """
 
     index: int
-    history: tuple[Metrics, ...] = ()
+    hyperparameters: Hyperparameters
+    history: History = ()
 
 
 @dataclass(frozen=True)
@@ -66,12 +53,17 @@ class StepsFinished:
 
 @dataclass(frozen=True)
 class EpochFinished:
-    """A trial has finished an epoch, counted from 1; `seconds` since the trial began."""
+    """A trial has finished an epoch, counted from 1.
+
+    seconds: since the trial began.
+    validation: which validation images are right, a bit each: see `record.pack_right`.
+    """
 
     index: int
     epoch: int
     metrics: Metrics
     seconds: float
+    validation: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -79,18 +71,20 @@ class TrialFinished:
     """A trial has ended.
 
     history: its epochs, the one that diverged included.
-    parameters: its weights, float32 NumPy arrays; None where it failed.
+    parameters: its weights, a tree of float32 NumPy arrays; None where it failed.
     seconds: wall time, compiling included.
     error: why it failed, or None.
     diverged: whether it failed because its loss stopped being finite, which it would do again.
+    validation: of each epoch, which validation images are right; none where it wasn't evaluated.
     """
 
     index: int
-    history: tuple[Metrics, ...]
-    parameters: dict[str, dict[str, np.ndarray]] | None
+    history: History
+    parameters: dict[str, Any] | None
     seconds: float
     error: str | None = None
     diverged: bool = False
+    validation: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,14 +95,16 @@ class Checkpoint:
     epoch, step: finished epochs, and finished steps of the next one.
     history: the finished epochs.
     seconds: wall time so far; of a stack, divided by its trials.
+    validation: of each finished epoch, which validation images are right.
     """
 
     index: int
     state: TrainingState
     epoch: int
     step: int
-    history: tuple[Metrics, ...]
+    history: History
     seconds: float
+    validation: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,19 @@
 """Stacks of trials: which trials share a compiled program, as its lanes, and in which way.
 
-A trial whose weights are padded with zeros is the same trial (`model.resize_parameters`), so that
-configurations of one depth and unequal widths can share a program.
+Where a network can be padded (`Network.padding`), configurations of unequal widths share one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxmnist.config import Hyperparameters
-from jaxmnist.convolution import Method, best_method
+from jaxmnist.models.convolution import Method, best_method
+from jaxmnist.models.hyperparameters import Hyperparameters
 from jaxmnist.training import Way, over_lanes
 
 DESCRIPTIONS = {
@@ -33,16 +32,15 @@ class Stacking:
       program; 'products' and 'grouped', all lanes at once, convolutions being stacked products of
       patches or XLA's grouped convolution.
     lanes: trials in one program, on all devices together; a multiple of the devices.
-    filters, units: widths are padded to multiples of these.
+    padding: hyperparameters that are padded to multiples of these numbers, by name.
     """
 
     way: Literal["alone", "map", "grouped", "products"] = "alone"
     lanes: int = 1
-    filters: int = 1
-    units: int = 1
+    padding: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.way not in DESCRIPTIONS or min(self.lanes, self.filters, self.units) < 1:
+        if self.way not in DESCRIPTIONS or min(self.lanes, 1, *self.padding.values()) < 1:
             raise ValueError(f"no way of stacking trials: {self!r}")
 
     def method(self, platform: str) -> Method:
@@ -59,11 +57,12 @@ class Stacking:
 
     def widest(self, hyperparameters: Hyperparameters) -> Hyperparameters:
         """The padded configuration of whose program this one is a lane."""
-        units = hyperparameters.units
-        return replace(
-            hyperparameters,
-            filters=round_up(hyperparameters.filters, self.filters),
-            units=None if units is None else round_up(units, self.units),
+        return hyperparameters.replace(
+            **{
+                name: round_up(hyperparameters[name], multiple)
+                for name, multiple in self.padding.items()
+                if name in hyperparameters
+            }
         )
 
     def __str__(self) -> str:

@@ -67,12 +67,10 @@ def read_looks(path: Path) -> list[dict[str, Any]]:
 def _parse(line: bytes) -> dict[str, Any]:
     try:
         look = json.loads(line)
-        stated = look.pop("sha256", None)
-        # Ledgers from before the lines had numbers are read too.
-        genuine = stated == content_sha256(look) if "look" in look else True
+        genuine = look.pop("sha256", None) == content_sha256(look)
     except (ValueError, TypeError, AttributeError, RecursionError):
         genuine = False
-    known = genuine and fits(look, {"purpose": str})
-    if known and look.get("look", 1) in range(1, MOST_LOOKS):
+    known = genuine and fits(look, {"purpose": str, "look": int})
+    if known and look["look"] in range(1, MOST_LOOKS):
         return look
     return {"purpose": "unreadable"}

@@ -10,18 +10,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxmnist.atomic import DamagedFile, MissingFile, fits, read_json
-from jaxmnist.config import Hyperparameters, SearchSettings
+from jaxmnist.config import SearchSettings
 from jaxmnist.data import Dataset, load_dataset
 from jaxmnist.devices import set_pool_size
 from jaxmnist.errors import UsageError, printable
+from jaxmnist.models.hyperparameters import Hyperparameters
+from jaxmnist.models.space import SpaceDescription
 from jaxmnist.record import Trial
 from jaxmnist.selection import Ranked, explain, rank
-from jaxmnist.store import RunDirectory, threads_of
+from jaxmnist.store import (
+    RunDirectory,
+    WritableRunDirectory,
+    continue_run,
+    threads_of,
+)
 
 if TYPE_CHECKING:
+    from jaxmnist.models.network import Network
     from jaxmnist.trained import TrainedModel
 
-SEARCHED = {"settings": dict, "data": {"validation": int}, "identity": {"data": str}}
+SEARCHED = {
+    "settings": dict,
+    "data": {"validation": int},
+    "identity": {"data": str, "network": str},
+    "space": dict,
+}
 CONFIG = {"trial": int, "score": float, "model_sha256": str}  # what best/config.json says
 MENDS = "the search's own command sets it aside and makes it again"
 
@@ -29,45 +42,102 @@ MENDS = "the search's own command sets it aside and makes it again"
 class Run:
     """What a search found; the value of `random_search`, or `Run(directory)` of an earlier one.
 
+    Args:
+      directory: the run directory: its path, or the directory as somebody has opened it.
+      network: whose configurations were trained; by default the study's, where it is that one.
+      skip_damaged: leave records out that can't be read, and name them in `damaged`.
+
     >>> run = Run(directory)
     >>> run.best_trial.hyperparameters == run.get_best_hyperparameters(1)[0]
     True
     """
 
-    def __init__(self, directory: Path | str) -> None:
-        self.directory = RunDirectory(directory)
+    def __init__(
+        self,
+        directory: Path | str | RunDirectory,
+        network: Network | None = None,
+        skip_damaged: bool = False,
+    ) -> None:
+        self._network = network
+        self._skip_damaged = skip_damaged
         try:
-            self.search = self.directory.read_search()
+            if not isinstance(directory, RunDirectory):
+                directory = RunDirectory.open(directory)
         except DamagedFile as problem:
             raise UsageError(f"{problem}; {MENDS}") from None
+        self.directory = directory
+        self.search = directory.search
         known = {item.name for item in fields(SearchSettings)}
         try:
             if not fits(self.search, SEARCHED):
                 raise ValueError
             stored = {k: v for k, v in self.search["settings"].items() if k in known}
             self.settings = SearchSettings(**stored)
-            self._validation_images = self.search["data"]["validation"]
-            if self._validation_images < 1:
+            self.space = SpaceDescription.from_json(self.search["space"])
+            self.validation_images: int = self.search["data"]["validation"]
+            if self.validation_images < 1:
                 raise ValueError
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, KeyError):
             path = self.directory.path / "search.json"
             raise DamagedFile(path, "does not say what was searched") from None
 
-    @cached_property
+    @property
     def trials(self) -> list[Trial]:
         """The records of all trials, by index."""
-        try:
-            trials = [self.directory.read_trial(index) for index in self.directory.trial_indices()]
-        except DamagedFile as problem:
-            raise UsageError(f"{problem}; {MENDS}") from None
-        return [trial for trial in trials if trial is not None]
+        return self._records[0]
+
+    @property
+    def damaged(self) -> list[str]:
+        """What is wrong with the records that were left out."""
+        return self._records[1]
+
+    @cached_property
+    def _records(self) -> tuple[list[Trial], list[str]]:
+        trials, damaged = [], []
+        for index in self.directory.trial_indices():
+            try:
+                trial = self.directory.read_trial(index)
+            except DamagedFile as problem:
+                if not self._skip_damaged:
+                    raise UsageError(f"{problem}; {MENDS}") from None
+                damaged.append(str(problem))
+                continue
+            trials += [] if trial is None else [trial]
+        return trials, damaged
 
     @cached_property
     def ranked(self) -> list[Ranked]:
         """Completed trials, the winner first, as the run's `--select` ranks them."""
         return rank(
-            self.trials, self._validation_images, self.settings.select, self.settings.tolerance
+            self.trials, self.validation_images, self.settings.select, self.settings.tolerance
         )
+
+    def skipping_damaged(self) -> Run:
+        """The same run without the records that can't be read."""
+        return Run(self.directory, self._network, skip_damaged=True)
+
+    @property
+    def network(self) -> Network:
+        """The network whose configurations were trained; `UsageError` if it has to be given."""
+        name = self.search["identity"]["network"]
+        if self._network is not None:
+            return self._network
+        # JAX takes a second to import; until then a signal would meet no handler of a command.
+        from jaxmnist.models.study.network import STUDY
+
+        if name != STUDY.definition.name:
+            raise UsageError(
+                f"{self.directory.path}: its weights are of the network {name!r}, which has to be"
+                " given to read them"
+            )
+        return STUDY
+
+    @property
+    def files(self) -> WritableRunDirectory:
+        """The run directory for writing; `UsageError` where the run was opened for reading."""
+        if not isinstance(self.directory, WritableRunDirectory):
+            raise UsageError(f"{self.directory.path}: was opened for reading")
+        return self.directory
 
     @property
     def best_trial(self) -> Trial:
@@ -93,7 +163,7 @@ class Run:
 
     def load_model(self, trial: Trial) -> TrainedModel:
         """The network of a trial whose weights are kept."""
-        return _load(self.directory.weights_path(trial.index), trial.weights_sha256)
+        return self._load(self.directory.weights_path(trial.index), trial.weights_sha256)
 
     def results_summary(self) -> str:
         """A line for each trial, the winner first, then those that failed."""
@@ -109,6 +179,13 @@ class Run:
                 rows.append((str(trial.index), "–", "–", f"{trial.seconds:.1f}", what))
         return "\n".join(f"{a:>5}  {b:>12}  {c:>12}  {d:>7}  {e}" for a, b, c, d, e in rows)
 
+    def search_space_summary(self) -> str:
+        """A line for each hyperparameter with its range, and the number of configurations."""
+        ranges = self.space.ranges()
+        width = max(map(len, ranges), default=0)
+        lines = [f"{name:{width}}  {values}" for name, values in ranges.items()]
+        return "\n".join([f"{self.space.size_text} configurations", *lines])
+
     def why(self) -> str:
         """Why the winner won, what the rule passed over, and what that cost.
 
@@ -120,7 +197,7 @@ class Run:
     def best_model(self) -> TrainedModel:
         """The winner's network, as best/ keeps it."""
         config = self.result("best/config.json", CONFIG)
-        return _load(self.directory.best / "model.safetensors", config["model_sha256"])
+        return self._load(self.directory.best / "model.safetensors", config["model_sha256"])
 
     def result(self, name: str, shape: Any = None) -> dict[str, Any]:
         """What a JSON file of the run says: 'best/test.json', 'svm/mnist/svm.json', ….
@@ -146,27 +223,26 @@ class Run:
             )
         return dataset
 
+    def _load(self, path: Path, sha256: str | None) -> TrainedModel:
+        # JAX takes a second to import; until then a signal would meet no handler of a command.
+        from jaxmnist.trained import TrainedModel
 
-def _load(path: Path, sha256: str | None) -> TrainedModel:
-    # JAX takes a second to import; until then a signal would meet no handler of a command.
-    from jaxmnist.trained import TrainedModel
-
-    if sha256 is None:
-        raise UsageError(f"{path}: its trial's record doesn't name its SHA-256; {MENDS}")
-    try:
-        return TrainedModel.load(path, sha256)
-    except DamagedFile as problem:
-        raise UsageError(f"{problem}; {MENDS}") from None
+        if sha256 is None:
+            raise UsageError(f"{path}: its trial's record doesn't name its SHA-256; {MENDS}")
+        try:
+            return TrainedModel.load(path, sha256, self.network)
+        except DamagedFile as problem:
+            raise UsageError(f"{problem}; {MENDS}") from None
 
 
 @contextmanager
-def locked_run(directory: str, say: Callable[[str], None] = lambda line: None) -> Iterator[Run]:
+def locked_run(
+    directory: str,
+    say: Callable[[str], None] = lambda line: None,
+    network: Network | None = None,
+) -> Iterator[Run]:
     """A run that is there already, held for this process; what it says is read under the lock."""
-    found = RunDirectory(directory)
-    search = found.read_search()  # a folder that is no run gets no lock
-    if threads := threads_of(search):
+    if threads := threads_of(RunDirectory.open(directory).search):
         set_pool_size(threads)
-    with found.locked(say):
-        run = Run(directory)
-        run.directory = found
-        yield run
+    with continue_run(directory, say) as opened:
+        yield Run(opened, network)

@@ -14,15 +14,19 @@ from dataclasses import fields, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from jaxmnist.command import Parser, add_settings, run_command, signals_call
+from jaxmnist.command import Parser, add_ranges, add_settings, run_command, signals_call
 from jaxmnist.config import SearchSettings
 from jaxmnist.errors import JaxmnistError, SurroundingsError, UsageError, one_line
+from jaxmnist.models.space import Space
+from jaxmnist.models.study.space import DEFINITION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
-    from jaxmnist.config import Hyperparameters
     from jaxmnist.data import Dataset
+    from jaxmnist.models.hyperparameters import Hyperparameters
+    from jaxmnist.models.network import Network
+    from jaxmnist.models.space import SpaceDescription
     from jaxmnist.report.console import Console
     from jaxmnist.report.live import Reports
     from jaxmnist.run import Run
@@ -33,7 +37,9 @@ def random_search(**options: Any) -> Run:
     """Search, test the winner, fit and test the SVM; or go on where the same call was interrupted.
 
     Args:
-      **options: the fields of `SearchSettings`, which are the words of the command line.
+      **options: the fields of `SearchSettings` and the names of hyperparameters, which are the
+        words of the command line. A hyperparameter's range is text such as '32:128:16', a tuple
+        (first, last[, step or 'log']), a list of values, or one value.
 
     Returns:
       The run, as it can also be read from its directory later.
@@ -44,20 +50,32 @@ def random_search(**options: Any) -> Run:
 
     >>> random_search(max_trails=3)
     Traceback (most recent call last):
-    jaxmnist.errors.UsageError: max_trails is no option of a search; max_trials is
+    jaxmnist.errors.UsageError: unknown option 'max_trails'; did you mean 'max_trials'?
     """
-    known = [item.name for item in fields(SearchSettings)]
+    return search(settings_of(options, Space(DEFINITION)))
+
+
+def settings_of(options: Mapping[str, Any], space: Space) -> SearchSettings:
+    """The settings that options say, some of which are ranges of hyperparameters."""
+    known = [item.name for item in fields(SearchSettings) if item.name != "ranges"]
+    ranges = {name: options[name] for name in space.parameters if name in options}
     for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+        if name not in known and name not in ranges:
+            near = difflib.get_close_matches(name, [*known, *space.parameters], 1)
             raise UsageError(
-                f"{name} is no option of a search" + (f"; {near[0]} is" if near else "")
+                f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
             )
-    return search(SearchSettings(**options))
+    others = {name: value for name, value in options.items() if name not in ranges}
+    return SearchSettings(**others, ranges=ranges)
 
 
-def search(settings: SearchSettings) -> Run:
-    """The whole way of the data, from settings to the finished run."""
+def search(settings: SearchSettings, network: Network | None = None) -> Run:
+    """The whole way of the data, from settings to the finished run.
+
+    network: whose configurations are tried; by default the study's.
+    """
+    definition = network.definition if network else DEFINITION
+    declared = Space(definition, settings.ranges).describe()  # complain before data are loaded
     from jaxmnist.cache import cache_folder, keep_programs
     from jaxmnist.devices import debugging_settings, set_pool_size, start_jax
 
@@ -68,13 +86,14 @@ def search(settings: SearchSettings) -> Run:
     start_jax()
     from jaxmnist import evaluation
     from jaxmnist.data import load_dataset
+    from jaxmnist.models.study.network import STUDY
     from jaxmnist.report.console import open_console
     from jaxmnist.report.live import Reports
     from jaxmnist.run import Run
-    from jaxmnist.space import fit_to_images
-    from jaxmnist.store import RunDirectory
+    from jaxmnist.store import begin_run
     from jaxmnist.trials import Trials
 
+    network = network or STUDY
     console = open_console(settings.quiet)
     if settings.data_dir is not None:
         # The run is read again from other folders.
@@ -84,39 +103,44 @@ def search(settings: SearchSettings) -> Run:
 
         choose_backend(settings.svm_backend, "cpu")  # complain before the search, not after it
     dataset = load_dataset(settings)
-    space, narrowed = fit_to_images(settings, *dataset.image_shape[:2])
-    for line in (cache_note, narrowed, dataset.scale_note):
+    space = Space(definition, settings.ranges, dataset.image_shape, dataset.classes)
+    description = space.describe()
+    draws = dict(enumerate(itertools.islice(space.draws(settings.seed), settings.max_trials)))
+    for line in (
+        cache_note,
+        describe_narrowed(declared, description, dataset.image_shape),
+        dataset.scale_note,
+        describe_budget(len(draws), settings.max_trials, description),
+    ):
         if line:
             console.note(line)
-    budget = min(settings.max_trials, space.size)
-    draws = dict(enumerate(itertools.islice(space.draws(settings.seed), budget)))
-    check_memory(draws.values(), settings, dataset)
+    check_memory(draws.values(), settings, dataset, network)
     if debugging := debugging_settings():
-        rehearse(dataset, debugging)
-    with RunDirectory(settings.run_directory).locked(console.note) as directory:
-        description = describe_search(settings, dataset, space.to_json())
-        directory.prepare(description["identity"], overwrite=settings.overwrite, say=console.note)
-        trials = Trials(directory, dataset, settings, draws, console.note)
-        for line in directory.begin(description):
+        rehearse(network, draws[0], dataset, debugging)
+    said = describe_search(settings, dataset, definition.name, description)
+    with begin_run(
+        settings.run_directory, said, overwrite=settings.overwrite, say=console.note
+    ) as directory:
+        trials = Trials(directory, network, dataset, settings, draws, console.note)
+        for line in directory.write_search():
             console.note(f"note: {line}")
         console.note(
-            f"{budget} of {space.size} configurations on {dataset.name}:"
+            f"{len(draws)} of {description.size_text} configurations on {dataset.name}:"
             f" {len(dataset.y_train)} training, {len(dataset.y_validation)} validation and"
-            f" {len(dataset.y_test)} test images; {description['device']['kind']};"
+            f" {len(dataset.y_test)} test images; {said['device']['kind']};"
             f" {directory.path}"
         )
         console.stage("training")
         with (
             ThreadPoolExecutor(1) as beside,
-            Reports(directory, settings, dataset, draws, console) as reports,
+            Reports(directory, network, settings, dataset, len(draws), console) as reports,
         ):
             # Beside the trials, so that nobody waits for it afterwards; but whatever ends this
             # waits until it is done, as modules can't be imported while Python shuts down.
             beside.submit(evaluation.prepare)
-            train(trials, settings, dataset, reports)
+            train(trials, network, settings, dataset, reports, console.note)
             reports.trained()
-            run = Run(directory.path)
-            run.directory = directory
+            run = Run(directory, network)
             if not run.ranked:
                 raise SurroundingsError(f"every trial failed; trial 0: {run.trials[0].error}")
             console.results(run)
@@ -126,8 +150,39 @@ def search(settings: SearchSettings) -> Run:
     return run
 
 
+def describe_narrowed(
+    declared: SpaceDescription, found: SpaceDescription, image_shape: tuple[int, int, int]
+) -> str | None:
+    """What to tell a person of ranges that are narrower for these images than for MNIST's."""
+    before, now = declared.ranges(), found.ranges()
+    different = [
+        f"{name} {now[name]}" + (f", not {before[name]}" if name in before else "")
+        for name in now
+        if now[name] != before.get(name)
+    ]
+    if not different:
+        return None
+    height, width = image_shape[:2]
+    return f"images of {height}×{width} pixels have room for {'; '.join(different)}"
+
+
+def describe_budget(drawn: int, wanted: int, space: SpaceDescription) -> str | None:
+    """What to tell a person where fewer configurations were drawn than trials were wanted."""
+    if drawn == wanted:
+        return None
+    if space.size == drawn:
+        return f"the space has {drawn} configurations, fewer than {wanted}: all are trained"
+    return (
+        f"after {drawn} configurations 1,000 draws in a row gave one of them again: the search ends"
+        " with these"
+    )
+
+
 def check_memory(
-    draws: Iterable[Hyperparameters], settings: SearchSettings, dataset: Dataset
+    draws: Iterable[Hyperparameters],
+    settings: SearchSettings,
+    dataset: Dataset,
+    network: Network,
 ) -> None:
     """Raise `UsageError` if a network that was drawn can't be trained in this machine's memory.
 
@@ -135,18 +190,18 @@ def check_memory(
     twice by Adam, and their gradients; outputs and gradients of all layers for 32 images.
     """
     from jaxmnist.files import memory
-    from jaxmnist.model import layers
+    from jaxmnist.models.network import DataSpec
 
     images = min(settings.batch_size, 32)
     for draw in set(draws):
-        rows = layers(draw, dataset.image_shape, dataset.classes)
+        rows = network.layers(draw, DataSpec.of(dataset))
         weights = sum(row.parameters for row in rows)
         outputs = sum(math.prod(row.output_shape) for row in rows)
         needed = 4 * (6 * weights + 2 * images * outputs)
         if needed > memory():
             raise UsageError(
                 f"{draw}: training it takes {needed / 2**30:.0f} GiB or more, and there are"
-                f" {memory() / 2**30:.0f} GiB of memory; --filters and --units make it smaller"
+                f" {memory() / 2**30:.0f} GiB of memory; smaller values take less"
             )
 
 
@@ -157,23 +212,26 @@ def recorded_threads(settings: SearchSettings) -> int | None:
     """
     from jaxmnist.store import RunDirectory, threads_of
 
-    directory = RunDirectory(settings.run_directory)
     try:
-        return None if settings.overwrite else threads_of(directory.read_search())
+        opened = RunDirectory.open(settings.run_directory)
+        return None if settings.overwrite else threads_of(opened.search)
     except JaxmnistError:  # nothing there, or damage, which is met again under the lock
         return None
 
 
-def rehearse(dataset: Dataset, debugging: str) -> None:
+def rehearse(
+    network: Network, hyperparameters: Hyperparameters, dataset: Dataset, debugging: str
+) -> None:
     """Raise `UsageError` if nothing can be trained with JAX's settings for finding faults.
 
     Every trial would fail otherwise, each with the same error.
 
     Args:
-      dataset: whose first images the smallest network is trained on.
+      network, hyperparameters: what is trained.
+      dataset: whose first two images it is trained on.
       debugging: the settings, for the error.
     """
-    from jaxmnist.config import Hyperparameters, TrainingSettings
+    from jaxmnist.config import TrainingSettings
     from jaxmnist.engine import Engine
     from jaxmnist.events import TrialFinished
 
@@ -186,8 +244,8 @@ def rehearse(dataset: Dataset, debugging: str) -> None:
     )
     error = None
     try:
-        engine = Engine(few, TrainingSettings(epochs=1, batch_size=2), seed=0)
-        with engine.run([(0, Hyperparameters(1, 1, 1, 1))]) as events:
+        engine = Engine(network, few, TrainingSettings(epochs=1, batch_size=2), seed=0)
+        with engine.run([(0, hyperparameters)]) as events:
             for event in events:
                 if isinstance(event, TrialFinished) and not event.diverged:
                     error = event.error
@@ -197,12 +255,20 @@ def rehearse(dataset: Dataset, debugging: str) -> None:
         raise UsageError(f"nothing can be trained with JAX's {debugging}: {error}")
 
 
-def train(trials: Trials, settings: SearchSettings, dataset: Dataset, reports: Reports) -> None:
+def train(
+    trials: Trials,
+    network: Network,
+    settings: SearchSettings,
+    dataset: Dataset,
+    reports: Reports,
+    say: Callable[[str], None],
+) -> None:
     """Train what is not finished, and tell what happens as it happens."""
     from jaxmnist.cache import cache_folder
     from jaxmnist.engine import Engine
 
     engine = Engine(
+        network,
         dataset,
         settings.training(),
         settings.seed,
@@ -212,8 +278,12 @@ def train(trials: Trials, settings: SearchSettings, dataset: Dataset, reports: R
         memory=cache_folder(settings.cache),
         checkpoint_every=settings.checkpoint_every,
     )
-    while pending := trials.pending():
-        running = engine.run(pending.items(), trials.checkpoints(pending))
+    while pending := trials.pending() or lost_trials(trials):
+        for index in pending:
+            if line := trials.why_again(index):
+                say(line)
+        checkpoints = trials.set_aside_damaged_checkpoints(pending)
+        running = engine.run(pending.items(), checkpoints)
         with running as events, signals_call(events.stop):
             try:
                 for event in events:
@@ -232,8 +302,15 @@ def train(trials: Trials, settings: SearchSettings, dataset: Dataset, reports: R
                 trials.stopped()
 
 
+def lost_trials(trials: Trials) -> dict[int, Hyperparameters]:
+    """The best trials whose weights are gone or damaged; what was left behind is tidied up."""
+    trials.set_aside_damaged_weights()
+    trials.delete_leftovers()
+    return trials.without_weights()
+
+
 def describe_search(
-    settings: SearchSettings, dataset: Dataset, space: dict[str, str]
+    settings: SearchSettings, dataset: Dataset, network: str, space: SpaceDescription
 ) -> dict[str, Any]:
     """What search.json says; its `identity` makes the run what it is."""
     import jax
@@ -246,16 +323,11 @@ def describe_search(
     return {
         "identity": {
             "data": dataset.fingerprint,
-            **space,
-            "seed": settings.seed,
-            "epochs": settings.epochs,
-            "batch_size": settings.batch_size,
-            "learning_rate": settings.learning_rate,
-            "optimizer": "adam",
-            "precision": settings.precision,
-            "validation_split": settings.validation_split,
-            "train_limit": settings.train_limit,
+            "network": network,
+            "space": space.ranges(),
+            **settings.identity(),
         },
+        "space": space.to_json(),
         "settings": settings.to_json(),
         "data": {
             "name": dataset.name,
@@ -287,9 +359,9 @@ def finish(run: Run, settings: SearchSettings, dataset: Dataset, console: Consol
     console.stage("test")
     keep_winner(run, console)
     console.result("\n" + run.best_model.summary() + "\n")
-    kept = run.directory.mended(lambda: evaluation.kept_look(run), console.note)
+    kept = run.files.mended(lambda: evaluation.kept_look(run), console.note)
     test = kept or evaluation.look(run, dataset, "winner")
-    run.directory.complete_ledger(test, dataset.fingerprint, console.note)
+    run.files.complete_ledger(test, dataset.fingerprint, console.note)
     unreadable = sum(look["purpose"] == "unreadable" for look in run.directory.read_looks())
     if unreadable:
         console.note(f"note: {unreadable} looks in ledger.jsonl can't be read; they count as looks")
@@ -337,7 +409,7 @@ def keep_winner(run: Run, console: Console) -> None:
         if before["trial"] == trial.index and read_bytes(best / "summary.txt") != summary:
             raise DamagedFile(best / "summary.txt", "is not the winner's summary")
 
-    run.directory.mended(check, console.note)
+    run.files.mended(check, console.note)
     write_bytes(best / "model.safetensors", weights)
     write_bytes(best / "summary.txt", summary)
     write_json(best / "config.json", config)
@@ -349,7 +421,9 @@ def main(arguments: list[str]) -> None:
         "search", "Random search over small convolutional networks for images like MNIST's."
     )
     add_settings(parser)
-    search(SearchSettings(**vars(parser.parse_args(arguments))))
+    space = Space(DEFINITION)
+    add_ranges(parser, space.describe().ranges(), DEFINITION.help or {})
+    search(settings_of(vars(parser.parse_args(arguments)), space))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def rank(
       tolerance: as for `falls`.
     """
     ranked = [
-        Ranked(trial, tuple(falls(trial.history["val_accuracy"], images, tolerance)))
+        Ranked(trial, tuple(falls(trial.metric("val_accuracy"), images, tolerance)))
         for trial in trials
         if trial.status == "completed"
     ]

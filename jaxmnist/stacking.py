@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,24 +16,22 @@ from jaxmnist.lanes import Stacking, lanes_for, round_up
 MEMORY = "stacking.json"
 
 
-def widths_of(platform: str) -> tuple[int, int]:
-    """What widths, (filters, units), are padded to multiples of: few programs or little waste.
-
-    A TPU computes with 128 channels at a time whatever is asked for.
-    """
-    return {"tpu": (128, 256), "cpu": (32, 64)}.get(platform, (64, 256))
-
-
-def candidates(platform: str, devices: int, trials: int, lanes: int | None) -> list[Stacking]:
+def candidates(
+    platform: str,
+    devices: int,
+    trials: int,
+    lanes: int | None,
+    padding: Mapping[str, int] | None = None,
+) -> list[Stacking]:
     """The ways of stacking to choose from, for programs that at most `trials` trials can share.
 
     On a TPU there is nothing to choose: its compiler expects other ways than one trial after
     another to take 1.1 to 3.5 times the cycles, and each candidate takes seconds to compile.
 
     lanes: what a person asked for, on all devices together.
+    padding: of the network on this platform.
     """
-    filters, units = widths_of(platform)
-    alone = Stacking("alone", devices, filters, units)
+    alone = Stacking("alone", devices, padding or {})
     if platform == "tpu":
         if lanes is None or lanes <= devices:
             return [alone]

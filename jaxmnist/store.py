@@ -1,4 +1,8 @@
-"""The run directory: where its files are, who may write them, resume, the ledger of looks."""
+"""The run directory: where its files are, who may write them, resume, the ledger of looks.
+
+`RunDirectory` reads. `WritableRunDirectory` writes too: one process at a time has one, from
+`begin_run` or `continue_run`.
+"""
 
 from __future__ import annotations
 
@@ -57,16 +61,83 @@ SEARCH = {
     "sessions": [{"versions": {str: str}, "device": dict}],
 }
 # What it says under `stacking`, unless that is null: how the trials share programs.
-STACKING = {"way": str, "lanes": int, "filters": int, "units": int}
+STACKING = {"way": str, "lanes": int, "padding": {str: int}}
+
+
+def exists(path: Path) -> bool:
+    """Whether a run has been started in a folder."""
+    return os.path.lexists(path / "search.json")
+
+
+def read_search(path: Path) -> dict[str, Any]:
+    """What search.json of a run directory says; `UsageError` if it isn't one of this program."""
+    check_ours(path)
+    file = path / "search.json"
+    if not exists(path):
+        raise UsageError(f"{path}: is not a run of jaxmnist: it has no search.json")
+    search = read_json(file, {"format": None})
+    if search["format"] != FORMAT:
+        raise UsageError(f"{file}: is of format {search['format']!r}; this version reads {FORMAT}")
+    stacking = search.get("stacking")
+    if not fits(search, SEARCH) or not (stacking is None or fits(stacking, STACKING)):
+        raise DamagedFile(file, "does not say what was searched")
+    return search
+
+
+def check_ours(path: Path) -> None:
+    """Raise `UsageError` if the folder is there and is another program's."""
+    try:
+        names = os.listdir(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise disk_error(f"{path}: can't be used", error) from None
+    strangers = [name for name in names if name.strip(".").removesuffix(".tmp") not in CONTENTS]
+    if "search.json" not in names:
+        if strangers:
+            raise UsageError(f"{path}: is not a run of jaxmnist: it has {min(strangers)!r}")
+        return
+    # Ours, damaged, may be replaced; what stands beside strangers is not touched.
+    damaged = None if strangers else PROGRAM
+    try:
+        content = read_bytes(path / "search.json", LARGEST_JSON)
+    except DamagedFile:
+        content = b""
+    try:
+        search = json.loads(content)
+        program = search.get("program") if isinstance(search, dict) else None
+    except (ValueError, RecursionError):
+        program = damaged
+    if program != PROGRAM:
+        raise UsageError(f"{path}: is a run of another program: see its search.json")
 
 
 class RunDirectory:
-    """A run's files. Reading needs nothing more; writing is for who holds `locked`."""
+    """A run's files, for reading.
 
-    def __init__(self, path: Path | str) -> None:
+    Args:
+      path: the run directory.
+      search: what its search.json says, or will say.
+    """
+
+    def __init__(self, path: Path | str, search: dict[str, Any]) -> None:
         self.path = Path(local_path(path))
-        self._lock: int | None = None
-        self._identity: str | None = None  # the SHA-256 of what makes the run what it is
+        self._search = search
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunDirectory:
+        """A run that is there; raises as `read_search`."""
+        return cls(path, read_search(Path(local_path(path))))
+
+    @property
+    def search(self) -> dict[str, Any]:
+        """What search.json says."""
+        return self._search
+
+    @property
+    def identity_sha256(self) -> str:
+        """The SHA-256 of what makes the run what it is; what belongs to the run names it."""
+        return content_sha256(self._search["identity"])
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -91,140 +162,103 @@ class RunDirectory:
         """The folder of the SVM on a dataset."""
         return self.folder("svm", name)
 
-    # --- what it is ---
+    # --- trials ---
 
-    def exists(self) -> bool:
-        """Whether a run has been started here."""
-        return os.path.lexists(self.path / "search.json")
+    def trial_folder(self, index: int) -> Path:
+        """The folder of a trial."""
+        return self.folder("trials", f"{index:04d}")
 
-    def read_search(self) -> dict[str, Any]:
-        """What search.json says; `UsageError` if this isn't a run of this program."""
-        self.check_ours()
-        path = self.path / "search.json"
-        if not self.exists():
-            raise UsageError(f"{self.path}: is not a run of jaxmnist: it has no search.json")
-        search = read_json(path, {"format": None})
-        if search["format"] != FORMAT:
-            raise UsageError(
-                f"{path}: is of format {search['format']!r}; this version reads {FORMAT}"
-            )
-        stacking = search.get("stacking")
-        if not fits(search, SEARCH) or not (stacking is None or fits(stacking, STACKING)):
-            raise DamagedFile(path, "does not say what was searched")
-        self._identity = content_sha256(search["identity"])
-        return search
-
-    def check_ours(self) -> None:
-        """Raise `UsageError` if the folder is there and is another program's."""
+    def read_trial(self, index: int) -> Trial | None:
+        """The record of a trial; None if there is none; `DamagedFile` if it can't be believed."""
+        path = self.trial_folder(index) / "trial.json"
         try:
-            names = os.listdir(self.path)
-        except FileNotFoundError:
-            return
+            content = read_json(path)
+        except MissingFile:
+            return None
+        try:
+            trial = Trial.from_json(content)
+        except (ValueError, TypeError):
+            raise DamagedFile(path, "is no record of a trial") from None
+        if trial.index != index:
+            raise DamagedFile(path, f"is the record of trial {trial.index}")
+        if content.get("search_sha256") != self.identity_sha256:
+            raise DamagedFile(path, "is the record of another search's trial")
+        return trial
+
+    def trial_indices(self) -> list[int]:
+        """The trials that have a folder, ascending; ignores folders that are named otherwise."""
+        folder = self.folder("trials")
+        try:
+            names = os.listdir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
         except OSError as error:
-            raise disk_error(f"{self.path}: can't be used", error) from None
-        strangers = [name for name in names if name.strip(".").removesuffix(".tmp") not in CONTENTS]
-        if "search.json" not in names:
-            if strangers:
-                raise UsageError(
-                    f"{self.path}: is not a run of jaxmnist: it has {min(strangers)!r}"
-                )
-            return
-        # Ours, damaged, may be replaced; what stands beside strangers is not touched.
-        damaged = None if strangers else PROGRAM
-        try:
-            content = read_bytes(self.path / "search.json", LARGEST_JSON)
-        except DamagedFile:
-            content = b""
-        try:
-            search = json.loads(content)
-            program = search.get("program") if isinstance(search, dict) else None
-        except (ValueError, RecursionError):
-            program = damaged
-        if program != PROGRAM:
-            raise UsageError(f"{self.path}: is a run of another program: see its search.json")
+            raise disk_error(f"{folder}: can't be read", error) from None
+        return sorted(int(name) for name in names if _is_index(name))
 
-    @contextmanager
-    def locked(self, say: Callable[[str], None] = lambda line: None) -> Iterator[RunDirectory]:
-        """Hold the run for this process alone; `UsageError` names whoever holds it already.
+    def weights_path(self, index: int) -> Path:
+        """Where a trial's weights are, while it is among the best."""
+        return self.trial_folder(index) / "model.safetensors"
 
-        `say` is told when that takes a while.
+    def validation_path(self, index: int) -> Path:
+        """Where it is kept which validation images a trial had right."""
+        return self.trial_folder(index) / "validation.npy"
+
+    def checkpoint_path(self, index: int) -> Path:
+        """Where a trial's state is, while it runs."""
+        return self.trial_folder(index) / "checkpoint.safetensors"
+
+    def read_checkpoint(self, index: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """A trial's state; raises as `read_json`, also if it is of another search."""
+        path = self.checkpoint_path(index)
+        arrays, content = read_sealed(path)
+        if content.get("search_sha256") != self.identity_sha256:
+            raise DamagedFile(path, "is the checkpoint of another search's trial")
+        return arrays, content
+
+    # --- looks at the test set ---
+
+    def read_looks(self) -> list[dict[str, Any]]:
+        """Every look at a test set, oldest first: see `ledger.read_looks`."""
+        return ledger.read_looks(self.path / "ledger.jsonl")
+
+    def looks_at(self, data: str) -> int:
+        """How many looks there were at the dataset of fingerprint `data`.
+
+        Looks that can't be read may have been at it, and count.
         """
-        self.check_ours()
-        with disk(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-        with lock.hold(self.path / "lock", say) as self._lock:
-            try:
-                yield self
-            finally:
-                self._lock = None
+        return sum(look.get("data", data) == data for look in self.read_looks())
+
+
+class WritableRunDirectory(RunDirectory):
+    """A run's files, for the one process that holds its lock.
+
+    Args:
+      path: the run directory.
+      search: what its search.json says, or will say.
+      lock: the open lock file.
+    """
+
+    def __init__(self, path: Path | str, search: dict[str, Any], lock: int) -> None:
+        super().__init__(path, search)
+        self._lock = lock
 
     def check_there(self) -> None:
         """Raise `SurroundingsError` if the folder that was locked is not the one at its path."""
-        if self._lock is not None and not lock.held(self.path / "lock", self._lock):
+        if not lock.held(self.path / "lock", self._lock):
             raise SurroundingsError(
                 f"{self.path}: was moved or deleted, or its disk has gone, while it was in use"
             )
 
-    def prepare(
-        self,
-        identity: dict[str, Any],
-        *,
-        overwrite: bool,
-        say: Callable[[str], None] = lambda line: None,
-    ) -> None:
-        """Make sure that a search of this identity may begin or go on here.
-
-        Args:
-          identity: what makes a run what it is.
-          overwrite: delete the run that is here first, whatever it is; its ledger stays.
-          say: is told what was found damaged, and where it was moved.
-
-        Raises:
-          UsageError: the run that is here has another identity, or can't be told.
-        """
-        if overwrite:
-            self._clear()
-        try:
-            before = self.read_search()["identity"] if self.exists() else None
-        except DamagedFile as problem:
-            if not self._is_of(identity):
-                raise UsageError(
-                    f"{problem}, and no trial tells whose they are; --overwrite starts anew"
-                ) from None
-            moved = self.set_aside(problem.path)
-            say(f"note: {problem}; moved to {moved}, and written again: the trials are this run's")
-            before = identity
-        self._identity = content_sha256(identity)
-        if before is None:
-            left = [
-                name for name in CONTENTS if name not in LASTING and (self.path / name).exists()
-            ]
-            if left and not self._is_of(identity):
-                raise UsageError(
-                    f"{self.path}: has {left[0]} but no search.json; --overwrite starts anew"
-                )
-            if left:
-                say("note: search.json is gone, and written again: the trials are this run's")
-            return
-        different = [
-            f"{key} was {before.get(key)!r}, not {value!r}"
-            for key, value in identity.items()
-            if before.get(key) != value
-        ]
-        if different:
-            raise UsageError(
-                f"{self.path}: is another search: {'; '.join(different)}"
-                " (--overwrite deletes it, --project-name starts one beside it)"
-            )
-
-    def begin(self, search: dict[str, Any]) -> list[str]:
+    def write_search(self) -> list[str]:
         """Write search.json; `sessions` keeps the versions and devices that had a part in the run.
 
         Returns lines of what a person should know: other versions or another device than before.
         """
+        search = self._search
         session = {key: search[key] for key in ("versions", "device")}
-        before = self.read_search() if self.exists() else {}
-        sessions = before.get("sessions") or [session]
+        before = read_search(self.path) if exists(self.path) else {"sessions": [session]}
+        sessions = before["sessions"]
         changes = [
             f"{key} was {sessions[-1][section].get(key)}, is {value}: what follows may differ"
             for section, values in session.items()
@@ -239,38 +273,26 @@ class RunDirectory:
                 f"XLA's thread pool has {now} threads, and had {threads} when this"
                 " run began: what follows may differ in the last digits (JAX had started already)"
             )
-        search = {**search, "threads": threads}
-        head = {"program": PROGRAM, "format": FORMAT, "stacking": before.get("stacking")}
-        write_json(self.path / "search.json", {**head, **search, "sessions": sessions})
-        self._identity = content_sha256(search["identity"])
+        self._write(
+            {
+                "program": PROGRAM,
+                "format": FORMAT,
+                "stacking": before.get("stacking"),
+                **search,
+                "threads": threads,
+                "sessions": sessions,
+            }
+        )
         return [printable(line) for line in changes]
 
     def write_stacking(self, stacking: dict[str, Any]) -> None:
         """Keep in search.json how the trials of this run share programs."""
         self.check_there()
-        write_json(self.path / "search.json", {**self.read_search(), "stacking": stacking})
+        self._write({**self._search, "stacking": stacking})
 
-    def _is_of(self, identity: dict[str, Any]) -> bool:
-        """Whether there are trials, and all that can be read are of a search of this identity."""
-        wanted, found = content_sha256(identity), set()
-        for index in self.trial_indices():
-            try:
-                found.add(read_json(self.trial_folder(index) / "trial.json").get("search_sha256"))
-            except DamagedFile:
-                continue
-        return found == {wanted}
-
-    def _clear(self) -> None:
-        with disk(self.path, "can't be deleted"):
-            # search.json goes first: without it what is left is no run.
-            for name in CONTENTS:
-                if name in LASTING:
-                    continue
-                path = self.path / name
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+    def _write(self, search: dict[str, Any]) -> None:
+        write_json(self.path / "search.json", search)
+        self._search = search
 
     # --- damage ---
 
@@ -313,75 +335,31 @@ class RunDirectory:
 
     # --- trials ---
 
-    def trial_folder(self, index: int) -> Path:
-        """The folder of a trial."""
-        return self.folder("trials", f"{index:04d}")
-
     def write_trial(self, trial: Trial) -> None:
         """Keep the record of a trial."""
         self.check_there()
         path = self.trial_folder(trial.index) / "trial.json"
         with disk(path):
             self.folder("trials").mkdir(exist_ok=True)
-        write_json(path, {**trial.to_json(), "search_sha256": self._identity})
-
-    def read_trial(self, index: int) -> Trial | None:
-        """The record of a trial; None if there is none; `DamagedFile` if it can't be believed."""
-        path = self.trial_folder(index) / "trial.json"
-        try:
-            content = read_json(path)
-        except MissingFile:
-            return None
-        try:
-            trial = Trial.from_json(content)
-        except (ValueError, TypeError):
-            raise DamagedFile(path, "is no record of a trial") from None
-        if trial.index != index:
-            raise DamagedFile(path, f"is the record of trial {trial.index}")
-        # Records from before they named their search are read too.
-        if self._identity not in (None, content.get("search_sha256") or self._identity):
-            raise DamagedFile(path, "is the record of another search's trial")
-        return trial
-
-    def trial_indices(self) -> list[int]:
-        """The trials that have a folder, ascending; other folders are none of ours."""
-        folder = self.folder("trials")
-        try:
-            names = os.listdir(folder)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except OSError as error:
-            raise disk_error(f"{folder}: can't be read", error) from None
-        return sorted(int(name) for name in names if _is_index(name))
-
-    def weights_path(self, index: int) -> Path:
-        """Where a trial's weights are, while it is among the best."""
-        return self.trial_folder(index) / "model.safetensors"
+        write_json(path, {**trial.to_json(), "search_sha256": self.identity_sha256})
 
     def write_weights(self, index: int, content: bytes) -> None:
         """Keep a trial's weights."""
         self.check_there()
         write_bytes(self.weights_path(index), content)
 
-    def checkpoint_path(self, index: int) -> Path:
-        """Where a trial's state is, while it runs."""
-        return self.trial_folder(index) / "checkpoint.safetensors"
+    def write_validation(self, index: int, content: bytes) -> None:
+        """Keep which validation images a trial had right."""
+        self.check_there()
+        write_bytes(self.validation_path(index), content)
 
     def write_checkpoint(
         self, index: int, arrays: dict[str, np.ndarray], content: dict[str, Any]
     ) -> None:
         """Keep a running trial's state."""
         self.check_there()
-        content = {**content, "search_sha256": self._identity}
+        content = {**content, "search_sha256": self.identity_sha256}
         write_bytes(self.checkpoint_path(index), sealed_bytes(arrays, content))
-
-    def read_checkpoint(self, index: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """A trial's state; raises as `read_json`, also if it is of another search."""
-        path = self.checkpoint_path(index)
-        arrays, content = read_sealed(path)
-        if content.get("search_sha256") != self._identity:
-            raise DamagedFile(path, "is the checkpoint of another search's trial")
-        return arrays, content
 
     def drop_checkpoint(self, index: int, say: Callable[[str], None]) -> None:
         """Delete a trial's state, also one that a process was killed over writing."""
@@ -396,7 +374,7 @@ class RunDirectory:
                 self._delete(self.weights_path(index), say)
 
     def _delete(self, path: Path, say: Callable[[str], None]) -> None:
-        """Delete a file or a link; a folder there is none of ours, and set aside."""
+        """Delete a file or a link; a folder that stands there is set aside."""
         if os.path.isdir(path) and not os.path.islink(path):
             say(f"note: {path}: is no file; moved to {self.set_aside(path)}")
         with disk(path, "can't be deleted"):
@@ -408,17 +386,6 @@ class RunDirectory:
         """Write down a look before it happens: see `ledger.write_look`."""
         self.check_there()
         ledger.write_look(self.path / "ledger.jsonl", purpose, model_sha256, data)
-
-    def read_looks(self) -> list[dict[str, Any]]:
-        """Every look at a test set, oldest first: see `ledger.read_looks`."""
-        return ledger.read_looks(self.path / "ledger.jsonl")
-
-    def looks_at(self, data: str) -> int:
-        """How many looks there were at the dataset of fingerprint `data`.
-
-        Looks that can't be read may have been at it, and count.
-        """
-        return sum(look.get("data", data) == data for look in self.read_looks())
 
     def complete_ledger(
         self, result: dict[str, Any], data: str, say: Callable[[str], None]
@@ -435,6 +402,119 @@ class RunDirectory:
             self.write_look("lost", result["model_sha256"], data)
         if lost > 0:
             say(f"note: ledger.jsonl had lost {lost} of {result['evaluations']} looks: added again")
+
+
+@contextmanager
+def begin_run(
+    path: Path | str,
+    search: dict[str, Any],
+    *,
+    overwrite: bool,
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[WritableRunDirectory]:
+    """Hold a run directory in which a search may begin or go on.
+
+    Args:
+      path: the run directory; made if it is not there.
+      search: what its search.json is to say; `identity` makes the run what it is.
+      overwrite: delete the run that is there first, whatever it is; its ledger stays.
+      say: is told what was found damaged and where it was moved, and when locking takes a while.
+
+    Raises:
+      UsageError: the run that is there has another identity, or can't be told; or another process
+        holds it, which the line names.
+    """
+    with _locked(Path(local_path(path)), say) as (folder, held):
+        if overwrite:
+            _delete_run(folder)
+        directory = WritableRunDirectory(folder, search, held)
+        _check_identity(directory, say)
+        yield directory
+
+
+@contextmanager
+def continue_run(
+    path: Path | str, say: Callable[[str], None] = lambda line: None
+) -> Iterator[WritableRunDirectory]:
+    """Hold a run that is there already; raises as `read_search` and `begin_run`."""
+    read_search(Path(local_path(path)))  # a folder that is no run gets no lock
+    with _locked(Path(local_path(path)), say) as (folder, held):
+        yield WritableRunDirectory(folder, read_search(folder), held)
+
+
+@contextmanager
+def _locked(path: Path, say: Callable[[str], None]) -> Iterator[tuple[Path, int]]:
+    """The folder at `path`, made if it is not there, held for this process alone."""
+    check_ours(path)
+    with disk(path):
+        path.mkdir(parents=True, exist_ok=True)
+    with lock.hold(path / "lock", say) as held:
+        yield path, held
+
+
+def _check_identity(directory: WritableRunDirectory, say: Callable[[str], None]) -> None:
+    """Raise `UsageError` unless what is in the folder is of this run, or nothing is."""
+    path, identity = directory.path, directory.search["identity"]
+    try:
+        before = read_search(path)["identity"] if exists(path) else None
+    except DamagedFile as problem:
+        if not _are_trials_of(directory):
+            raise UsageError(
+                f"{problem}, and no trial tells whose they are; --overwrite starts anew"
+            ) from None
+        moved = directory.set_aside(problem.path)
+        say(f"note: {problem}; moved to {moved}, and written again: the trials are this run's")
+        return
+    if before is None:
+        left = [name for name in CONTENTS if name not in LASTING and (path / name).exists()]
+        if left and not _are_trials_of(directory):
+            raise UsageError(f"{path}: has {left[0]} but no search.json; --overwrite starts anew")
+        if left:
+            say("note: search.json is gone, and written again: the trials are this run's")
+        return
+    different = _differences(before, identity)
+    if different:
+        raise UsageError(
+            f"{path}: is another search: {'; '.join(different)}"
+            " (--overwrite deletes it, --project-name starts one beside it)"
+        )
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two identities, a line each; of the space, the hyperparameters."""
+    lines = []
+    for key in dict.fromkeys((*now, *before)):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += _differences(old, new)
+        elif old != new:
+            lines.append(f"{key} was {old!r}, not {new!r}")
+    return lines
+
+
+def _are_trials_of(directory: RunDirectory) -> bool:
+    """Whether there are trials, and all that can be read are of this run."""
+    found = set()
+    for index in directory.trial_indices():
+        try:
+            record = read_json(directory.trial_folder(index) / "trial.json")
+        except DamagedFile:
+            continue
+        found.add(record.get("search_sha256"))
+    return found == {directory.identity_sha256}
+
+
+def _delete_run(path: Path) -> None:
+    with disk(path, "can't be deleted"):
+        # search.json goes first: without it what is left is no run.
+        for name in CONTENTS:
+            if name in LASTING:
+                continue
+            entry = path / name
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
 
 
 def threads_of(search: dict[str, Any]) -> int | None:

@@ -66,12 +66,13 @@ SVM = {
     "draws": int,
     "baselines": {str: FITTED},
     "pipeline_sha256": str,
+    "predictions_sha256": str,
+    "evaluations": int,
 }
-# What it says besides, on the run's own data, and of late.
+# What it says besides, on the run's own data.
 OWN = {
     "network_accuracy": float,
     "mcnemar": {"only_first": int, "only_second": int, "p_value": float},
-    "evaluations": int,
 }
 
 
@@ -100,18 +101,6 @@ def raw_pixels(images: np.ndarray, scale: float) -> Iterator[tuple[int, np.ndarr
     for first in range(0, len(images), ROWS):
         part = images[first : first + ROWS]
         yield first, part.reshape(len(part), -1).astype(np.float32) / np.float32(scale)
-
-
-def untrained(model: TrainedModel, seed: int, index: int) -> TrainedModel:
-    """The network of trial `index` as it was before training."""
-    # JAX takes a second to import; until then a signal would meet no handler of a command.
-    from jaxmnist.model import initial_parameters
-
-    classes = len(model.labels)
-    parameters = initial_parameters(
-        model.hyperparameters, model.image_shape, classes, seed=seed, index=index
-    )
-    return dataclasses.replace(model, parameters=parameters)
 
 
 @dataclass(frozen=True)
@@ -216,13 +205,13 @@ class Task:
         self, batches: Batches, width: int, purpose: str, *, backend: str, draws: int
     ) -> Tested:
         """Write a look down, fit and test on features."""
-        self.run.directory.write_look(purpose, self.model_sha256, self.dataset.fingerprint)
+        self.run.files.write_look(purpose, self.model_sha256, self.dataset.fingerprint)
         seed = self.run.settings.seed
         return fit_and_test(batches, width, self.dataset, backend=backend, seed=seed, draws=draws)
 
     def test_baselines(self, *, backend: str, draws: int) -> dict[str, Any]:
         """The same SVM on raw pixels, and on the network's features before it was trained."""
-        before = untrained(self.model, self.run.settings.seed, self.index)
+        before = self.model.untrained(self.run.settings.seed, self.index)
         pixels = self.test(
             lambda images: raw_pixels(images, self.dataset.scale),
             math.prod(self.dataset.image_shape),
@@ -268,9 +257,9 @@ def fit_on_run(
       The content of svm.json.
     """
     task = Task.of(run, dataset)
-    kept = run.directory.mended(lambda: _kept(task), say)
-    if kept and "evaluations" in kept:
-        run.directory.complete_ledger(kept, dataset.fingerprint, say)
+    kept = run.files.mended(lambda: _kept(task), say)
+    if kept:
+        run.files.complete_ledger(kept, dataset.fingerprint, say)
     if (
         kept
         and wanted in ("auto", kept["backend"])
@@ -338,8 +327,7 @@ def _kept(task: Task) -> dict[str, Any] | None:
     ):
         return None
     for name, key in ((PIPELINE, "pipeline_sha256"), (PREDICTIONS, "predictions_sha256")):
-        # Files from before predictions had a hash are read too.
-        if content.get(key) not in (None, found := sha256(read_bytes(folder / name))):
+        if content[key] != (found := sha256(read_bytes(folder / name))):
             raise DamagedFile(folder / name, f"its SHA-256 is {found}, not svm.json's")
     return content
 
@@ -351,7 +339,6 @@ def describe(content: dict[str, Any]) -> str:
     stages = ", ".join(
         f"{printable(stage)} {value:.1f} s" for stage, value in content["seconds"].items()
     )
-    looks = f"; look {content['evaluations']} at it" if "evaluations" in content else ""
     lines = [
         f"SVM on the flatten features of {printable(content['dataset'])} (scaler, PCA to"
         f" {content['components']}, RBF with C = {content['C']:.3g} and gamma ="
@@ -359,7 +346,7 @@ def describe(content: dict[str, Any]) -> str:
         f" {content['support_vectors']} support vectors",
         f"Seconds: {stages}",
         f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images (95 % interval"
-        f" {low:.4f} to {high:.4f}{looks})",
+        f" {low:.4f} to {high:.4f}; look {content['evaluations']} at it)",
     ]
     if "mcnemar" in content:
         pairs = content["mcnemar"]

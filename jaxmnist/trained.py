@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -15,23 +16,19 @@ import numpy as np
 from safetensors.numpy import save as save_tensors
 
 from jaxmnist.atomic import DamagedFile, fits, read_tensors
-from jaxmnist.config import Hyperparameters
-from jaxmnist.convolution import best_method, block_size
 from jaxmnist.devices import start_jax
 from jaxmnist.errors import UsageError, local_path
 from jaxmnist.files import check_images, check_levels
-from jaxmnist.model import (
-    Parameters,
-    build_model,
-    count_parameters,
-    layers,
-    parameter_shapes,
-    summary,
-)
+from jaxmnist.models.convolution import best_method
+from jaxmnist.models.hyperparameters import Hyperparameters
+from jaxmnist.models.layers import Layer, summary
+from jaxmnist.models.network import DataSpec, Network, Parameters, by_path, from_paths
+from jaxmnist.models.study.network import STUDY
 from jaxmnist.training import apply
 
 METADATA = "jaxmnist"  # where the file says what model it holds
-SHAPE = {
+MODEL = {
+    "network": str,
     "hyperparameters": dict,
     "image_shape": (int, int, int),
     "labels": [int],
@@ -43,11 +40,11 @@ AHEAD = 3  # batches that are started before the one that is waited for
 
 @functools.lru_cache(maxsize=8)
 def _program(
-    hyperparameters: Hyperparameters, classes: int, scale: float, platform: str, output: str
+    network: Network, hyperparameters: Hyperparameters, data: DataSpec, platform: str, output: str
 ) -> Callable[..., jax.Array]:
     """The compiled function of (parameters, images) that gives 'logits' or 'features'."""
-    model = build_model(hyperparameters, classes, best_method(platform), scale=scale)
-    return jax.jit(apply(model, output, block_size(platform, BATCH_SIZE)))
+    model = network.model(hyperparameters, data, best_method(platform), "default")
+    return jax.jit(apply(model, output, network.block_size(platform, BATCH_SIZE)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +55,7 @@ class TrainedModel:
     image_shape: (H, W, C) of the images that it takes, with pixels in the scale of the data that
       it was trained on.
     scale: what pixels are divided by; see `Dataset`.
+    network: whose configuration it is.
 
     >>> model = run.get_best_models(1)[0]
     >>> model.predict(images).shape, model.features(images).shape == (5, model.feature_count)
@@ -69,6 +67,7 @@ class TrainedModel:
     labels: tuple[int, ...]
     scale: float
     parameters: Parameters
+    network: Network = STUDY
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The labels of images [N, H, W, C] (or [N, H, W] of one channel): int64[N]."""
@@ -86,18 +85,28 @@ class TrainedModel:
 
     def summary(self) -> str:
         """The layers with their output shapes and parameters, under Keras' columns."""
-        return summary(self.hyperparameters, self.image_shape, len(self.labels))
+        return summary(self.layers)
 
     @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layer table."""
+        return self.network.layers(self.hyperparameters, self._data)
+
+    @functools.cached_property
     def feature_count(self) -> int:
         """How many flatten features an image has, D."""
-        rows = layers(self.hyperparameters, self.image_shape, len(self.labels))
-        return next(row.output_shape[0] for row in rows if row.kind == "Flatten")
+        return self.network.feature_count(self.hyperparameters, self._data)
 
     @property
-    def parameter_count(self) -> int:
-        """How many numbers the network learned."""
-        return count_parameters(self.hyperparameters, self.image_shape, len(self.labels))
+    def _data(self) -> DataSpec:
+        return DataSpec(self.image_shape, len(self.labels), self.scale)
+
+    def untrained(self, seed: int, index: int) -> TrainedModel:
+        """The network of trial `index` of `seed` as it was before training."""
+        parameters = self.network.initial_parameters(
+            self.hyperparameters, self._data, seed=seed, index=index
+        )
+        return dataclasses.replace(self, parameters=parameters)
 
     def _run(self, output: str, images: np.ndarray) -> np.ndarray:
         images = self._check(images)
@@ -110,7 +119,7 @@ class TrainedModel:
     def batches(self, output: str, images: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """'logits' or 'features' a batch at a time: (index of its first image, float32[B, D])."""
         platform = start_jax()
-        program = _program(self.hyperparameters, len(self.labels), self.scale, platform, output)
+        program = _program(self.network, self.hyperparameters, self._data, platform, output)
         parameters = jax.device_put(self.parameters)
         images = self._check(images)
 
@@ -147,46 +156,47 @@ class TrainedModel:
     def to_bytes(self) -> bytes:
         """The model as a safetensors file."""
         metadata = {
+            "network": self.network.definition.name,
             "hyperparameters": self.hyperparameters.to_json(),
             "image_shape": list(self.image_shape),
             "labels": list(self.labels),
             "scale": self.scale,
         }
         arrays = {
-            f"{layer}/{name}": np.ascontiguousarray(jax.device_get(array))
-            for layer, entries in self.parameters.items()
-            for name, array in entries.items()
+            path: np.ascontiguousarray(jax.device_get(array))
+            for path, array in by_path(self.parameters)
         }
-        return save_tensors(arrays, {METADATA: json.dumps(metadata, sort_keys=True)})
+        return save_tensors(arrays, {METADATA: json.dumps(metadata)})
 
     @classmethod
-    def load(cls, path: Path, sha256: str | None = None) -> TrainedModel:
-        """The model of a safetensors file; `DamagedFile` if it is no model, or another one."""
+    def load(cls, path: Path, sha256: str | None = None, network: Network = STUDY) -> TrainedModel:
+        """The model of a safetensors file, a configuration of `network`.
+
+        Raises `DamagedFile` if it is no model, or one of another hash, and `UsageError` if it is
+        one of another network.
+        """
         path = Path(local_path(path))
         arrays, metadata = read_tensors(path, METADATA, sha256)
-        parameters: dict[str, dict[str, np.ndarray]] = {}
-        for key, array in arrays.items():
-            layer, _, name = key.partition("/")
-            parameters.setdefault(layer, {})[name] = array
         try:
-            scale = metadata["scale"] if fits(metadata, SHAPE) else 0.0
+            scale = metadata["scale"] if fits(metadata, MODEL) else 0.0
             if not 0 < scale < math.inf or len(set(metadata["labels"])) < 2:
                 raise ValueError
-            hyperparameters = Hyperparameters(**metadata["hyperparameters"])
-            height, width, channels = metadata["image_shape"]
-            labels = tuple(metadata["labels"])
-            # As many layers as it has arrays: a number alone must not make a long list.
-            if hyperparameters.conv_layers + hyperparameters.dense_layers > len(arrays):
-                raise ValueError
-            expected = parameter_shapes(hyperparameters, (height, width, channels), len(labels))
-        except (ValueError, TypeError):
+            hyperparameters = Hyperparameters(metadata["hyperparameters"])
+        except (ValueError, TypeError, KeyError):
             raise DamagedFile(path, "does not say what model it holds") from None
-        shapes = {
-            layer: {
-                name: array.shape for name, array in entries.items() if array.dtype == np.float32
-            }
-            for layer, entries in parameters.items()
-        }
-        if shapes != expected:
+        name = network.definition.name
+        if metadata["network"] != name:
+            raise UsageError(f"{path}: holds the network {metadata['network']!r}, not {name!r}")
+        height, width, channels = metadata["image_shape"]
+        data = DataSpec((height, width, channels), len(metadata["labels"]), float(scale))
+        try:
+            parameters = from_paths(arrays)
+            network.definition.check(hyperparameters, data.image_shape)
+            expected = network.shapes(hyperparameters, data)
+        except (ValueError, TypeError, KeyError):
+            raise DamagedFile(path, "does not say what model it holds") from None
+        found = {name: (x.shape, x.dtype) for name, x in by_path(parameters)}
+        if found != {name: (x.shape, x.dtype) for name, x in by_path(expected)}:
             raise DamagedFile(path, "its weights don't fit its hyperparameters")
-        return cls(hyperparameters, (height, width, channels), labels, float(scale), parameters)
+        labels = tuple(metadata["labels"])
+        return cls(hyperparameters, data.image_shape, labels, data.scale, parameters, network)

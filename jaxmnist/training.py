@@ -12,7 +12,7 @@ import optax
 from jax import lax
 
 from jaxmnist.config import TrainingSettings
-from jaxmnist.model import ConvolutionalNetwork, Parameters, gradient_over_blocks, outputs
+from jaxmnist.models.network import Model, Parameters
 
 # Where a batch has no image: the last batch of an epoch, or of an evaluation, may be short.
 NO_IMAGE = -1
@@ -40,11 +40,22 @@ class Sums(NamedTuple):
     correct: jax.Array
 
 
+class Validation(NamedTuple):
+    """What an evaluation finds: the summed cross-entropy float[], and which images are right.
+
+    right: bool[S, B], in the shape of the batches; False where a batch has no image.
+    """
+
+    loss_sum: jax.Array
+    right: jax.Array
+
+
+OPTIMIZERS = {"adam": optax.adam}
+
+
 def optimizer(settings: TrainingSettings) -> optax.GradientTransformation:
-    """Adam with the step size of `settings`, or AdamW where they have a weight decay."""
-    if settings.weight_decay:
-        return optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
-    return optax.adam(settings.learning_rate)
+    """The optimizer of `settings`, with their learning rate."""
+    return OPTIMIZERS[settings.optimizer](settings.learning_rate)
 
 
 def epoch_order(images: int, seed: int, epoch: int) -> np.ndarray:
@@ -92,15 +103,14 @@ def _no_sums(parameters: Any) -> Sums:
     return Sums(jnp.zeros((), precision), jnp.zeros((), jnp.int32))
 
 
-def _sums(logits: jax.Array, labels: jax.Array, present: jax.Array) -> Sums:
+def _judge(logits: jax.Array, labels: jax.Array, present: jax.Array) -> Validation:
+    """The cross-entropy of the images that are present, summed, and which of them are right."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     right = (logits.argmax(-1) == labels) & present
-    return Sums(jnp.where(present, losses, 0).sum(), right.sum(dtype=jnp.int32))
+    return Validation(jnp.where(present, losses, 0).sum(), right)
 
 
-def train_block(
-    model: ConvolutionalNetwork, settings: TrainingSettings
-) -> Callable[..., TrainingState]:
+def train_block(model: Model, settings: TrainingSettings) -> Callable[..., TrainingState]:
     """The function that trains through the batches first, …, last − 1 of an epoch.
 
     Returns a pure function of (state, images [N, H, W, C], labels int32[N],
@@ -115,13 +125,12 @@ def train_block(
         """The state after one batch int32[K, B]."""
         count = (batch != NO_IMAGE).sum()
 
-        def loss(
-            logits: Callable[[jax.Array], jax.Array], block: jax.Array
-        ) -> tuple[jax.Array, Sums]:
-            sums = _sums(logits(images[block]), labels[block], block != NO_IMAGE)
+        def loss(logits: jax.Array, block: jax.Array) -> tuple[jax.Array, Sums]:
+            judged = _judge(logits, labels[block], block != NO_IMAGE)
+            sums = Sums(judged.loss_sum, judged.right.sum(dtype=jnp.int32))
             return sums.loss_sum / count, sums
 
-        gradients, sums = gradient_over_blocks(model, state.parameters, loss, batch)
+        gradients, sums = model.gradient(state.parameters, lambda block: images[block], loss, batch)
         updates, optimizer_state = update(gradients, state.optimizer_state, state.parameters)
         return TrainingState(
             optax.apply_updates(state.parameters, updates),
@@ -145,27 +154,27 @@ def train_block(
     return block
 
 
-def evaluate(model: ConvolutionalNetwork) -> Callable[..., Sums]:
-    """The function that sums loss and right answers over images.
+def evaluate(model: Model) -> Callable[..., Validation]:
+    """The function that finds the loss over images, and which of them are right.
 
     Returns a pure function of (parameters, images [N, H, W, C], labels int32[N],
     batches int32[S, B]), every image once where `batches` names it once.
     """
 
-    def sums(
+    def run(
         parameters: Parameters, images: jax.Array, labels: jax.Array, batches: jax.Array
-    ) -> Sums:
-        def add_batch(total: Sums, batch: jax.Array) -> tuple[Sums, None]:
-            logits = outputs(model, parameters, images[batch]).logits
-            part = _sums(logits, labels[batch], batch != NO_IMAGE)
-            return Sums(*(a + b for a, b in zip(total, part, strict=True))), None
+    ) -> Validation:
+        def add_batch(total: jax.Array, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
+            logits = model.outputs(parameters, images[batch]).logits
+            judged = _judge(logits, labels[batch], batch != NO_IMAGE)
+            return total + judged.loss_sum, judged.right
 
-        return lax.scan(add_batch, _no_sums(parameters), batches)[0]
+        return Validation(*lax.scan(add_batch, _no_sums(parameters).loss_sum, batches))
 
-    return sums
+    return run
 
 
-def apply(model: ConvolutionalNetwork, output: str, block: int) -> Callable[..., jax.Array]:
+def apply(model: Model, output: str, block: int) -> Callable[..., jax.Array]:
     """The function of (parameters, images [N, H, W, C]) that gives 'logits' or 'features'.
 
     N is a multiple of `block`, the images that are computed together; the result is float32[N, D].
@@ -173,7 +182,7 @@ def apply(model: ConvolutionalNetwork, output: str, block: int) -> Callable[...,
 
     def run(parameters: Parameters, images: jax.Array) -> jax.Array:
         blocks = images.reshape(-1, block, *images.shape[1:])
-        values = lax.map(lambda part: getattr(outputs(model, parameters, part), output), blocks)
+        values = lax.map(lambda part: getattr(model.outputs(parameters, part), output), blocks)
         return values.reshape(len(images), -1)
 
     return run

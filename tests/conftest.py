@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -14,6 +15,10 @@ import pytest
 
 from jaxmnist import Run, random_search
 from jaxmnist.files import IDX_NAMES, Arrays, read_idx_folder
+from jaxmnist.models.hyperparameters import Hyperparameters
+from jaxmnist.models.layers import Layer
+from jaxmnist.record import METRICS, History, Metrics, Trial
+from jaxmnist.store import WritableRunDirectory, read_search
 
 PACKAGED = Path(__file__).parents[1] / "jaxmnist" / "mnist"
 
@@ -32,6 +37,32 @@ def float64() -> AbstractContextManager[None]:
     from jax.experimental import enable_x64  # where JAX is older than 0.8
 
     return enable_x64()
+
+
+def writing(path: Path, search: dict | None = None) -> WritableRunDirectory:
+    """A run directory for writing; its lock file is there, but nobody holds the lock."""
+    path.mkdir(exist_ok=True)
+    held = os.open(path / "lock", os.O_RDWR | os.O_CREAT)
+    return WritableRunDirectory(path, read_search(path) if search is None else search, held)
+
+
+def history(*accuracies: float, loss: float = 0.5) -> History:
+    """Epochs of these validation accuracies."""
+    return tuple(Metrics(loss, 0.5, loss, accuracy) for accuracy in accuracies)
+
+
+def a_trial(
+    index: int, hyperparameters: Hyperparameters, status: str, epochs: History, **more: object
+) -> Trial:
+    """The record of a trial of a network with ten parameters."""
+    return Trial(
+        index, hyperparameters, status, epochs, (Layer("dense", "Dense", (10,), 10),), **more
+    )
+
+
+def last_metrics(trial: Trial) -> dict[str, float]:
+    """The metrics of a trial's last epoch by name."""
+    return {name: trial.metric(name)[-1] for name in METRICS}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,15 +11,22 @@ import pytest
 
 from jaxmnist.atomic import DamagedFile, read_sealed, sealed_bytes
 from jaxmnist.checkpoint import from_arrays, to_arrays
-from jaxmnist.config import Hyperparameters, TrainingSettings
+from jaxmnist.config import TrainingSettings
 from jaxmnist.data import load_arrays, split
 from jaxmnist.engine import Engine
 from jaxmnist.events import Checkpoint, StepsFinished, TrialFinished, TrialStarted
 from jaxmnist.lanes import Stacking
+from jaxmnist.models.network import DataSpec
+from jaxmnist.models.study.network import STUDY
+from jaxmnist.models.study.space import configuration
+from jaxmnist.record import METRICS
 
 # 300 images in batches of 8 are 38 steps, so that an epoch has pauses within it.
 SETTINGS = TrainingSettings(epochs=2, batch_size=8, learning_rate=0.01)
-TRIALS = {3: Hyperparameters(4, 2, 1, 8), 5: Hyperparameters(3, 2, 1, 5)}
+PADDING = {"filters": 8, "units": 8}
+HALVES = {key: [0.5] for key in METRICS}
+MNIST = DataSpec((28, 28, 1), 10)
+TRIALS = {3: configuration(4, 2, 1, 8), 5: configuration(3, 2, 1, 5)}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +52,7 @@ def through_a_file(checkpoint, tmp_path, settings=SETTINGS):
     path.write_bytes(sealed_bytes(*to_arrays(checkpoint)))
     arrays, content = read_sealed(path)
     index = checkpoint.index
-    return from_arrays(arrays, content, index, TRIALS[index], (28, 28, 1), 10, settings)
+    return from_arrays(arrays, content, index, TRIALS[index], STUDY, MNIST, 100, settings)
 
 
 def same(a, b):
@@ -56,14 +63,14 @@ def same(a, b):
 def test_a_trial_goes_on_from_anywhere(dataset, tmp_path):
     """Bit for bit: from each pause of both epochs, the epoch's running means included."""
     one = {3: TRIALS[3]}
-    kept, ended = run(Engine(dataset, SETTINGS, 0, checkpoint_every=0.0), one)
+    kept, ended = run(Engine(STUDY, dataset, SETTINGS, 0, checkpoint_every=0.0), one)
     assert [(c.epoch, c.step) for c in kept[3]] == [(e, s) for e in (0, 1) for s in (16, 32, 38)]
     assert [len(c.history) for c in kept[3]] == [0, 0, 0, 1, 1, 1]
-    same(run(Engine(dataset, SETTINGS, 0), one)[1][3], ended[3])
+    same(run(Engine(STUDY, dataset, SETTINGS, 0), one)[1][3], ended[3])
     for checkpoint in kept[3]:
         again = through_a_file(checkpoint, tmp_path)
         assert again.seconds == checkpoint.seconds
-        _, went_on = run(Engine(dataset, SETTINGS, 0), one, {3: again})
+        _, went_on = run(Engine(STUDY, dataset, SETTINGS, 0), one, {3: again})
         same(went_on[3], ended[3])
         assert went_on[3].seconds > checkpoint.seconds
 
@@ -72,7 +79,9 @@ def test_lanes_go_on_too(dataset, tmp_path):
     """Padded lanes are kept in their own shapes, and those at one place go on together."""
 
     def engine(**options):
-        return Engine(dataset, SETTINGS, 0, lanes=2, stacking=Stacking("map", 2, 8, 8), **options)
+        return Engine(
+            STUDY, dataset, SETTINGS, 0, lanes=2, stacking=Stacking("map", 2, PADDING), **options
+        )
 
     kept, ended = run(engine(checkpoint_every=0.0), TRIALS)
     assert kept[5][0].state.parameters["dense"]["kernel"].shape == (6 * 6 * 3, 5)
@@ -93,7 +102,9 @@ def test_stopping_keeps_where_a_trial_is(dataset):
     """Whoever stops early is given checkpoints, though it was not time for any."""
     long = replace(SETTINGS, epochs=10**6)
     kept = []
-    with Engine(dataset, long, 0, jobs=2, checkpoint_every=1e9).run(TRIALS.items()) as events:
+    with Engine(STUDY, dataset, long, 0, jobs=2, checkpoint_every=1e9).run(
+        TRIALS.items()
+    ) as events:
         for event in events:
             if isinstance(event, StepsFinished):
                 events.stop()
@@ -104,17 +115,17 @@ def test_stopping_keeps_where_a_trial_is(dataset):
 
 def test_a_trial_that_goes_on_tells_what_it_had(dataset):
     one = {3: TRIALS[3]}
-    kept, _ = run(Engine(dataset, SETTINGS, 0, checkpoint_every=0.0), one)
-    with Engine(dataset, SETTINGS, 0).run(one.items(), {3: kept[3][4]}) as events:
+    kept, _ = run(Engine(STUDY, dataset, SETTINGS, 0, checkpoint_every=0.0), one)
+    with Engine(STUDY, dataset, SETTINGS, 0).run(one.items(), {3: kept[3][4]}) as events:
         first = next(iter(events))
-    assert first == TrialStarted(3, kept[3][4].history)
+    assert first == TrialStarted(3, TRIALS[3], kept[3][4].history)
     assert len(first.history) == 1
 
 
 @pytest.fixture(scope="module")
 def written(dataset):
     one = {3: TRIALS[3]}
-    return run(Engine(dataset, SETTINGS, 0, checkpoint_every=0.0), one)[0][3][3]
+    return run(Engine(STUDY, dataset, SETTINGS, 0, checkpoint_every=0.0), one)[0][3][3]
 
 
 @pytest.mark.parametrize(
@@ -125,26 +136,32 @@ def written(dataset):
         {"epoch": -1},
         {"epoch": True},
         {"step": -1},
-        {"history": []},
-        {"history": [[1.0, 1.0, 1.0]]},
-        {"history": [[1.0, 1.0, 1.0, "1"]]},
+        {"history": {key: [] for key in METRICS}},
+        {"history": {**HALVES, "loss": []}},
+        {"history": {**HALVES, "loss": ["1"]}},
+        {"history": HALVES},
         {"seconds": None},
     ],
 )
 def test_what_is_no_checkpoint(written, change):
     arrays, content = to_arrays(written)
-    with pytest.raises(ValueError, match=r"another trial|can't be right"):
-        from_arrays(arrays, {**content, **change}, 3, TRIALS[3], (28, 28, 1), 10, SETTINGS)
+    with pytest.raises(
+        ValueError, match=r"another trial|can't be right|metrics of|isn't numbers|bits that"
+    ):
+        from_arrays(arrays, {**content, **change}, 3, TRIALS[3], STUDY, MNIST, 100, SETTINGS)
 
 
 def test_arrays_of_another_configuration(written):
     arrays, content = to_arrays(written)
-    other = replace(TRIALS[3], filters=5)
+    other = TRIALS[3].replace(filters=5)
     with pytest.raises(ValueError, match="of this configuration"):
-        from_arrays(arrays, content, 3, other, (28, 28, 1), 10, SETTINGS)
+        from_arrays(arrays, content, 3, other, STUDY, MNIST, 100, SETTINGS)
+    fewer = {**arrays, "validation": arrays["validation"][:, :-1]}
+    with pytest.raises(ValueError, match="bits that are not those"):
+        from_arrays(fewer, content, 3, TRIALS[3], STUDY, MNIST, 100, SETTINGS)
     del arrays[next(name for name in arrays if ".mu" in name)]
     with pytest.raises(ValueError, match=r"no .*\.mu"):
-        from_arrays(arrays, content, 3, TRIALS[3], (28, 28, 1), 10, SETTINGS)
+        from_arrays(arrays, content, 3, TRIALS[3], STUDY, MNIST, 100, SETTINGS)
 
 
 def test_a_sealed_file_shows_any_change(written, tmp_path):

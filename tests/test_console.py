@@ -14,20 +14,20 @@ import pytest
 from rich.console import Console as RichConsole
 from test_search import flags
 
-from jaxmnist.config import Hyperparameters
 from jaxmnist.events import (
     EpochFinished,
-    Metrics,
     StepsFinished,
     TrialCompiled,
     TrialFinished,
     TrialStarted,
 )
+from jaxmnist.models.study.space import configuration
+from jaxmnist.record import Metrics
 from jaxmnist.report.console import Console, open_console
 from jaxmnist.report.display import Display, can_display
 from jaxmnist.report.progress import Progress
 
-DRAWS = {index: Hyperparameters(4 * index + 4, 1, 0) for index in range(4)}
+DRAWS = {index: configuration(4 * index + 4, 1, 0) for index in range(4)}
 
 
 def metrics(accuracy: float) -> Metrics:
@@ -38,7 +38,7 @@ def trial(index: int, accuracy: float, seconds: float = 4.0) -> list:
     """The events of a trial of two epochs."""
     history = (metrics(0.5), metrics(accuracy))
     return [
-        TrialStarted(index),
+        TrialStarted(index, DRAWS[index]),
         EpochFinished(index, 1, history[0], seconds * 0.75),
         EpochFinished(index, 2, history[1], seconds),
         TrialFinished(index, history, {}, seconds),
@@ -46,7 +46,7 @@ def trial(index: int, accuracy: float, seconds: float = 4.0) -> list:
 
 
 def progress(done: int = 0) -> Progress:
-    return Progress(DRAWS, epochs=2, images=100, ended=set(range(done)))
+    return Progress(len(DRAWS), epochs=2, images=100, ended=set(range(done)))
 
 
 def test_progress():
@@ -61,7 +61,7 @@ def test_progress():
     found.update(trial(0, 0.9)[3])
     for event in trial(1, 0.95):
         found.update(event)
-    found.update(TrialStarted(2))
+    found.update(TrialStarted(2, DRAWS[2]))
     found.update(TrialFinished(2, (metrics(0.99),), None, 1.0, "the loss stopped being finite"))
     assert found.ended == {0, 1, 2}
     assert found.best == (1, pytest.approx(0.94))
@@ -75,13 +75,13 @@ def test_progress_of_a_resumed_run_counts_what_is_left():
     for event in trial(2, 0.9):
         found.update(event)
     assert found.share == pytest.approx(1 / 2)
-    found.update(TrialStarted(3, (metrics(0.7),)))
+    found.update(TrialStarted(3, DRAWS[3], (metrics(0.7),)))
     assert found.share == pytest.approx(2 / 3)  # 2 of the 3 epochs that there are to do
 
 
 def test_progress_within_an_epoch():
     found = progress()
-    found.update(TrialStarted(0))
+    found.update(TrialStarted(0, DRAWS[0]))
     found.update(TrialCompiled(0, 0, 0, 1.0))  # which took a second
     found.update(EpochFinished(0, 1, metrics(0.8), 2.0))
     assert found.running[0].rate == pytest.approx(100)
@@ -95,7 +95,7 @@ def test_progress_within_an_epoch():
 def test_the_rate_of_a_trial_that_goes_on():
     """Neither the images nor the time of an earlier session count."""
     found = progress()
-    found.update(TrialStarted(0, (metrics(0.7),)))
+    found.update(TrialStarted(0, DRAWS[0], (metrics(0.7),)))
     found.update(TrialCompiled(0, 1, 60, 180.0))
     found.update(StepsFinished(0, 2, 80, 0.85, 180.5))
     assert found.running[0].rate == pytest.approx(40)
@@ -110,10 +110,10 @@ def test_the_rate_of_a_trial_that_goes_on():
 
 def test_a_trial_that_failed_and_is_tried_again_counts_once():
     found = progress()
-    found.update(TrialStarted(0))
+    found.update(TrialStarted(0, DRAWS[0]))
     found.update(TrialFinished(0, (), None, 1.0, "MemoryError"))
     assert found.share == pytest.approx(1 / 4)
-    found.update(TrialStarted(0))
+    found.update(TrialStarted(0, DRAWS[0]))
     assert found.ended == set()
     for event in trial(0, 0.9):
         found.update(event)
@@ -124,7 +124,7 @@ def test_a_line_for_each_trial_and_epoch(capsys):
     console = Console()
     console.begin(progress())
     failed = TrialFinished(1, (), None, 1.5, "ValueError: no")
-    for event in [*trial(0, 0.9), TrialStarted(1), failed]:
+    for event in [*trial(0, 0.9), TrialStarted(1, DRAWS[1]), failed]:
         console.event(event)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6
@@ -167,7 +167,12 @@ def test_what_a_terminal_shows(finished):
     display = Display(terminal)
     display.stage("training")
     display.begin(progress())
-    for event in [*trial(0, 0.9), *trial(1, 0.8)[:2], TrialStarted(2), TrialStarted(3)]:
+    for event in [
+        *trial(0, 0.9),
+        *trial(1, 0.8)[:2],
+        TrialStarted(2, DRAWS[2]),
+        TrialStarted(3, DRAWS[3]),
+    ]:
         display.event(event)
     for event in (
         TrialCompiled(1, 1, 0, 3.0),
@@ -197,7 +202,7 @@ def test_failed_trials_on_a_terminal(finished):
     file = io.StringIO()
     display = Display(RichConsole(force_terminal=True, width=100, file=file))
     display.begin(progress())
-    display.event(TrialStarted(0))
+    display.event(TrialStarted(0, DRAWS[0]))
     display.event(TrialFinished(0, (), None, 1.0, "[red]not markup[/red]"))
     display.close()
     assert "[red]not markup[/red]" in file.getvalue()

@@ -7,7 +7,7 @@ import pytest
 from conftest import float64
 from jax import lax
 
-from jaxmnist.convolution import (
+from jaxmnist.models.convolution import (
     CPU_BLOCK,
     best_method,
     block_size,

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import writing
 from test_search import command, facts, flags
 
 import jaxmnist
 from jaxmnist import Run
 from jaxmnist.atomic import read_json, write_json
 from jaxmnist.devices import pool_size
-from jaxmnist.store import RunDirectory
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu", "nonsense"])
@@ -147,6 +147,6 @@ def test_a_difference_is_told_where_jax_runs_already(finished, tmp_path):
     before = read_json(path)
     assert before["threads"] == pool_size()
     write_json(path, {**before, "threads": before["threads"] + 5})
-    (line,) = RunDirectory(tmp_path / "small").begin(before)
+    (line,) = writing(tmp_path / "small", before).write_search()
     assert f"has {before['threads']} threads, and had {before['threads'] + 5} when this" in line
     assert read_json(path)["threads"] == before["threads"] + 5  # what the run began with

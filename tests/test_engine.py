@@ -6,16 +6,18 @@ import threading
 import numpy as np
 import pytest
 
-from jaxmnist.config import Hyperparameters, TrainingSettings
+from jaxmnist.config import TrainingSettings
 from jaxmnist.data import load_arrays, split
 from jaxmnist.engine import Engine
 from jaxmnist.events import EpochFinished, StepsFinished, TrialCompiled, TrialFinished, TrialStarted
+from jaxmnist.models.study.network import STUDY
+from jaxmnist.models.study.space import configuration
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=32, learning_rate=0.01)
 TRIALS = {
-    0: Hyperparameters(4, 1, 0),
-    3: Hyperparameters(4, 2, 1, 8),
-    5: Hyperparameters(8, 1, 1, 8),
+    0: configuration(4, 1, 0),
+    3: configuration(4, 2, 1, 8),
+    5: configuration(8, 1, 1, 8),
 }
 
 
@@ -27,7 +29,7 @@ def dataset(small):
 def run(dataset, settings=SETTINGS, trials=TRIALS, **options):
     """The events of each trial, by index."""
     found = {index: [] for index in trials}
-    with Engine(dataset, settings, 0, **options).run(trials.items()) as events:
+    with Engine(STUDY, dataset, settings, 0, **options).run(trials.items()) as events:
         for event in events:
             if not isinstance(event, StepsFinished):  # which come by the clock
                 found[event.index].append(event)
@@ -90,7 +92,7 @@ def test_divergence_that_only_validation_sees(dataset):
 
 def test_an_exception_is_the_trials_own(dataset, alone):
     """A network too large for any machine fails; its neighbours don't notice."""
-    huge = Hyperparameters(10**5, 1, 1, 10**6)
+    huge = configuration(10**5, 1, 1, 10**6)
     found = run(dataset, trials={1: huge, **TRIALS}, jobs=2)
     assert found[1][-1].error is not None
     assert "\n" not in found[1][-1].error
@@ -101,7 +103,7 @@ def test_an_exception_is_the_trials_own(dataset, alone):
 def test_leaving_early_stops_the_trials(dataset):
     long = dataclasses.replace(SETTINGS, epochs=10**6)
     before = set(threading.enumerate())
-    with Engine(dataset, long, 0, jobs=2).run(TRIALS.items()) as events:
+    with Engine(STUDY, dataset, long, 0, jobs=2).run(TRIALS.items()) as events:
         for event in events:
             if isinstance(event, EpochFinished):
                 assert len(set(threading.enumerate()) - before) == 2

@@ -10,7 +10,18 @@ import pytest
 
 @pytest.mark.parametrize(
     "name",
-    ["config", "data", "features", "model", "run", "search", "support_vectors", "trained"],
+    [
+        "config",
+        "data",
+        "features",
+        "models.hyperparameters",
+        "models.study.network",
+        "models.study.space",
+        "run",
+        "search",
+        "support_vectors",
+        "trained",
+    ],
 )
 def test_examples(name, finished, mnist, options):
     module = importlib.import_module(f"jaxmnist.{name}")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxmnist.config import Hyperparameters
-from jaxmnist.space import SearchSpace
+from jaxmnist.models.hyperparameters import Hyperparameters
+from jaxmnist.models.space import Space
+from jaxmnist.models.study.space import DEFINITION, configuration
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
@@ -52,9 +53,9 @@ def test_training_flops_against_a_formula_by_hand():
     )
     reference = 2 * (2 * first + 3 * (second + dense + logits))
     assert reference == 109_425_792
-    assert steps.training_flops(Hyperparameters(112, 2, 1, 224)) == reference
+    assert steps.training_flops(configuration(112, 2, 1, 224)) == reference
     without_dense = 2 * (2 * 24 * 24 * 25 * 32 + 3 * 12 * 12 * 32 * 10)
-    assert steps.training_flops(Hyperparameters(32, 1, 0)) == without_dense
+    assert steps.training_flops(configuration(32, 1, 0)) == without_dense
 
 
 def test_geometric_mean_and_spread():
@@ -152,8 +153,8 @@ def test_processes_are_pinned_and_cold(monkeypatch):
 
 
 def test_shares_have_about_the_same_work():
-    small, large = Hyperparameters(32, 1, 0), Hyperparameters(128, 3, 0)
-    medium = Hyperparameters(64, 1, 0)
+    small, large = configuration(32, 1, 0), configuration(128, 3, 0)
+    medium = configuration(64, 1, 0)
     assert searches.shares([small, large, medium], 2) == [[large], [medium, small]]
     assert searches.shares([small], 2) == [[small]]
 
@@ -163,7 +164,7 @@ def test_both_sides_of_a_search_train_on_exactly_as_many_images():
     search = searches.define(10, 2, 12_000)
     assert len(search.dataset.y_train) == 12_000
     assert len(search.dataset.y_validation) == 1_333
-    assert search.configurations[0] == next(SearchSpace().draws(0))
+    assert search.configurations[0] == next(Space(DEFINITION).draws(0))
     assert len(set(search.configurations)) == 10
 
 
@@ -217,7 +218,7 @@ def test_the_accelerator_script(tmp_path):
     assert content["cold"]["stacking"]["lanes"] == 2
     assert content["cold"]["training_images"] == 270
     expected = sum(
-        steps.training_flops(Hyperparameters(**h)) for h in content["cold"]["configurations"]
+        steps.training_flops(Hyperparameters(h)) for h in content["cold"]["configurations"]
     )
     assert content["cold"]["teraflops"] == pytest.approx(expected * 270 / 1e12)
     (flax,) = [peer for peer in content["peers"] if peer["peer"] == "plain Flax loop"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import itertools
 import json
 import os
 import shutil
@@ -29,10 +30,11 @@ from safetensors.numpy import save as save_tensors
 from jaxmnist import JaxmnistError, Run, SearchSettings, SupportVectors, TrainedModel, UsageError
 from jaxmnist.atomic import DamagedFile, read_json, write_json
 from jaxmnist.command import run_command
-from jaxmnist.config import Range
 from jaxmnist.evaluation import describe, kept_look
 from jaxmnist.files import check_arrays, read_idx, read_npz
 from jaxmnist.ledger import read_looks
+from jaxmnist.models.space import Space
+from jaxmnist.models.study.space import DEFINITION
 from jaxmnist.pictures import read_pictures
 from jaxmnist.record import Trial
 from jaxmnist.report.facts import Facts
@@ -86,7 +88,8 @@ def takes_at_most(size: int) -> Iterator[None]:
 
 # --- Flags and settings ---------------------------------------------------------------------------
 
-NAMES = [item.name for item in fields(SearchSettings)]
+NAMES = [item.name for item in fields(SearchSettings) if item.name != "ranges"]
+HYPERPARAMETERS = ["filters", "conv_layers", "dense_layers", "units"]
 VALUES = (
     JSON
     | st.integers(-3, 300)
@@ -108,7 +111,7 @@ def test_settings_in_python_and_json(given_settings):
 
 
 @FEWER
-@given(st.sampled_from(NAMES), VALUES.map(str), st.booleans())
+@given(st.sampled_from([*NAMES, *HYPERPARAMETERS]), VALUES.map(str), st.booleans())
 def test_every_flag(place, name, text, joined):
     """A folder that isn't there ends what would work."""
     flag = "--" + name.replace("_", "-")
@@ -130,12 +133,14 @@ def test_every_flag(place, name, text, joined):
 
 
 @EXAMPLES
-@given(st.sampled_from(["filters", "conv_layers", "dense_layers", "units"]), VALUES)
+@given(st.sampled_from(HYPERPARAMETERS), VALUES)
 def test_ranges(name, value):
-    found = holds(lambda: Range.parse(name, value))
-    if found is not None:
-        assert Range.parse(name, str(found)).values == found.values
-        assert len(found.values) >= 1
+    def drawn():
+        ranges = SearchSettings(ranges={name: value}).ranges
+        return list(itertools.islice(Space(DEFINITION, ranges).draws(0), 3))
+
+    for h in holds(drawn) or []:
+        assert all(isinstance(number, int) for number in h.values())
 
 
 # --- Data files -----------------------------------------------------------------------------------
@@ -422,6 +427,7 @@ def test_a_trial_that_says_something_else(finished, data):
 def test_a_model_that_says_something_else(finished, place, data):
     arrays = {"conv2d/kernel": np.zeros((5, 5, 1, 4), np.float32), "x": np.zeros(2, np.int8)}
     metadata = {
+        "network": "study",
         "hyperparameters": finished.trials[0].hyperparameters.to_json(),
         "image_shape": [28, 28, 1],
         "labels": list(range(10)),
@@ -429,7 +435,7 @@ def test_a_model_that_says_something_else(finished, place, data):
     path = place / "model.safetensors"
     text = json.dumps(changed(data.draw, metadata))
     path.write_bytes(save_tensors(arrays, {"jaxmnist": text}))
-    with pytest.raises(DamagedFile):
+    with pytest.raises(UsageError):  # damaged, or another network's
         TrainedModel.load(path)
 
 

@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 from conftest import float64
 
-from jaxmnist import engine as engine_module
-from jaxmnist import stacking as stacking_module
-from jaxmnist.config import Hyperparameters, TrainingSettings
+from jaxmnist.config import TrainingSettings
 from jaxmnist.data import load_arrays, split
 from jaxmnist.engine import Engine
 from jaxmnist.events import (
@@ -27,8 +25,11 @@ from jaxmnist.events import (
     TrialStarted,
 )
 from jaxmnist.lanes import Group, Stacking, group_trials, lanes_for
-from jaxmnist.model import build_model, initial_parameters, resize_parameters
-from jaxmnist.space import SearchSpace
+from jaxmnist.models.hyperparameters import Hyperparameters
+from jaxmnist.models.network import DataSpec
+from jaxmnist.models.space import Space
+from jaxmnist.models.study.network import STUDY, StudyNetwork, build_model
+from jaxmnist.models.study.space import DEFINITION, configuration
 from jaxmnist.stacking import candidates, choose
 from jaxmnist.training import (
     batches,
@@ -41,6 +42,8 @@ from jaxmnist.training import (
 )
 
 SHAPE, CLASSES = (12, 13, 2), 4
+DATA = DataSpec(SHAPE, CLASSES)
+PADDING = {"filters": 8, "units": 8}
 SETTINGS = TrainingSettings(epochs=2, batch_size=32, learning_rate=1e-3)
 
 
@@ -51,16 +54,20 @@ def dataset(small):
 
 def narrow(conv_layers: int, dense_layers: int) -> list[Hyperparameters]:
     """Configurations of one depth, none as wide as WIDE in both."""
-    return [Hyperparameters(f, conv_layers, dense_layers, u) for f, u in ((3, 8), (6, 2))]
+    return [configuration(f, conv_layers, dense_layers, u) for f, u in ((3, 8), (6, 2))]
 
 
 def widest_of(conv_layers: int, dense_layers: int) -> Hyperparameters:
-    return Hyperparameters(6, conv_layers, dense_layers, 8)
+    return configuration(6, conv_layers, dense_layers, 8)
 
 
 def start(hyperparameters, index, dtype):
-    drawn = initial_parameters(hyperparameters, SHAPE, CLASSES, seed=0, index=index)
+    drawn = STUDY.initial_parameters(hyperparameters, DATA, seed=0, index=index)
     return jax.tree.map(lambda x: x.astype(dtype), drawn)
+
+
+def model(h, method, precision="default"):
+    return STUDY.model(h, DATA, method, precision)
 
 
 def difference(ours, theirs) -> float:
@@ -70,10 +77,9 @@ def difference(ours, theirs) -> float:
 
 @pytest.mark.parametrize("conv_layers", [1, 3])
 @pytest.mark.parametrize("dense_layers", [0, 2])
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_a_padded_trial_is_the_unpadded_one(conv_layers, dense_layers, weight_decay):
+def test_a_padded_trial_is_the_unpadded_one(conv_layers, dense_layers):
     """50 steps in float64: lanes of one stack against each trial alone, computed otherwise."""
-    settings = TrainingSettings(batch_size=8, learning_rate=1e-2, weight_decay=weight_decay)
+    settings = TrainingSettings(batch_size=8, learning_rate=1e-2)
     widest = widest_of(conv_layers, dense_layers)
     rng = np.random.default_rng(0)
     with float64():
@@ -83,8 +89,8 @@ def test_a_padded_trial_is_the_unpadded_one(conv_layers, dense_layers, weight_de
         lanes, alone = [], []
         for index, h in enumerate(narrow(conv_layers, dense_layers)):
             parameters = start(h, index, np.float64)
-            lanes.append(resize_parameters(parameters, h, widest, SHAPE, CLASSES))
-            train = jax.jit(train_block(build_model(h, CLASSES, "convolution"), settings))
+            lanes.append(STUDY.resize(parameters, h, widest, DATA))
+            train = jax.jit(train_block(model(h, "convolution"), settings))
             state = start_training(parameters, settings)
             sums = []
             for order in orders:
@@ -94,9 +100,7 @@ def test_a_padded_trial_is_the_unpadded_one(conv_layers, dense_layers, weight_de
         stack = jax.tree.map(
             lambda *arrays: np.stack(arrays), *[start_training(lane, settings) for lane in lanes]
         )
-        block = frozen_where_diverged(
-            train_block(build_model(widest, CLASSES, "patches"), settings)
-        )
+        block = frozen_where_diverged(train_block(model(widest, "patches"), settings))
         train = jax.jit(over_lanes(block, "stack"))
         sums = []
         for order in orders:
@@ -104,10 +108,10 @@ def test_a_padded_trial_is_the_unpadded_one(conv_layers, dense_layers, weight_de
             sums.append((np.asarray(stack.loss_sum), np.asarray(stack.correct)))
         for lane, h in enumerate(narrow(conv_layers, dense_layers)):
             padded = jax.tree.map(lambda x, lane=lane: np.asarray(x[lane]), stack.parameters)
-            own = resize_parameters(padded, widest, h, SHAPE, CLASSES)
+            own = STUDY.resize(padded, widest, h, DATA)
             assert difference(own, alone[lane][0]) < 1e-10
             # What was added is still nothing.
-            assert difference(resize_parameters(own, h, widest, SHAPE, CLASSES), padded) == 0
+            assert difference(STUDY.resize(own, h, widest, DATA), padded) == 0
             for (loss, correct), (own_loss, own_correct) in zip(sums, alone[lane][1], strict=True):
                 assert abs(loss[lane] - own_loss) < 1e-10
                 assert correct[lane] == own_correct
@@ -120,13 +124,13 @@ def test_the_first_gradient_of_a_padded_trial(precision):
     images = rng.integers(0, 256, (16, *SHAPE), np.uint8)
     labels = rng.integers(0, CLASSES, 16)
     close = 2e-2 if precision == "bfloat16" else 1e-6
-    widest = Hyperparameters(16, 2, 1, 24)
+    widest = configuration(16, 2, 1, 24)
     for h in (
-        Hyperparameters(2, 2, 1, 3),
-        Hyperparameters(16, 2, 1, 3),
-        Hyperparameters(2, 2, 1, 24),
+        configuration(2, 2, 1, 3),
+        configuration(16, 2, 1, 3),
+        configuration(2, 2, 1, 24),
     ):
-        widest = Hyperparameters(16, 2, 1, 24)
+        widest = configuration(16, 2, 1, 24)
 
         def loss(parameters, h=h):
             logits = (
@@ -139,18 +143,18 @@ def test_the_first_gradient_of_a_padded_trial(precision):
 
         parameters = start(h, 0, np.float32)
         value, gradient = jax.jit(jax.value_and_grad(loss))(parameters)
-        padded = resize_parameters(parameters, h, widest, SHAPE, CLASSES)
+        padded = STUDY.resize(parameters, h, widest, DATA)
         wide = functools.partial(loss, h=widest)
         wide_value, wide_gradient = jax.jit(jax.value_and_grad(wide))(padded)
         assert abs(value - wide_value) < close
-        own = resize_parameters(wide_gradient, widest, h, SHAPE, CLASSES)
+        own = STUDY.resize(wide_gradient, widest, h, DATA)
         assert difference(own, gradient) < close
 
 
 def test_highest_precision_reaches_products_and_their_gradients():
-    model = build_model(Hyperparameters(4, 2, 1, 8), CLASSES, "convolution", "highest")
-    train = jax.jit(train_block(model, SETTINGS))
-    state = start_training(start(model.hyperparameters, 0, np.float32), SETTINGS)
+    h = configuration(4, 2, 1, 8)
+    train = jax.jit(train_block(model(h, "convolution", "highest"), SETTINGS))
+    state = start_training(start(h, 0, np.float32), SETTINGS)
     images, labels = np.zeros((8, *SHAPE), np.uint8), np.zeros(8, np.int32)
     text = train.lower(state, images, labels, np.zeros((1, 1, 8), np.int32), 0, 1).as_text()
     products = [
@@ -164,17 +168,17 @@ def test_highest_precision_reaches_products_and_their_gradients():
 
 def test_the_whole_space_needs_few_programs():
     """357 configurations, padded for a GPU or TPU."""
-    trials = list(enumerate(SearchSpace().draws(0)))
+    trials = list(enumerate(Space(DEFINITION).draws(0)))
     for platform, buckets in (("gpu", 2), ("tpu", 1)):
-        filters, units = stacking_module.widths_of(platform)
-        groups = group_trials(trials, Stacking("products", 16, filters, units), 1)
+        stacking = Stacking("products", 16, STUDY.padding(platform))
+        groups = group_trials(trials, stacking, 1)
         assert sorted(index for group in groups for index, _ in group.trials) == list(range(357))
         assert len({group.widest for group in groups}) == 9 * buckets
         for group in groups:
             assert len(group.trials) <= group.lanes <= 16
             for _, h in group.trials:
-                assert h.filters <= group.widest.filters
-                assert (h.units or 0) <= (group.widest.units or 0)
+                assert h.keys() == group.widest.keys()
+                assert all(h[name] <= group.widest[name] for name in h)
 
 
 @pytest.mark.parametrize(
@@ -186,11 +190,11 @@ def test_lanes_are_a_power_of_two_on_each_device(trials, devices, most, lanes):
 
 
 TRIALS = {
-    0: Hyperparameters(4, 1, 0),
-    1: Hyperparameters(8, 1, 0),
-    2: Hyperparameters(3, 2, 1, 8),
-    4: Hyperparameters(4, 2, 1, 5),
-    7: Hyperparameters(2, 2, 1, 8),
+    0: configuration(4, 1, 0),
+    1: configuration(8, 1, 0),
+    2: configuration(3, 2, 1, 8),
+    4: configuration(4, 2, 1, 5),
+    7: configuration(2, 2, 1, 8),
 }
 
 
@@ -208,12 +212,12 @@ def run(engine, trials=TRIALS):
 
 @pytest.fixture(scope="module")
 def alone(dataset):
-    return run(Engine(dataset, SETTINGS, 0, jobs=1))[0]
+    return run(Engine(STUDY, dataset, SETTINGS, 0, jobs=1))[0]
 
 
 def stacked(dataset, way="products", lanes=4, settings=SETTINGS, **options):
-    stacking = Stacking(way, lanes, 8, 8)
-    return Engine(dataset, settings, 0, lanes=lanes, stacking=stacking, **options)
+    stacking = Stacking(way, lanes, PADDING)
+    return Engine(STUDY, dataset, settings, 0, lanes=lanes, stacking=stacking, **options)
 
 
 def same(ours, theirs, close=1e-3):
@@ -238,13 +242,13 @@ def test_stacked_trials_go_as_they_do_alone(dataset, alone, way):
 
 
 def test_a_lane_that_diverges_hurts_nobody(dataset, alone, monkeypatch):
-    drawn = engine_module.initial_parameters
+    drawn = StudyNetwork.initial_parameters
 
     def wild(*args, index, **options):
         parameters = drawn(*args, index=index, **options)
         return jax.tree.map(lambda x: x * 1e30, parameters) if index == 4 else parameters
 
-    monkeypatch.setattr(engine_module, "initial_parameters", wild)
+    monkeypatch.setattr(StudyNetwork, "initial_parameters", wild)
     found, _ = run(stacked(dataset))
     assert found[4][-1].error == "the loss stopped being finite in epoch 1"
     assert found[4][-1].parameters is None
@@ -254,8 +258,8 @@ def test_a_lane_that_diverges_hurts_nobody(dataset, alone, monkeypatch):
 
 def test_a_diverged_lane_is_frozen():
     """Its weights stay what they were, while the loss says that it diverged."""
-    h = Hyperparameters(4, 1, 0)
-    train = jax.jit(frozen_where_diverged(train_block(build_model(h, CLASSES), SETTINGS)))
+    h = configuration(4, 1, 0)
+    train = jax.jit(frozen_where_diverged(train_block(model(h, "tiles"), SETTINGS)))
     parameters = jax.tree.map(lambda x: x * np.float32(1e30), start(h, 0, np.float32))
     before = start_training(parameters, SETTINGS)
     images, labels = np.full((8, *SHAPE), 255, np.uint8), np.zeros(8, np.int32)
@@ -281,14 +285,14 @@ def test_memory_that_runs_out_halves_the_group(dataset, alone, monkeypatch):
 
 
 def test_one_bad_trial_of_a_group_fails_alone(dataset, alone, monkeypatch):
-    drawn = engine_module.initial_parameters
+    drawn = StudyNetwork.initial_parameters
 
     def broken(*args, index, **options):
         if index == 2:
             raise ValueError("no such\nweights")
         return drawn(*args, index=index, **options)
 
-    monkeypatch.setattr(engine_module, "initial_parameters", broken)
+    monkeypatch.setattr(StudyNetwork, "initial_parameters", broken)
     found, _ = run(stacked(dataset))
     assert found[2][-1].error == "ValueError: no such weights"
     assert [type(event) for event in found[2]] == [TrialStarted, TrialFinished]
@@ -296,15 +300,15 @@ def test_one_bad_trial_of_a_group_fails_alone(dataset, alone, monkeypatch):
 
 
 def test_asking_for_lanes_measures_the_ways_and_remembers(dataset, tmp_path):
-    trials = {index: Hyperparameters(4, 1, 0) for index in range(3)}
+    trials = {index: configuration(4, 1, 0) for index in range(3)}
     short = TrainingSettings(epochs=1, batch_size=32)
-    engine = Engine(dataset, short, 0, lanes=2, memory=tmp_path)
+    engine = Engine(STUDY, dataset, short, 0, lanes=2, memory=tmp_path)
     found, (chosen,) = run(engine, trials)
     assert all(isinstance(events[2], EpochFinished) for events in found.values())
     assert chosen.stacking == engine.stacking
     assert set(chosen.rates) == {"products 2", "grouped 2", "map 2"}
     assert max(chosen.rates, key=chosen.rates.get).split()[0] == chosen.stacking.way
-    again = Engine(dataset, short, 0, lanes=2, memory=tmp_path)
+    again = Engine(STUDY, dataset, short, 0, lanes=2, memory=tmp_path)
     assert run(again, trials)[1] == [StackingChosen(chosen.stacking, {})]
 
 
@@ -342,7 +346,7 @@ def test_the_program_for_a_tpu(dataset):
     for way in ("alone", "grouped", "products"):
         engine = stacked(dataset, way, platform="tpu")
         group = Group(
-            Hyperparameters(8, 2, 1, 8), tuple(list(TRIALS.items())[2:]), 4 if way != "alone" else 1
+            configuration(8, 2, 1, 8), tuple(list(TRIALS.items())[2:]), 4 if way != "alone" else 1
         )
         for function, arguments in engine.functions(group):
             exported = jax.export.export(function, platforms=["tpu"])(*arguments)
@@ -355,7 +359,9 @@ def test_the_program_for_a_tpu(dataset):
 
 SHARDED = """
 import json, sys, jax
-from jaxmnist.config import Hyperparameters, TrainingSettings
+from jaxmnist.config import TrainingSettings
+from jaxmnist.models.study.network import STUDY
+from jaxmnist.models.study.space import configuration
 from jaxmnist.data import load_arrays, split
 from jaxmnist.engine import Engine
 from jaxmnist.events import TrialFinished
@@ -363,9 +369,10 @@ from jaxmnist.lanes import Stacking, group_trials
 
 dataset = split("small", load_arrays(None, sys.argv[1]), validation_split=0.25, seed=0)
 settings = TrainingSettings(epochs=2, batch_size=32, learning_rate=1e-3)
-trials = {int(index): Hyperparameters(*given) for index, given in json.loads(sys.argv[2]).items()}
-for stacking in (Stacking("alone", 8, 8, 8), Stacking("products", 16, 8, 8)):
-    engine = Engine(dataset, settings, 0, lanes=stacking.lanes, stacking=stacking)
+trials = {int(index): configuration(**given) for index, given in json.loads(sys.argv[2]).items()}
+padding = {"filters": 8, "units": 8}
+for stacking in (Stacking("alone", 8, padding), Stacking("products", 16, padding)):
+    engine = Engine(STUDY, dataset, settings, 0, lanes=stacking.lanes, stacking=stacking)
     with engine.run(trials.items()) as events:
         ended = [event for event in events if isinstance(event, TrialFinished)]
     state = engine._start(group_trials(trials.items(), stacking, 8)[0], {}).state
@@ -376,9 +383,7 @@ for stacking in (Stacking("alone", 8, 8, 8), Stacking("products", 16, 8, 8)):
 
 
 def test_lanes_are_spread_over_all_devices(small, alone):
-    trials = {
-        index: [h.filters, h.conv_layers, h.dense_layers, h.units] for index, h in TRIALS.items()
-    }
+    trials = {index: h.to_json() for index, h in TRIALS.items()}
     done = subprocess.run(
         [sys.executable, "-c", SHARDED, str(small), json.dumps(trials)],
         env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 import pytest
+from conftest import writing
 
-from jaxmnist.store import RunDirectory
+from jaxmnist.store import begin_run, exists
+
+SEARCH = {
+    "identity": {"data": "data", "seed": 0},
+    "versions": {},
+    "device": {},
+    "threads": 2,
+}
 
 
 def test_looks_are_written_in_order(tmp_path):
-    run = RunDirectory(tmp_path)
+    run = writing(tmp_path, SEARCH)
     assert run.read_looks() == []
     run.write_look("winner", "abc", "data")
     run.write_look("svm", "abc", "data")
@@ -19,7 +27,7 @@ def test_looks_are_written_in_order(tmp_path):
 
 
 def test_a_lost_look_is_a_look_all_the_same(tmp_path):
-    run = RunDirectory(tmp_path)
+    run = writing(tmp_path, SEARCH)
     for purpose in ("winner", "svm", "evaluation", "evaluation"):
         run.write_look(purpose, "abc", "data")
     path = tmp_path / "ledger.jsonl"
@@ -43,17 +51,17 @@ def test_a_lost_look_is_a_look_all_the_same(tmp_path):
 
 def test_looks_outlast_an_overwrite(tmp_path):
     """They have happened, whatever becomes of the run; what is overwritten is all else."""
-    run = RunDirectory(tmp_path)
-    identity = {"data": "data", "seed": 0}
-    search = {"identity": identity, "versions": {}, "device": {}, "threads": 2}
-    run.prepare(identity, overwrite=False)
-    run.begin(search)
-    run.write_look("winner", "abc", "data")
-    run.best.mkdir()
-    run.prepare({"data": "data", "seed": 1}, overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ledger.jsonl"]
-    run.prepare(identity, overwrite=False)  # a process that was killed just then starts anew, too
-    run.begin(search)
-    run.write_look("winner", "def", "data")
-    assert [look["look"] for look in run.read_looks()] == [1, 2]
-    assert run.looks_at("data") == 2
+    with begin_run(tmp_path, SEARCH, overwrite=False) as run:
+        run.write_search()
+        run.write_look("winner", "abc", "data")
+        run.best.mkdir()
+    other = {**SEARCH, "identity": {"data": "data", "seed": 1}}
+    with begin_run(tmp_path, other, overwrite=True):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["ledger.jsonl", "lock"]
+        assert not exists(tmp_path)
+    # A process that was killed just then starts anew, too.
+    with begin_run(tmp_path, SEARCH, overwrite=False) as run:
+        run.write_search()
+        run.write_look("winner", "def", "data")
+        assert [look["look"] for look in run.read_looks()] == [1, 2]
+        assert run.looks_at("data") == 2

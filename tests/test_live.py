@@ -9,15 +9,18 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import writing
 from pages import check
 
 from jaxmnist import Run, random_search
-from jaxmnist.events import EpochFinished, Metrics, TrialFinished, TrialStarted
+from jaxmnist.events import EpochFinished, TrialFinished, TrialStarted
+from jaxmnist.models.study.network import STUDY
+from jaxmnist.models.study.space import configuration
+from jaxmnist.record import Metrics
 from jaxmnist.report import live
 from jaxmnist.report.console import Console
 from jaxmnist.report.live import Reports
 from jaxmnist.report.tensorboard import TensorBoard
-from jaxmnist.store import RunDirectory
 
 
 @pytest.fixture
@@ -25,9 +28,13 @@ def reports(finished, tmp_path):
     """Reports on a copy of the finished run, whose page and TensorBoard are gone."""
     shutil.copytree(finished.directory.path, tmp_path / "small")
     (tmp_path / "small" / "report.html").unlink()
-    draws = {trial.index: trial.hyperparameters for trial in finished.trials}
-    run = RunDirectory(tmp_path / "small")
-    return Reports(run, finished.settings, finished.load_dataset(), draws, Console(quiet=True))
+    run = writing(tmp_path / "small")
+    data = finished.load_dataset()
+    return Reports(run, STUDY, finished.settings, data, 4, Console(quiet=True))
+
+
+def started(index: int) -> TrialStarted:
+    return TrialStarted(index, configuration(4, 1, 0))
 
 
 def history(count: int) -> list[Metrics]:
@@ -42,11 +49,11 @@ def test_pages_come_at_most_twice_a_minute(reports, tmp_path, monkeypatch):
     again = Reports(
         *(
             getattr(reports, f"_{name}")
-            for name in ("directory", "settings", "dataset", "draws", "console")
+            for name in ("directory", "network", "settings", "dataset", "budget", "console")
         )
     )
     with again:
-        again.event(TrialStarted(0))
+        again.event(started(0))
         for epoch in range(1, 200):
             clock[0] += 1
             again.event(EpochFinished(0, epoch, history(1)[0], epoch))
@@ -73,13 +80,13 @@ def test_a_page_while_a_trial_runs(reports, finished, tmp_path):
     index = finished.trials[2].index
     folder = tmp_path / "small" / "trials" / f"{index:04d}"
     record = (folder / "trial.json").read_text()
-    run = RunDirectory(tmp_path / "small")
+    run = writing(tmp_path / "small")
     from dataclasses import replace
 
     trial = run.read_trial(index)
-    run.write_trial(replace(trial, status="running", history={k: [] for k in trial.history}))
+    run.write_trial(replace(trial, status="running", history=()))
     with reports:
-        reports.event(TrialStarted(index))
+        reports.event(started(index))
         reports.event(EpochFinished(index, 1, history(1)[0], 1.0))
         reports._next_page = 0.0
         reports.event(EpochFinished(index, 2, history(2)[1], 2.0))
@@ -101,10 +108,10 @@ def test_a_page_while_a_trial_runs(reports, finished, tmp_path):
 def test_a_trial_that_is_tried_again_has_each_epoch_once(reports, tmp_path):
     """A group falls apart after an epoch: its events come again."""
     with reports:
-        reports.event(TrialStarted(0))
+        reports.event(started(0))
         for epoch in (1, 2, 1, 2, 3):
             reports.event(EpochFinished(0, epoch, history(3)[epoch - 1], epoch))
-        assert reports._running[0]["accuracy"] == pytest.approx([0.80, 0.81, 0.82])
+        assert reports._running[0] == tuple(history(3))
         reports.event(TrialFinished(0, tuple(history(3)), {}, 3.0))
     (file,) = (
         path

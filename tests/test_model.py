@@ -5,21 +5,19 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmnist.config import Hyperparameters
-from jaxmnist.model import (
-    build_model,
-    count_parameters,
-    initial_parameters,
-    layers,
-    parameter_shapes,
-    summary,
-)
+from jaxmnist.models.hyperparameters import Hyperparameters
+from jaxmnist.models.layers import Layer, count_parameters, summary
+from jaxmnist.models.network import DataSpec, by_path, from_paths
+from jaxmnist.models.space import Questions, answers_of
+from jaxmnist.models.study.network import STUDY, build_model
+from jaxmnist.models.study.space import configuration
 
-REFERENCE = Hyperparameters(112, 2, 1, 224)
+REFERENCE = configuration(112, 2, 1, 224)
+MNIST = DataSpec((28, 28, 1), 10)
 
 
 def test_summary_of_the_reference():
-    text = summary(REFERENCE, (28, 28, 1), 10)
+    text = summary(STUDY.layers(REFERENCE, MNIST))
     rows = [line.split() for line in text.splitlines()]
     expected = [
         ("conv2d (Conv2D)", "(None, 24, 24, 112)", "2912"),
@@ -39,7 +37,7 @@ def test_summary_of_the_reference():
 
 @pytest.mark.parametrize(
     "hyperparameters",
-    [REFERENCE, Hyperparameters(32, 1, 0), Hyperparameters(48, 3, 2, 32)],
+    [REFERENCE, configuration(32, 1, 0), configuration(48, 3, 2, 32)],
     ids=str,
 )
 @pytest.mark.parametrize("image_shape", [(28, 28, 1), (33, 20, 3)])
@@ -47,16 +45,17 @@ def test_layers_are_those_that_flax_makes(hyperparameters, image_shape):
     model = build_model(hyperparameters, 7)
     images = np.zeros((2, *image_shape), np.uint8)
     made = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-    shapes = {layer: {k: v.shape for k, v in arrays.items()} for layer, arrays in made.items()}
-    assert shapes == parameter_shapes(hyperparameters, image_shape, 7)
-    assert count_parameters(hyperparameters, image_shape, 7) == sum(
-        x.size for x in jax.tree.leaves(made)
+    data = DataSpec(image_shape, 7)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), STUDY.shapes(hyperparameters, data)
     )
+    rows = STUDY.layers(hyperparameters, data)
+    assert count_parameters(rows) == sum(x.size for x in jax.tree.leaves(made))
     outputs = jax.eval_shape(model.apply, {"params": made}, images)
-    rows = layers(hyperparameters, image_shape, 7)
     assert outputs.logits.shape == (2, 7)
     flatten = next(row for row in rows if row.kind == "Flatten")
     assert outputs.features.shape == (2, *flatten.output_shape)
+    assert outputs.features.shape == (2, STUDY.feature_count(hyperparameters, data))
 
 
 class Plain(nn.Module):
@@ -67,20 +66,20 @@ class Plain(nn.Module):
     @nn.compact
     def __call__(self, x):
         h = self.hyperparameters
-        for i in range(h.conv_layers):
+        for i in range(h["conv_layers"]):
             size, padding = ((5, 5), "VALID") if i == 0 else ((3, 3), "SAME")
-            x = nn.relu(nn.Conv(h.filters, size, padding=padding, name=f"c{i}")(x))
+            x = nn.relu(nn.Conv(h["filters"], size, padding=padding, name=f"c{i}")(x))
             x = nn.max_pool(x, (2, 2), (2, 2))
         x = features = x.reshape(len(x), -1)
-        for i in range(h.dense_layers):
-            x = nn.relu(nn.Dense(h.units, name=f"d{i}")(x))
-        return nn.Dense(10, name=f"d{h.dense_layers}")(x), features
+        for i in range(h["dense_layers"]):
+            x = nn.relu(nn.Dense(h["units"], name=f"d{i}")(x))
+        return nn.Dense(10, name=f"d{h['dense_layers']}")(x), features
 
 
 @pytest.mark.parametrize("method", ["tiles", "patches", "convolution"])
 def test_outputs_equal_plain_flax(method):
-    hyperparameters = Hyperparameters(12, 3, 2, 9)
-    parameters = initial_parameters(hyperparameters, (28, 28, 1), 10, seed=3, index=4)
+    hyperparameters = configuration(12, 3, 2, 9)
+    parameters = STUDY.initial_parameters(hyperparameters, MNIST, seed=3, index=4)
     names = {"conv2d": "c0", "conv2d_1": "c1", "conv2d_2": "c2"}
     names |= {"dense": "d0", "dense_1": "d1", "dense_2": "d2"}
     renamed = {names[name]: arrays for name, arrays in parameters.items()}
@@ -94,14 +93,37 @@ def test_outputs_equal_plain_flax(method):
 
 
 def test_initial_parameters():
-    parameters = initial_parameters(REFERENCE, (28, 28, 1), 10, seed=0, index=3)
+    parameters = STUDY.initial_parameters(REFERENCE, MNIST, seed=0, index=3)
     for name, fans in (("conv2d", 25 + 25 * 112), ("dense", 4032 + 224), ("dense_1", 224 + 10)):
         kernel, limit = parameters[name]["kernel"], np.sqrt(6 / fans)
         assert kernel.dtype == np.float32
         assert 0.97 * limit < np.abs(kernel).max() <= limit
         assert abs(kernel.std() - limit / np.sqrt(3)) < 0.05 * limit
         assert not parameters[name]["bias"].any()
-    again = initial_parameters(REFERENCE, (28, 28, 1), 10, seed=0, index=3)
-    other = initial_parameters(REFERENCE, (28, 28, 1), 10, seed=0, index=4)
+    again = STUDY.initial_parameters(REFERENCE, MNIST, seed=0, index=3)
+    other = STUDY.initial_parameters(REFERENCE, MNIST, seed=0, index=4)
     assert np.array_equal(parameters["dense"]["kernel"], again["dense"]["kernel"])
     assert not np.array_equal(parameters["dense"]["kernel"], other["dense"]["kernel"])
+
+
+def test_a_model_is_built_by_asking():
+    """What `hp` answers, and how many classes it knows of, is the module."""
+    hp = Questions(answers_of(REFERENCE), classes=7)
+    assert build_model(hp) == build_model(REFERENCE, 7)
+    assert list(hp.asked) == list(REFERENCE)
+
+
+def test_layers_survive_json():
+    rows = STUDY.layers(REFERENCE, MNIST)
+    assert tuple(Layer.from_json(row.to_json()) for row in rows) == rows
+    with pytest.raises(ValueError, match="not a row"):
+        Layer.from_json({"name": "dense"})
+
+
+def test_paths_of_a_tree():
+    tree = {"a": {"b": {"c": 1}, "d": 2}, "e": 3}
+    assert dict(by_path(tree)) == {"a/b/c": 1, "a/d": 2, "e": 3}
+    assert from_paths(dict(by_path(tree))) == tree
+    for paths in ({"a": 1, "a/b": 2}, {"a/b": 2, "a": 1}):
+        with pytest.raises(ValueError, match=r"leads through an array|is there twice"):
+            from_paths(paths)

@@ -11,20 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import a_trial, history, writing
 from pages import check
 
 from jaxmnist import Run
 from jaxmnist.atomic import read_json, write_json
-from jaxmnist.config import Hyperparameters
-from jaxmnist.record import Trial
+from jaxmnist.models.space import Space
+from jaxmnist.models.study.space import DEFINITION, configuration
+from jaxmnist.record import METRICS, Metrics
 from jaxmnist.report import words
 from jaxmnist.report.drawing import accuracy_axis, canvas, inline_svg
 from jaxmnist.report.facts import Facts
 from jaxmnist.report.inspection import features_in_two
 from jaxmnist.report.page import make_page, write_page
 from jaxmnist.report.record import command, session
-from jaxmnist.report.tensorboard import METRICS
-from jaxmnist.store import RunDirectory
 
 
 @pytest.fixture
@@ -36,10 +36,14 @@ def copy(finished, tmp_path) -> Path:
 
 def changed_search(path: Path, **changes: object) -> None:
     """Change what search.json says, with a SHA-256 that fits."""
-    write_json(path / "search.json", {**read_json(path / "search.json"), **changes})
-    run = RunDirectory(path)
-    for index in run.trial_indices():  # what is written now belongs to any search
-        run.write_trial(run.read_trial(index))
+    records = {}
+    before = writing(path)
+    for index in before.trial_indices():
+        records[index] = before.read_trial(index)
+    write_json(path / "search.json", {**before.search, **changes})
+    after = writing(path)
+    for record in records.values():  # now it belongs to this search
+        after.write_trial(record)
 
 
 def test_the_page_of_a_finished_run(finished):
@@ -49,7 +53,10 @@ def test_the_page_of_a_finished_run(finished):
     assert "@media print" in text
     names = {attributes["id"] for attributes in page.all("figure")}
     assert {f"figure-curves-{m.replace('_', '-')}" for m in METRICS} <= names
-    assert {"figure-quality-filters", "figure-quality-units", "figure-histogram"} <= names
+    assert {"figure-quality-filters", "figure-quality-dense_layers", "figure-histogram"} <= {
+        name.replace("dense-layers", "dense_layers") for name in names
+    }
+    assert "figure-quality-units" not in names  # it has one value only
     assert {"figure-importance", "figure-budget", "figure-features"} <= names
     assert {"figure-against-parameters", "figure-against-seconds"} <= names
     winner = finished.best_trial
@@ -75,7 +82,7 @@ def test_the_page_of_a_finished_run(finished):
 def test_the_counts_in_the_bars(finished):
     page = check((finished.directory.path / "report.html").read_text("utf-8"))
     for name in ("filters", "conv_layers"):
-        values = [getattr(trial.hyperparameters, name) for trial in finished.trials]
+        values = [trial.hyperparameters[name] for trial in finished.trials]
         for value in set(values):
             assert f"n = {values.count(value)}" in page.text["quality"]
     svg = next(a for a in page.all("svg") if "Trials by validation accuracy" in a["aria-label"])
@@ -122,11 +129,10 @@ def test_a_half_finished_run(copy):
     for part in ("best", "svm"):
         shutil.rmtree(copy / part)
     shutil.rmtree(copy / "trials" / "0003")
-    run = RunDirectory(copy)
+    run = writing(copy)
     trial = run.read_trial(2)
-    empty = {name: [] for name in METRICS}
-    run.write_trial(replace(trial, status="running", history=empty))
-    progress = {2: {name: trial.history[name][:1] for name in METRICS}}
+    run.write_trial(replace(trial, status="running", history=()))
+    progress = {2: trial.history[:1]}
     page = check(make_page(Run(copy), running=progress, images=False, reload=True))
     assert "2 of 4 trials are done" in page.text["head"]
     assert "So far: Trial" in page.text["winner"]
@@ -142,11 +148,11 @@ def test_a_run_that_has_not_begun_or_only_failed(copy):
         shutil.rmtree(copy / part)
     page = check(make_page(Run(copy)))
     assert "No trial has begun yet" in page.text["head"]
-    run = RunDirectory(copy)
-    history = {name: [float("nan")] for name in METRICS}
+    run = writing(copy)
+    lost = (Metrics(*[float("nan")] * 4),)
     for index in range(4):
-        draw = Hyperparameters(4, 1, 0)
-        run.write_trial(Trial(index, draw, "failed", history, 10, error="the loss <b>ran</b> away"))
+        draw, error = configuration(4, 1, 0), "the loss <b>ran</b> away"
+        run.write_trial(a_trial(index, draw, "failed", lost, error=error))
     page = check(make_page(Run(copy)))
     assert "Every trial failed" in page.text["head"]
     assert "the loss <b>ran</b> away" in page.text["trials"]
@@ -193,7 +199,7 @@ def test_the_network_is_that_of_the_present_winner(copy):
 
 def test_trials_beyond_the_budget_are_not_counted(copy):
     search = read_json(copy / "search.json")
-    run = RunDirectory(copy)
+    run = writing(copy)
     run.write_trial(replace(run.read_trial(3), status="failed", error="MemoryError"))
     run.write_trial(replace(run.read_trial(2), status="running"))
     changed_search(copy, settings={**search["settings"], "max_trials": 3})
@@ -218,7 +224,7 @@ def test_hostile_words_stay_words(copy):
         sessions=[{"versions": {evil: evil}, "device": {"kind": evil}}],
         settings={**search["settings"], "project_name": "<b>$"},
     )
-    run = RunDirectory(copy)
+    run = writing(copy)
     run.write_trial(replace(run.read_trial(3), status="failed", error=evil))
     with open(copy / "ledger.jsonl", "a") as ledger:
         ledger.write('{"purpose": "<script>alert(2)</script>", "model_sha256": 7}\nnot json\n')
@@ -229,7 +235,7 @@ def test_hostile_words_stay_words(copy):
 
 def test_search_json_that_says_too_little(copy):
     search = read_json(copy / "search.json")
-    changed_search(copy, identity={"data": search["identity"]["data"]})
+    changed_search(copy, data={"validation": search["data"]["validation"]})
     line = [sys.executable, "-m", "jaxmnist.report", str(copy)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
@@ -255,12 +261,14 @@ def test_how_to_repeat_it(finished):
     for part in ("--filters 4:8:4", "--units 8", "--epochs 3", "--learning-rate 0.01"):
         assert part in line
     assert "--directory" not in line
-    from jaxmnist.command import add_settings
-    from jaxmnist.search import Parser
+    from jaxmnist.command import add_ranges, add_settings
+    from jaxmnist.search import Parser, settings_of
 
-    parser = Parser("search", "")
+    parser, space = Parser("search", ""), Space(DEFINITION)
     add_settings(parser)
-    assert vars(parser.parse_args(line.split()[3:]))["filters"] == "4:8:4"
+    add_ranges(parser, space.describe().ranges(), {})
+    again = settings_of(vars(parser.parse_args(line.split()[3:])), space)
+    assert again.ranges == {**finished.settings.ranges, "units": "8"}
     assert session(finished.settings).startswith("jaxmnist.random_search(")
 
 
@@ -294,16 +302,16 @@ def test_a_large_search_stays_readable(copy):
     search = read_json(copy / "search.json")
     changed_search(
         copy,
-        identity={**search["identity"], "filters": "1:40"},
+        space=Space(DEFINITION, {"filters": "1:40:1"}).describe().to_json(),
         settings={**search["settings"], "max_trials": 60},
     )
-    run = RunDirectory(copy)
+    run = writing(copy)
     like = run.read_trial(0)
     generator = np.random.default_rng(0)
     for index in range(4, 60):
-        history = {name: list(generator.uniform(0.9, 0.99, 3)) for name in METRICS}
-        draw = replace(like.hyperparameters, filters=int(generator.integers(1, 41)))
-        run.write_trial(replace(like, index=index, hyperparameters=draw, history=history))
+        epochs = tuple(Metrics(*row) for row in generator.uniform(0.9, 0.99, (3, 4)).tolist())
+        draw = like.hyperparameters.replace(filters=int(generator.integers(1, 41)))
+        run.write_trial(replace(like, index=index, hyperparameters=draw, history=epochs))
     text = make_page(Run(copy), images=False)
     page = check(text)
     assert "1–5" in page.text["quality"]
@@ -314,23 +322,20 @@ def test_a_large_search_stays_readable(copy):
 def records(path: Path, scores: list[float], failed: int = 0) -> Run:
     """The run with trials of these scores, and failed ones after them."""
     shutil.rmtree(path / "trials")
-    like, run = Run(path).directory, RunDirectory(path)
     search = read_json(path / "search.json")
     count = len(scores) + failed
     changed_search(
         path,
-        settings={**search["settings"], "max_trials": count, "filters": "1:40"},
-        identity={**search["identity"], "filters": "1:40"},
+        settings={**search["settings"], "max_trials": count},
+        space=Space(DEFINITION, {"filters": "1:40:1"}).describe().to_json(),
     )
-    like.read_search()
+    run = writing(path)
     for index in range(count):
-        history = {name: [0.5, 0.5, 0.5] for name in METRICS}
-        status, error = "failed", "MemoryError: no"
+        status, error, epochs = "failed", "MemoryError: no", history(0.5, 0.5, 0.5)
         if index < len(scores):
-            history |= {"val_accuracy": [0.1, 0.2, scores[index]]}
-            status, error = "completed", None
-        draw = Hyperparameters(index + 1, 1, 0)
-        run.write_trial(Trial(index, draw, status, history, 10, seconds=1.0, error=error))
+            status, error, epochs = "completed", None, history(0.1, 0.2, scores[index])
+        draw = configuration(index + 1, 1, 0)
+        run.write_trial(a_trial(index, draw, status, epochs, seconds=1.0, error=error))
     return Run(path)
 
 
@@ -357,10 +362,8 @@ def test_equal_scores_of_many_trials_show_nothing(copy):
 
 
 def test_who_is_interrupted_does_not_run(copy):
-    run = RunDirectory(copy)
-    run.read_search()
-    empty = {name: [] for name in METRICS}
-    run.write_trial(replace(run.read_trial(2), status="running", history=empty))
+    run = writing(copy)
+    run.write_trial(replace(run.read_trial(2), status="running", history=()))
     assert "interrupted" in text_of(Run(copy))["trials"]
     assert "running" in check(make_page(Run(copy), images=False, reload=True)).text["trials"]
 

@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
-from jaxmnist.config import Hyperparameters
 from jaxmnist.lanes import Group
+from jaxmnist.models.study.space import configuration
 from jaxmnist.programs import Programs
 
-GROUPS = [Group(Hyperparameters(4, depth, 0), ((depth, None),), 1) for depth in (1, 2, 2, 3)]
+GROUPS = [Group(configuration(4, depth, 0), ((depth, None),), 1) for depth in (1, 2, 2, 3)]
 
 
 def test_all_programs_are_compiled_at_once():

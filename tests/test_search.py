@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import writing
 
 import jaxmnist
 from jaxmnist import Run, UsageError, random_search
 from jaxmnist.atomic import read_json, write_json
-from jaxmnist.space import SearchSpace
+from jaxmnist.models.space import Space
+from jaxmnist.models.study.space import DEFINITION
 
 
 def command(module: str, *arguments: object, cwd: Path | None = None, **options):
@@ -65,14 +67,11 @@ def test_the_run_directory(finished):
 
 
 def test_trials_are_the_draws(finished, options):
-    space = SearchSpace(
-        **{k: getattr(finished.settings, k) for k in ("filters", "conv_layers")}
-        | {k: getattr(finished.settings, k) for k in ("dense_layers", "units")}
-    )
+    space = Space(DEFINITION, finished.settings.ranges)
     draws = list(space.draws(0))[:4]
     assert [trial.hyperparameters for trial in finished.trials] == draws
     assert all(trial.status == "completed" for trial in finished.trials)
-    assert all(len(trial.history["val_loss"]) == options["epochs"] for trial in finished.trials)
+    assert all(len(trial.history) == options["epochs"] for trial in finished.trials)
     assert finished.best_trial.score == max(
         (entry.score for entry in finished.ranked if entry.steady),
         default=finished.best_trial.score,
@@ -245,7 +244,9 @@ def test_the_space_is_the_end(options, tmp_path, capsys):
     given = {**options, "filters": 4, "max_trials": 50, "epochs": 1, "svm": False, "quiet": False}
     run = random_search(**given, directory=str(tmp_path))
     assert len(run.trials) == 4
-    assert "4 of 4 configurations" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "4 of 4 configurations" in said
+    assert "the space has 4 configurations, fewer than 50: all are trained" in said
 
 
 BAD = [
@@ -261,7 +262,7 @@ BAD = [
     (["--filters", "-4"], "--filters"),
     (["--conv-layers", "9"], "--conv-layers 9 would pool images of 28×28"),
     (["--select", "worst"], "--select"),
-    (["--filters", "99999", "--max-trials", "1"], "GiB of memory; --filters"),
+    (["--filters", "99999", "--max-trials", "1"], "GiB of memory; smaller values"),
     (["--max-trials", "1000000"], "--max-trials must be a whole number from 1 to 100000"),
     (["--project-name", "a/b"], "--project-name"),
     (["--svm-backend", "cuml"], "--svm-backend cuml is not installed"),
@@ -317,7 +318,7 @@ def test_a_mistake_found_as_training_begins_gets_one_line(options, tmp_path):
 
 
 def test_options_in_python_are_checked():
-    with pytest.raises(UsageError, match="max_trails is no option of a search; max_trials is"):
+    with pytest.raises(UsageError, match="unknown option 'max_trails'; did you mean 'max_trials'"):
         random_search(max_trails=3)
 
 
@@ -383,7 +384,7 @@ def test_the_ledger_is_written_before_the_look(copy, monkeypatch):
     def fail(*_):
         raise MemoryError
 
-    run = Run(copy / "small")
+    run = Run(writing(copy / "small"))
     dataset = run.load_dataset()
     monkeypatch.setattr(TrainedModel, "predict_proba", fail)
     with pytest.raises(MemoryError):
@@ -511,9 +512,9 @@ def test_data_that_have_changed_since(copy):
 
 
 def test_results_summary_ranks_and_names_failures(copy, finished):
-    run = Run(copy / "small")
+    run = Run(writing(copy / "small"))
     failed = replace(run.trials[0], status="failed", error="the loss became nan in epoch 1")
-    run.directory.write_trial(failed)
+    run.files.write_trial(failed)
     lines = Run(copy / "small").results_summary().splitlines()
     assert "the loss became nan" in lines[-1]
     assert len(lines) == 5

@@ -2,15 +2,14 @@ from __future__ import annotations
 
 import math
 
-from jaxmnist.config import Hyperparameters
-from jaxmnist.record import Trial
+from conftest import a_trial, history
+
+from jaxmnist.models.study.space import configuration
 from jaxmnist.selection import explain, falls, rank
 
 
 def trial(index, *accuracies, status="completed"):
-    ones = [1.0] * len(accuracies)
-    history = {"loss": ones, "accuracy": ones, "val_loss": ones, "val_accuracy": [*accuracies]}
-    return Trial(index, Hyperparameters(32, 1, 0), status, history, 1)
+    return a_trial(index, configuration(32, 1, 0), status, history(*accuracies))
 
 
 def order(trials, *args):

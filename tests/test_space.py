@@ -1,35 +1,72 @@
+"""The space that a network asks for: its values, its size, its draws."""
+
 from __future__ import annotations
 
 import itertools
+import json
+import math
+import pickle
 from collections import Counter
 
+import numpy as np
 import pytest
 
-from jaxmnist.config import Hyperparameters, Range, SearchSettings
 from jaxmnist.errors import UsageError
-from jaxmnist.space import SearchSpace, fit_to_images, most_conv_layers
+from jaxmnist.models import space as space_module
+from jaxmnist.models.hyperparameters import (
+    Choice,
+    Float,
+    Hyperparameters,
+    Int,
+    distribution_from_json,
+    distribution_to_json,
+)
+from jaxmnist.models.space import Definition, Questions, Space, SpaceDescription
+from jaxmnist.models.study.space import DEFINITION, configuration, most_conv_layers
+
+
+def space_of(ask, **options):
+    return Space(Definition("mine", ask), **options)
+
+
+def first(ask, **options):
+    """The first configuration that a builder asks for."""
+    return space_of(ask, **options).configuration(lambda name, d: (d.values or [d.min])[0])
+
+
+# --- The study's space ----------------------------------------------------------------------------
 
 
 def test_size_and_members():
-    space = SearchSpace()
-    members = list(space.members())
+    space = Space(DEFINITION)
+    members = space.members()
     assert space.size == len(members) == len(set(members)) == 357
+    assert space.describe().size_text == "357"
+    by_hand = {
+        configuration(f, c, d, u)
+        for f, c, d, u in itertools.product(
+            range(32, 129, 16), (1, 2, 3), (0, 1, 2), range(32, 257, 32)
+        )
+    }
+    assert set(members) == by_hand
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
 def test_draws_are_the_whole_space_once(seed):
-    assert sorted(map(str, SearchSpace().draws(seed))) == sorted(map(str, SearchSpace().members()))
+    space = Space(DEFINITION)
+    assert sorted(map(str, space.draws(seed))) == sorted(map(str, space.members()))
 
 
 def test_draws_of_seeds_differ_and_repeat():
-    first = [list(itertools.islice(SearchSpace().draws(seed), 10)) for seed in (0, 0, 1)]
-    assert first[0] == first[1] != first[2]
+    drawn = [list(itertools.islice(Space(DEFINITION).draws(seed), 10)) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_the_first_draw_is_uniform_in_each_hyperparameter():
-    draws = [next(SearchSpace().draws(seed)) for seed in range(3000)]
+    space = Space(DEFINITION)
+    draws = [next(space.draws(seed)) for seed in range(3000)]
     for name, values in (("filters", 7), ("conv_layers", 3), ("dense_layers", 3)):
-        counts = Counter(getattr(draw, name) for draw in draws)
+        counts = Counter(draw[name] for draw in draws)
         assert len(counts) == values
         # Chi-squared with at most 6 degrees of freedom exceeds 25 once in 3,000 times.
         expected = len(draws) / values
@@ -41,17 +78,17 @@ def test_known_draws():
     known = [
         (112, 2, 1, 96),
         (80, 3, 2, 160),
-        (128, 1, 0, None),
+        (128, 1, 0),
         (80, 3, 2, 224),
         (80, 3, 1, 64),
         (96, 2, 2, 160),
         (80, 2, 1, 64),
-        (112, 1, 0, None),
+        (112, 1, 0),
         (64, 3, 2, 224),
-        (48, 2, 0, None),
+        (48, 2, 0),
     ]
-    drawn = itertools.islice(SearchSpace().draws(0), 10)
-    assert list(drawn) == [Hyperparameters(*values) for values in known]
+    drawn = itertools.islice(Space(DEFINITION).draws(0), 10)
+    assert list(drawn) == [configuration(*values) for values in known]
 
 
 @pytest.mark.parametrize(
@@ -65,15 +102,299 @@ def test_most_conv_layers_by_walking(side, most):
     assert most_conv_layers(side, 100) == most_conv_layers(100, side) == walked == most
 
 
-def test_default_ranges_narrow():
-    space, note = fit_to_images(SearchSettings(), 8, 8)
-    assert space.conv_layers == Range(1, 2)
-    assert note is not None
-    assert "8×8" in note
+def test_default_ranges_narrow_to_the_images():
+    assert Space(DEFINITION, {}, (8, 8, 1), 10).describe().ranges()["conv_layers"] == "1:2"
 
 
 def test_given_ranges_are_refused():
-    with pytest.raises(UsageError, match=r"--conv-layers 1:3 would pool images of 8×8 pixels away"):
-        fit_to_images(SearchSettings(conv_layers="1:3"), 8, 8)
+    with pytest.raises(UsageError, match=r"--conv-layers 3 would pool images of 8×8 pixels away"):
+        Space(DEFINITION, {"conv_layers": "1:3"}, (8, 8, 1), 10)
     with pytest.raises(UsageError, match="too small"):
-        fit_to_images(SearchSettings(), 28, 5)
+        Space(DEFINITION, {}, (28, 5, 1), 10)
+    # Before the images are loaded, nobody knows that.
+    assert Space(DEFINITION, {"conv_layers": "1:6"}).size == 7 * 6 * 17
+
+
+# --- Hyperparameters ------------------------------------------------------------------------------
+
+
+def test_a_configuration_is_an_immutable_mapping():
+    h = Hyperparameters(width=3, rate=0.5, name="relu", flag=True, none=None, pair=[1, 2])
+    assert dict(h) == h.to_json() == {**h}
+    assert list(h) == ["width", "rate", "name", "flag", "none", "pair"]
+    assert h["pair"] == (1, 2)
+    assert str(h) == "width=3 rate=0.5 name=relu flag=true none=none pair=[1, 2]"
+    assert h == pickle.loads(pickle.dumps(h)) == Hyperparameters(json.loads(json.dumps(dict(h))))
+    assert hash(h) == hash(h.replace())
+    assert h.replace(width=4) != h
+    with pytest.raises(AttributeError, match="can't be changed"):
+        h.width = 4
+    with pytest.raises(TypeError):
+        h["width"] = 4
+
+
+def test_equal_numbers_of_other_types_are_other_values():
+    ones = [Hyperparameters(x=value) for value in (1, 1.0, True, "1")]
+    assert len(set(ones)) == 4
+    assert Hyperparameters(a=1, b=2) == Hyperparameters(b=2, a=1)
+    assert Hyperparameters(x=np.int64(1)) == ones[0]
+
+
+# --- Distributions, as KerasTuner has them, or better ---------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("distribution", "values"),
+    [
+        (Int(6, 13, step=3), [6, 9, 12]),
+        (Int(2, 32, step=2, sampling="log"), [2, 4, 8, 16, 32]),
+        (Int(2, 32, step=2, sampling="reverse_log"), [2, 18, 26, 30, 32]),
+        (Int(1, 4, sampling="log"), [1, 2, 3, 4]),
+        (Int(5, 5), [5]),
+        (Float(0, 0.5, step=0.1), [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]),
+        (Float(0.05, 0.2, step=0.1), [0.05, 0.15]),
+        (Float(1e-4, 1e-1, step=10, sampling="LOG"), [0.0001, 0.001, 0.01, 0.1]),
+        (Float(0.5, 0.5), [0.5]),
+        (Choice([True, False]), [True, False]),
+        (Choice(["relu", None, 3, 0.5, [1, 2]]), ["relu", None, 3, 0.5, (1, 2)]),
+    ],
+)
+def test_values(distribution, values):
+    assert list(distribution.values) == values
+    assert [type(a) for a in distribution.values] == [type(b) for b in values]
+    generator = np.random.default_rng(0)
+    assert {distribution.draw(generator) for _ in range(300)} == set(values)
+    again = distribution_from_json(json.loads(json.dumps(distribution_to_json(distribution))))
+    assert again == distribution
+    assert list(again.values) == values
+
+
+def test_logarithms_are_floored_and_uniform():
+    """Int(1, 8, sampling="log"): the value k has the probability log((k + 1) / k) / log(9)."""
+    generator, n = np.random.default_rng(0), 20_000
+    counts = Counter(Int(1, 8, sampling="log").draw(generator) for _ in range(n))
+    for k in range(1, 9):
+        p = math.log((k + 1) / k) / math.log(9)
+        assert abs(counts[k] - n * p) < 4.5 * math.sqrt(n * p * (1 - p))
+
+
+@pytest.mark.parametrize("sampling", ["linear", "log", "reverse_log"])
+def test_floats_without_a_step(sampling):
+    low, high = 1e-4, 1e-1
+    distribution = Float(low, high, sampling=sampling)
+    assert distribution.values is None
+    generator = np.random.default_rng(0)
+    drawn = np.array([distribution.draw(generator) for _ in range(4000)])
+    assert low <= drawn.min() < drawn.max() <= high
+    assert all(float(f"{x:.6g}") == x for x in drawn.tolist())  # six significant digits
+    middle = {"linear": (low + high) / 2, "log": math.sqrt(low * high)}
+    middle["reverse_log"] = high + low - middle["log"]
+    assert abs((drawn < middle[sampling]).mean() - 0.5) < 0.035  # 4.4 standard errors
+
+
+@pytest.mark.parametrize(
+    ("ask", "line"),
+    [
+        (lambda hp: hp.Int("x", 5, 3), "is empty: its last number 3 is below its first, 5"),
+        (lambda hp: hp.Int("x", 1, 3, step=0), "must have a step above 0, not 0"),
+        (lambda hp: hp.Float("x", 0, 1, step=-0.1), "must have a step above 0"),
+        (lambda hp: hp.Int("x", 0, 8, sampling="log"), "must start above 0, as its sampling is"),
+        (lambda hp: hp.Int("x", 32, 512, step=32, sampling="log"), "its step is a factor, and 32"),
+        (lambda hp: hp.Int("x", 1, 8, step=1, sampling="log"), "must have a factor above 1"),
+        (lambda hp: hp.Int("x", 1, 8, sampling="cubic"), "must have a sampling of linear"),
+        (lambda hp: hp.Int("x", 1.5, 8), "must be a whole number, not 1.5"),
+        (lambda hp: hp.Int("x", True, 8), "must be a whole number, not True"),
+        (lambda hp: hp.Int("x", 1, 10**12), "must lie between"),
+        (lambda hp: hp.Float("x", "0", 1), "must be a number, not '0'"),
+        (lambda hp: hp.Float("x", 0, math.inf), "must be a finite number, not inf"),
+        (lambda hp: hp.Float("x", 0, 1, step=1e-9), "has more than 100,000 values"),
+        (lambda hp: hp.Choice("x", "relu"), "must have a list of choices, not 'relu'"),
+        (lambda hp: hp.Choice("x", []), "has nothing to choose from"),
+        (lambda hp: hp.Choice("x", [1, 1, 2]), "names the value 1 twice"),
+        (lambda hp: hp.Choice("x", [max, min]), "max is not text: choose it by a name"),
+        (lambda hp: hp.Choice("x y", [1]), "a name begins with a letter"),
+        (lambda hp: hp.Choice("9x", [1]), "a name begins with a letter"),
+        (lambda hp: hp.Int("epochs", 1, 3), "--epochs is a flag of the search already"),
+        (lambda hp: hp.get("x"), r"has not asked for x yet"),
+    ],
+)
+def test_questions_that_make_no_space(ask, line):
+    with pytest.raises(UsageError, match=line) as caught:
+        space_of(ask)
+    assert "\n" not in str(caught.value)
+    assert "x" in str(caught.value) or "epochs" in str(caught.value)
+
+
+def test_numpy_numbers_become_pythons():
+    def ask(hp):
+        hp.Int("a", np.int64(1), np.int32(3))
+        hp.Float("b", np.float32(0.5), np.float64(1), step=np.float64(0.5))
+        hp.Choice("c", [np.int64(1), np.bool_(True)])
+
+    for member in space_of(ask).members():
+        assert all(type(value) in (int, float, bool) for value in member.values())
+
+
+# --- Asking ---------------------------------------------------------------------------------------
+
+
+def test_the_same_name_again():
+    def same(hp):
+        assert hp.Int("x", 1, 3) == hp.Int("x", 1, 3)
+
+    assert space_of(same).size == 3
+
+    def other(hp):
+        hp.Int("x", 1, 3)
+        hp.Int("x", 1, 4)
+
+    with pytest.raises(UsageError, match=r"'x' is asked for twice, as 1:3 and as 1:4"):
+        space_of(other)
+
+
+def test_one_name_on_two_paths():
+    """Each path has its own distribution; both are searched, and shown."""
+
+    def ask(hp):
+        if hp.Boolean("deep"):
+            hp.Int("width", 1, 2)
+        else:
+            hp.Int("width", 10, 30, step=10)
+
+    space = space_of(ask)
+    assert space.size == 5
+    assert space.describe().ranges() == {"deep": "false,true", "width": "10:30:10 or 1:2"}
+    for draw in space.draws(0):
+        assert (draw["width"] < 10) == draw["deep"]
+
+
+def test_what_is_not_asked_for_is_not_there():
+    """An optimizer whose momentum exists in one branch makes no duplicates of the other."""
+
+    def ask(hp):
+        if hp.Choice("method", ["adam", "sgd"]) == "sgd":
+            hp.Choice("momentum", [0.0, 0.9])
+
+    members = list(map(dict, space_of(ask).members()))
+    assert members == [
+        {"method": "adam"},
+        {"method": "sgd", "momentum": 0.0},
+        {"method": "sgd", "momentum": 0.9},
+    ]
+    assert sorted(map(str, space_of(ask).draws(3))) == sorted(map(str, space_of(ask).members()))
+
+
+def test_a_range_that_depends_on_another_value():
+    def ask(hp):
+        hp.Int("b", 1, hp.Int("a", 1, 3))
+
+    assert [(m["a"], m["b"]) for m in space_of(ask).members()] == [
+        (a, b) for a in (1, 2, 3) for b in range(1, a + 1)
+    ]
+
+
+def test_conditional_scopes_and_parents():
+    def ask(hp):
+        hp.Choice("kind", ["a", "b", "c"])
+        with hp.conditional_scope("kind", ["b", "c"]):
+            assert hp.Int("n", 1, 2, default=2) in (1, 2)
+            with hp.conditional_scope("n", 2):
+                hp.Boolean("deep")
+        hp.Float("rate", 0, 0.5, step=0.5, parent_name="kind", parent_values=["a"])
+
+    found = [dict(member) for member in space_of(ask).members()]
+    assert found == [
+        {"kind": "a", "rate": 0.0},
+        {"kind": "a", "rate": 0.5},
+        *(
+            {"kind": kind, "n": n, **deep}
+            for kind in "bc"
+            for n, deep in ((1, {}), (2, {"deep": False}), (2, {"deep": True}))
+        ),
+    ]
+
+
+def test_what_else_hp_knows():
+    def ask(hp):
+        hp.Fixed("size", 3)
+        assert "size" in hp
+        assert "other" not in hp
+        assert hp.get("size") == 3
+        assert dict(hp.values) == {"size": 3}
+        assert (hp.classes, hp.image_shape) == (7, (5, 6, 2))
+
+    space = space_of(ask, image_shape=(5, 6, 2), classes=7)
+    assert space.size == 1
+    assert space.describe().varied == []
+    hp = Questions(lambda name, d: d.values[0])
+    assert (hp.classes, hp.image_shape) == (10, (28, 28, 1))
+
+
+def test_three_collisions_are_no_end():
+    """All of a finite space is reached, also where one member has a thousandth of the draws."""
+
+    def ask(hp):
+        if hp.Int("n", 1, 1000, sampling="log") < 1000:
+            hp.Fixed("m", 0)
+
+    space = space_of(ask)
+    assert len(list(space.draws(0))) == space.size == 1000
+
+
+def test_sizes_that_are_not_known(monkeypatch):
+    endless = space_of(lambda hp: (hp.Float("rate", 0, 1), hp.Boolean("flag")))
+    assert (endless.size, endless.describe().size_text) == (None, "infinite")
+    assert endless.describe().varied == ["rate", "flag"]
+    drawn = list(itertools.islice(endless.draws(0), 100))
+    assert len(set(drawn)) == 100
+    with pytest.raises(UsageError, match="unknown size"):
+        endless.members()
+
+    monkeypatch.setattr(space_module, "MOST_ANSWERS", 1000)
+    large = space_of(lambda hp: [hp.Int(f"units_{i}", 1, 9) for i in range(6)])
+    assert large.size is None
+    assert large.describe().size_text == "more than 167"  # each has six answers
+    assert list(large.parameters) == [f"units_{i}" for i in range(6)]
+
+
+def test_an_endless_space_of_few_values_ends():
+    """A draw can't say that it has no end of values, and give the same for ever."""
+    space = space_of(lambda hp: hp.Float("x", 1.0, 1.000001))
+    assert 1 <= len(list(space.draws(0))) <= 3
+
+
+def test_a_description_survives_json():
+    def ask(hp):
+        hp.Choice("kind", ["a", None, True])
+        hp.Int("n", 1, 8, sampling="log")
+        hp.Float("rate", 1e-4, 1e-2, sampling="log")
+        hp.Fixed("size", 3)
+
+    described = space_of(ask).describe()
+    again = SpaceDescription.from_json(json.loads(json.dumps(described.to_json())))
+    assert again == described
+    assert again.varied == ["kind", "n", "rate"]
+    assert again.ranges() == {
+        "kind": "a,none,true",
+        "n": "1:8:log",
+        "rate": "0.0001:0.01:log",
+        "size": "3",
+    }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": 0},
+        {"size": True},
+        {"size": "3"},
+        {"parameters": {"x": [{"kind": "normal"}]}},
+        {"parameters": {"x": [3]}},
+        {"parameters": {"x": [{"kind": "int", "min": 3, "max": 1}]}},
+        {"parameters": {"x": [{"kind": "int", "low": 3}]}},
+    ],
+)
+def test_what_is_no_description(change):
+    content = {"size": 1, "size_text": "1", "parameters": {}}
+    with pytest.raises((ValueError, TypeError)):
+        SpaceDescription.from_json({**content, **change})

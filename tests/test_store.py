@@ -10,44 +10,47 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import a_trial, writing
 
 from jaxmnist.atomic import DamagedFile, write_json
-from jaxmnist.config import Hyperparameters
 from jaxmnist.errors import SurroundingsError, UsageError
-from jaxmnist.record import Trial
-from jaxmnist.store import RunDirectory
+from jaxmnist.models.study.space import configuration
+from jaxmnist.record import Metrics
+from jaxmnist.store import RunDirectory, begin_run, exists, read_search
 from jaxmnist.trained import TrainedModel
 
 SEARCH = {
-    "identity": {"data": "abc", "seed": 0},
+    "identity": {"data": "abc", "seed": 0, "space": {"depth": "1:2"}},
     "versions": {"jax": "1"},
     "device": {"kind": "cpu"},
+    "threads": 2,
 }
 
 
 def trial(**changes):
-    history = {"loss": [0.5, math.nan], "accuracy": [0.5, 0.6]}
-    history |= {"val_loss": [0.25, math.inf], "val_accuracy": [0.75, 0.5]}
-    values = {"status": "completed", "history": history, "parameters": 7, "seconds": 1.5}
-    return Trial(7, Hyperparameters(32, 1, 0), **{**values, **changes})
+    epochs = Metrics(0.5, 0.5, 0.25, 0.75), Metrics(math.nan, 0.6, math.inf, 0.5)
+    record = a_trial(7, configuration(32, 1, 0), "completed", epochs, seconds=1.5)
+    return replace(record, **changes)
 
 
 def test_trial_json_has_the_agreed_keys(tmp_path):
-    run = RunDirectory(tmp_path)
+    run = writing(tmp_path, SEARCH)
     run.write_trial(trial())
     content = json.loads((tmp_path / "trials" / "0007" / "trial.json").read_text())
-    agreed = "index hyperparameters status history score seconds parameters attempts error"
+    agreed = "index hyperparameters status history score seconds parameters layers attempts error"
     assert set(agreed.split()) <= set(content)
+    assert content["hyperparameters"] == {"filters": 32, "conv_layers": 1, "dense_layers": 0}
+    assert content["parameters"] == sum(layer["parameters"] for layer in content["layers"]) == 10
     assert content["history"]["loss"] == [0.5, None]
     assert content["score"] == 0.5
     again = run.read_trial(7)
-    assert math.isnan(again.history["val_loss"][1])
-    assert again.hyperparameters == Hyperparameters(32, 1, 0)
+    assert math.isnan(again.history[1].val_loss)
+    assert again.hyperparameters == configuration(32, 1, 0)
     assert run.read_trial(8) is None
 
 
 def test_a_trial_in_the_wrong_place(tmp_path):
-    run = RunDirectory(tmp_path)
+    run = writing(tmp_path, SEARCH)
     run.write_trial(trial())
     write_json(run.trial_folder(3) / "trial.json", trial().to_json())
     with pytest.raises(DamagedFile, match="is the record of trial 7"):
@@ -72,39 +75,47 @@ def test_model_file(tmp_path, finished):
 
 
 def test_begin_resume_and_refusal(tmp_path):
-    with RunDirectory(tmp_path / "run").locked() as run:
-        run.prepare(SEARCH["identity"], overwrite=False)
-        assert run.begin(SEARCH) == []
-        run.prepare(SEARCH["identity"], overwrite=False)
-        assert run.begin(SEARCH) == []
-        newer = {**SEARCH, "versions": {"jax": "2"}}
-        assert "jax was 1, is 2" in run.begin(newer)[0]
-        sessions = [session["versions"]["jax"] for session in run.read_search()["sessions"]]
+    path = tmp_path / "run"
+    for _ in range(2):
+        with begin_run(path, SEARCH, overwrite=False) as run:
+            assert run.write_search() == []
+    with begin_run(path, {**SEARCH, "versions": {"jax": "2"}}, overwrite=False) as run:
+        assert "jax was 1, is 2" in run.write_search()[0]
+        sessions = [session["versions"]["jax"] for session in read_search(path)["sessions"]]
         assert sessions == ["1", "2"]
-        other = {**SEARCH, "identity": {"data": "abc", "seed": 1}}
-        with pytest.raises(UsageError, match="seed was 0, not 1"):
-            run.prepare(other["identity"], overwrite=False)
         run.write_trial(trial())
-        run.prepare(other["identity"], overwrite=True)
+    for change, said in (
+        ({"seed": 1}, "seed was 0, not 1"),
+        ({"space": {"depth": "1:3"}}, "depth was '1:2', not '1:3'"),
+        ({"space": {"depth": "1:2", "width": "8"}}, "width was None, not '8'"),
+    ):
+        other = {**SEARCH, "identity": {**SEARCH["identity"], **change}}
+        with (
+            pytest.raises(UsageError, match=f"is another search: {said}"),
+            begin_run(path, other, overwrite=False),
+        ):
+            pass
+    with begin_run(path, other, overwrite=True) as run:
         assert run.trial_indices() == []
-        assert not run.exists()
+        assert not exists(path)
 
 
 def test_a_deletion_that_was_cut_short(tmp_path):
     """Killed while `--overwrite` deletes: what is left is not taken for the new run's."""
     (tmp_path / "best").mkdir()
-    with RunDirectory(tmp_path).locked() as run:
-        with pytest.raises(UsageError, match=r"has best but no search\.json; --overwrite"):
-            run.prepare(SEARCH["identity"], overwrite=False)
-        run.prepare(SEARCH["identity"], overwrite=True)
+    with (
+        pytest.raises(UsageError, match=r"has best but no search\.json; --overwrite"),
+        begin_run(tmp_path, SEARCH, overwrite=False),
+    ):
+        pass
+    with begin_run(tmp_path, SEARCH, overwrite=True):
         assert not (tmp_path / "best").exists()
 
 
 def test_a_first_write_that_was_cut_short(tmp_path):
     (tmp_path / ".search.json.tmp").write_text("{")
-    with RunDirectory(tmp_path).locked() as run:
-        run.prepare(SEARCH["identity"], overwrite=False)
-        run.begin(SEARCH)
+    with begin_run(tmp_path, SEARCH, overwrite=False) as run:
+        run.write_search()
 
 
 @pytest.mark.parametrize(
@@ -121,8 +132,8 @@ def test_a_folder_of_another_program_is_left_alone(tmp_path, files):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     for use in (
-        lambda: RunDirectory(tmp_path).locked().__enter__(),
-        RunDirectory(tmp_path).read_search,
+        lambda: begin_run(tmp_path, SEARCH, overwrite=True).__enter__(),
+        lambda: RunDirectory.open(tmp_path),
     ):
         with pytest.raises(UsageError, match=r"not a run of jaxmnist|run of another program"):
             use()
@@ -135,21 +146,21 @@ def test_a_folder_of_another_program_is_left_alone(tmp_path, files):
 def test_a_run_of_a_later_version(tmp_path):
     write_json(tmp_path / "search.json", {"program": "jaxmnist", "format": 99})
     with pytest.raises(UsageError, match="format 99"):
-        RunDirectory(tmp_path).read_search()
+        RunDirectory.open(tmp_path)
 
 
 def test_strange_names_and_folders(tmp_path):
     with pytest.raises(UsageError, match="File name too long"):
-        RunDirectory("a" * 300).read_search()
+        RunDirectory.open("a" * 300)
     for name in ("7", "0008", "0009-copy", "x"):
         (tmp_path / "trials" / name).mkdir(parents=True)
-    assert RunDirectory(tmp_path).trial_indices() == [8]
+    assert RunDirectory(tmp_path, SEARCH).trial_indices() == [8]
 
 
 def test_lock_names_its_holder(tmp_path):
     program = (
-        "import sys; from jaxmnist.store import RunDirectory\n"
-        f"with RunDirectory({str(tmp_path)!r}).locked():\n"
+        "import sys; from jaxmnist.store import begin_run\n"
+        f"with begin_run({str(tmp_path)!r}, {SEARCH!r}, overwrite=False):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
@@ -158,12 +169,12 @@ def test_lock_names_its_holder(tmp_path):
     assert holder.stdout.readline() == "held\n"
     with (
         pytest.raises(UsageError, match=f"in use by process {holder.pid} on"),
-        RunDirectory(tmp_path).locked(),
+        begin_run(tmp_path, SEARCH, overwrite=False),
     ):
         pass
     holder.kill()
     holder.communicate()
-    with RunDirectory(tmp_path).locked():
+    with begin_run(tmp_path, SEARCH, overwrite=False):
         pass
 
 
@@ -200,7 +211,7 @@ def test_a_directory_that_can_not_be_written(tmp_path):
     folder.chmod(0o555)
 
     def start():
-        with RunDirectory(folder / "run").locked():
+        with begin_run(folder / "run", SEARCH, overwrite=False):
             pass
 
     assert "can't be written: Permission denied" in as_nobody(start)
@@ -210,13 +221,13 @@ def test_a_file_where_the_directory_should_be(tmp_path):
     (tmp_path / "run").write_text("")
     with (
         pytest.raises(UsageError, match="can't be used: Not a directory"),
-        RunDirectory(tmp_path / "run").locked(),
+        begin_run(tmp_path / "run", SEARCH, overwrite=False),
     ):
         pass
 
 
 def test_weights_that_are_not_kept_are_deleted(tmp_path):
-    run = RunDirectory(tmp_path)
+    run = writing(tmp_path, SEARCH)
     for index in range(4):
         run.trial_folder(index).mkdir(parents=True)
         run.weights_path(index).write_bytes(b"weights")
@@ -230,67 +241,70 @@ def test_weights_that_are_not_kept_are_deleted(tmp_path):
 
 
 def started(path):
-    """A run with two trials' records."""
-    run = RunDirectory(path)
-    with run.locked():
-        run.prepare(SEARCH["identity"], overwrite=False)
-        run.begin(SEARCH)
+    """A run with two trials' records, for writing."""
+    with begin_run(path, SEARCH, overwrite=False) as run:
+        run.write_search()
         for index in (0, 1):
             run.write_trial(replace(trial(), index=index))
-    return run
+    return writing(path)
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "\0"])
 def test_search_json_is_made_again_where_the_trials_tell_whose_they_are(tmp_path, content):
-    run, said = started(tmp_path), []
+    said = []
+    started(tmp_path)
     path = tmp_path / "search.json"
     path.unlink()
     if content is not None:
         path.write_text(content)
-    other = {"data": "abc", "seed": 1}
-    with pytest.raises(UsageError, match="--overwrite starts anew"):
-        run.prepare(other, overwrite=False)
-    run.prepare(SEARCH["identity"], overwrite=False, say=said.append)
-    run.begin(SEARCH)
+    other = {**SEARCH, "identity": {**SEARCH["identity"], "seed": 1}}
+    with (
+        pytest.raises(UsageError, match="--overwrite starts anew"),
+        begin_run(tmp_path, other, overwrite=False),
+    ):
+        pass
+    with begin_run(tmp_path, SEARCH, overwrite=False, say=said.append) as run:
+        run.write_search()
     assert len(said) == 1
-    assert RunDirectory(tmp_path).read_search()["identity"] == SEARCH["identity"]
+    assert read_search(tmp_path)["identity"] == SEARCH["identity"]
     set_aside = [p.read_text() for p in tmp_path.glob("damaged/*")]
     assert set_aside == ([] if content is None else [content])
 
 
-STACKING = {"way": "products", "lanes": 8, "filters": 64, "units": 256}
+STACKING = {"way": "products", "lanes": 8, "padding": {"width": 64}}
 
 
 def test_how_trials_share_programs_is_kept(tmp_path):
     run = started(tmp_path)
-    assert run.read_search()["stacking"] is None
+    assert run.search["stacking"] is None
     run.write_stacking(STACKING)
-    run.begin(SEARCH)
-    assert run.read_search()["stacking"] == STACKING
+    assert run.search["stacking"] == STACKING
+    with begin_run(tmp_path, SEARCH, overwrite=False) as again:
+        again.write_search()
+        assert again.search["stacking"] == read_search(tmp_path)["stacking"] == STACKING
     (tmp_path / "search.json").unlink()
-    run.prepare(SEARCH["identity"], overwrite=False)
-    run.begin(SEARCH)
-    assert run.read_search()["stacking"] is None
+    with begin_run(tmp_path, SEARCH, overwrite=False) as again:
+        again.write_search()
+        assert again.search["stacking"] is None
 
 
 @pytest.mark.parametrize("stacking", [8, "map", {}, {**STACKING, "lanes": 1.5}])
 def test_what_is_no_way_of_sharing_programs(tmp_path, stacking):
-    run, said = started(tmp_path), []
-    run.write_stacking(stacking)
+    said = []
+    started(tmp_path).write_stacking(stacking)
     with pytest.raises(DamagedFile, match="does not say what was searched"):
-        run.read_search()
-    run.prepare(SEARCH["identity"], overwrite=False, say=said.append)
-    run.begin(SEARCH)
+        read_search(tmp_path)
+    with begin_run(tmp_path, SEARCH, overwrite=False, say=said.append) as run:
+        run.write_search()
     assert "does not say what was searched; moved to" in said[0]
-    assert run.read_search()["stacking"] is None
+    assert read_search(tmp_path)["stacking"] is None
 
 
 def test_a_record_of_another_search_is_not_counted(tmp_path):
     first = started(tmp_path / "a")
-    with RunDirectory(tmp_path / "b").locked() as second:
-        identity = {"data": "abc", "seed": 1}
-        second.prepare(identity, overwrite=False)
-        second.begin({**SEARCH, "identity": identity})
+    identity = {**SEARCH["identity"], "seed": 1}
+    with begin_run(tmp_path / "b", {**SEARCH, "identity": identity}, overwrite=False) as second:
+        second.write_search()
         second.write_trial(replace(trial(), index=0))
         (tmp_path / "a" / "trials" / "0000" / "trial.json").replace(
             tmp_path / "b" / "trials" / "0000" / "trial.json"
@@ -325,7 +339,7 @@ def test_no_way_leads_out_of_a_run(tmp_path, name):
 @pytest.mark.parametrize("name", ["..", "", "/etc"])
 def test_no_name_leads_out_of_a_run(tmp_path, name):
     with pytest.raises(UsageError, match="is outside of the run"):
-        RunDirectory(tmp_path).svm_folder(name)
+        RunDirectory(tmp_path, SEARCH).svm_folder(name)
 
 
 def test_links_to_files_are_neither_read_nor_written_through(tmp_path):

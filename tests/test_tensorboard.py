@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import last_metrics
 from PIL import Image
 
 from jaxmnist import Run, random_search
-from jaxmnist.report.tensorboard import METRICS, TensorBoard, _picture
+from jaxmnist.record import METRICS, Metrics
+from jaxmnist.report.tensorboard import TensorBoard, _picture
 
 Ask = Callable[..., Any]
 
@@ -92,18 +94,18 @@ def test_tensorboard_lists_exactly_the_trials(finished):
                 points = ask("plugin/scalars/scalars", run=name, tag=metric)
                 assert [step for _, step, _ in points] == [1, 2, 3]
                 values = [value for _, _, value in points]
-                assert values == pytest.approx(trial.history[metric], rel=1e-6)
+                assert values == pytest.approx(trial.metric(metric), rel=1e-6)
         groups = session_groups(ask, finished)
         assert len(groups) == len(names)
         for group in groups:
             (session,) = group["sessions"]
             trial = names[session["name"]]
-            expected = {n: v or 0 for n, v in trial.hyperparameters.to_json().items()}
-            assert group["hparams"] == expected
+            # Every column is there; `units` has one value only, and is none.
+            wanted = ("filters", "conv_layers", "dense_layers")
+            assert group["hparams"] == {name: trial.hyperparameters[name] for name in wanted}
             assert session["status"] == "STATUS_SUCCESS"
             found = {m["name"]["tag"]: m["value"] for m in group["metricValues"]}
-            last = {name: trial.history[name][-1] for name in METRICS}
-            assert found == pytest.approx(last, rel=1e-6)
+            assert found == pytest.approx(last_metrics(trial), rel=1e-6)
         best = f"trial-{finished.best_trial.index:04d}"
         assert ask("plugin/text/tags") == {best: ["summary/text_summary"]}
         (text,) = ask("plugin/text/text", run=best, tag="summary/text_summary")
@@ -133,16 +135,16 @@ def test_a_resumed_run_has_nothing_twice(finished, options, tmp_path):
                 points = ask("plugin/scalars/scalars", run=name, tag=metric)
                 assert [point[1] for point in points] == [1, 2, 3]
                 values = [value for _, _, value in points]
-                assert values == pytest.approx(trial.history[metric], rel=1e-6)
+                assert values == pytest.approx(trial.metric(metric), rel=1e-6)
         assert len(session_groups(ask, run)) == 5
         assert list(ask("plugin/text/tags")) == [f"trial-{run.best_trial.index:04d}"]
 
 
 def test_a_failed_trial_is_shown_as_failed(finished, tmp_path):
     trial = finished.trials[1]
-    lost = {name: [*trial.history[name][:1], float("nan")] for name in METRICS}
-    failed = replace(trial, status="failed", history=lost)
-    TensorBoard(tmp_path).catch_up([finished.trials[0], failed])
+    lost = Metrics(*[float("nan")] * 4)
+    failed = replace(trial, status="failed", history=(trial.history[0], lost))
+    TensorBoard(tmp_path, finished.space).catch_up([finished.trials[0], failed])
     with server(tmp_path) as ask:
         until(ask, 2)
         status = {

@@ -6,8 +6,10 @@ import optax
 import pytest
 from conftest import float64
 
-from jaxmnist.config import Hyperparameters, TrainingSettings
-from jaxmnist.model import build_model, initial_parameters
+from jaxmnist.config import TrainingSettings
+from jaxmnist.models.network import DataSpec
+from jaxmnist.models.study.network import STUDY, build_model
+from jaxmnist.models.study.space import configuration
 from jaxmnist.training import (
     NO_IMAGE,
     apply,
@@ -19,13 +21,18 @@ from jaxmnist.training import (
     train_block,
 )
 
-HYPERPARAMETERS = Hyperparameters(5, 2, 1, 7)
+HYPERPARAMETERS = configuration(5, 2, 1, 7)
 SHAPE, CLASSES = (13, 12, 2), 4
+DATA = DataSpec(SHAPE, CLASSES)
+
+
+def model(method):
+    return STUDY.model(HYPERPARAMETERS, DATA, method, "default")
 
 
 def problem(images: int, dtype=np.float32):
     rng = np.random.default_rng(0)
-    parameters = initial_parameters(HYPERPARAMETERS, SHAPE, CLASSES, seed=0, index=0)
+    parameters = STUDY.initial_parameters(HYPERPARAMETERS, DATA, seed=0, index=0)
     parameters = jax.tree.map(lambda x: x.astype(dtype), parameters)
     x = rng.integers(0, 256, (images, *SHAPE), np.uint8)
     # Floats make the network compute in their precision.
@@ -61,7 +68,7 @@ def test_an_epoch_equals_one_written_by_hand_in_float64():
     with float64():
         parameters, images, labels = problem(21, np.float64)
         order = epoch_order(21, seed=0, epoch=0)
-        train = jax.jit(train_block(build_model(HYPERPARAMETERS, CLASSES), settings))
+        train = jax.jit(train_block(model("tiles"), settings))
         state = start_training(parameters, settings)
         cut = batches(order, 8, 3)
         state = train(state, images, labels, cut, 0, 1)
@@ -97,19 +104,20 @@ def test_an_epoch_equals_one_written_by_hand_in_float64():
 @pytest.mark.parametrize("images", [1, 5, 32, 33])
 def test_evaluation_counts_every_image_once(images):
     parameters, x, y = problem(images)
-    model = build_model(HYPERPARAMETERS, CLASSES)
     cut = batches(np.arange(images, dtype=np.int32), 16, 16)[:, 0]
-    sums = jax.jit(evaluate(model))(parameters, x, y, cut)
-    logits = np.asarray(model.apply({"params": parameters}, x).logits, np.float64)
+    found = jax.jit(evaluate(model("tiles")))(parameters, x, y, cut)
+    plain = build_model(HYPERPARAMETERS, CLASSES)
+    logits = np.asarray(plain.apply({"params": parameters}, x).logits, np.float64)
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(images), y]
-    assert int(sums.correct) == (logits.argmax(1) == y).sum()
-    assert abs(float(sums.loss_sum) - losses.sum()) < 1e-4 * images
+    right = np.asarray(found.right).reshape(-1)
+    assert np.array_equal(right[:images], logits.argmax(1) == y)
+    assert not right[images:].any()
+    assert abs(float(found.loss_sum) - losses.sum()) < 1e-4 * images
 
 
 def test_apply_in_blocks():
     parameters, x, _ = problem(12)
-    model = build_model(HYPERPARAMETERS, CLASSES)
-    whole = model.apply({"params": parameters}, x)
+    whole = build_model(HYPERPARAMETERS, CLASSES).apply({"params": parameters}, x)
     for output in ("logits", "features"):
-        values = jax.jit(apply(model, output, 4))(parameters, x)
+        values = jax.jit(apply(model("tiles"), output, 4))(parameters, x)
         np.testing.assert_allclose(values, getattr(whole, output), rtol=0, atol=1e-5)

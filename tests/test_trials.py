@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import errno
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import a_trial, history
 
-from jaxmnist import engine as engine_module
 from jaxmnist import random_search
-from jaxmnist.config import Hyperparameters, SearchSettings
+from jaxmnist.config import SearchSettings
 from jaxmnist.data import load_arrays, split
 from jaxmnist.engine import Engine
 from jaxmnist.errors import SurroundingsError
-from jaxmnist.events import Checkpoint, Metrics, TrialFinished, TrialStarted
-from jaxmnist.store import RunDirectory
-from jaxmnist.trials import DEATHS, Trials
+from jaxmnist.events import Checkpoint, TrialFinished, TrialStarted
+from jaxmnist.models.network import DataSpec
+from jaxmnist.models.study.network import STUDY, StudyNetwork
+from jaxmnist.models.study.space import configuration
+from jaxmnist.record import agree, pack_right
+from jaxmnist.search import lost_trials
+from jaxmnist.store import WritableRunDirectory, begin_run
+from jaxmnist.trials import DEATHS, QUEUE, State, Trials, state_of
 
-DRAWS = {0: Hyperparameters(4, 1, 0), 1: Hyperparameters(3, 1, 0), 2: Hyperparameters(2, 1, 0)}
-SEARCH = {"identity": {"seed": 0}, "versions": {}, "device": {}}
+DRAWS = {0: configuration(4, 1, 0), 1: configuration(3, 1, 0), 2: configuration(2, 1, 0)}
+SEARCH = {"identity": {"seed": 0}, "versions": {}, "device": {}, "threads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +40,10 @@ def opened(dataset, tmp_path):
     @contextmanager
     def run(**settings):
         said = []
-        with RunDirectory(tmp_path / "run").locked() as directory:
-            directory.prepare(SEARCH["identity"], overwrite=False)
-            directory.begin(SEARCH)
+        with begin_run(tmp_path / "run", SEARCH, overwrite=False) as directory:
+            directory.write_search()
             found = SearchSettings(epochs=2, keep=1, **settings)
-            trials = Trials(directory, dataset, found, DRAWS, said.append)
+            trials = Trials(directory, STUDY, dataset, found, DRAWS, said.append)
             trials.said = said
             trials.directory = directory
             yield trials
@@ -46,21 +51,26 @@ def opened(dataset, tmp_path):
     return run
 
 
-def history(*accuracies):
-    return tuple(Metrics(0.5, 0.5, 0.5, accuracy) for accuracy in accuracies)
+def bits(*accuracies):
+    """Of 100 validation images, the first ones are right."""
+    return tuple(pack_right(np.arange(100) < round(100 * accuracy)) for accuracy in accuracies)
+
+
+def started(index):
+    return TrialStarted(index, DRAWS[index])
 
 
 def finish(trials, index, accuracy=0.5):
     """Train a trial, as far as its record goes."""
-    from jaxmnist.model import initial_parameters
-
-    weights = initial_parameters(DRAWS[index], (28, 28, 1), 10, seed=0, index=index)
-    trials.record(TrialStarted(index))
-    trials.record(TrialFinished(index, history(0.4, accuracy), weights, 1.0))
+    data = DataSpec((28, 28, 1), 10)
+    weights = STUDY.initial_parameters(DRAWS[index], data, seed=0, index=index)
+    epochs, right = history(0.4, accuracy), bits(0.4, accuracy)
+    trials.record(started(index))
+    trials.record(TrialFinished(index, epochs, weights, 1.0, validation=right))
 
 
 def fail(trials, index, error="MemoryError: no", diverged=False):
-    trials.record(TrialStarted(index))
+    trials.record(started(index))
     trials.record(TrialFinished(index, (), None, 1.0, error, diverged))
 
 
@@ -69,7 +79,7 @@ def checkpoint(dataset, index):
     from jaxmnist.config import TrainingSettings
 
     settings = TrainingSettings(epochs=2, batch_size=8)
-    engine = Engine(dataset, settings, 0, checkpoint_every=0.0)
+    engine = Engine(STUDY, dataset, settings, 0, checkpoint_every=0.0)
     with engine.run([(index, DRAWS[index])]) as events:
         return next(event for event in events if isinstance(event, Checkpoint))
 
@@ -83,7 +93,8 @@ def test_an_exception_is_tried_again_after_the_others(opened):
         finish(trials, 1)
         finish(trials, 2)
         assert list(trials.pending()) == [0]
-        assert trials.said[-1] == "trial 0 is tried again; it failed: MemoryError: no"
+        assert trials.why_again(0) == "trial 0 is tried again; it failed: MemoryError: no"
+        assert trials.why_again(1) is None or "weights are gone" in trials.why_again(1)
         fail(trials, 0, "MemoryError: again")
         assert list(trials.pending()) == []
         record = trials.directory.read_trial(0)
@@ -135,30 +146,30 @@ def test_divergence_is_never_tried_again(opened):
 
 def test_an_attempt_is_written_down_before_it_is_made(opened):
     with opened() as trials:
-        trials.record(TrialStarted(1))
+        trials.record(started(1))
         record = trials.directory.read_trial(1)
         assert (record.status, record.attempts) == ("running", 1)
 
 
 def test_who_kills_the_process_comes_last_and_alone_and_is_given_up(opened):
     with opened() as trials:
-        trials.record(TrialStarted(0))
-        trials.record(TrialStarted(1))
+        trials.record(started(0))
+        trials.record(started(1))
     with opened() as trials:  # killed once: that may happen to anybody
         assert list(trials.pending()) == [0, 1, 2]
-        trials.record(TrialStarted(0))
-        trials.record(TrialStarted(1))
+        trials.record(started(0))
+        trials.record(started(1))
     with opened() as trials:
         assert list(trials.pending()) == [2]
         finish(trials, 2)
         assert list(trials.pending()) == [0]
         finish(trials, 0)
         assert list(trials.pending()) == [1]
-        trials.record(TrialStarted(1))
+        trials.record(started(1))
     for _ in range(DEATHS - 2):
         with opened() as trials:
             assert list(trials.pending()) == [1]
-            trials.record(TrialStarted(1))
+            trials.record(started(1))
     with opened() as trials:
         assert list(trials.pending()) == []
         record = trials.directory.read_trial(1)
@@ -180,7 +191,7 @@ def test_who_kills_the_process_is_alone_also_among_those_that_failed(opened):
     for _ in range(2):
         with opened() as trials:
             assert list(trials.pending()) == [0, 1]
-            trials.record(TrialStarted(0))  # kills the process, while trial 1 waits
+            trials.record(started(0))  # kills the process, while trial 1 waits
     with opened() as trials:
         assert list(trials.pending()) == [1]
         finish(trials, 1)
@@ -195,7 +206,7 @@ def test_who_failed_once_and_then_kills_the_process_is_given_up_too(opened):
     for _ in range(DEATHS + 1):
         with opened() as trials:
             assert list(trials.pending()) == [0]
-            trials.record(TrialStarted(0))
+            trials.record(started(0))
     with opened() as trials:
         assert list(trials.pending()) == []
         record = trials.directory.read_trial(0)
@@ -205,15 +216,15 @@ def test_who_failed_once_and_then_kills_the_process_is_given_up_too(opened):
 def test_who_stops_where_it_began_does_not_get_on(opened, dataset):
     found = checkpoint(dataset, 0)
     with opened() as trials:
-        trials.record(TrialStarted(0))
+        trials.record(started(0))
         trials.record(found)
     for _ in range(2):
         with opened() as trials:
-            trials.checkpoints(DRAWS)
-            trials.record(TrialStarted(0))  # kills the process
+            trials.set_aside_damaged_checkpoints(DRAWS)
+            trials.record(started(0))  # kills the process
     with opened() as trials:
-        trials.checkpoints(DRAWS)
-        trials.record(TrialStarted(0))
+        trials.set_aside_damaged_checkpoints(DRAWS)
+        trials.record(started(0))
         trials.record(found)  # stopped while it compiles
         trials.stopped()
         assert trials.directory.read_trial(0).deaths == 2
@@ -226,15 +237,15 @@ def no_room(*arguments):
 def test_a_trial_whose_record_could_not_be_written_can_be_kept_later(opened, dataset, monkeypatch):
     found = checkpoint(dataset, 0)
     with opened() as trials:
-        trials.record(TrialStarted(1))
+        trials.record(started(1))
         with monkeypatch.context() as full:
-            full.setattr(RunDirectory, "write_trial", no_room)
+            full.setattr(WritableRunDirectory, "write_trial", no_room)
             with pytest.raises(OSError, match="No space"):
-                trials.record(TrialStarted(0))
+                trials.record(started(0))
         trials.record(found)
         trials.stopped()
     with opened() as trials:
-        assert trials.checkpoints(DRAWS).keys() == {0}
+        assert trials.set_aside_damaged_checkpoints(DRAWS).keys() == {0}
 
 
 def test_a_retry_that_diverges_is_the_end(opened):
@@ -248,7 +259,7 @@ def test_a_process_that_ends_in_good_order_is_no_trials_fault(opened):
     for _ in range(2 * DEATHS):
         with opened() as trials:
             assert list(trials.pending()) == [0, 1, 2]
-            trials.record(TrialStarted(0))
+            trials.record(started(0))
             trials.stopped()
     with opened() as trials:
         finish(trials, 0)
@@ -261,17 +272,17 @@ def test_a_trial_that_gets_on_is_not_given_up(opened, dataset):
     for _ in range(2 * DEATHS):
         with opened() as trials:
             assert list(trials.pending()) == [0, 1, 2]
-            trials.record(TrialStarted(0, found.history))
+            trials.record(TrialStarted(0, DRAWS[0], found.history))
             trials.record(found)
     with opened() as trials:
         assert trials.directory.read_trial(0).deaths == 0
-        assert trials.checkpoints([1, 2]) == {}
-        assert trials.checkpoints(DRAWS).keys() == {0}
-        again = trials.checkpoints(DRAWS)[0]
+        assert trials.set_aside_damaged_checkpoints([1, 2]) == {}
+        assert trials.set_aside_damaged_checkpoints(DRAWS).keys() == {0}
+        again = trials.set_aside_damaged_checkpoints(DRAWS)[0]
         assert (again.epoch, again.step) == (found.epoch, found.step)
         finish(trials, 0)
         assert not trials.directory.checkpoint_path(0).exists()
-        assert trials.checkpoints(DRAWS) == {}
+        assert trials.set_aside_damaged_checkpoints(DRAWS) == {}
 
 
 def test_a_damaged_checkpoint_is_set_aside(opened, dataset):
@@ -279,15 +290,15 @@ def test_a_damaged_checkpoint_is_set_aside(opened, dataset):
     found = checkpoint(dataset, 0)
     for _ in range(2 * DEATHS):
         with opened() as trials:
-            trials.record(TrialStarted(0))
+            trials.record(started(0))
             trials.record(found)
     with opened() as trials:
-        trials.record(TrialStarted(0))
+        trials.record(started(0))
         trials.record(found)
         path = trials.directory.checkpoint_path(0)
         path.write_bytes(path.read_bytes()[:-1])
     with opened() as trials:
-        assert trials.checkpoints(DRAWS) == {}
+        assert trials.set_aside_damaged_checkpoints(DRAWS) == {}
         assert len(trials.said) == 1
         assert "moved to" in trials.said[0]
         assert [p.name.partition("-")[2] for p in path.parents[2].glob("damaged/*")] == [
@@ -298,19 +309,19 @@ def test_a_damaged_checkpoint_is_set_aside(opened, dataset):
 
 def test_a_checkpoint_of_another_trial_is_set_aside(opened, dataset):
     with opened() as trials:
-        trials.record(TrialStarted(0))
-        trials.record(TrialStarted(1))
+        trials.record(started(0))
+        trials.record(started(1))
         trials.record(checkpoint(dataset, 0))
         source, target = map(trials.directory.checkpoint_path, (0, 1))
         target.write_bytes(source.read_bytes())
     with opened() as trials:
-        assert trials.checkpoints(DRAWS).keys() == {0}
+        assert trials.set_aside_damaged_checkpoints(DRAWS).keys() == {0}
         assert "another trial's" in trials.said[-1]
 
 
 def test_an_exception_in_one_trial_of_a_search(options, tmp_path, monkeypatch, capsys):
     """The search goes on, tries once more, and the winner comes from the others."""
-    drawn, tried = engine_module.initial_parameters, []
+    drawn, tried = StudyNetwork.initial_parameters, []
 
     def bad(*args, index, **kwargs):
         if index == 2:
@@ -318,7 +329,7 @@ def test_an_exception_in_one_trial_of_a_search(options, tmp_path, monkeypatch, c
             raise MemoryError("no room\nfor this one")
         return drawn(*args, index=index, **kwargs)
 
-    monkeypatch.setattr(engine_module, "initial_parameters", bad)
+    monkeypatch.setattr(StudyNetwork, "initial_parameters", bad)
     run = random_search(**{**options, "svm": False, "epochs": 1}, directory=str(tmp_path))
     assert tried == [2, 2]
     assert [t.status for t in run.trials] == ["completed", "completed", "failed", "completed"]
@@ -331,7 +342,7 @@ def test_an_exception_in_one_trial_of_a_search(options, tmp_path, monkeypatch, c
 def test_a_retry_that_succeeds_is_as_if_it_had_not_failed(options, tmp_path, monkeypatch):
     given = {**options, "svm": False, "epochs": 1, "max_trials": 2}
     whole = random_search(**given, directory=str(tmp_path / "whole"))
-    drawn, failures = engine_module.initial_parameters, iter([RuntimeError("once")])
+    drawn, failures = StudyNetwork.initial_parameters, iter([RuntimeError("once")])
 
     def bad(*args, index, **kwargs):
         if index == 1:
@@ -339,7 +350,7 @@ def test_a_retry_that_succeeds_is_as_if_it_had_not_failed(options, tmp_path, mon
                 raise failure
         return drawn(*args, index=index, **kwargs)
 
-    monkeypatch.setattr(engine_module, "initial_parameters", bad)
+    monkeypatch.setattr(StudyNetwork, "initial_parameters", bad)
     run = random_search(**given, directory=str(tmp_path / "again"))
     assert [t.history for t in run.trials] == [t.history for t in whole.trials]
     assert (run.trials[1].attempts, run.trials[1].failures) == (2, 1)
@@ -352,7 +363,11 @@ def test_weights_that_can_not_be_made_again(opened):
         for index in DRAWS:
             finish(trials, index, 0.5 + index / 10)
         trials.directory.weights_path(2).unlink()
-        assert list(trials.pending()) == [2]
+        assert list(trials.pending()) == []
+        assert list(lost_trials(trials)) == [2]
+        assert trials.why_again(2) == (
+            "trial 2 is among the best, but its weights are gone: once more"
+        )
         with pytest.raises(SurroundingsError, match="trial 2 failed this time: MemoryError: no"):
             fail(trials, 2)
         assert trials.directory.read_trial(2).status == "completed"
@@ -367,5 +382,76 @@ def test_weights_that_a_killed_process_left_are_deleted(opened):
         extra.write_bytes(b"weights")
     with opened() as trials:
         assert list(trials.pending()) == []
+        assert extra.exists()  # that was a question
+        assert lost_trials(trials) == {}
         assert not extra.exists()
         assert trials.directory.weights_path(2).exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "failures", "deaths", "retries", "state"),
+    [
+        ("completed", 0, 0, 1, State.COMPLETED),
+        ("completed", 3, 9, 1, State.COMPLETED),
+        ("running", 0, DEATHS + 1, 1, State.GIVEN_UP),
+        ("failed", 0, DEATHS + 1, 1, State.GIVEN_UP),
+        ("failed", 0, DEATHS + 1, 2, State.SUSPECT),
+        ("running", 0, 2, 1, State.SUSPECT),
+        ("running", 1, 2, 1, State.SUSPECT),
+        ("failed", 1, 0, 1, State.RETRY),
+        ("failed", 1, 0, 0, State.FAILED),
+        ("running", 1, 0, 1, State.RETRY),
+        ("running", 2, 0, 1, State.RETRY),
+        ("running", 0, 0, 0, State.INTERRUPTED),
+        ("running", 0, 1, 1, State.INTERRUPTED),
+        ("failed", 0, DEATHS + 1, DEATHS + 1, State.INTERRUPTED),
+        ("failed", 2, 0, 1, State.FAILED),
+        ("failed", 0, 0, 9, State.FAILED),
+    ],
+)
+def test_the_table_of_states(status, failures, deaths, retries, state):
+    record = a_trial(0, DRAWS[0], status, history(0.5), failures=failures, deaths=deaths)
+    assert state_of(record, retries) is state
+    assert state_of(None, retries) is State.FRESH
+
+
+def test_every_state_is_in_the_queue_or_done():
+    from jaxmnist.trials import DONE
+
+    assert sorted([*DONE, *(s for states in QUEUE for s in states)], key=str) == sorted(
+        State, key=str
+    )
+
+
+def test_which_images_were_right_is_kept(opened):
+    with opened() as trials:
+        finish(trials, 0, 0.7)
+        record = trials.directory.read_trial(0)
+        found = np.load(trials.directory.validation_path(0))
+        assert found.dtype == np.uint8
+        right = np.unpackbits(found, axis=1, count=100).astype(bool)
+        assert right.mean(1).tolist() == record.metric("val_accuracy") == [0.4, 0.7]
+        assert agree(record.history, [row.tobytes() for row in found], 100)
+
+
+@pytest.mark.parametrize("change", ["gone", "damaged", "of another trial", "of other images"])
+def test_a_trial_without_its_bits_is_trained_again(opened, change, dataset):
+    with opened() as trials:
+        for index in DRAWS:
+            finish(trials, index, 0.5 + index / 10)
+        path = trials.directory.validation_path(1)
+        if change == "gone":
+            path.unlink()
+        elif change == "damaged":
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+        elif change == "of another trial":
+            path.write_bytes(trials.directory.validation_path(0).read_bytes())
+        else:
+            record = trials.directory.read_trial(1)
+            trials.directory.write_trial(replace(record, validation_data_sha256="0" * 64))
+    with opened() as trials:
+        assert list(trials.pending()) == [1]
+        assert any("validation" in line for line in trials.said)
+        finish(trials, 1, 0.6)
+    with opened() as trials:
+        assert trials.pending() == {}

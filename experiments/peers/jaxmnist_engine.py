@@ -6,11 +6,14 @@ import time
 
 from task import STARTED, answer, digits, read_task
 
-from jaxmnist.config import Hyperparameters, TrainingSettings
+from jaxmnist.config import TrainingSettings
 from jaxmnist.data import Dataset
 from jaxmnist.engine import Engine
 from jaxmnist.events import EpochFinished, TrialStarted
-from jaxmnist.model import count_parameters
+from jaxmnist.models.layers import count_parameters
+from jaxmnist.models.network import DataSpec
+from jaxmnist.models.study.network import STUDY
+from jaxmnist.models.study.space import configuration
 
 if __name__ == "__main__":
     imported = time.perf_counter() - STARTED
@@ -29,11 +32,11 @@ if __name__ == "__main__":
         255.0,
     )
     settings = TrainingSettings(task.epochs, task.batch_size, task.learning_rate)
-    hyperparameters = Hyperparameters(task.filters, task.conv_layers, task.dense_layers, task.units)
+    hyperparameters = configuration(task.filters, task.conv_layers, task.dense_layers, task.units)
     moments: list[list[float]] = [[] for _ in range(task.trials)]
     losses: list[list[float]] = [[] for _ in range(task.trials)]
     accuracies: list[list[float]] = [[] for _ in range(task.trials)]
-    engine = Engine(data, settings, 0, task.trials)
+    engine = Engine(STUDY, data, settings, 0, task.trials)
     with engine.run((index, hyperparameters) for index in range(task.trials)) as events:
         for event in events:
             if isinstance(event, TrialStarted | EpochFinished):
@@ -41,6 +44,6 @@ if __name__ == "__main__":
             if isinstance(event, EpochFinished):
                 losses[event.index].append(event.metrics.loss)
                 accuracies[event.index].append(event.metrics.accuracy)
-    parameters = count_parameters(hyperparameters, data.image_shape, data.classes)
+    parameters = count_parameters(STUDY.layers(hyperparameters, DataSpec.of(data)))
     packages = ["jaxmnist", "jax", "flax", "optax"]
     answer(packages, imported, parameters, moments, losses, accuracies)

@@ -92,7 +92,7 @@ class Console:
         clock = f"[{time.perf_counter() - self._started:6.1f} s] trial {index}"
         if isinstance(event, TrialStarted):
             after = f" after epoch {len(event.history)}" if event.history else ""
-            self.note(f"{clock}: {progress.draws[index]}: compiling and training{after}")
+            self.note(f"{clock}: {event.hyperparameters}: compiling and training{after}")
         elif isinstance(event, EpochFinished):
             m = event.metrics
             self.note(

@@ -99,7 +99,7 @@ class Display(Console):
         """Keep a line of a trial that has ended."""
         if not isinstance(event, TrialFinished):
             return
-        draw = progress.draws[event.index]
+        draw = progress.configurations[event.index]
         line = Text.assemble(("✓ " if event.error is None else "✗ "), f"trial {event.index} ")
         line.stylize("green" if event.error is None else "red")
         ended = (
@@ -121,7 +121,7 @@ class Display(Console):
         table.add_column("hyperparameters", style="dim")
         for index, trial in sorted(progress.running.items()):
             cells = _cells(trial, progress.epochs)
-            table.add_row(str(index), *cells, Text(str(progress.draws[index])))
+            table.add_row(str(index), *cells, Text(str(progress.configurations[index])))
         line = Table.grid(padding=(0, 2))
         bar = ProgressBar(total=1.0, completed=progress.share, width=24)
         line.add_row(bar, Text(str(progress), style="bold"))

@@ -54,14 +54,12 @@ class Picture:
     name: unique in the page; begins the ids in its SVG.
     title: what stands above it.
     caption: how to read it.
-    alternative: what it shows, for who can't see it.
     """
 
     name: str
     title: str
     svg: str
     caption: str
-    alternative: str
 
 
 @dataclass
@@ -133,11 +131,14 @@ def draw(
     plot: Callable[[Canvas], None],
     size: tuple[float, float] = (4.7, 3.0),
 ) -> Picture:
-    """A picture that `plot` draws on a canvas of this width and height, in inches."""
+    """A picture that `plot` draws on a canvas of this width and height, in inches.
+
+    alternative: what it shows, for readers who can't see it.
+    """
     with canvas(*size) as drawn:
         plot(drawn)
         svg = inline_svg(drawn, name, alternative)
-    return Picture(name, title, svg, caption, alternative)
+    return Picture(name, title, svg, caption)
 
 
 def accuracy_axis(axes: Any, accuracies: Sequence[float], images: int) -> None:

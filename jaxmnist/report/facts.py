@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
 
 from jaxmnist.atomic import DamagedFile, MissingFile, fits, read_json
-from jaxmnist.config import DEFAULT_RANGES, Range
 from jaxmnist.data import Dataset
 from jaxmnist.errors import JaxmnistError, UsageError, one_line
 from jaxmnist.evaluation import kept_look
-from jaxmnist.record import Trial
+from jaxmnist.models.space import SpaceDescription
+from jaxmnist.record import History, Trial
 from jaxmnist.run import Run
-from jaxmnist.selection import Ranked, rank
-from jaxmnist.space import SearchSpace
+from jaxmnist.selection import Ranked
 
 T = TypeVar("T")
 COUNTS = dict.fromkeys(("train", "validation", "test"), int)
@@ -27,44 +26,35 @@ def plainly(problem: Exception) -> str:
     return one_line(problem, named=not isinstance(problem, JaxmnistError))
 
 
-@dataclass
 class Facts:
     """A run as far as it has come.
 
-    running: the histories so far of trials that are running, which their records don't have yet.
-    trials: whose records can be read.
-    ranked: the completed ones, the winner first.
-    notes: by section of the page, what could not be read or made.
+    Args:
+      run: finished or not.
+      running: the histories so far of trials that are running, which their records don't have yet.
+
+    Attributes:
+      run: the same, but for records that can't be read.
+      trials: whose records can be read.
+      ranked: the completed ones, the winner first.
+      notes: by section of the page, what could not be read or made.
     """
 
-    run: Run
-    running: Mapping[int, dict[str, list[float]]] = field(default_factory=dict)
-    trials: list[Trial] = field(default_factory=list)
-    ranked: list[Ranked] = field(default_factory=list)
-    notes: dict[str, list[str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        run = self.run
-        try:
-            machine = run.search.get("machine", {})
-            if not (fits(run.search, SEARCHED) and fits(machine, dict) and self.budget):
-                raise ValueError
-        except (KeyError, TypeError, ValueError):
-            raise UsageError(f"{run.directory.path}/search.json: says too little") from None
-        for index in run.directory.trial_indices():
-            try:
-                trial = run.directory.read_trial(index)
-            except DamagedFile as problem:
-                self.note("run", f"a trial is left out: {problem}")
-                continue
-            if trial is not None and trial.status == "running" and index in self.running:
-                trial = replace(trial, history=self.running[index])
-            self.trials += [] if trial is None else [trial]
-        # Whatever asks the run for its winner goes by what can be read.
-        run.trials = self.trials
-        settings = run.settings
-        self.ranked = rank(self.trials, self.validation_images, settings.select, settings.tolerance)
-        run.ranked = self.ranked
+    def __init__(self, run: Run, running: Mapping[int, History] | None = None) -> None:
+        self.run = run.skipping_damaged()
+        self.notes: dict[str, list[str]] = {}
+        if not fits(self.run.search, SEARCHED) or not fits(self.run.search.get("machine"), dict):
+            raise UsageError(f"{run.directory.path}/search.json: says too little")
+        histories = running or {}
+        self.trials: list[Trial] = [
+            replace(trial, history=histories[trial.index])
+            if trial.status == "running" and trial.index in histories
+            else trial
+            for trial in self.run.trials
+        ]
+        self.ranked: list[Ranked] = self.run.ranked
+        for problem in self.run.damaged:
+            self.note("run", f"a trial is left out: {problem}")
 
     def note(self, section: str, text: str) -> None:
         """Say in a section what a reader should know of it."""
@@ -84,7 +74,7 @@ class Facts:
     @property
     def validation_images(self) -> int:
         """How many images a score was counted on."""
-        return max(1, int(self.run.search["data"]["validation"]))
+        return self.run.validation_images
 
     @property
     def winner(self) -> Trial | None:
@@ -97,15 +87,15 @@ class Facts:
         return [trial.score for trial in self.trials if trial.score is not None]
 
     @property
-    def space(self) -> SearchSpace:
+    def space(self) -> SpaceDescription:
         """The configurations that the search draws from."""
-        identity = self.run.search["identity"]
-        return SearchSpace(**{name: Range.parse(name, identity[name]) for name in DEFAULT_RANGES})
+        return self.run.space
 
     @property
     def budget(self) -> int:
         """Trials that the search was asked for, and that its space has."""
-        return min(self.run.settings.max_trials, self.space.size)
+        wanted = self.run.settings.max_trials
+        return wanted if self.space.size is None else min(wanted, self.space.size)
 
     def count(self, status: str) -> int:
         """How many trials have this status."""

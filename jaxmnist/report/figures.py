@@ -33,11 +33,11 @@ def curves(trials: Sequence[Trial], winner: int | None, metric: str, images: int
 
     images: that the metric is a mean over.
     """
-    shown = [trial for trial in trials if np.isfinite(trial.history[metric]).any()]
+    shown = [trial for trial in trials if np.isfinite(trial.metric(metric)).any()]
     if not shown:
         return None
-    title, last = NAMES[metric], max(len(trial.history[metric]) for trial in shown)
-    values = [v for trial in shown for v in trial.history[metric] if np.isfinite(v)]
+    title, last = NAMES[metric], max(len(trial.history) for trial in shown)
+    values = [v for trial in shown for v in trial.metric(metric) if np.isfinite(v)]
 
     def plot(drawn: Canvas) -> None:
         axes = drawn.axes
@@ -48,7 +48,7 @@ def curves(trials: Sequence[Trial], winner: int | None, metric: str, images: int
             axes.grid(axis="y")
         for trial in sorted(shown, key=lambda trial: trial.index == winner):
             won = trial.index == winner
-            history = trial.history[metric]
+            history = trial.metric(metric)
             style = "-" if trial.status == "completed" else ":"
             (line,) = axes.plot(
                 range(1, len(history) + 1),
@@ -81,7 +81,7 @@ def curves(trials: Sequence[Trial], winner: int | None, metric: str, images: int
     alternative = f"{title} by epoch of {len(shown)} trials, from {min(values):.4f} to"
     alternative += f" {max(values):.4f}."
     if best is not None:
-        steps = ", ".join(f"{v:.4f}" for v in best.history[metric])
+        steps = ", ".join(f"{v:.4f}" for v in best.metric(metric))
         alternative += f" The winner, trial {winner}: {steps}."
     return draw(f"curves-{metric.replace('_', '-')}", title, caption + scale, alternative, plot)
 

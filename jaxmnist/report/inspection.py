@@ -23,7 +23,7 @@ class Mistake:
     """A test image that the winner took for something else.
 
     picture: as a data address for an HTML page.
-    probability: that the winner gave the wrong label; `right` the one it gave the true label.
+    probability: that the winner gave the wrong label.
     """
 
     picture: str
@@ -31,7 +31,6 @@ class Mistake:
     truth: int
     taken_for: int
     probability: float
-    right: float
 
 
 def mistakes(run: Run, dataset: Dataset, count: int = MISTAKES) -> list[Mistake]:
@@ -53,7 +52,6 @@ def mistakes(run: Run, dataset: Dataset, count: int = MISTAKES) -> list[Mistake]
             dataset.labels[dataset.y_test[i]],
             dataset.labels[predictions[i]],
             float(surest[i]),
-            float(probabilities[i, dataset.y_test[i]]),
         )
         for i in order
     ]

@@ -6,25 +6,25 @@ Showing never harms the search: what goes wrong here is said once, and the trial
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
-from jaxmnist.config import Hyperparameters, SearchSettings
+from jaxmnist.config import SearchSettings
 from jaxmnist.data import Dataset
 from jaxmnist.errors import JaxmnistError, Stopped
 from jaxmnist.events import EpochFinished, Event, TrialFinished, TrialStarted
-from jaxmnist.record import Trial
+from jaxmnist.models.network import Network
+from jaxmnist.record import History, Trial
 from jaxmnist.report.console import Console
 from jaxmnist.report.facts import plainly
 from jaxmnist.report.page import PAGE, write_page
 from jaxmnist.report.progress import Progress
 from jaxmnist.report.record import read_times, write_times
-from jaxmnist.report.tensorboard import METRICS, TensorBoard
+from jaxmnist.report.tensorboard import TensorBoard
 from jaxmnist.run import Run
-from jaxmnist.store import RunDirectory
+from jaxmnist.store import WritableRunDirectory
 
 EVERY = 30.0  # seconds at least between two pages while trials run
 SHARE = 0.02  # of the time may go into pages
@@ -34,39 +34,42 @@ class Reports:
     """Told of every event of a search; a context, whose end writes the last page.
 
     Args:
-      directory: of the run, locked, with its search.json.
+      directory: the run directory, for writing, with its search.json.
+      network: whose configurations are trained.
       settings: of the search.
       dataset: that it runs on.
-      draws: the hyperparameters of each trial of the budget.
+      budget: trials of the search.
       console: which a person sees.
     """
 
     def __init__(
         self,
-        directory: RunDirectory,
+        directory: WritableRunDirectory,
+        network: Network,
         settings: SearchSettings,
         dataset: Dataset,
-        draws: Mapping[int, Hyperparameters],
+        budget: int,
         console: Console,
     ) -> None:
         self._directory = directory
+        self._network = network
         self._settings = settings
         self._dataset = dataset
-        self._draws = draws
+        self._budget = budget
         self._console = console
         self._tensorboard: TensorBoard | None = None
-        self._running: dict[int, dict[str, list[float]]] = {}
+        self._running: dict[int, History] = {}
         self._uneven: set[int] = set()  # trials whose epochs did not come one after another
         self._next_page = time.monotonic() + EVERY
         self._said: set[str] = set()
         self._trained = False
 
     def __enter__(self) -> Reports:
-        done = [t for t in self._records() if t.status != "running" and t.index in self._draws]
+        done = [t for t in self._records() if t.status != "running" and t.index < self._budget]
         scored = [(trial.score, -trial.index) for trial in done if trial.score is not None]
         self._console.begin(
             Progress(
-                self._draws,
+                self._budget,
                 self._settings.epochs,
                 len(self._dataset.y_train),
                 ended={trial.index for trial in done},
@@ -104,16 +107,13 @@ class Reports:
             return
         self._trained = True
         if isinstance(event, TrialStarted):
-            self._running[event.index] = {
-                name: [getattr(metrics, name) for metrics in event.history] for name in METRICS
-            }
+            self._running[event.index] = event.history
         elif isinstance(event, EpochFinished):
-            if event.epoch != len(self._running[event.index]["loss"]) + 1:
-                self._uneven.add(event.index)
-            for name in METRICS:
+            history = self._running[event.index]
+            if event.epoch != len(history) + 1:
                 # Of a group that fell apart a trial is tried again by itself.
-                history = self._running[event.index][name][: event.epoch - 1]
-                self._running[event.index][name] = [*history, getattr(event.metrics, name)]
+                self._uneven.add(event.index)
+            self._running[event.index] = (*history[: event.epoch - 1], event.metrics)
         if self._tensorboard:
             self._safely("TensorBoard's files", self._to_tensorboard, event)
         if isinstance(event, TrialFinished):
@@ -128,45 +128,50 @@ class Reports:
 
     def _to_tensorboard(self, event: TrialStarted | EpochFinished | TrialFinished) -> None:
         board, index = self._tensorboard, event.index
-        draw = self._draws[index]
         assert board is not None
+        assert self._console.progress is not None
+        hyperparameters = self._console.progress.configurations[index]
         self._directory.check_there()
         if isinstance(event, EpochFinished):
-            board.epoch(index, event.epoch, asdict(event.metrics))
+            board.epoch(index, event.epoch, event.metrics)
             return
-        told = len(self._running[index]["loss"])
+        told = len(self._running[index])
         # The epoch that diverged, for one, has no event.
         anew = index in self._uneven or len(event.history) != told
         if isinstance(event, TrialStarted) or anew:
-            board.start(index, draw)
+            board.start(index, hyperparameters)
             for epoch, metrics in enumerate(event.history, 1):
-                board.epoch(index, epoch, asdict(metrics))
+                board.epoch(index, epoch, metrics)
         if isinstance(event, TrialFinished):
-            board.end(index, draw, event.error is not None)
+            board.end(index, hyperparameters, event.error is not None)
 
     def _records(self) -> list[Trial]:
         """What is on disk of the trials; nothing where that can't be read."""
         try:
-            return Run(self._directory.path).trials
+            return self._run().trials
         except JaxmnistError:
             return []
 
+    def _run(self) -> Run:
+        """The run as it is on disk now."""
+        return Run(self._directory, self._network)
+
     def _catch_up(self) -> None:
         self._directory.check_there()
-        self._tensorboard = TensorBoard(self._directory.folder("tensorboard"))
+        space = self._run().space
+        self._tensorboard = TensorBoard(self._directory.folder("tensorboard"), space)
         self._tensorboard.catch_up(self._records())
 
     def _write_winner(self) -> None:
         from jaxmnist.evaluation import Evaluation
 
         if self._tensorboard:
-            run = Run(self._directory.path)
+            run = self._run()
             test = Evaluation.from_json(run.result("best/test.json"))
             summary = run.best_model.summary()
-            epochs = len(run.best_trial.history["loss"])
-            self._tensorboard.winner(
-                run.best_trial.index, epochs, summary, test.confusion_matrix, test.labels
-            )
+            index, epochs = run.best_trial.index, len(run.best_trial.history)
+            matrix, labels = test.confusion_matrix, test.labels
+            self._tensorboard.winner(index, epochs, summary, matrix, labels)
 
     def _write_times(self) -> None:
         if self._trained or not read_times(self._directory):
@@ -177,7 +182,7 @@ class Reports:
         live = not last or quick
         try:
             write_page(
-                Run(self._directory.path),
+                self._run(),
                 self._dataset,
                 running=self._running,
                 images=not live,

@@ -4,27 +4,8 @@ from __future__ import annotations
 
 import html
 
-from jaxmnist.atomic import read_bytes
-from jaxmnist.errors import UsageError
-from jaxmnist.report.page import PAGE, make_page
+from jaxmnist.report.page import make_page
 from jaxmnist.run import Run
-from jaxmnist.store import RunDirectory
-
-RELOADS = 'http-equiv="refresh"'  # what the page of a running search says
-
-
-def _written(directory: RunDirectory) -> str | None:
-    """The page in the run; None if it isn't of the finished search."""
-    page = directory.path / PAGE
-    trials = [directory.trial_folder(i) / "trial.json" for i in directory.trial_indices()]
-    try:
-        text = read_bytes(page).decode()
-        sources = [directory.path / "search.json", directory.best / "test.json", *trials]
-        newest = max(path.stat().st_mtime_ns for path in sources)
-        fresh = page.stat().st_mtime_ns >= newest and RELOADS not in text
-    except (UsageError, OSError, UnicodeDecodeError):
-        return None
-    return text if fresh else None
 
 
 class InNotebook:
@@ -46,11 +27,8 @@ class InNotebook:
 
 
 def show(run: Run, *sections: str, height: int = 900) -> InNotebook:
-    """The page of `run`, or only the named sections of it, such as 'curves'.
-
-    What the search has written is shown; it is made where that is missing, or older than the run.
-    """
-    text = _written(run.directory) or make_page(run)
+    """The page of `run`, made anew, or only the named sections of it, such as 'curves'."""
+    text = make_page(run)
     if sections:
         kept = ", ".join(f"section#{name}" for name in sections)
         rest = f"body > *:not(main), section:not({kept}) {{ display: none }} body {{ padding: 0 }}"

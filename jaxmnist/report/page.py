@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from jaxmnist.atomic import write_bytes
-from jaxmnist.config import DEFAULT_RANGES
+from jaxmnist.config import text
 from jaxmnist.data import Dataset
 from jaxmnist.evaluation import Evaluation, describe_gap
-from jaxmnist.model import summary
+from jaxmnist.models.hyperparameters import is_number
+from jaxmnist.models.layers import summary
+from jaxmnist.record import History
 from jaxmnist.report import figures, inspection, quality, record, words
 from jaxmnist.report.drawing import Picture
 from jaxmnist.report.facts import Facts
@@ -41,7 +43,7 @@ def make_page(
     run: Run,
     dataset: Dataset | None = None,
     *,
-    running: Mapping[int, dict[str, list[float]]] | None = None,
+    running: Mapping[int, History] | None = None,
     images: bool = True,
     reload: bool = False,
 ) -> str:
@@ -56,7 +58,7 @@ def make_page(
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    facts = Facts(run, running or {})
+    facts = Facts(run, running)
     environment = Environment(
         loader=PackageLoader("jaxmnist.report"),
         autoescape=True,
@@ -67,6 +69,7 @@ def make_page(
     environment.filters["accuracy"] = words.accuracy
     environment.filters["duration"] = words.duration
     environment.filters["signed"] = words.signed
+    environment.filters["text"] = text
     style = resources.files("jaxmnist.report") / "templates" / "page.css"
     return environment.get_template("page.html").render(
         style=style.read_text("utf-8"),
@@ -99,13 +102,13 @@ def search_context(facts: Facts, running: bool) -> dict[str, Any]:
         "winner_interval": interval,
         "why": why,
         "budget": facts.budget,
-        "space_size": facts.space.size,
+        "space_size": facts.space.size_text,
         "completed": facts.count("completed"),
         "failed": facts.count("failed"),
         "trial_seconds": sum(trial.seconds for trial in facts.trials),
         "ranked": facts.ranked,
         "unranked": [trial for trial in facts.trials if trial.status != "completed"],
-        "hyperparameters": list(DEFAULT_RANGES),
+        "hyperparameters": facts.space.varied,
     }
 
 
@@ -120,20 +123,21 @@ def trial_context(facts: Facts) -> dict[str, Any]:
         facts.attempt("curves", figures.curves, trials, index, metric, counted.get(metric, images))
         for metric in ("accuracy", "val_accuracy", "loss", "val_loss")
     ]
-    ranges = {name: list(getattr(facts.space, name).values) for name in DEFAULT_RANGES}
+    space = facts.space
     values = [
-        facts.attempt("quality", quality.quality, name, ranges[name], done, index, images)
-        for name in ranges
+        facts.attempt("quality", quality.quality, name, space.parameters[name], done, index, images)
+        for name in space.varied
     ]
     costs = [
         facts.attempt("cost", figures.against, done, index, cost, images)
         for cost in ("parameters", "seconds")
     ]
-    asked = [name for name in ranges if len(ranges[name]) > 1]
+    ordered = [name for name in space.varied if _has_order(space.some_values(name))]
+    unordered = [name for name in space.varied if name not in ordered]
 
     def important() -> list[Importance]:
-        values = {name: [getattr(t.hyperparameters, name) for t in done] for name in asked}
-        return [importance(name, values[name], scores, len(asked)) for name in asked]
+        values = {name: [t.hyperparameters.get(name) for t in done] for name in ordered}
+        return [importance(name, values[name], scores, len(ordered)) for name in ordered]
 
     found = facts.attempt("importance", important) or []
     expected = facts.attempt("budget", expected_best, scores) if scores else None
@@ -148,7 +152,7 @@ def trial_context(facts: Facts) -> dict[str, Any]:
         "about_scores": facts.attempt("scores", words.about_scores, facts) or [],
         "importance": facts.attempt("importance", quality.importances, found),
         "importances": sorted(found, key=lambda item: -abs(np.nan_to_num(item.rho))),
-        "about_importance": words.about_importance(found, scores),
+        "about_importance": words.about_importance(found, scores, unordered),
         "cost": [picture for picture in costs if picture],
         "budget_figure": None
         if expected is None
@@ -157,6 +161,11 @@ def trial_context(facts: Facts) -> dict[str, Any]:
         if expected is None
         else facts.attempt("budget", words.about_budget, facts, expected) or [],
     }
+
+
+def _has_order(values: list[Any]) -> bool:
+    """Whether values can rise: numbers, or false and true."""
+    return all(map(is_number, values)) or all(isinstance(value, bool) for value in values)
 
 
 def test_context(facts: Facts) -> dict[str, Any]:
@@ -170,9 +179,7 @@ def test_context(facts: Facts) -> dict[str, Any]:
         context["svm"] = facts.attempt("test", lambda: {**_tested(svm), "of": svm})
         context["mcnemar"] = facts.attempt("test", words.about_svm, svm)
     if facts.winner:
-        drawn, data = facts.winner.hyperparameters, facts.run.search["data"]
-        shape, classes = tuple(data["image_shape"]), len(data["labels"])
-        context["summary"] = facts.attempt("network", summary, drawn, shape, classes)
+        context["summary"] = facts.attempt("network", summary, facts.winner.layers)
     return context
 
 

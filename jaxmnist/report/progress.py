@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from jaxmnist.config import Hyperparameters
 from jaxmnist.events import (
     EpochFinished,
     StepsFinished,
@@ -15,6 +13,7 @@ from jaxmnist.events import (
     TrialFinished,
     TrialStarted,
 )
+from jaxmnist.models.hyperparameters import Hyperparameters
 from jaxmnist.report.words import duration
 
 
@@ -48,19 +47,21 @@ class Running:
 class Progress:
     """How far a search is.
 
-    draws: the hyperparameters of each trial of the budget.
+    budget: trials that there are to do.
     epochs, images: of a trial, and training images of an epoch.
     ended: the trials that have ended.
     best: index and score of the best so far.
     running: the trials that run.
+    configurations: the hyperparameters of each trial that has begun.
     """
 
-    draws: Mapping[int, Hyperparameters]
+    budget: int
     epochs: int
     images: int
     ended: set[int] = field(default_factory=set)
     best: tuple[int, float] | None = None
     running: dict[int, Running] = field(default_factory=dict)
+    configurations: dict[int, Hyperparameters] = field(default_factory=dict)
     _began: float = field(default_factory=time.perf_counter)
     _before: float = 0.0  # epochs of earlier sessions
 
@@ -72,6 +73,7 @@ class Progress:
         index = event.index
         if isinstance(event, TrialStarted):
             last = event.history[-1] if event.history else None
+            self.configurations[index] = event.hyperparameters
             self.running[index] = Running(
                 epochs=len(event.history),
                 accuracy=last.accuracy if last else None,
@@ -113,7 +115,7 @@ class Progress:
         """How much of the training that there was to do is done, from 0 to 1."""
         running = sum(trial.epochs + trial.share for trial in list(self.running.values()))
         done = self.epochs * len(self.ended) + running - self._before
-        return min(1.0, max(0.0, done / max(1, self.epochs * len(self.draws) - self._before)))
+        return min(1.0, max(0.0, done / max(1, self.epochs * self.budget - self._before)))
 
     def left(self) -> str:
         """The time left, as far as the time taken tells."""
@@ -125,4 +127,4 @@ class Progress:
 
     def __str__(self) -> str:
         best = f", best so far {self.best[1]:.4f} (trial {self.best[0]})" if self.best else ""
-        return f"{len(self.ended)} of {len(self.draws)} trials{best}, {self.left()}"
+        return f"{len(self.ended)} of {self.budget} trials{best}, {self.left()}"

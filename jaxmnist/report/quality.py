@@ -3,36 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice, pairwise
 
 import numpy as np
 
+from jaxmnist.config import text
+from jaxmnist.models.hyperparameters import Choice, Distribution, is_number
+from jaxmnist.models.space import ends_or_values
 from jaxmnist.record import Trial
 from jaxmnist.report.drawing import COLOURS, STRETCHED, Canvas, Picture, accuracy_axis, draw
 from jaxmnist.report.statistics import Importance, bins
 from jaxmnist.report.words import signed
 
 MOST_COLUMNS = 9  # values of a hyperparameter that have room beside each other
+MOST_VALUES = 1000  # more are cut into bins
+BINS = 8
 
 
-def columns(values: Sequence[int]) -> list[list[int]]:
-    """The values of a hyperparameter by column: one each, or neighbours together."""
-    if len(values) <= MOST_COLUMNS:
-        return [[value] for value in values]
-    return [part.tolist() for part in np.array_split(np.asarray(values), 8)]
+def columns(
+    name: str, distributions: Sequence[Distribution], trials: Sequence[Trial]
+) -> list[tuple[str, list[Trial]]]:
+    """Trials by the value of a hyperparameter: a column a value, or neighbours together.
+
+    distributions: of the hyperparameter, whose values are columns also where no trial has them.
+    """
+    drawn = [t.hyperparameters[name] for t in trials if name in t.hyperparameters]
+    values = {text(v): v for d in distributions for v in islice(ends_or_values(d), MOST_VALUES)}
+    values |= {text(value): value for value in drawn}
+    if not all(is_number(value) for value in values.values()):
+        shown = list(values)[:MOST_COLUMNS]
+        having = [t for t in trials if name in t.hyperparameters]
+        found = [
+            (label, [t for t in having if text(t.hyperparameters[name]) == label])
+            for label in shown
+        ]
+        others = [t for t in having if text(t.hyperparameters[name]) not in shown]
+        return [*found, ("others", others)] if others else found
+    ordered = sorted(values.values())
+    endless = any(d.values is None or len(d.values) > MOST_VALUES for d in distributions)
+    if endless:
+        logarithmic = any(getattr(d, "sampling", "linear") != "linear" for d in distributions)
+        ends = [end for d in distributions for end in _ends(d)]
+        space = np.geomspace if logarithmic and min(ends) > 0 else np.linspace
+        edges = space(min(ends), max(ends), BINS + 1)
+        edges[0], edges[-1] = min(*ends, *drawn), max(*ends, *drawn)
+        parts = [(f"{a:.3g}–{b:.3g}", a, b) for a, b in pairwise(edges.tolist())]
+    elif len(ordered) <= MOST_COLUMNS:
+        parts = [(text(value), value, value) for value in ordered]
+    else:
+        split = [ordered[part[0] : part[-1] + 1] for part in _parts(len(ordered))]
+        parts = [(f"{text(part[0])}–{text(part[-1])}", part[0], part[-1]) for part in split]
+    left = [t for t in trials if name in t.hyperparameters]
+    groups: list[tuple[str, list[Trial]]] = []
+    for label, low, high in parts:
+        inside = [t for t in left if low <= t.hyperparameters[name] <= high]
+        left = [t for t in left if t not in inside]  # an edge of two bins belongs to the first
+        groups.append((label, inside))
+    return groups
+
+
+def _ends(distribution: Distribution) -> tuple[float, float]:
+    """The smallest and the largest number of a distribution."""
+    if isinstance(distribution, Choice):
+        return min(distribution.values), max(distribution.values)
+    return distribution.min, distribution.max
+
+
+def _parts(count: int) -> list[np.ndarray]:
+    """The places of `count` values in `BINS` parts of about the same size."""
+    return np.array_split(np.arange(count), BINS)
 
 
 def quality(
-    name: str, values: Sequence[int], trials: Sequence[Trial], winner: int | None, images: int
+    name: str,
+    distributions: Sequence[Distribution],
+    trials: Sequence[Trial],
+    winner: int | None,
+    images: int,
 ) -> Picture | None:
     """Scores of completed trials by the value of a hyperparameter.
 
-    values: that the search could draw; None as a trial's value is a column of its own.
+    distributions: of the hyperparameter. Trials that have none are a column of their own.
     """
-    groups: list[tuple[str, list[Trial]]] = []
-    for group in columns(values):
-        found = [t for t in trials if getattr(t.hyperparameters, name) in group]
-        groups.append((str(group[0]) if len(group) == 1 else f"{group[0]}–{group[-1]}", found))
-    without = [t for t in trials if getattr(t.hyperparameters, name) is None]
+    groups = columns(name, distributions, trials)
+    without = [t for t in trials if name not in t.hyperparameters]
     if without:
         groups.insert(0, ("none", without))
     scores = [t.score for t in trials if t.score is not None]

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxmnist.atomic import read_json, write_json
-from jaxmnist.config import DEFAULT_RANGES, SearchSettings, flag
+from jaxmnist.config import SearchSettings, flag, text
 from jaxmnist.errors import UsageError
-from jaxmnist.store import RunDirectory
+from jaxmnist.store import RunDirectory, WritableRunDirectory
 
 TIMES = "times.json"  # in best/
 SHAPE = {"sessions": [{"finished": str, "seconds": {str: float}}]}
 # What doesn't belong to a repetition elsewhere.
-LEFT_OUT = ("overwrite", "quiet", "directory", "cache")
+LEFT_OUT = ("overwrite", "quiet", "directory", "cache", "ranges")
 
 
 def machine() -> dict[str, Any]:
@@ -48,7 +48,7 @@ def _processor() -> str:
 
 
 def write_times(
-    directory: RunDirectory, seconds: dict[str, float], say: Callable[[str], None]
+    directory: WritableRunDirectory, seconds: dict[str, float], say: Callable[[str], None]
 ) -> None:
     """Keep the wall time of each stage of a search that has just come to its end.
 
@@ -85,6 +85,9 @@ def command(settings: SearchSettings) -> str:
             parts.append(flag(name) if value else flag("no_" + name))
         else:
             parts += [flag(name), str(value)]
+    for name, given in settings.ranges.items():
+        members = given if isinstance(given, list) else [given]
+        parts += [flag(name), ",".join(map(text, members))]
     return shlex.join(parts)
 
 
@@ -96,12 +99,14 @@ def session(settings: SearchSettings) -> str:
         for name, value in settings.to_json().items()
         if name not in LEFT_OUT and value != usual[name]
     ]
+    given += [f"{name}={value!r}" for name, value in settings.ranges.items()]
     return f"jaxmnist.random_search({', '.join(given)})"
 
 
 def settings_rows(search: dict[str, Any]) -> list[tuple[str, Any]]:
     """The settings of search.json as rows of a table, ranges as they were searched."""
-    identity, settings = search["identity"], search["settings"]
-    rows = {**settings, **{name: identity[name] for name in DEFAULT_RANGES}}
-    rows |= {name: identity[name] for name in ("optimizer", "precision") if name in identity}
+    identity, settings = search["identity"], dict(search["settings"])
+    settings.pop("ranges", None)
+    rows = {**settings, "network": identity["network"], "optimizer": identity["optimizer"]}
+    rows |= identity["space"]
     return [(name, "default" if value is None else value) for name, value in rows.items()]

@@ -12,18 +12,17 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxmnist.config import Hyperparameters
-from jaxmnist.events import Metrics
-from jaxmnist.record import Trial
+from jaxmnist.config import text as value_text
+from jaxmnist.models.hyperparameters import Hyperparameters, is_number
+from jaxmnist.models.space import SpaceDescription
+from jaxmnist.record import METRICS, Metrics, Trial
 from jaxmnist.report.drawing import quiet_matplotlib
 
-METRICS = tuple(item.name for item in fields(Metrics))
 CLOSED = b"_hparams_/session_end_info"  # what the file of a trial that ended has in it
 MOST_CELLS = 300  # of a side of the confusion matrix
 MOST_NAMES = 30  # of classes beside it
@@ -35,10 +34,15 @@ class TensorBoard:
     """The files under a run's tensorboard/.
 
     A trial's file is begun anew when the trial is, so that a resumed run has nothing twice.
+
+    Args:
+      folder: to write them in.
+      space: that the trials are from; hyperparameters that it varies are columns of HParams.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, space: SpaceDescription) -> None:
         self.folder = folder
+        self._space = space
         self._writers: dict[int, Any] = {}
 
     def trial_folder(self, index: int) -> Path:
@@ -57,21 +61,22 @@ class TensorBoard:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         self._writers[index] = EventsWriter(str(folder / "events"))
-        experiment, began, _ = _hparams(hyperparameters)
+        experiment, began, _ = _hparams(columns(self._space, hyperparameters))
         self._write(index, experiment)
         self._write(index, began)
 
-    def epoch(self, index: int, epoch: int, metrics: dict[str, float]) -> None:
+    def epoch(self, index: int, epoch: int, metrics: Metrics) -> None:
         """Add an epoch, counted from 1, to the curves of a trial."""
         from tensorboardX.summary import scalar
 
         for name in METRICS:
-            if math.isfinite(metrics[name]):
-                self._write(index, scalar(name, metrics[name]), epoch)
+            if math.isfinite(value := getattr(metrics, name)):
+                self._write(index, scalar(name, value), epoch)
 
     def end(self, index: int, hyperparameters: Hyperparameters, failed: bool) -> None:
         """End a trial."""
-        self._write(index, _failed() if failed else _hparams(hyperparameters)[2])
+        ended = _hparams(columns(self._space, hyperparameters))[2]
+        self._write(index, _failed() if failed else ended)
         self._writers.pop(index).close()
 
     def catch_up(self, trials: Sequence[Trial]) -> None:
@@ -80,9 +85,8 @@ class TensorBoard:
             if trial.status == "running" or self._closed(trial.index):
                 continue
             self.start(trial.index, trial.hyperparameters)
-            for epoch in range(len(trial.history["loss"])):
-                values = {name: trial.history[name][epoch] for name in METRICS}
-                self.epoch(trial.index, epoch + 1, values)
+            for epoch, metrics in enumerate(trial.history, 1):
+                self.epoch(trial.index, epoch, metrics)
             self.end(trial.index, trial.hyperparameters, trial.status == "failed")
 
     def winner(
@@ -121,15 +125,27 @@ def _event(summary: Any, step: int) -> Any:
     return Event(summary=summary, step=step, wall_time=time.time())
 
 
-def _hparams(hyperparameters: Hyperparameters) -> tuple[Any, Any, Any]:
-    """What HParams needs to know before a trial's curves, twice, and after them.
+def columns(space: SpaceDescription, hyperparameters: Hyperparameters) -> dict[str, Any]:
+    """The values of HParams' columns: every hyperparameter that the space varies.
 
-    The first run that TensorBoard reads says what columns there are, so that every one must have
-    them all: a hyperparameter that plays no part is 0.
+    The first run that TensorBoard reads says what columns there are and of which type, so that
+    every one must have them all: a hyperparameter that plays no part is 0, or '–' among words.
     """
+    found: dict[str, Any] = {}
+    for name in space.varied:
+        numbers = all(is_number(value) for value in space.some_values(name))
+        value = hyperparameters.get(name)
+        if numbers:
+            found[name] = value or 0
+        else:
+            found[name] = value_text(value) if name in hyperparameters else "–"
+    return found
+
+
+def _hparams(values: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """What HParams needs to know before a trial's curves, twice, and after them."""
     from tensorboardX.summary import hparams
 
-    values = {name: value or 0 for name, value in hyperparameters.to_json().items()}
     experiment, began, ended = hparams(values, dict.fromkeys(METRICS, 0.0))
     return experiment, began, ended
 
@@ -139,7 +155,7 @@ def _failed() -> Any:
     from tensorboardX.proto.api_pb2 import Status
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData, SessionEndInfo
 
-    summary = _hparams(Hyperparameters(1, 1, 0))[2]
+    summary = _hparams({})[2]
     state = Status.Value("STATUS_FAILURE")
     content = HParamsPluginData(session_end_info=SessionEndInfo(status=state), version=0)
     summary.value[0].metadata.plugin_data.content = content.SerializeToString()

@@ -118,8 +118,21 @@ def about_scores(facts: Facts) -> list[str]:
     return said
 
 
-def about_importance(found: Sequence[Importance], scores: Sequence[float]) -> str:
-    """What the importances say, or why they say nothing."""
+def about_importance(
+    found: Sequence[Importance], scores: Sequence[float], unordered: Sequence[str] = ()
+) -> str:
+    """What the importances say, or why they say nothing.
+
+    unordered: hyperparameters whose values have no order, so that nothing can rise with them.
+    """
+    said = _about_importance(found, scores)
+    if unordered:
+        names = ", ".join(unordered)
+        said += f" The values of {names} have no order: the bars above show what they are worth."
+    return said
+
+
+def _about_importance(found: Sequence[Importance], scores: Sequence[float]) -> str:
     trials = len(scores)
     if trials < FEWEST_FOR_IMPORTANCE:
         return (
@@ -146,7 +159,8 @@ def about_budget(facts: Facts, expected: np.ndarray) -> list[str]:
     """Would ten more trials help? By the expected best of each number of trials."""
     scores, images = facts.scores, facts.validation_images
     ended = len(scores) + facts.count("failed")
-    more = min(MORE, facts.space.size - ended)
+    size = facts.space.size
+    more = MORE if size is None else min(MORE, size - ended)
     if len(scores) < 2:
         return ["One score says nothing about what more trials would bring."]
     half = len(scores) // 2

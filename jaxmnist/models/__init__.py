@@ -1,0 +1,1 @@
+"""Networks as functions of their hyperparameters; the only room that knows Flax."""

@@ -1,0 +1,100 @@
+"""The hyperparameters of the study's network: their names, ranges and help, without Flax."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from jaxmnist.config import flag
+from jaxmnist.errors import UsageError
+from jaxmnist.models.hyperparameters import Hyperparameters
+from jaxmnist.models.space import Definition, Questions, answers_of
+
+HELP = {
+    "filters": "filters of each convolution",
+    "conv_layers": "number of convolutions",
+    "dense_layers": "number of hidden dense layers",
+    "units": "units of each hidden dense layer",
+}
+# The least and the largest value that the network takes; memory or time would end before.
+BOUNDS = {
+    "filters": (1, 10**5),
+    "conv_layers": (1, 100),
+    "dense_layers": (0, 100),
+    "units": (1, 10**6),
+}
+
+
+class Widths(NamedTuple):
+    """What a configuration is: see `HELP`; `units` is 0 where there are no hidden dense layers."""
+
+    filters: int
+    conv_layers: int
+    dense_layers: int
+    units: int
+
+
+def ask(hp: Questions) -> Widths:
+    """Ask for the hyperparameters of a configuration."""
+    most = most_conv_layers(*hp.image_shape[:2])
+    if most == 0:
+        height, width = hp.image_shape[:2]
+        raise UsageError(
+            f"images of {height}×{width} pixels are too small: at least 6×6 are needed"
+        )
+    filters = hp.Int("filters", 32, 128, step=16)
+    conv_layers = hp.Int("conv_layers", 1, min(3, most))
+    dense_layers = hp.Int("dense_layers", 0, 2)
+    units = hp.Int("units", 32, 256, step=32) if dense_layers else 0
+    return Widths(filters, conv_layers, dense_layers, units)
+
+
+def widths(hyperparameters: Hyperparameters) -> Widths:
+    """What a configuration is; `UsageError` if it is none of the study's network."""
+    return ask(Questions(answers_of(hyperparameters)))
+
+
+def check(hyperparameters: Hyperparameters, image_shape: tuple[int, int, int] | None) -> None:
+    """Raise `UsageError` unless the network can be built so, and for images of this shape."""
+    for name, value in hyperparameters.items():
+        low, high = BOUNDS[name]
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise UsageError(
+                f"{flag(name)} must be a whole number from {low} to {high}, not {value}"
+            )
+    if image_shape is None:
+        return
+    height, width, _ = image_shape
+    most = most_conv_layers(height, width)
+    if hyperparameters["conv_layers"] > most:
+        raise UsageError(
+            f"--conv-layers {hyperparameters['conv_layers']} would pool images of"
+            f" {height}×{width} pixels away: at most {most} fit"
+        )
+
+
+def most_conv_layers(height: int, width: int) -> int:
+    """Convolutions that an image can pass before pooling leaves nothing of it.
+
+    The first convolution takes 4 pixels off height and width; each pooling halves, rounding down.
+    """
+    side = (min(height, width) - 4) // 2
+    return max(side, 0).bit_length()
+
+
+def configuration(
+    filters: int, conv_layers: int, dense_layers: int, units: int | None = None
+) -> Hyperparameters:
+    """A configuration of the study's network; `units` counts only with hidden dense layers.
+
+    >>> print(configuration(filters=112, conv_layers=2, dense_layers=1, units=224))
+    filters=112 conv_layers=2 dense_layers=1 units=224
+    """
+    given = {"filters": filters, "conv_layers": conv_layers, "dense_layers": dense_layers}
+    if dense_layers:
+        if units is None:
+            raise UsageError("units are needed where there are hidden dense layers")
+        given["units"] = units
+    return Hyperparameters(given)
+
+
+DEFINITION = Definition("study", ask, check, HELP)
