@@ -77,7 +77,7 @@ class Run:
             self.validation_images: int = self.search["data"]["validation"]
             if self.validation_images < 1:
                 raise ValueError
-        except (TypeError, ValueError, KeyError):
+        except (TypeError, ValueError, KeyError, AttributeError):
             path = self.directory.path / "search.json"
             raise DamagedFile(path, "does not say what was searched") from None
 

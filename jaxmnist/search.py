@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import os
-import platform
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import fields, replace
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from jaxmnist.command import Parser, add_ranges, add_settings, run_command, signals_call
@@ -61,6 +57,8 @@ def settings_of(options: Mapping[str, Any], space: Space) -> SearchSettings:
     ranges = {name: options[name] for name in space.parameters if name in options}
     for name in options:
         if name not in known and name not in ranges:
+            import difflib
+
             near = difflib.get_close_matches(name, [*known, *space.parameters], 1)
             raise UsageError(
                 f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
@@ -76,6 +74,8 @@ def search(settings: SearchSettings, network: Network | None = None) -> Run:
     """
     definition = network.definition if network else DEFINITION
     declared = Space(definition, settings.ranges).describe()  # complain before data are loaded
+    from concurrent.futures import ThreadPoolExecutor
+
     from jaxmnist.cache import cache_folder, keep_programs
     from jaxmnist.devices import debugging_settings, set_pool_size, start_jax
 
@@ -313,6 +313,9 @@ def describe_search(
     settings: SearchSettings, dataset: Dataset, network: str, space: SpaceDescription
 ) -> dict[str, Any]:
     """What search.json says; its `identity` makes the run what it is."""
+    import platform
+    from importlib.metadata import version
+
     import jax
 
     from jaxmnist import __version__
