@@ -36,11 +36,11 @@ from peers.task import Task
 from steps import STEP_PEERS, training_flops
 
 import jaxmnist
-from jaxmnist.config import PRECISIONS, SearchSettings
-from jaxmnist.config import flag as flag_of
-from jaxmnist.lanes import Stacking, group_trials
-from jaxmnist.models.hyperparameters import Hyperparameters
+from jaxmnist.engine.lanes import Stacking, group_trials
+from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.study.space import HELP, widths
+from jaxmnist.settings import PRECISIONS, SearchSettings
+from jaxmnist.settings import flag as flag_of
 
 ONE_AT_A_TIME = ("Keras on JAX", "plain Flax loop")
 

@@ -33,8 +33,8 @@ from tiny import facts, search_options
 
 import jaxmnist
 from jaxmnist import JaxmnistError, Run, SupportVectors, evaluation
-from jaxmnist.atomic import write_json
 from jaxmnist.errors import Stopped
+from jaxmnist.whole_files import write_json
 
 SHARE_INTERRUPTED = 0.3  # of the damages
 OUTCOMES = ("as it was", "recovered", "refused", "BROKEN")
@@ -288,8 +288,8 @@ def outcome(
 def interrupt(options: dict) -> None:
     """Run the search until its third trial begins, and stop it there: it leaves a checkpoint."""
     # Not above: JAX must be imported after its log was quieted.
-    from jaxmnist.events import Event, TrialStarted
-    from jaxmnist.trials import Trials
+    from jaxmnist.engine.events import Event, TrialStarted
+    from jaxmnist.search.trials import Trials
 
     record = Trials.record
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmnist.config import TrainingSettings
-from jaxmnist.data import load_arrays, split
-from jaxmnist.engine import Engine
-from jaxmnist.events import TrialFinished
+from jaxmnist.data.dataset import load_arrays, split
+from jaxmnist.engine.events import TrialFinished
+from jaxmnist.engine.local import Engine
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.network import STUDY
+from jaxmnist.settings import TrainingSettings
 
 
 def resident_megabytes(process: int | str = "self") -> float:

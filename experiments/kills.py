@@ -60,8 +60,8 @@ def watch(event, arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(watch)
-from jaxmnist.command import run_command
-from jaxmnist.search import main
+from jaxmnist.commands.parser import run_command
+from jaxmnist.search.loop import main
 status = run_command(main, sys.argv[4:])
 print(len(changes))
 sys.exit(status)

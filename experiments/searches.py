@@ -29,11 +29,11 @@ from measure import (
 from steps import OURS, training_flops
 
 import jaxmnist
-from jaxmnist.config import SearchSettings
-from jaxmnist.data import Dataset, load_dataset
-from jaxmnist.models.hyperparameters import Hyperparameters
+from jaxmnist.data.dataset import Dataset, load_dataset
+from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION
+from jaxmnist.settings import SearchSettings
 
 SEARCH_PEERS = {
     OURS: Peer("", arrangements=(ONE_PROCESS,), elsewhere=False),
@@ -48,7 +48,7 @@ SEARCH_PEERS = {
 IMPORTS = """
 import json, time
 started = time.perf_counter()
-import jaxmnist.data, jaxmnist.engine, jaxmnist.evaluation, jaxmnist.run, jaxmnist.search
+import jaxmnist.search.loop
 print(json.dumps({"import_seconds": time.perf_counter() - started}))
 """
 

@@ -42,7 +42,9 @@ import signal, sys
 from pathlib import Path
 for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # a shell may have them ignored in the background
     signal.signal(getattr(signal, name), signal.SIG_DFL)
-from jaxmnist import cache, command, search
+from jaxmnist.engine import cache
+from jaxmnist.commands import parser as command
+from jaxmnist.search import loop as search
 cache.keep_programs(cache.cache_folder(sys.argv[2]))
 from jaxmnist.models.study.network import StudyNetwork
 import soak

@@ -27,11 +27,12 @@ from measure import (
 )
 from peers.task import Task
 
-from jaxmnist.models.hyperparameters import Hyperparameters
-from jaxmnist.models.layers import count_parameters
+from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec
-from jaxmnist.models.study.network import STUDY, rows, study_layers
+from jaxmnist.models.study.layers import rows, study_layers
+from jaxmnist.models.study.network import STUDY
 from jaxmnist.models.study.space import configuration, widths
+from jaxmnist.runs.layers import count_parameters
 
 OURS = "jaxmnist"
 MNIST = DataSpec((28, 28, 1), 10)

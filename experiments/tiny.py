@@ -13,9 +13,9 @@ import numpy as np
 
 import jaxmnist
 from jaxmnist import Run, SupportVectors
-from jaxmnist.atomic import sha256
-from jaxmnist.command import flag
-from jaxmnist.config import SearchSettings
+from jaxmnist.commands.parser import flag
+from jaxmnist.settings import SearchSettings
+from jaxmnist.whole_files import sha256
 
 TRAIN, TEST = 400, 200  # images
 

@@ -36,14 +36,14 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 import jaxmnist
-from jaxmnist.config import PRECISIONS, SearchSettings, TrainingSettings
-from jaxmnist.data import load_dataset
-from jaxmnist.engine import Engine
-from jaxmnist.lanes import Group
-from jaxmnist.models.hyperparameters import Hyperparameters
+from jaxmnist.data.dataset import load_dataset
+from jaxmnist.engine.lanes import Group
+from jaxmnist.engine.local import Engine
+from jaxmnist.engine.stacking import candidates
+from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.study.network import STUDY
 from jaxmnist.models.study.space import configuration
-from jaxmnist.stacking import candidates
+from jaxmnist.settings import PRECISIONS, SearchSettings, TrainingSettings
 
 WIDEST = {"filters": 128, "units": 256}
 GIB = 2**30

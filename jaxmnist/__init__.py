@@ -8,31 +8,31 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from jaxmnist.config import SearchSettings
-    from jaxmnist.data import load_arrays
+    from jaxmnist.api import random_search
+    from jaxmnist.data.dataset import load_arrays
     from jaxmnist.errors import JaxmnistError, SurroundingsError, UsageError
-    from jaxmnist.features import FlattenFeatures
-    from jaxmnist.models.hyperparameters import Hyperparameters
-    from jaxmnist.models.study.network import build_model
-    from jaxmnist.run import Run
-    from jaxmnist.search import random_search
-    from jaxmnist.support_vectors import SupportVectors
-    from jaxmnist.trained import TrainedModel
+    from jaxmnist.hyperparameters import Hyperparameters
+    from jaxmnist.models.study.layers import build_model
+    from jaxmnist.results.features import FlattenFeatures
+    from jaxmnist.results.run import Run
+    from jaxmnist.results.support_vectors import SupportVectors
+    from jaxmnist.results.trained import TrainedModel
+    from jaxmnist.settings import SearchSettings
 
 # Loaded when first asked for, so that importing the package, and `--help`, cost nothing.
 _HOMES = {
-    "FlattenFeatures": "features",
-    "Hyperparameters": "models.hyperparameters",
+    "FlattenFeatures": "results.features",
+    "Hyperparameters": "hyperparameters",
     "JaxmnistError": "errors",
-    "Run": "run",
-    "SearchSettings": "config",
-    "SupportVectors": "support_vectors",
+    "Run": "results.run",
+    "SearchSettings": "settings",
+    "SupportVectors": "results.support_vectors",
     "SurroundingsError": "errors",
-    "TrainedModel": "trained",
+    "TrainedModel": "results.trained",
     "UsageError": "errors",
-    "build_model": "models.study.network",
-    "load_arrays": "data",
-    "random_search": "search",
+    "build_model": "models.study.layers",
+    "load_arrays": "data.dataset",
+    "random_search": "api",
 }
 __all__ = [
     "FlattenFeatures",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import os
 import struct
 from collections.abc import Iterator
@@ -14,13 +15,13 @@ import numpy as np
 import pytest
 
 from jaxmnist import Run, random_search
-from jaxmnist.files import IDX_NAMES, Arrays, read_idx_folder
-from jaxmnist.models.hyperparameters import Hyperparameters
-from jaxmnist.models.layers import Layer
-from jaxmnist.record import METRICS, History, Metrics, Trial
-from jaxmnist.store import WritableRunDirectory, read_search
+from jaxmnist.data.formats import IDX_NAMES, Arrays, read_idx_folder
+from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.runs.directory import WritableRunDirectory, read_search
+from jaxmnist.runs.layers import Layer
+from jaxmnist.runs.trial import METRICS, History, Metrics, Trial
 
-PACKAGED = Path(__file__).parents[1] / "jaxmnist" / "mnist"
+PACKAGED = Path(__file__).parents[1] / "jaxmnist" / "data" / "mnist"
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -37,6 +38,24 @@ def float64() -> AbstractContextManager[None]:
     from jax.experimental import enable_x64  # where JAX is older than 0.8
 
     return enable_x64()
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What the package logs."""
+    lines: list[str] = []
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    logger, handler = logging.getLogger("jaxmnist"), Lines()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield lines
+    logger.removeHandler(handler)
+    logger.setLevel(level)
 
 
 def writing(path: Path, search: dict | None = None) -> WritableRunDirectory:

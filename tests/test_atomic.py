@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from jaxmnist.atomic import (
+from jaxmnist.errors import SurroundingsError
+from jaxmnist.whole_files import (
     DamagedFile,
     MissingFile,
     fits,
@@ -15,7 +16,6 @@ from jaxmnist.atomic import (
     write_bytes,
     write_json,
 )
-from jaxmnist.errors import SurroundingsError
 
 
 def test_json_reads_back_and_knows_damage(tmp_path):

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from test_search import flags
 
-from jaxmnist import cache
-from jaxmnist.cache import cache_folder
+from jaxmnist.engine import cache
+from jaxmnist.engine.cache import cache_folder
 from jaxmnist.errors import UsageError
 
 COMPILE = """
 import sys
-from jaxmnist.cache import cache_folder, keep_programs
+from jaxmnist.engine.cache import cache_folder, keep_programs
 if "late" in sys.argv:
     import jax
 keep_programs(cache_folder(sys.argv[1] or None))

@@ -9,17 +9,17 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmnist.atomic import DamagedFile, read_sealed, sealed_bytes
-from jaxmnist.checkpoint import from_arrays, to_arrays
-from jaxmnist.config import TrainingSettings
-from jaxmnist.data import load_arrays, split
-from jaxmnist.engine import Engine
-from jaxmnist.events import Checkpoint, StepsFinished, TrialFinished, TrialStarted
-from jaxmnist.lanes import Stacking
+from jaxmnist.data.dataset import load_arrays, split
+from jaxmnist.engine.checkpoint import from_arrays, to_arrays
+from jaxmnist.engine.events import Checkpoint, StepsFinished, TrialFinished, TrialStarted
+from jaxmnist.engine.lanes import Stacking
+from jaxmnist.engine.local import Engine
 from jaxmnist.models.network import DataSpec
 from jaxmnist.models.study.network import STUDY
 from jaxmnist.models.study.space import configuration
-from jaxmnist.record import METRICS
+from jaxmnist.runs.trial import METRICS
+from jaxmnist.settings import TrainingSettings
+from jaxmnist.whole_files import DamagedFile, read_sealed, sealed_bytes
 
 # 300 images in batches of 8 are 38 steps, so that an epoch has pauses within it.
 SETTINGS = TrainingSettings(epochs=2, batch_size=8, learning_rate=0.01)

@@ -7,8 +7,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from jaxmnist.config import SearchSettings, TrainingSettings
 from jaxmnist.errors import UsageError
+from jaxmnist.settings import SearchSettings, TrainingSettings
 
 
 class Colour:

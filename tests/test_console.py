@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console as RichConsole
 from test_search import flags
 
-from jaxmnist.events import (
+from jaxmnist.engine.events import (
     EpochFinished,
     StepsFinished,
     TrialCompiled,
@@ -22,10 +22,11 @@ from jaxmnist.events import (
     TrialStarted,
 )
 from jaxmnist.models.study.space import configuration
-from jaxmnist.record import Metrics
-from jaxmnist.report.console import Console, open_console
+from jaxmnist.report.console import Console
 from jaxmnist.report.display import Display, can_display
 from jaxmnist.report.progress import Progress
+from jaxmnist.report.show import open_console
+from jaxmnist.runs.trial import Metrics
 
 DRAWS = {index: configuration(4 * index + 4, 1, 0) for index in range(4)}
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import PACKAGED, write_idx
 
-from jaxmnist.data import MNIST_SHA256, load_arrays, split
+from jaxmnist.data.dataset import MNIST_SHA256, load_arrays, split
+from jaxmnist.data.formats import IDX_NAMES, Arrays, read_idx, read_idx_folder, read_npz
 from jaxmnist.errors import UsageError
-from jaxmnist.files import IDX_NAMES, Arrays, read_idx, read_idx_folder, read_npz
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_an_npz_that_claims_to_be_encrypted(tmp_path, arrays):
 
 
 def test_an_npz_that_unpacks_to_too_much_is_not_unpacked(tmp_path, arrays, monkeypatch):
-    monkeypatch.setattr("jaxmnist.files.LARGEST_FILE", 1000)
+    monkeypatch.setattr("jaxmnist.reading.LARGEST_FILE", 1000)
     np.savez_compressed(tmp_path / "a.npz", **arrays)
     refused(lambda: read_npz(tmp_path / "a.npz"), "unpacks to")
 

@@ -14,8 +14,8 @@ from test_search import command, facts, flags
 
 import jaxmnist
 from jaxmnist import Run
-from jaxmnist.atomic import read_json, write_json
-from jaxmnist.devices import pool_size
+from jaxmnist.engine.devices import pool_size
+from jaxmnist.whole_files import read_json, write_json
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu", "nonsense"])

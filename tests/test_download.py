@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import jaxmnist.download as download
-from jaxmnist.download import load_named
+import jaxmnist.data.download as download
+from jaxmnist.data.download import load_named
+from jaxmnist.data.formats import IDX_NAMES
 from jaxmnist.errors import SurroundingsError, UsageError
-from jaxmnist.files import IDX_NAMES
 
 SHAPES = {"x_train": (6, 4, 5), "y_train": (6,), "x_test": (3, 4, 5), "y_test": (3,)}
 
@@ -481,6 +481,6 @@ def test_what_must_be_prepared_asks_for_tensorflow(name, data_dir, caplog):
 
 
 def test_importing_the_module_does_not_import_tfds():
-    code = "import sys, jaxmnist.download; print('tensorflow_datasets' in sys.modules)"
+    code = "import sys, jaxmnist.data.download; print('tensorflow_datasets' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"

@@ -6,12 +6,18 @@ import threading
 import numpy as np
 import pytest
 
-from jaxmnist.config import TrainingSettings
-from jaxmnist.data import load_arrays, split
-from jaxmnist.engine import Engine
-from jaxmnist.events import EpochFinished, StepsFinished, TrialCompiled, TrialFinished, TrialStarted
+from jaxmnist.data.dataset import load_arrays, split
+from jaxmnist.engine.events import (
+    EpochFinished,
+    StepsFinished,
+    TrialCompiled,
+    TrialFinished,
+    TrialStarted,
+)
+from jaxmnist.engine.local import Engine
 from jaxmnist.models.study.network import STUDY
 from jaxmnist.models.study.space import configuration
+from jaxmnist.settings import TrainingSettings
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=32, learning_rate=0.01)
 TRIALS = {
@@ -61,7 +67,7 @@ def test_histories_and_weights_do_not_depend_on_jobs(dataset, alone):
 
 def test_accuracies_are_those_of_the_weights(dataset, alone):
     """Validation accuracy of the last epoch, counted anew with the weights that came back."""
-    from jaxmnist.trained import TrainedModel
+    from jaxmnist.results.trained import TrainedModel
 
     for index, events in alone.items():
         last = events[-1]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
-from jaxmnist.evaluation import (
+from jaxmnist.results.evaluation import (
     Evaluation,
     describe_classes,
     describe_confusions,

@@ -11,16 +11,18 @@ import pytest
 @pytest.mark.parametrize(
     "name",
     [
-        "config",
-        "data",
-        "features",
-        "models.hyperparameters",
-        "models.study.network",
+        "api",
+        "data.dataset",
+        "errors",
+        "hyperparameters",
+        "models.study.layers",
         "models.study.space",
-        "run",
-        "search",
-        "support_vectors",
-        "trained",
+        "results.features",
+        "results.run",
+        "results.support_vectors",
+        "results.trained",
+        "settings",
+        "whole_files",
     ],
 )
 def test_examples(name, finished, mnist, options):

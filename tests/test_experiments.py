@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxmnist.models.hyperparameters import Hyperparameters
+from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION, configuration
 

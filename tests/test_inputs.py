@@ -28,17 +28,17 @@ from hypothesis import strategies as st
 from safetensors.numpy import save as save_tensors
 
 from jaxmnist import JaxmnistError, Run, SearchSettings, SupportVectors, TrainedModel, UsageError
-from jaxmnist.atomic import DamagedFile, read_json, write_json
-from jaxmnist.command import run_command
-from jaxmnist.evaluation import describe, kept_look
-from jaxmnist.files import check_arrays, read_idx, read_npz
-from jaxmnist.ledger import read_looks
+from jaxmnist.commands.parser import run_command
+from jaxmnist.commands.search import main as search
+from jaxmnist.data.formats import check_arrays, read_idx, read_npz
+from jaxmnist.data.pictures import read_pictures
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION
-from jaxmnist.pictures import read_pictures
-from jaxmnist.record import Trial
 from jaxmnist.report.facts import Facts
-from jaxmnist.search import main as search
+from jaxmnist.results.evaluation import describe, kept_look
+from jaxmnist.runs.ledger import read_looks
+from jaxmnist.runs.trial import Trial
+from jaxmnist.whole_files import DamagedFile, read_json, write_json
 
 COUNT = int(os.environ.get("EXAMPLES", "300"))
 EXAMPLES = settings(derandomize=True, deadline=None, database=None, max_examples=COUNT)
@@ -279,7 +279,7 @@ def test_pictures(place, noise, form):
 
 def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
     """Archives of a few kilobytes that claim, or hold, far more than may be used."""
-    monkeypatch.setattr("jaxmnist.files.LARGEST_FILE", 10**6)
+    monkeypatch.setattr("jaxmnist.reading.LARGEST_FILE", 10**6)
     zeros = np.zeros(10**7, np.uint8)
     np.savez_compressed(tmp_path / "bomb.npz", **dict.fromkeys(KEYS, zeros), images=zeros)
     head = struct.pack(">HBB3I", 0, 8, 3, 10**4, 10, 10)
@@ -365,7 +365,7 @@ def printable(text: str) -> None:
 
 
 def svm_report(run: Path) -> str:
-    from jaxmnist import svm
+    from jaxmnist.results import svm
 
     found = Run(run)
 
@@ -468,7 +468,7 @@ def test_a_ledger_of_anything(place, lines):
 
 def test_names_of_files_can_not_command_the_terminal(finished, tmp_path, capsys):
     """Escape sequences, line breaks and bytes that are no text, in names that are printed."""
-    from jaxmnist.predict import main
+    from jaxmnist.commands.predict import main
 
     path = tmp_path / "a\x1b[2J\nb\udcff.npy"
     np.save(path, np.zeros((28, 28), np.uint8))

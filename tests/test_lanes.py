@@ -14,24 +14,18 @@ import numpy as np
 import pytest
 from conftest import float64
 
-from jaxmnist.config import TrainingSettings
-from jaxmnist.data import load_arrays, split
-from jaxmnist.engine import Engine
-from jaxmnist.events import (
+from jaxmnist.data.dataset import load_arrays, split
+from jaxmnist.engine.events import (
     EpochFinished,
     StackingChosen,
     StepsFinished,
     TrialFinished,
     TrialStarted,
 )
-from jaxmnist.lanes import Group, Stacking, group_trials, lanes_for
-from jaxmnist.models.hyperparameters import Hyperparameters
-from jaxmnist.models.network import DataSpec
-from jaxmnist.models.space import Space
-from jaxmnist.models.study.network import STUDY, StudyNetwork, build_model
-from jaxmnist.models.study.space import DEFINITION, configuration
-from jaxmnist.stacking import candidates, choose
-from jaxmnist.training import (
+from jaxmnist.engine.lanes import Group, Stacking, group_trials, lanes_for
+from jaxmnist.engine.local import Engine
+from jaxmnist.engine.stacking import candidates, choose
+from jaxmnist.engine.training import (
     batches,
     epoch_order,
     frozen_where_diverged,
@@ -40,6 +34,13 @@ from jaxmnist.training import (
     start_training,
     train_block,
 )
+from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.models.network import DataSpec
+from jaxmnist.models.space import Space
+from jaxmnist.models.study.layers import build_model
+from jaxmnist.models.study.network import STUDY, StudyNetwork
+from jaxmnist.models.study.space import DEFINITION, configuration
+from jaxmnist.settings import TrainingSettings
 
 SHAPE, CLASSES = (12, 13, 2), 4
 DATA = DataSpec(SHAPE, CLASSES)
@@ -359,13 +360,13 @@ def test_the_program_for_a_tpu(dataset):
 
 SHARDED = """
 import json, sys, jax
-from jaxmnist.config import TrainingSettings
+from jaxmnist.settings import TrainingSettings
 from jaxmnist.models.study.network import STUDY
 from jaxmnist.models.study.space import configuration
-from jaxmnist.data import load_arrays, split
-from jaxmnist.engine import Engine
-from jaxmnist.events import TrialFinished
-from jaxmnist.lanes import Stacking, group_trials
+from jaxmnist.data.dataset import load_arrays, split
+from jaxmnist.engine.local import Engine
+from jaxmnist.engine.events import TrialFinished
+from jaxmnist.engine.lanes import Stacking, group_trials
 
 dataset = split("small", load_arrays(None, sys.argv[1]), validation_split=0.25, seed=0)
 settings = TrainingSettings(epochs=2, batch_size=32, learning_rate=1e-3)

@@ -13,14 +13,14 @@ from conftest import writing
 from pages import check
 
 from jaxmnist import Run, random_search
-from jaxmnist.events import EpochFinished, TrialFinished, TrialStarted
+from jaxmnist.engine.events import EpochFinished, TrialFinished, TrialStarted
 from jaxmnist.models.study.network import STUDY
 from jaxmnist.models.study.space import configuration
-from jaxmnist.record import Metrics
 from jaxmnist.report import live
 from jaxmnist.report.console import Console
 from jaxmnist.report.live import Reports
 from jaxmnist.report.tensorboard import TensorBoard
+from jaxmnist.runs.trial import Metrics
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_a_search_whose_trials_all_fail_has_a_page(options, tmp_path: Path):
 
 
 def test_times_are_kept_once_for_each_time_that_trained(finished):
-    from jaxmnist.report.record import read_times
+    from jaxmnist.runs.times import read_times
 
     (session,) = read_times(finished.directory)
     assert {"data", "training", "test", "SVM"} <= set(session["seconds"])

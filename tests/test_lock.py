@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxmnist import lock
 from jaxmnist.errors import SurroundingsError, UsageError
+from jaxmnist.runs import lock
 
 OTHER = "process 4321 on another-machine"
 
@@ -28,7 +28,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def holder(path: Path) -> subprocess.Popen:
     """Another process that holds the lock until its input ends."""
     program = (
-        "import sys; from pathlib import Path; from jaxmnist import lock\n"
+        "import sys; from pathlib import Path; from jaxmnist.runs import lock\n"
         f"with lock.hold(Path({str(path)!r})):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )
@@ -55,7 +55,7 @@ def test_a_second_process_is_told_of_the_first_and_takes_over_from_the_dead(tmp_
     first.communicate()
     assert f"process {first.pid}" in path.read_text()
     started = time.monotonic()
-    with lock.hold(path, pytest.fail):
+    with lock.hold(path):
         assert path.read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
     assert time.monotonic() - started < 2  # a death on this machine needs no watching
     assert path.read_text() == ""
@@ -63,11 +63,11 @@ def test_a_second_process_is_told_of_the_first_and_takes_over_from_the_dead(tmp_
         assert refusal(path).endswith(f"in use by process {os.getpid()} on {socket.gethostname()}")
 
 
-def test_another_machine_that_died_is_taken_over_after_watching(tmp_path, quick):
-    path, said = tmp_path / "lock", []
+def test_another_machine_that_died_is_taken_over_after_watching(tmp_path, quick, said):
+    path = tmp_path / "lock"
     path.write_text(OTHER + "\n")
     started = time.monotonic()
-    with lock.hold(path, said.append):
+    with lock.hold(path):
         assert f"process {os.getpid()} on" in path.read_text()
     assert 0.15 <= time.monotonic() - started < 5
     assert len(said) == 1

@@ -5,12 +5,13 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmnist.models.hyperparameters import Hyperparameters
-from jaxmnist.models.layers import Layer, count_parameters, summary
+from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, by_path, from_paths
 from jaxmnist.models.space import Questions, answers_of
-from jaxmnist.models.study.network import STUDY, build_model
+from jaxmnist.models.study.layers import build_model
+from jaxmnist.models.study.network import STUDY
 from jaxmnist.models.study.space import configuration
+from jaxmnist.runs.layers import Layer, count_parameters, summary
 
 REFERENCE = configuration(112, 2, 1, 224)
 MNIST = DataSpec((28, 28, 1), 10)

@@ -15,16 +15,16 @@ from conftest import a_trial, history, writing
 from pages import check
 
 from jaxmnist import Run
-from jaxmnist.atomic import read_json, write_json
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION, configuration
-from jaxmnist.record import METRICS, Metrics
 from jaxmnist.report import words
 from jaxmnist.report.drawing import accuracy_axis, canvas, inline_svg
 from jaxmnist.report.facts import Facts
 from jaxmnist.report.inspection import features_in_two
 from jaxmnist.report.page import make_page, write_page
-from jaxmnist.report.record import command, session
+from jaxmnist.report.repeat import command, session
+from jaxmnist.runs.trial import METRICS, Metrics
+from jaxmnist.whole_files import read_json, write_json
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_made_again_it_is_the_same_and_looks_at_nothing(copy):
     before = (copy / "report.html").read_bytes()
     looks = len(Run(copy).directory.read_looks())
     (copy / "report.html").unlink()
-    line = [sys.executable, "-m", "jaxmnist.report", str(copy)]
+    line = [sys.executable, "-m", "jaxmnist", "report", str(copy)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{copy / 'report.html'}\n"
@@ -117,7 +117,7 @@ def test_made_again_it_is_the_same_and_looks_at_nothing(copy):
 
 
 def test_no_run_gets_one_line(tmp_path):
-    line = [sys.executable, "-m", "jaxmnist.report", str(tmp_path / "nothing")]
+    line = [sys.executable, "-m", "jaxmnist", "report", str(tmp_path / "nothing")]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
@@ -236,7 +236,7 @@ def test_hostile_words_stay_words(copy):
 def test_search_json_that_says_too_little(copy):
     search = read_json(copy / "search.json")
     changed_search(copy, data={"validation": search["data"]["validation"]})
-    line = [sys.executable, "-m", "jaxmnist.report", str(copy)]
+    line = [sys.executable, "-m", "jaxmnist", "report", str(copy)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "search.json: says too little" in done.stderr
@@ -261,8 +261,8 @@ def test_how_to_repeat_it(finished):
     for part in ("--filters 4:8:4", "--units 8", "--epochs 3", "--learning-rate 0.01"):
         assert part in line
     assert "--directory" not in line
-    from jaxmnist.command import add_ranges, add_settings
-    from jaxmnist.search import Parser, settings_of
+    from jaxmnist.api import settings_of
+    from jaxmnist.commands.parser import Parser, add_ranges, add_settings
 
     parser, space = Parser("search", ""), Space(DEFINITION)
     add_settings(parser)

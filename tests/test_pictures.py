@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 import jaxmnist
+from jaxmnist.data.formats import read_idx
+from jaxmnist.data.pictures import Picture, read_pictures
 from jaxmnist.errors import UsageError
-from jaxmnist.files import read_idx
-from jaxmnist.pictures import Picture, read_pictures
 
 MNIST = (28, 28, 1)
 CIFAR = (32, 32, 3)
@@ -25,7 +25,7 @@ CIFAR = (32, 32, 3)
 @pytest.fixture(scope="module")
 def digits() -> np.ndarray:
     """The first 40 digits of MNIST's test part, uint8[40, 28, 28]."""
-    folder = Path(jaxmnist.__path__[0]) / "mnist"
+    folder = Path(jaxmnist.__path__[0]) / "data" / "mnist"
     return read_idx(folder / "t10k-images-idx3-ubyte.gz")[:40]
 
 

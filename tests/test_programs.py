@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from jaxmnist.lanes import Group
+from jaxmnist.engine.lanes import Group
+from jaxmnist.engine.programs import Programs
 from jaxmnist.models.study.space import configuration
-from jaxmnist.programs import Programs
 
 GROUPS = [Group(configuration(4, depth, 0), ((depth, None),), 1) for depth in (1, 2, 2, 3)]
 

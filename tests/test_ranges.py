@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from jaxmnist import UsageError, random_search
-from jaxmnist.config import SearchSettings
-from jaxmnist.models.hyperparameters import Choice, Float, Int
+from jaxmnist.models.distributions import Choice, Float, Int
 from jaxmnist.models.space import Definition, Space
+from jaxmnist.settings import SearchSettings
 
 WIDTH = Int(32, 128, step=16)
 RATE = Float(1e-4, 1e-2, sampling="log")

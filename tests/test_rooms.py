@@ -1,21 +1,99 @@
-"""What each room may know: `models/study/` alone the study's hyperparameters, `models/` Flax."""
+"""The house: imports go one way between its rooms and within them; what each room may know."""
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).parents[1] / "jaxmnist"
+# A module imports only from its own room and from rooms that stand above it.
+ROOMS = (
+    ("errors", "hyperparameters", "reading", "settings", "signals", "whole_files"),
+    ("data",),
+    ("runs",),
+    ("models",),
+    ("engine",),
+    ("results",),
+    ("search",),
+    ("report",),
+    ("api",),
+    ("commands",),
+)
 # Two names are common words: they count where they stand as a hyperparameter's name.
 STUDY = re.compile(
     r"conv_layers|dense_layers|conv-layers|dense-layers"
-    r"|[\"'](filters|units)[\"']|(?<!environment)\.(filters|units)\b|--(filters|units)\b|\b(filters|units)=\d"
+    r"|[\"'](filters|units)[\"']|(?<!environment)\.(filters|units)\b|--(filters|units)\b"
+    r"|\b(filters|units)=\d"
 )
 
 
-def sources(above: Path) -> list[Path]:
-    """Every file of text below a folder."""
-    found = [*above.rglob("*.py"), *above.rglob("*.html"), *above.rglob("*.css")]
+def modules() -> dict[str, Path]:
+    """Every module of the package by its name below it: 'engine.local'."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(name: str, path: Path) -> Iterator[str]:
+    """The modules of the package that a module imports, anywhere in it."""
+    known = modules()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxmnist"):
+            module = (node.module or "").removeprefix("jaxmnist").lstrip(".")
+            for alias in node.names:
+                below = f"{module}.{alias.name}".lstrip(".")
+                yield below if below in known else module
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("jaxmnist."):
+                    yield alias.name.removeprefix("jaxmnist.")
+
+
+def room(name: str) -> int:
+    """The place of a module's room in the order."""
+    first = name.partition(".")[0]
+    return next(i for i, names in enumerate(ROOMS) if first in names)
+
+
+# The package itself names what others use; `__main__` files start commands.
+INSIDE = {
+    name: path
+    for name, path in modules().items()
+    if name and not name.endswith("__main__") and name != "__main__"
+}
+
+
+def test_every_module_is_in_a_room():
+    assert INSIDE
+    for name in INSIDE:
+        assert room(name) >= 0
+
+
+@pytest.mark.parametrize("name", sorted(INSIDE))
+def test_imports_go_one_way(name):
+    for other in imports(name, INSIDE[name]):
+        if other:  # the package itself has the version
+            assert room(other) <= room(name), f"{name} imports {other}, which stands below it"
+
+
+def test_there_is_no_circle():
+    above = {name: {o for o in imports(name, path) if o} for name, path in INSIDE.items()}
+    left = set(above)
+    while left:
+        free = {name for name in left if not (above[name] & left) - {name}}
+        assert free, f"a circle among {sorted(left)}"
+        left -= free
+
+
+def sources() -> list[Path]:
+    """Every file of text of the package."""
+    found = [p for end in ("py", "html", "css") for p in PACKAGE.rglob(f"*.{end}")]
     assert found
     return found
 
@@ -23,16 +101,27 @@ def sources(above: Path) -> list[Path]:
 def test_only_the_study_knows_its_hyperparameters():
     knowing = {
         str(path.relative_to(PACKAGE))
-        for path in sources(PACKAGE)
+        for path in sources()
         if STUDY.search(path.read_text("utf-8"))
     }
-    assert knowing == {f"models/study/{name}.py" for name in ("space", "network", "padding")}
+    assert knowing == {f"models/study/{name}.py" for name in ("space", "layers", "padding")}
 
 
-def test_only_models_know_flax():
+@pytest.mark.parametrize(
+    ("library", "rooms"),
+    [
+        ("flax", {"models"}),
+        ("argparse", {"commands"}),
+        ("threading", {"engine", "runs", "signals.py", "results"}),
+        ("tensorboardX", {"report"}),
+        ("matplotlib", {"report"}),
+        ("tensorflow_datasets", {"data"}),
+    ],
+)
+def test_who_may_know_a_library(library, rooms):
     knowing = {
         path.relative_to(PACKAGE).parts[0]
-        for path in sources(PACKAGE)
-        if re.search(r"^\s*(import|from) flax\b", path.read_text("utf-8"), re.MULTILINE)
+        for path in sources()
+        if re.search(rf"^\s*(import|from) {library}\b", path.read_text("utf-8"), re.MULTILINE)
     }
-    assert knowing == {"models"}
+    assert knowing == rooms

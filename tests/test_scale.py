@@ -9,10 +9,10 @@ import pytest
 from test_search import command
 
 from jaxmnist import Run, UsageError, random_search
-from jaxmnist.data import load_arrays, load_dataset, split
-from jaxmnist.files import Arrays, check_arrays, check_images, scale_of
-from jaxmnist.run import locked_run
-from jaxmnist.svm import fit_on_run
+from jaxmnist.data.dataset import load_arrays, load_dataset, split
+from jaxmnist.data.formats import Arrays, check_arrays, check_images, scale_of
+from jaxmnist.results.run import locked_run
+from jaxmnist.results.svm import fit_on_run
 
 LABELS = np.arange(40) % 2
 

@@ -15,14 +15,14 @@ from conftest import writing
 
 import jaxmnist
 from jaxmnist import Run, UsageError, random_search
-from jaxmnist.atomic import read_json, write_json
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION
+from jaxmnist.whole_files import read_json, write_json
 
 
-def command(module: str, *arguments: object, cwd: Path | None = None, **options):
+def command(name: str, *arguments: object, cwd: Path | None = None, **options):
     """Run a command as a user does, in a process of its own."""
-    line = [sys.executable, "-m", f"jaxmnist.{module}", *map(str, arguments)]
+    line = [sys.executable, "-m", "jaxmnist", name, *map(str, arguments)]
     return subprocess.run(line, capture_output=True, text=True, cwd=cwd, timeout=240, **options)
 
 
@@ -177,7 +177,7 @@ def test_addresses_and_homes(copy, small, monkeypatch):
             assert "--" + next(iter(given)).replace("_", "-") in str(caught.value)
     with pytest.raises(UsageError, match="looks like an address"):
         Run("gs://bucket/runs/mnist")
-    for module, arguments in (("evaluation", []), ("svm", []), ("report", []), ("predict", ["a"])):
+    for module, arguments in (("evaluate", []), ("svm", []), ("report", []), ("predict", ["a"])):
         done = command(module, address, *arguments)
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1
@@ -273,8 +273,8 @@ BAD = [
 
 @pytest.mark.parametrize(("given", "names"), BAD)
 def test_mistakes_get_one_line(given, names, tmp_path, capsys, monkeypatch):
-    from jaxmnist.command import run_command
-    from jaxmnist.search import main
+    from jaxmnist.commands.parser import run_command
+    from jaxmnist.commands.search import main
 
     monkeypatch.chdir(tmp_path)
     assert run_command(main, given) == 2
@@ -286,8 +286,8 @@ def test_mistakes_get_one_line(given, names, tmp_path, capsys, monkeypatch):
 
 def test_bad_data_get_one_line(small, tmp_path, capsys):
     """One class only, a mislabelled file, a directory that is a file: through the command."""
-    from jaxmnist.command import run_command
-    from jaxmnist.search import main
+    from jaxmnist.commands.parser import run_command
+    from jaxmnist.commands.search import main
 
     images = np.full((20, 28, 28), 255, np.uint8)
     ones = np.ones(20, int)
@@ -323,7 +323,7 @@ def test_options_in_python_are_checked():
 
 
 def test_commands_answer_quickly_and_import_nothing_heavy():
-    heavy = "import sys; from jaxmnist.command import run_command; import jaxmnist.search as s\n"
+    heavy = "import sys; import jaxmnist.commands.search as s\n"
     heavy += "try: s.main(['--help'])\nexcept SystemExit: pass\n"
     heavy += "print([m for m in ('jax', 'numpy', 'sklearn', 'rich') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True)
@@ -378,8 +378,8 @@ def test_an_interrupted_search_goes_on(options, tmp_path, finished):
 
 
 def test_the_ledger_is_written_before_the_look(copy, monkeypatch):
-    from jaxmnist import evaluation
-    from jaxmnist.trained import TrainedModel
+    from jaxmnist.results import evaluation
+    from jaxmnist.results.trained import TrainedModel
 
     def fail(*_):
         raise MemoryError
@@ -402,7 +402,7 @@ def test_damaged_test_predictions_are_made_again(copy, options):
     (copy / "small" / "best" / "test_probabilities.npy").write_bytes(b"")
     done = command("svm", copy / "small", "--svm-search", 1)
     assert done.returncode == 2
-    assert "python -m jaxmnist.evaluation" in done.stderr
+    assert "python -m jaxmnist evaluate" in done.stderr
     run = random_search(**options, directory=str(copy))
     assert run.result("best/test.json")["evaluations"] == 3
 
@@ -430,7 +430,7 @@ def test_the_whole_command(options, finished, tmp_path):
 
 def test_commands_on_a_run(copy, mnist, small):
     run = copy / "small"
-    done = command("evaluation", run)
+    done = command("evaluate", run)
     assert done.returncode == 0, done.stderr
     assert "look 3 at this test set" in done.stdout
     np.save(copy / "digits.npy", mnist.x_test[:3, ..., 0])
@@ -472,7 +472,7 @@ def test_commands_on_a_run(copy, mnist, small):
 
 
 def test_commands_on_no_run(tmp_path):
-    for module in ("evaluation", "svm", "predict"):
+    for module in ("evaluate", "svm", "predict"):
         arguments = [tmp_path / "nothing"] + [tmp_path / "a.png"] * (module == "predict")
         done = command(module, *arguments)
         assert done.returncode == 2
@@ -503,10 +503,10 @@ def test_data_that_have_changed_since(copy):
     search = copy / "small" / "search.json"
     content = read_json(search)
     content["identity"]["data"] = "0" * 64
-    from jaxmnist.atomic import write_json
+    from jaxmnist.whole_files import write_json
 
     write_json(search, content)
-    done = command("evaluation", copy / "small")
+    done = command("evaluate", copy / "small")
     assert done.returncode == 2
     assert "not those of" in done.stderr
 

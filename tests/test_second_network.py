@@ -13,14 +13,15 @@ import pytest
 from pages import check
 
 from jaxmnist import Run, UsageError
-from jaxmnist.atomic import read_json
-from jaxmnist.models.layers import Layer
+from jaxmnist.api import run_search as search
+from jaxmnist.api import settings_of
 from jaxmnist.models.network import Model, Network, Outputs, pixels
 from jaxmnist.models.space import Definition, Space
 from jaxmnist.report.page import make_page
 from jaxmnist.report.tensorboard import columns
-from jaxmnist.search import search, settings_of
-from jaxmnist.trained import TrainedModel
+from jaxmnist.results.trained import TrainedModel
+from jaxmnist.runs.layers import Layer
+from jaxmnist.whole_files import read_json
 
 
 def ask(hp):

@@ -5,7 +5,7 @@ import math
 from conftest import a_trial, history
 
 from jaxmnist.models.study.space import configuration
-from jaxmnist.selection import explain, falls, rank
+from jaxmnist.results.selection import explain, falls, rank
 
 
 def trial(index, *accuracies, status="completed"):

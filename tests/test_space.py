@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from jaxmnist.errors import UsageError
+from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models import space as space_module
-from jaxmnist.models.hyperparameters import (
+from jaxmnist.models.distributions import (
     Choice,
     Float,
-    Hyperparameters,
     Int,
     distribution_from_json,
     distribution_to_json,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxmnist.report import statistics as ours
+from jaxmnist.results import statistics as ours
 
 SCORES = [0.981, 0.987, 0.979, 0.987, 0.990, 0.970]
 

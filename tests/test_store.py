@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from conftest import a_trial, writing
 
-from jaxmnist.atomic import DamagedFile, write_json
 from jaxmnist.errors import SurroundingsError, UsageError
 from jaxmnist.models.study.space import configuration
-from jaxmnist.record import Metrics
-from jaxmnist.store import RunDirectory, begin_run, exists, read_search
-from jaxmnist.trained import TrainedModel
+from jaxmnist.results.trained import TrainedModel
+from jaxmnist.runs.directory import RunDirectory, begin_run, exists, read_search
+from jaxmnist.runs.trial import Metrics
+from jaxmnist.whole_files import DamagedFile, write_json
 
 SEARCH = {
     "identity": {"data": "abc", "seed": 0, "space": {"depth": "1:2"}},
@@ -159,7 +159,7 @@ def test_strange_names_and_folders(tmp_path):
 
 def test_lock_names_its_holder(tmp_path):
     program = (
-        "import sys; from jaxmnist.store import begin_run\n"
+        "import sys; from jaxmnist.runs.directory import begin_run\n"
         f"with begin_run({str(tmp_path)!r}, {SEARCH!r}, overwrite=False):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )
@@ -226,15 +226,14 @@ def test_a_file_where_the_directory_should_be(tmp_path):
         pass
 
 
-def test_weights_that_are_not_kept_are_deleted(tmp_path):
+def test_weights_that_are_not_kept_are_deleted(tmp_path, said):
     run = writing(tmp_path, SEARCH)
     for index in range(4):
         run.trial_folder(index).mkdir(parents=True)
         run.weights_path(index).write_bytes(b"weights")
     run.trial_folder(4).mkdir()
     run.weights_path(4).mkdir()  # somebody's folder, with whatever may be in it
-    said = []
-    run.keep_weights({1, 3}, said.append)
+    run.keep_weights({1, 3})
     assert [run.weights_path(i).exists() for i in range(5)] == [False, True, False, True, False]
     (moved,) = (tmp_path / "damaged").iterdir()
     assert said == [f"note: {run.weights_path(4)}: is no file; moved to {moved}"]
@@ -250,8 +249,7 @@ def started(path):
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "\0"])
-def test_search_json_is_made_again_where_the_trials_tell_whose_they_are(tmp_path, content):
-    said = []
+def test_search_json_is_made_again_where_the_trials_tell_whose_they_are(tmp_path, content, said):
     started(tmp_path)
     path = tmp_path / "search.json"
     path.unlink()
@@ -263,7 +261,7 @@ def test_search_json_is_made_again_where_the_trials_tell_whose_they_are(tmp_path
         begin_run(tmp_path, other, overwrite=False),
     ):
         pass
-    with begin_run(tmp_path, SEARCH, overwrite=False, say=said.append) as run:
+    with begin_run(tmp_path, SEARCH, overwrite=False) as run:
         run.write_search()
     assert len(said) == 1
     assert read_search(tmp_path)["identity"] == SEARCH["identity"]
@@ -289,12 +287,11 @@ def test_how_trials_share_programs_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("stacking", [8, "map", {}, {**STACKING, "lanes": 1.5}])
-def test_what_is_no_way_of_sharing_programs(tmp_path, stacking):
-    said = []
+def test_what_is_no_way_of_sharing_programs(tmp_path, stacking, said):
     started(tmp_path).write_stacking(stacking)
     with pytest.raises(DamagedFile, match="does not say what was searched"):
         read_search(tmp_path)
-    with begin_run(tmp_path, SEARCH, overwrite=False, say=said.append) as run:
+    with begin_run(tmp_path, SEARCH, overwrite=False) as run:
         run.write_search()
     assert "does not say what was searched; moved to" in said[0]
     assert read_search(tmp_path)["stacking"] is None
@@ -325,8 +322,8 @@ def test_no_way_leads_out_of_a_run(tmp_path, name):
         path.rename(tmp_path / "moved")
     path.symlink_to(outside)
     actions = {
-        "trials": lambda: run.keep_weights(set(), print),
-        "trials/0001": lambda: run.keep_weights(set(), print),
+        "trials": lambda: run.keep_weights(set()),
+        "trials/0001": lambda: run.keep_weights(set()),
         "best": lambda: run.best,
         "damaged": lambda: run.set_aside(tmp_path / "run" / "search.json"),
         "svm": lambda: run.svm_folder("small"),
@@ -364,7 +361,7 @@ def test_what_can_not_be_read_now_is_not_damaged(tmp_path, monkeypatch):
     run = started(tmp_path)
     monkeypatch.setattr(os, "open", fail_with(errno.EIO))
     with pytest.raises(SurroundingsError, match=r"trial\.json: can't be read: Input/output error"):
-        run.mended(lambda: run.read_trial(0), pytest.fail)
+        run.mended(lambda: run.read_trial(0))
     monkeypatch.undo()
     assert run.read_trial(0).index == 0
 
@@ -376,11 +373,11 @@ def fail_with(number):
     return fail
 
 
-def test_what_stands_where_a_folder_should_be_is_set_aside(tmp_path):
-    run, said = started(tmp_path), []
+def test_what_stands_where_a_folder_should_be_is_set_aside(tmp_path, said):
+    run = started(tmp_path)
     for name in ("best", "svm"):
         (tmp_path / name).write_text("a file")
     (tmp_path / "ledger.jsonl").mkdir()
-    run.set_aside_misplaced(said.append)
+    run.set_aside_misplaced()
     assert len(said) == len(list((tmp_path / "damaged").iterdir())) == 3
     assert not (tmp_path / "best").exists()

@@ -21,7 +21,7 @@ import pytest
 from test_search import facts, flags
 
 from jaxmnist import JaxmnistError, Run, SurroundingsError, UsageError, random_search
-from jaxmnist.command import signals, signals_call
+from jaxmnist.signals import signals, signals_call
 from jaxmnist.errors import Stopped, one_line
 from jaxmnist.report.console import Console
 
@@ -121,7 +121,7 @@ def test_a_disk_that_becomes_read_only(disk, finished, options, monkeypatch):
         mount("--bind", run_folder, run_folder)
         mount("-o", "remount,ro,bind", run_folder)
 
-    monkeypatch.setattr("jaxmnist.report.console.Console", at("TrialStarted", 1, seal))
+    monkeypatch.setattr("jaxmnist.report.show.Console", at("TrialStarted", 1, seal))
     with pytest.raises(UsageError, match="can't be written: Read-only file system"):
         random_search(**options, jobs=1, directory=str(disk))
     first, second = facts(Run(run_folder))
@@ -140,7 +140,7 @@ def test_a_disk_that_vanishes(disk, options, monkeypatch):
     def vanish() -> None:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
-    monkeypatch.setattr("jaxmnist.report.console.Console", at("TrialFinished", 0, vanish))
+    monkeypatch.setattr("jaxmnist.report.show.Console", at("TrialFinished", 0, vanish))
     with pytest.raises(SurroundingsError, match="was moved or deleted, or its disk has gone"):
         random_search(**{**options, "max_trials": 1}, directory=str(disk))
     assert list(disk.iterdir()) == []
@@ -149,7 +149,7 @@ def test_a_disk_that_vanishes(disk, options, monkeypatch):
 def test_a_run_that_is_deleted_while_it_is_in_use(options, tmp_path, monkeypatch):
     run = tmp_path / "small"
     monkeypatch.setattr(
-        "jaxmnist.report.console.Console", at("TrialFinished", 0, lambda: shutil.rmtree(run))
+        "jaxmnist.report.show.Console", at("TrialFinished", 0, lambda: shutil.rmtree(run))
     )
     with pytest.raises(SurroundingsError, match="was moved or deleted"):
         random_search(**{**options, "max_trials": 1}, directory=str(tmp_path))
@@ -172,8 +172,8 @@ FORBIDDEN = {
 
 CHILD = """
 import contextlib, io, json, os, sys
-from jaxmnist.command import run_command
-from jaxmnist.search import main
+from jaxmnist.commands.parser import run_command
+from jaxmnist.commands.search import main
 warm, *cases = json.load(sys.stdin)
 with contextlib.redirect_stdout(io.StringIO()):
     assert run_command(main, warm) == 0  # all modules are imported before the rights are dropped
@@ -316,7 +316,7 @@ def test_errors_that_nobody_can_see():
 
 
 def test_commands_heed_signals_before_they_import_anything_slow():
-    program = "import sys, jaxmnist.evaluation, jaxmnist.predict, jaxmnist.svm, jaxmnist.search\n"
+    program = "import sys; from jaxmnist.commands import evaluate, predict, report, search, svm\n"
     program += "print([m for m in ('jax', 'sklearn', 'scipy', 'PIL') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "[]\n"
@@ -369,7 +369,7 @@ def test_the_same_signal_twice_at_once_is_one(monkeypatch):
         twice()
     assert called == [True]
     # A second thought comes later, and does what a first one would do elsewhere.
-    monkeypatch.setattr("jaxmnist.command.TWICE", -1.0)
+    monkeypatch.setattr("jaxmnist.signals.TWICE", -1.0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     order = []
 
@@ -390,7 +390,7 @@ def test_a_second_ctrl_c_does_not_wait():
     """In a process that takes for ever to bring to an end what the first one stopped."""
     program = """
 import signal, time
-from jaxmnist import command
+from jaxmnist import signals as command
 command.TWICE = 0.0
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 with command.signals("; advice"), command.signals_call(lambda: print("first", flush=True)):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import binom
 
-from jaxmnist import svm
+from jaxmnist.results import svm
 
 
 def test_mcnemar_by_the_binomial():

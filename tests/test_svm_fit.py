@@ -10,9 +10,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from jaxmnist import UsageError, svm_fit
-from jaxmnist.atomic import DamagedFile
-from jaxmnist.support_vectors import DTYPES, SupportVectors, one_against_one
+from jaxmnist import UsageError
+from jaxmnist.results import svm_fit
+from jaxmnist.results.support_vectors import DTYPES, SupportVectors, one_against_one
+from jaxmnist.whole_files import DamagedFile
 
 
 def blobs(classes: int, rows: int, width: int, seed: int = 0):

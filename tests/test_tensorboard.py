@@ -23,8 +23,8 @@ from conftest import last_metrics
 from PIL import Image
 
 from jaxmnist import Run, random_search
-from jaxmnist.record import METRICS, Metrics
 from jaxmnist.report.tensorboard import TensorBoard, _picture
+from jaxmnist.runs.trial import METRICS, Metrics
 
 Ask = Callable[..., Any]
 

@@ -6,11 +6,7 @@ import optax
 import pytest
 from conftest import float64
 
-from jaxmnist.config import TrainingSettings
-from jaxmnist.models.network import DataSpec
-from jaxmnist.models.study.network import STUDY, build_model
-from jaxmnist.models.study.space import configuration
-from jaxmnist.training import (
+from jaxmnist.engine.training import (
     NO_IMAGE,
     apply,
     batches,
@@ -20,6 +16,11 @@ from jaxmnist.training import (
     start_training,
     train_block,
 )
+from jaxmnist.models.network import DataSpec
+from jaxmnist.models.study.layers import build_model
+from jaxmnist.models.study.network import STUDY
+from jaxmnist.models.study.space import configuration
+from jaxmnist.settings import TrainingSettings
 
 HYPERPARAMETERS = configuration(5, 2, 1, 7)
 SHAPE, CLASSES = (13, 12, 2), 4

@@ -11,18 +11,18 @@ import pytest
 from conftest import a_trial, history
 
 from jaxmnist import random_search
-from jaxmnist.config import SearchSettings
-from jaxmnist.data import load_arrays, split
-from jaxmnist.engine import Engine
+from jaxmnist.data.dataset import load_arrays, split
+from jaxmnist.engine.events import Checkpoint, TrialFinished, TrialStarted
+from jaxmnist.engine.local import Engine
 from jaxmnist.errors import SurroundingsError
-from jaxmnist.events import Checkpoint, TrialFinished, TrialStarted
 from jaxmnist.models.network import DataSpec
 from jaxmnist.models.study.network import STUDY, StudyNetwork
 from jaxmnist.models.study.space import configuration
-from jaxmnist.record import agree, pack_right
-from jaxmnist.search import lost_trials
-from jaxmnist.store import WritableRunDirectory, begin_run
-from jaxmnist.trials import DEATHS, QUEUE, State, Trials, state_of
+from jaxmnist.runs.directory import WritableRunDirectory, begin_run
+from jaxmnist.runs.trial import agree, pack_right
+from jaxmnist.search.loop import lost_trials
+from jaxmnist.search.trials import DEATHS, QUEUE, State, Trials, state_of
+from jaxmnist.settings import SearchSettings
 
 DRAWS = {0: configuration(4, 1, 0), 1: configuration(3, 1, 0), 2: configuration(2, 1, 0)}
 SEARCH = {"identity": {"seed": 0}, "versions": {}, "device": {}, "threads": 2}
@@ -34,16 +34,16 @@ def dataset(small):
 
 
 @pytest.fixture
-def opened(dataset, tmp_path):
+def opened(dataset, tmp_path, said):
     """Opens the run's trials as a new process would; `said` has what it told."""
 
     @contextmanager
     def run(**settings):
-        said = []
+        said.clear()
         with begin_run(tmp_path / "run", SEARCH, overwrite=False) as directory:
             directory.write_search()
             found = SearchSettings(epochs=2, keep=1, **settings)
-            trials = Trials(directory, STUDY, dataset, found, DRAWS, said.append)
+            trials = Trials(directory, STUDY, dataset, found, DRAWS)
             trials.said = said
             trials.directory = directory
             yield trials
@@ -76,7 +76,7 @@ def fail(trials, index, error="MemoryError: no", diverged=False):
 
 def checkpoint(dataset, index):
     """A real one, from the middle of the trial's first epoch."""
-    from jaxmnist.config import TrainingSettings
+    from jaxmnist.settings import TrainingSettings
 
     settings = TrainingSettings(epochs=2, batch_size=8)
     engine = Engine(STUDY, dataset, settings, 0, checkpoint_every=0.0)
@@ -416,7 +416,7 @@ def test_the_table_of_states(status, failures, deaths, retries, state):
 
 
 def test_every_state_is_in_the_queue_or_done():
-    from jaxmnist.trials import DONE
+    from jaxmnist.search.trials import DONE
 
     assert sorted([*DONE, *(s for states in QUEUE for s in states)], key=str) == sorted(
         State, key=str

@@ -6,14 +6,14 @@ import time
 
 from task import STARTED, answer, digits, read_task
 
-from jaxmnist.config import TrainingSettings
-from jaxmnist.data import Dataset
-from jaxmnist.engine import Engine
-from jaxmnist.events import EpochFinished, TrialStarted
-from jaxmnist.models.layers import count_parameters
+from jaxmnist.data.dataset import Dataset
+from jaxmnist.engine.events import EpochFinished, TrialStarted
+from jaxmnist.engine.local import Engine
 from jaxmnist.models.network import DataSpec
 from jaxmnist.models.study.network import STUDY
 from jaxmnist.models.study.space import configuration
+from jaxmnist.runs.layers import count_parameters
+from jaxmnist.settings import TrainingSettings
 
 if __name__ == "__main__":
     imported = time.perf_counter() - STARTED

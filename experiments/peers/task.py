@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # NumPy is imported where it is needed, so that the time of importing it is counted.
 STARTED = time.perf_counter()
-MNIST = Path(__file__).parents[2] / "jaxmnist" / "mnist"
+MNIST = Path(__file__).parents[2] / "jaxmnist" / "data" / "mnist"
 
 
 @dataclass(frozen=True)

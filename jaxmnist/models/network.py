@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmnist.data import Dataset
+from jaxmnist.data.dataset import Dataset
+from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import Method
-from jaxmnist.models.hyperparameters import Hyperparameters
-from jaxmnist.models.layers import Layer
 from jaxmnist.models.space import Definition
+from jaxmnist.runs.layers import Layer
 
 # A tree of named arrays: {"dense": {"kernel": …, "bias": …}}.
 Parameters = Mapping[str, Any]

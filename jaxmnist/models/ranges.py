@@ -11,8 +11,8 @@ import operator
 from dataclasses import replace
 from typing import Any
 
-from jaxmnist.config import shown, text
-from jaxmnist.models.hyperparameters import Choice, Distribution, Float, Int, is_number
+from jaxmnist.hyperparameters import shown, text
+from jaxmnist.models.distributions import Choice, Distribution, Float, Int, is_number
 
 WANTED = {
     "int": "a whole number, a range such as 32:128:16 (in Python also a tuple) or values such as"

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from jaxmnist.config import RESERVED, flag, text
 from jaxmnist.errors import UsageError
-from jaxmnist.models.hyperparameters import (
+from jaxmnist.hyperparameters import Hyperparameters, text
+from jaxmnist.models.distributions import (
     Choice,
     Distribution,
     Float,
-    Hyperparameters,
     Int,
     distribution_from_json,
     distribution_to_json,
 )
 from jaxmnist.models.ranges import read_range
+from jaxmnist.settings import RESERVED, flag
 
 MOST_ANSWERS = 100_000  # that a walk through the space gives
 MOST_SECONDS = 2.0  # that a walk takes

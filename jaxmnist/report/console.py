@@ -1,17 +1,18 @@
 """A search on a console: a plain line for each thing that happens, which greps well.
 
-`open_console` chooses it where nobody looks on as the search runs: in a pipe, a file, a log.
+`show.open_console` chooses it where nobody looks on as the search runs: in a pipe, a file, a log.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from jaxmnist.errors import printable
-from jaxmnist.events import (
+from jaxmnist.engine.events import (
     EpochFinished,
     Event,
     StackingChosen,
@@ -19,10 +20,11 @@ from jaxmnist.events import (
     TrialFinished,
     TrialStarted,
 )
+from jaxmnist.errors import printable
 from jaxmnist.report.progress import Progress
 
 if TYPE_CHECKING:
-    from jaxmnist.run import Run
+    from jaxmnist.results.run import Run
 
 
 class Console:
@@ -107,11 +109,28 @@ class Console:
             self.note(f"{clock}: failed after {event.seconds:.1f} s: {event.error}; {progress}")
 
 
-def open_console(quiet: bool = False) -> Console:
-    """The console for where the output goes: a terminal, a notebook, or anything else."""
-    if not quiet:
-        from jaxmnist.report.display import Display, can_display
+class _Notes(logging.Handler):
+    """Shows on a console what is logged."""
 
-        if can_display():
-            return Display()
-    return Console(quiet)
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a note, or what went wrong."""
+        show = self._console.warn if record.levelno >= logging.WARNING else self._console.note
+        show(record.getMessage())
+
+
+@contextmanager
+def notes_on(console: Console) -> Iterator[None]:
+    """What is logged is shown on this console."""
+    logger, handler = logging.getLogger("jaxmnist"), _Notes(console)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

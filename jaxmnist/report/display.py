@@ -13,13 +13,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from jaxmnist.engine.events import TrialEvent, TrialFinished
 from jaxmnist.errors import printable
-from jaxmnist.events import TrialEvent, TrialFinished
 from jaxmnist.report.console import Console
 from jaxmnist.report.progress import Progress, Running
 
 if TYPE_CHECKING:
-    from jaxmnist.run import Run
+    from jaxmnist.results.run import Run
 
 
 def can_display(console: RichConsole | None = None) -> bool:

@@ -7,14 +7,14 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
 
-from jaxmnist.atomic import DamagedFile, MissingFile, fits, read_json
-from jaxmnist.data import Dataset
+from jaxmnist.data.dataset import Dataset
 from jaxmnist.errors import JaxmnistError, UsageError, one_line
-from jaxmnist.evaluation import kept_look
 from jaxmnist.models.space import SpaceDescription
-from jaxmnist.record import History, Trial
-from jaxmnist.run import Run
-from jaxmnist.selection import Ranked
+from jaxmnist.results.evaluation import kept_look
+from jaxmnist.results.run import Run
+from jaxmnist.results.selection import Ranked
+from jaxmnist.runs.trial import History, Trial
+from jaxmnist.whole_files import DamagedFile, MissingFile, fits, read_json
 
 T = TypeVar("T")
 COUNTS = dict.fromkeys(("train", "validation", "test"), int)

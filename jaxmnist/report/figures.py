@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxmnist.record import Trial
 from jaxmnist.report.drawing import (
     COLOURS,
     STRETCHED,
@@ -18,7 +17,8 @@ from jaxmnist.report.drawing import (
     log_axis,
 )
 from jaxmnist.report.quality import dot
-from jaxmnist.report.statistics import wilson
+from jaxmnist.results.statistics import wilson
+from jaxmnist.runs.trial import Trial
 
 NAMES = {
     "loss": "Training loss",

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxmnist.data import Dataset
-from jaxmnist.evaluation import PROBABILITIES
-from jaxmnist.report.statistics import two_components
-from jaxmnist.run import Run
+from jaxmnist.data.dataset import Dataset
+from jaxmnist.results.evaluation import PROBABILITIES
+from jaxmnist.results.run import Run
+from jaxmnist.results.statistics import two_components
 
 MISTAKES = 24
 DOTS = 1000  # validation images in the picture of the features

@@ -7,30 +7,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import Any
 
-from jaxmnist.config import SearchSettings
-from jaxmnist.data import Dataset
+from jaxmnist.data.dataset import Dataset
+from jaxmnist.engine.events import EpochFinished, Event, TrialFinished, TrialStarted
 from jaxmnist.errors import JaxmnistError, Stopped
-from jaxmnist.events import EpochFinished, Event, TrialFinished, TrialStarted
 from jaxmnist.models.network import Network
-from jaxmnist.record import History, Trial
 from jaxmnist.report.console import Console
 from jaxmnist.report.facts import plainly
 from jaxmnist.report.page import PAGE, write_page
 from jaxmnist.report.progress import Progress
-from jaxmnist.report.record import read_times, write_times
 from jaxmnist.report.tensorboard import TensorBoard
-from jaxmnist.run import Run
-from jaxmnist.store import WritableRunDirectory
+from jaxmnist.results.run import Run
+from jaxmnist.runs.directory import WritableRunDirectory
+from jaxmnist.runs.times import read_times, write_times
+from jaxmnist.runs.trial import History, Trial
+from jaxmnist.search.listener import TrialListener
+from jaxmnist.settings import SearchSettings
 
 EVERY = 30.0  # seconds at least between two pages while trials run
 SHARE = 0.02  # of the time may go into pages
 
 
-class Reports:
+class Reports(AbstractContextManager, TrialListener):
     """Told of every event of a search; a context, whose end writes the last page.
 
     Args:
@@ -163,7 +164,7 @@ class Reports:
         self._tensorboard.catch_up(self._records())
 
     def _write_winner(self) -> None:
-        from jaxmnist.evaluation import Evaluation
+        from jaxmnist.results.evaluation import Evaluation
 
         if self._tensorboard:
             run = self._run()
@@ -175,7 +176,7 @@ class Reports:
 
     def _write_times(self) -> None:
         if self._trained or not read_times(self._directory):
-            write_times(self._directory, self._console.seconds(), self._console.note)
+            write_times(self._directory, self._console.seconds())
 
     def _write_page(self, last: bool = False, quick: bool = False) -> None:
         began = time.monotonic()

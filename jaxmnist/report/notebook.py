@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 
 from jaxmnist.report.page import make_page
-from jaxmnist.run import Run
+from jaxmnist.results.run import Run
 
 
 class InNotebook:

@@ -12,19 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from jaxmnist.atomic import write_bytes
-from jaxmnist.config import text
-from jaxmnist.data import Dataset
-from jaxmnist.evaluation import Evaluation, describe_gap
-from jaxmnist.models.hyperparameters import is_number
-from jaxmnist.models.layers import summary
-from jaxmnist.record import History
-from jaxmnist.report import figures, inspection, quality, record, words
+from jaxmnist.data.dataset import Dataset
+from jaxmnist.hyperparameters import text
+from jaxmnist.models.distributions import is_number
+from jaxmnist.report import figures, inspection, quality, repeat, words
 from jaxmnist.report.drawing import Picture
 from jaxmnist.report.facts import Facts
-from jaxmnist.report.statistics import Importance, expected_best, importance, wilson
-from jaxmnist.run import Run
-from jaxmnist.selection import explain
+from jaxmnist.results.evaluation import Evaluation, describe_gap
+from jaxmnist.results.run import Run
+from jaxmnist.results.selection import explain
+from jaxmnist.results.statistics import Importance, expected_best, importance, wilson
+from jaxmnist.runs.layers import summary
+from jaxmnist.runs.times import read_times
+from jaxmnist.runs.trial import History
+from jaxmnist.whole_files import write_bytes
 
 PAGE = "report.html"
 RELOAD = 30  # seconds; while the search runs
@@ -236,16 +237,16 @@ def image_context(facts: Facts, dataset: Dataset | None) -> dict[str, Any]:
 def record_context(facts: Facts) -> dict[str, Any]:
     """How the run was made, and how to make it again."""
     run = facts.run
-    times = record.read_times(run.directory)
+    times = read_times(run.directory)
     looks = facts.attempt("record", run.directory.read_looks) or []
     return {
-        "settings": record.settings_rows(run.search),
+        "settings": repeat.settings_rows(run.search),
         "fingerprint": run.search["identity"].get("data"),
         "sessions": run.search.get("sessions", []),
         "times": times,
         "machine": run.search.get("machine", {}),
         "looks": looks,
-        "command": record.command(run.settings),
-        "python": record.session(run.settings),
+        "command": repeat.command(run.settings),
+        "python": repeat.session(run.settings),
         "directory": str(run.directory.path),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from jaxmnist.events import (
+from jaxmnist.engine.events import (
     EpochFinished,
     StepsFinished,
     TrialCompiled,
@@ -13,7 +13,7 @@ from jaxmnist.events import (
     TrialFinished,
     TrialStarted,
 )
-from jaxmnist.models.hyperparameters import Hyperparameters
+from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.report.words import duration
 
 

@@ -7,13 +7,13 @@ from itertools import islice, pairwise
 
 import numpy as np
 
-from jaxmnist.config import text
-from jaxmnist.models.hyperparameters import Choice, Distribution, is_number
+from jaxmnist.hyperparameters import text
+from jaxmnist.models.distributions import Choice, Distribution, is_number
 from jaxmnist.models.space import ends_or_values
-from jaxmnist.record import Trial
 from jaxmnist.report.drawing import COLOURS, STRETCHED, Canvas, Picture, accuracy_axis, draw
-from jaxmnist.report.statistics import Importance, bins
 from jaxmnist.report.words import signed
+from jaxmnist.results.statistics import Importance, bins
+from jaxmnist.runs.trial import Trial
 
 MOST_COLUMNS = 9  # values of a hyperparameter that have room beside each other
 MOST_VALUES = 1000  # more are cut into bins

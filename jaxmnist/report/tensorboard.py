@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxmnist.config import text as value_text
-from jaxmnist.models.hyperparameters import Hyperparameters, is_number
+from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.hyperparameters import text as value_text
+from jaxmnist.models.distributions import is_number
 from jaxmnist.models.space import SpaceDescription
-from jaxmnist.record import METRICS, Metrics, Trial
 from jaxmnist.report.drawing import quiet_matplotlib
+from jaxmnist.runs.trial import METRICS, Metrics, Trial
 
 CLOSED = b"_hparams_/session_end_info"  # what the file of a trial that ended has in it
 MOST_CELLS = 300  # of a side of the confusion matrix

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmnist.evaluation import Evaluation
-from jaxmnist.report.statistics import (
+from jaxmnist.results.evaluation import Evaluation
+from jaxmnist.results.statistics import (
     FEWEST_FOR_IMPORTANCE,
     Importance,
     chance_of_new_best,

@@ -19,7 +19,7 @@ from jaxmnist.models.convolution import transposed_product
 
 if TYPE_CHECKING:
     from jaxmnist.models.network import Images, Loss, Parameters
-    from jaxmnist.models.study.network import ConvolutionalNetwork
+    from jaxmnist.models.study.layers import ConvolutionalNetwork
 
 
 def gradient_over_blocks(

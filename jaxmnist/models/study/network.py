@@ -1,4 +1,4 @@
-"""The study's network: its layers, written down once, and what follows from them."""
+"""The study's network as an engine asks for it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxmnist.models.convolution import Method, Padding, block_size, convolve_relu_pool
-from jaxmnist.models.hyperparameters import Hyperparameters
-from jaxmnist.models.layers import Layer
+from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.models.convolution import Method, block_size
 from jaxmnist.models.network import (
     DataSpec,
     Images,
@@ -24,221 +21,21 @@ from jaxmnist.models.network import (
     Network,
     Outputs,
     Parameters,
-    pixels,
 )
-from jaxmnist.models.space import Questions
 from jaxmnist.models.study.gradient import gradient_over_blocks
+from jaxmnist.models.study.layers import (
+    ConvolutionalNetwork,
+    Flatten,
+    MaxPooling,
+    Row,
+    Shape,
+    build_model,
+    rows,
+    study_layers,
+)
 from jaxmnist.models.study.padding import PADDING, resize_parameters
-from jaxmnist.models.study.space import DEFINITION, Widths, ask, widths
-
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """A convolution with stride 1; its ReLU and the pooling after it are computed with it."""
-
-    name: str
-    filters: int
-    kernel_size: int
-    padding: Padding
-    kind = "Conv2D"
-
-    def output_shape(self, inputs: Shape) -> Shape:
-        """Of an image (H, W, C)."""
-        less = self.kernel_size - 1 if self.padding == "valid" else 0
-        return inputs[0] - less, inputs[1] - less, self.filters
-
-    def parameter_shapes(self, inputs: Shape) -> dict[str, Shape]:
-        """By name, for inputs (H, W, C)."""
-        size = self.kernel_size
-        return {"kernel": (size, size, inputs[2], self.filters), "bias": (self.filters,)}
-
-
-@dataclass(frozen=True)
-class MaxPooling:
-    """2×2 max-pooling with stride 2, which drops an odd last row or column."""
-
-    name: str
-    kind = "MaxPooling2D"
-
-    def output_shape(self, inputs: Shape) -> Shape:
-        """Of inputs (H, W, C)."""
-        return inputs[0] // 2, inputs[1] // 2, inputs[2]
-
-    def parameter_shapes(self, inputs: Shape) -> dict[str, Shape]:
-        """It learns nothing."""
-        return {}
-
-
-@dataclass(frozen=True)
-class Flatten:
-    """All numbers of an image in a row: the features."""
-
-    name: str = "flatten"
-    kind = "Flatten"
-
-    def output_shape(self, inputs: Shape) -> Shape:
-        """Of inputs of any shape."""
-        return (math.prod(inputs),)
-
-    def parameter_shapes(self, inputs: Shape) -> dict[str, Shape]:
-        """It learns nothing."""
-        return {}
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A dense layer, with ReLU where it is hidden; the last one gives the logits."""
-
-    name: str
-    width: int
-    hidden: bool
-    kind = "Dense"
-
-    def output_shape(self, inputs: Shape) -> Shape:
-        """Of inputs (D,)."""
-        return (self.width,)
-
-    def parameter_shapes(self, inputs: Shape) -> dict[str, Shape]:
-        """By name, for inputs (D,)."""
-        return {"kernel": (inputs[0], self.width), "bias": (self.width,)}
-
-
-StudyLayer = Convolution | MaxPooling | Flatten | Dense
-
-
-def study_layers(h: Widths, classes: int) -> tuple[StudyLayer, ...]:
-    """The network: first convolution 5×5, the others 3×3, each pooled; then dense layers."""
-    layers: list[StudyLayer] = []
-    for i in range(h.conv_layers):
-        size, padding = (3, "same") if i else (5, "valid")
-        layers.append(Convolution(_name("conv2d", i), h.filters, size, padding))  # type: ignore[arg-type]
-        layers.append(MaxPooling(_name("max_pooling2d", i)))
-    layers.append(Flatten())
-    layers += [Dense(_name("dense", i), h.units, hidden=True) for i in range(h.dense_layers)]
-    layers.append(Dense(_name("dense", h.dense_layers), classes, hidden=False))
-    return tuple(layers)
-
-
-def _name(kind: str, i: int) -> str:
-    return kind if i == 0 else f"{kind}_{i}"
-
-
-class Row(NamedTuple):
-    """A layer for images of a shape."""
-
-    layer: StudyLayer
-    output_shape: Shape
-    parameter_shapes: Mapping[str, Shape]
-
-
-def rows(layers: tuple[StudyLayer, ...], image_shape: Shape) -> list[Row]:
-    """The layers with their shapes, in the order of the data."""
-    found, shape = [], image_shape
-    for layer in layers:
-        inputs, shape = shape, layer.output_shape(shape)
-        found.append(Row(layer, shape, layer.parameter_shapes(inputs)))
-    return found
-
-
-class ConvolutionReluPool(nn.Module):
-    """A convolution with ReLU and 2×2 max-pooling, (N, H, W, C) → (N, H', W', F)."""
-
-    filters: int
-    kernel_size: int
-    padding: Padding
-    method: Method
-
-    @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """The pooled activations of `inputs`."""
-        shape = (self.kernel_size, self.kernel_size, inputs.shape[-1], self.filters)
-        kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.filters,))
-        kernel, bias = kernel.astype(inputs.dtype), bias.astype(inputs.dtype)
-        return convolve_relu_pool(inputs, kernel, bias, padding=self.padding, method=self.method)
-
-
-class ConvolutionalNetwork(nn.Module):
-    """The Flax module of a configuration: `layers`, one after another.
-
-    method: how its convolutions are computed; precision: see `TrainingSettings`.
-    scale: what pixels are divided by; see `Dataset`.
-    """
-
-    layers: tuple[StudyLayer, ...]
-    method: Method = "tiles"
-    precision: str = "default"
-    scale: float = 255.0
-
-    def setup(self) -> None:
-        """A module for each layer that learns, under the layer's name."""
-        dtype = jnp.bfloat16 if self.precision == "bfloat16" else None
-        for layer in self.layers:
-            if isinstance(layer, Convolution):
-                size, padding = layer.kernel_size, layer.padding
-                module: nn.Module = ConvolutionReluPool(layer.filters, size, padding, self.method)
-            elif isinstance(layer, Dense):
-                module = nn.Dense(layer.width, dtype=dtype)
-            else:
-                continue
-            setattr(self, layer.name, module)
-
-    def __call__(self, images: jax.Array) -> Outputs:
-        """Logits and flatten features of images [N, H, W, C] with pixels from 0 to `scale`."""
-        features = self.flatten(images)
-        logits, _ = self.classify(features, {})
-        if self.precision == "bfloat16":
-            features = features.astype(jnp.float32)
-        return Outputs(logits, features)
-
-    def flatten(self, images: jax.Array) -> jax.Array:
-        """The flatten features float[N, D] of images [N, H, W, C]."""
-        x = pixels(images, self.scale, self.precision)
-        for layer in self.layers:
-            if isinstance(layer, Convolution):
-                x = getattr(self, layer.name)(x)
-        return x.reshape(x.shape[0], -1)
-
-    def classify(
-        self, features: jax.Array, added: Mapping[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The logits float[N, classes] of flatten features, and what goes into each dense layer.
-
-        added: to what comes out of dense layers before their ReLU, by name. The derivative by it
-        is the derivative by those outputs.
-        """
-        x, inputs = features, {}
-        for layer in self.layers:
-            if isinstance(layer, Dense):
-                inputs[layer.name] = x
-                x = getattr(self, layer.name)(x)
-                if layer.name in added:
-                    x = x + added[layer.name].astype(x.dtype)
-                x = nn.relu(x) if layer.hidden else x
-        return x.astype(jnp.float32) if self.precision == "bfloat16" else x, inputs
-
-
-def build_model(
-    hp: Questions | Hyperparameters,
-    classes: int = 10,
-    method: Method = "tiles",
-    precision: str = "default",
-    scale: float = 255.0,
-) -> ConvolutionalNetwork:
-    """The Flax module of a configuration, or of what `hp` answers.
-
-    >>> h = Hyperparameters(filters=112, conv_layers=2, dense_layers=1, units=224)
-    >>> model = build_model(h)
-    >>> variables = model.init(jax.random.key(0), np.zeros((1, 28, 28, 1), np.uint8))
-    >>> logits, features = model.apply(variables, np.zeros((3, 28, 28, 1), np.uint8))
-    >>> logits.shape, features.shape
-    ((3, 10), (3, 4032))
-    """
-    if isinstance(hp, Questions):
-        return ConvolutionalNetwork(study_layers(ask(hp), hp.classes), method, precision, scale)
-    return ConvolutionalNetwork(study_layers(widths(hp), classes), method, precision, scale)
+from jaxmnist.models.study.space import DEFINITION, widths
+from jaxmnist.runs.layers import Layer
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jaxmnist.config import flag
 from jaxmnist.errors import UsageError
-from jaxmnist.models.hyperparameters import Hyperparameters
+from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import Definition, Questions, answers_of
+from jaxmnist.settings import flag
 
 HELP = {
     "filters": "filters of each convolution",

@@ -1,0 +1,79 @@
+"""The search for Python and for the command line alike: what shows it, wired into it."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from jaxmnist.errors import UsageError
+from jaxmnist.models.space import Space
+from jaxmnist.models.study.space import DEFINITION
+from jaxmnist.search.start import prepare
+from jaxmnist.settings import SearchSettings
+
+if TYPE_CHECKING:
+    from jaxmnist.models.network import Network
+    from jaxmnist.results.run import Run
+
+logger = logging.getLogger("jaxmnist")
+
+
+def random_search(**options: Any) -> Run:
+    """Search, test the winner, fit and test the SVM; or go on where the same call was interrupted.
+
+    Args:
+      **options: the fields of `SearchSettings` and the names of hyperparameters, which are the
+        words of the command line. A hyperparameter's range is text such as '32:128:16', a tuple
+        (first, last[, step or 'log']), a list of values, or one value.
+
+    Returns:
+      The run, as it can also be read from its directory later.
+
+    Raises:
+      UsageError: a wrong option, a bad file, or a directory that is in use or another search's.
+      SurroundingsError: a full disk, no network, or every trial failed.
+
+    >>> random_search(max_trails=3)
+    Traceback (most recent call last):
+    jaxmnist.errors.UsageError: unknown option 'max_trails'; did you mean 'max_trials'?
+    """
+    return run_search(settings_of(options, Space(DEFINITION)))
+
+
+def settings_of(options: Mapping[str, Any], space: Space) -> SearchSettings:
+    """The settings that options say, some of which are ranges of hyperparameters."""
+    known = [item.name for item in fields(SearchSettings) if item.name != "ranges"]
+    ranges = {name: options[name] for name in space.parameters if name in options}
+    for name in options:
+        if name not in known and name not in ranges:
+            near = difflib.get_close_matches(name, [*known, *space.parameters], 1)
+            raise UsageError(
+                f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    others = {name: value for name, value in options.items() if name not in ranges}
+    return SearchSettings(**others, ranges=ranges)
+
+
+def run_search(settings: SearchSettings, network: Network | None = None) -> Run:
+    """Search with these settings, and show how it goes.
+
+    network: whose configurations are tried; by default the study's.
+    """
+    note = prepare(settings, network.definition if network else DEFINITION)
+    # What follows imports JAX, which has to be prepared first.
+    from jaxmnist.models.study.network import STUDY
+    from jaxmnist.report.console import notes_on
+    from jaxmnist.report.show import Show, open_console
+    from jaxmnist.search.loop import search
+
+    console = open_console(settings.quiet)
+    with notes_on(console):
+        if note:
+            logger.info(note)
+        run = search(settings, network or STUDY, Show(console))
+    page = ", report.html among them" if settings.report else ""
+    console.result(f"\n{console.times()}; results are in {run.directory.path}{page}")
+    return run

@@ -1,0 +1,59 @@
+"""The command `jaxmnist`, which is also `python -m jaxmnist`: its subcommands."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from jaxmnist import __version__
+from jaxmnist.commands.parser import run_command
+from jaxmnist.errors import UsageError
+
+# What each module beside this one does.
+COMMANDS = {
+    "search": "search, test the winner, fit the SVM; go on where that was interrupted",
+    "evaluate": "evaluate a run's winner on the test set again",
+    "svm": "fit the SVM on a run's features, of its own or of another dataset",
+    "predict": "say which classes images are of",
+    "report": "make a run's page again",
+}
+
+
+def overview() -> str:
+    """The subcommands with a line each."""
+    lines = [f"  {name:10} {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"jaxmnist {__version__}: random search over small convolutional networks",
+            "",
+            "usage: jaxmnist COMMAND … (jaxmnist COMMAND --help lists its flags)",
+            "",
+            *lines,
+        ]
+    )
+
+
+def main(arguments: list[str]) -> int | None:
+    """The subcommand that is named first; an overview where none is."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+        return None
+    name, *rest = arguments
+    if name == "--version":
+        print(f"jaxmnist {__version__}")
+        return None
+    if name not in COMMANDS:
+        raise UsageError(f"there is no command {name!r}; there are {', '.join(COMMANDS)}")
+    module = importlib.import_module(f"jaxmnist.commands.{name}")
+    status: int | None = module.main(rest, f"jaxmnist {name}")
+    return status
+
+
+def start() -> int:
+    """Run the command with the arguments of this process; its exit status."""
+    advice = ""
+    if sys.argv[1:2] == ["search"]:
+        from jaxmnist.commands.search import advice as how_it_goes_on
+
+        advice = how_it_goes_on(sys.argv)
+    return run_command(main, advice=advice)

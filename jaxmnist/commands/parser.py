@@ -1,0 +1,167 @@
+"""What all commands share: their flags, their exit statuses, and what signals do."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import fields
+from typing import Any, NoReturn
+
+from jaxmnist import __version__
+from jaxmnist.errors import JaxmnistError, Stopped, UsageError, disk_error, one_line
+from jaxmnist.settings import PRECISIONS, SELECTIONS, SVM_BACKENDS, SearchSettings, flag
+from jaxmnist.signals import signals, stopped_by
+
+CHOICES = {"select": SELECTIONS, "svm_backend": SVM_BACKENDS, "precision": PRECISIONS}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line."""
+
+    def __init__(self, program: str, description: str) -> None:
+        super().__init__(prog=program, description=description, allow_abbrev=False)
+        self.add_argument("--version", action="version", version=f"jaxmnist {__version__}")
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what the parser has to complain about."""
+        raise UsageError(f"{message} (--help lists the flags)")
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the run directory that a command reads."""
+    parser.add_argument("run", metavar="RUN", help="run directory, such as runs/mnist")
+
+
+def add_settings(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:
+    """Add flags for the settings of `names`, or for all; a flag that isn't given sets nothing."""
+    for item in fields(SearchSettings):
+        if "help" not in item.metadata or (names is not None and item.name not in names):
+            continue
+        kind = str(item.type).removesuffix(" | None")
+        text = item.metadata["help"]
+        if item.name in CHOICES:
+            text += f" [{', '.join(CHOICES[item.name])}]"
+        if kind == "bool":
+            # Where a thing is done unless it is forbidden, both flags are there.
+            action = argparse.BooleanOptionalAction if item.default else "store_true"
+            parser.add_argument(
+                flag(item.name),
+                dest=item.name,
+                action=action,
+                default=argparse.SUPPRESS,
+                help=text + (" (default: yes)" if item.default else ""),
+            )
+            continue
+        if item.default is not None and item.default != "default":
+            text += f" (default {item.default})"
+        parser.add_argument(
+            flag(item.name),
+            dest=item.name,
+            default=argparse.SUPPRESS,
+            type={"int": _number(int), "float": _number(float)}.get(kind, str),
+            metavar=item.metadata["metavar"] or "WORD",
+            help=text.replace("%", "%%"),
+        )
+
+
+def add_ranges(
+    parser: argparse.ArgumentParser, ranges: Mapping[str, str], texts: Mapping[str, str]
+) -> None:
+    """Add a flag for each hyperparameter.
+
+    Args:
+      parser: to add them to.
+      ranges: of the hyperparameters, by name, as text.
+      texts: what hyperparameters are, by name, as far as the network says it.
+    """
+    group = parser.add_argument_group(
+        "hyperparameters",
+        "A RANGE is first:last, first:last:step, first:last:log, values such as 32,64,128, or one"
+        " value.",
+    )
+    for name, values in ranges.items():
+        text = f"{texts.get(name, name)} (default {values})"
+        group.add_argument(
+            flag(name),
+            dest=name,
+            default=argparse.SUPPRESS,
+            metavar="RANGE",
+            help=text.replace("%", "%%"),
+        )
+
+
+def _number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Read a number; what isn't one stays text, for the setting to complain about."""
+
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+
+    return read
+
+
+def run_command(
+    main: Callable[[list[str]], int | None], arguments: list[str] | None = None, advice: str = ""
+) -> int:
+    """Run a command's `main` with its arguments; returns the exit status, which `main` may give.
+
+    An error of jaxmnist becomes one line on standard error. `advice` ends the line of a command
+    that a signal has stopped.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a character shows another one; it doesn't end the search.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    status = None
+    try:
+        with signals(advice):
+            with suppress(SystemExit):  # --help and --version have answered
+                status = main(sys.argv[1:] if arguments is None else arguments)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except JaxmnistError as error:
+        return _end(str(error), error.exit_status)
+    except ImportError as error:
+        mend = "install jaxmnist with what it needs: python -m pip install --editable ."
+        return _end(f"{one_line(error)}; {mend}", 1)
+    except MemoryError:
+        return _end("memory is exhausted", 1)
+    except Stopped as stopped:
+        line = f"{stopped_by(stopped.exit_status - 128)}{advice}"
+        return _end(line, stopped.exit_status)
+    except BrokenPipeError:
+        # Whoever read the output has gone; nothing is left to tell them.
+        return _end(None, 1)
+    except OSError as error:
+        failure = disk_error(f"{error.filename or 'output'}", error)
+        return _end(str(failure), failure.exit_status)
+    return status or 0
+
+
+def complain(line: str) -> None:
+    """Print a line on standard error, as far as anybody can be told."""
+    if sys.stderr is not None:
+        with suppress(OSError):  # the terminal was closed
+            print(f"jaxmnist: {line}", file=sys.stderr, flush=True)
+
+
+def _end(line: str | None, status: int) -> int:
+    """Say why the command ends, as far as anybody can be told; returns `status`."""
+    if line is not None:
+        complain(line)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            # What can't be written now can't be at the end either, where it would change the
+            # exit status.
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+    return status

@@ -1,0 +1,48 @@
+"""`jaxmnist predict`: images from files to classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jaxmnist.commands.parser import Parser, add_run, complain
+from jaxmnist.errors import UsageError, local_path, printable
+
+
+def main(arguments: list[str], program: str = "jaxmnist predict") -> int:
+    """The command: a line for each image: its class, its probability, what was done to it.
+
+    A file that gives no image gets a line on standard error; the others are answered. Returns the
+    exit status.
+    """
+    parser = Parser(program, "Say which class the winner of a run takes images for.")
+    add_run(parser)
+    parser.add_argument(
+        "files", metavar="FILE", nargs="+", help="PNG or JPEG pictures, or .npy arrays of images"
+    )
+    given = parser.parse_args(arguments)
+    # JAX takes a second to import; until then a signal would meet no handler.
+    import numpy as np
+
+    from jaxmnist.data.pictures import read_pictures
+    from jaxmnist.results.run import Run
+
+    model = Run(given.run).best_model
+    pictures, status = [], 0
+    for name in given.files:
+        try:
+            path = Path(local_path(name, "FILE"))
+            pictures += read_pictures(path, model.image_shape, model.scale)
+        except UsageError as problem:
+            complain(str(problem))
+            status = problem.exit_status
+    if not pictures:
+        return status
+    probabilities = model.predict_proba(np.stack([picture.image for picture in pictures]))
+    for picture, row in zip(pictures, probabilities, strict=True):
+        best, second = np.argsort(-row, kind="stable")[:2]
+        done = ", ".join(picture.steps) or "used as it is"
+        print(
+            f"{printable(picture.name)}: {model.labels[best]} with probability {row[best]:.4f}"
+            f" (then {model.labels[second]}, {row[second]:.4f}); {done}"
+        )
+    return status

@@ -1,0 +1,41 @@
+"""`jaxmnist svm`: the SVM on a finished run, on its own data or on another dataset's."""
+
+from __future__ import annotations
+
+from jaxmnist.commands.parser import Parser, add_run, add_settings
+from jaxmnist.errors import UsageError
+from jaxmnist.settings import SearchSettings, flag
+
+NAMES = ("dataset", "data_dir", "train_limit", "validation_split", "svm_backend", "svm_search")
+
+
+def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
+    """The command."""
+    parser = Parser(program, "Fit the SVM on the features of a run's winner, as it is.")
+    add_run(parser)
+    add_settings(parser, NAMES)
+    given = vars(parser.parse_args(arguments))
+    directory = given.pop("run")
+    own = not given.keys() & {"dataset", "data_dir"}
+    for name in ("train_limit", "validation_split"):
+        if own and name in given:
+            raise UsageError(f"{flag(name)} goes with --dataset or --data-dir")
+    # JAX takes a second to import; until then a signal would meet no handler.
+    from jaxmnist.commands.notes import notes_printed
+    from jaxmnist.data.dataset import load_dataset
+    from jaxmnist.results.run import locked_run
+    from jaxmnist.results.svm import describe, fit_on_run
+
+    with notes_printed(), locked_run(directory) as run:
+        settings = SearchSettings(**{"seed": run.settings.seed, **given})
+        dataset = run.load_dataset() if own else load_dataset(settings)
+        if not own and dataset.scale_note:
+            print(dataset.scale_note)
+        content = fit_on_run(
+            run,
+            dataset,
+            wanted=settings.svm_backend,
+            draws=settings.svm_search,
+            baselines=not own,
+        )
+    print(describe(content))

@@ -1,0 +1,1 @@
+"""From bytes on disk, arrays or names to a dataset; pictures for prediction."""

@@ -1,0 +1,246 @@
+"""Datasets by name, through tensorflow-datasets (tfds).
+
+tfds prepares almost every dataset with TensorFlow, which is large and not needed for anything
+else here. So the datasets that are published as MNIST's four IDX files (mnist, fashion_mnist,
+kmnist) are downloaded and verified by tfds and read by `jaxmnist.data.formats`; any other is read,
+without TensorFlow, from what tfds has prepared on disk; only where that is missing is TensorFlow
+asked for. tfds' own directories are used: `TFDS_DATA_DIR`, or `~/tensorflow_datasets`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import functools
+import importlib.util
+import io
+import math
+import os
+import re
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import numpy as np
+
+from jaxmnist.data.formats import IDX_NAMES, Arrays, check_arrays, read_idx
+from jaxmnist.errors import JaxmnistError, SurroundingsError, UsageError, one_line
+from jaxmnist.reading import largest_file
+
+CONNECT_SECONDS = 5.0  # for each address of a host
+READ_SECONDS = 30.0  # of silence from a connected host
+
+
+def load_named(name: str) -> Arrays:
+    """The train and test parts of the tfds dataset `name`, or `name/config` (`emnist/letters`).
+
+    Args:
+      name: as tfds lists it, in lower case.
+
+    Returns:
+      images uint8[N, H, W, C] and labels int64[N]. IDX files keep their published order; tfds
+      shuffles what it prepares, always in the same way.
+
+    Raises:
+      UsageError: there is no such dataset, it isn't one of images of one size with a label and
+        both parts, or its files are damaged or can't be written.
+      SurroundingsError: it can't be downloaded or prepared here.
+    """
+    with _tamed_tfds() as tfds:
+        data_dir = Path(tfds.core.constants.get_default_data_dir()).expanduser()
+        builder = _find_builder(tfds, name, data_dir)
+        urls = _idx_urls(builder)
+        if urls:
+            return _load_idx(tfds, name, urls, builder.url_infos, data_dir / "downloads")
+        _check_features(tfds, name, builder.info.features)
+        if not builder.is_prepared():
+            _prepare(tfds, name, builder)
+        return _read_prepared(tfds, name, builder)
+
+
+@contextlib.contextmanager
+def _tamed_tfds() -> Iterator[Any]:
+    """The module tensorflow_datasets, quiet and giving up in seconds; as it was, on leaving."""
+    try:
+        import tensorflow_datasets as tfds
+        from absl import logging
+        from tensorflow_datasets.core.download import downloader
+        from tensorflow_datasets.core.utils import tqdm_utils
+    except ImportError as error:
+        raise SurroundingsError(
+            f"datasets by name need tensorflow-datasets, which can't be imported here ({error}):"
+            " pip install tensorflow-datasets importlib_resources pillow"
+        ) from None
+    before = downloader.MAX_RETRIES, downloader._open_url, tqdm_utils._active
+    verbosity = logging.get_verbosity()
+    # Ten retries with growing pauses take 204 s to find that there is no network; and tfds sets
+    # no time-outs, but passes on whatever its `_open_url` is given to `requests`.
+    downloader.MAX_RETRIES = 0
+    downloader._open_url = functools.partial(before[1], timeout=(CONNECT_SECONDS, READ_SECONDS))
+    tqdm_utils._active = before[2] and sys.stderr.isatty()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # its banners are no output of ours
+            yield tfds
+    finally:
+        downloader.MAX_RETRIES, downloader._open_url, tqdm_utils._active = before
+        logging.set_verbosity(verbosity)
+
+
+def _find_builder(tfds: Any, name: str, data_dir: Path) -> Any:
+    """The tfds builder of `name` or `name/config`; `UsageError` with near matches if none."""
+    known = tfds.list_builders(with_community_datasets=False)
+    dataset, _, config = name.partition("/")
+    # tfds reads more into a name: versions, arguments, other sites' catalogues.
+    if re.fullmatch(r"[a-z]\w*(/\w[\w.\-]*)?", name, re.ASCII):
+        try:
+            return tfds.builder(name, data_dir=data_dir)
+        except ImportError as error:
+            reason = f"needs a package that isn't installed: {one_line(error)}"
+            raise SurroundingsError(f"{name} {reason}") from None
+        except Exception as error:  # the code of any of hundreds of datasets
+            if dataset in known and not config:
+                raise UsageError(f"{name} can't be opened: {one_line(error)}") from None
+    if config and dataset in known:
+        choices = list(tfds.builder_cls(dataset).builder_configs)
+        near = difflib.get_close_matches(config, choices) or choices[:3]
+        what = f"configuration {config!r} of {dataset}"
+        near = [f"{dataset}/{choice}" for choice in near]
+    else:
+        near = difflib.get_close_matches(dataset.lower(), known)
+        what = f"dataset {name[:100]!r}"
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    if not config and importlib.util.find_spec("tensorflow") is None:
+        hint += " (some it knows only where TensorFlow is installed)"
+    raise UsageError(f"tensorflow-datasets has no {what}{hint}")
+
+
+def _idx_urls(builder: Any) -> dict[str, str] | None:
+    """The addresses of the four IDX files, if that is how the dataset is published."""
+    base = getattr(builder, "URL", None)
+    if not isinstance(base, str):
+        return None
+    urls = {key: urljoin(base, f"{file}.gz") for key, file in IDX_NAMES.items()}
+    return urls if all(url in builder.url_infos for url in urls.values()) else None
+
+
+def _load_idx(
+    tfds: Any, name: str, urls: dict[str, str], url_infos: Any, downloads: Path
+) -> Arrays:
+    """The arrays of four IDX files, downloaded unless they are in `downloads` already."""
+    try:
+        manager = tfds.download.DownloadManager(
+            download_dir=downloads,
+            manual_dir=downloads / "manual",
+            dataset_name=name,
+            url_infos=url_infos,
+            force_checksums_validation=True,
+        )
+        # One after the other: no thread is left trying when the first has failed.
+        paths = {key: Path(manager.download(url)) for key, url in urls.items()}
+    except Exception as error:  # tfds', requests' or the file system's
+        files = ", ".join(f"{file}.gz" for file in IDX_NAMES.values())
+        advice = f"put {files} into a folder and name it with --data-dir"
+        raise _explain(f"{name} can't be downloaded", error, downloads, advice) from None
+    try:
+        found = {key: read_idx(path) for key, path in paths.items()}
+    except UsageError as error:
+        raise UsageError(f"{error}; delete it, and it is downloaded again") from None
+    return check_arrays(name, **found)
+
+
+def _check_features(tfds: Any, name: str, features: Any) -> None:
+    """`UsageError` unless every example has a uint8 image of one size and an integer label."""
+    found = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image, label = found.get("image"), found.get("label")
+    if not isinstance(image, tfds.features.Image):
+        raise UsageError(f"{name}: has no feature 'image' that is an image")
+    if len(image.shape) != 3 or None in image.shape:
+        sizes = "×".join("?" if side is None else str(side) for side in image.shape)
+        raise UsageError(f"{name}: its images are of varying sizes ({sizes}), not of one")
+    if image.np_dtype != np.uint8:
+        raise UsageError(f"{name}: its images are {np.dtype(image.np_dtype)}, not uint8")
+    scalar = isinstance(label, tfds.features.Tensor) and label.shape == ()
+    if label is None or not scalar or not np.issubdtype(label.np_dtype, np.integer):
+        raise UsageError(f"{name}: has no feature 'label' that is a class or a whole number")
+
+
+def _prepare(tfds: Any, name: str, builder: Any) -> None:
+    """Downloads and prepares a dataset with TensorFlow, where that is installed."""
+    root = builder.data_dir_root
+    if importlib.util.find_spec("tensorflow") is None:
+        raise SurroundingsError(
+            f"{name} isn't prepared in {root}, and preparing it needs TensorFlow:"
+            " pip install tensorflow"
+        )
+    # Not from Google's cloud storage: TensorFlow waits there for minutes if there is no network.
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    try:
+        builder.download_and_prepare(download_config=config)
+    except Exception as error:  # the code of any of hundreds of datasets
+        advice = "name a folder of IDX files or an .npz file with --data-dir instead"
+        raise _explain(f"{name} can't be prepared", error, Path(root), advice) from None
+
+
+def _read_prepared(tfds: Any, name: str, builder: Any) -> Arrays:
+    """The arrays of a prepared dataset, decoded without TensorFlow, the same with or without."""
+    parts: dict[str, np.ndarray] = {}
+    shape = builder.info.features["image"].shape
+    for part in ("train", "test"):
+        if part not in builder.info.splits:
+            has = ", ".join(builder.info.splits) or "none"
+            raise UsageError(f"{name}: has no part {part!r}; it has {has}")
+        size = builder.info.splits[part].num_examples
+        if size * math.prod(shape) > largest_file():
+            raise UsageError(f"{name}: its {part} part is too large for the memory")
+        images, labels = np.empty((size, *shape), np.uint8), np.empty(size, np.int64)
+        count = 0
+        try:
+            for count, example in enumerate(_examples(tfds, builder, part), 1):
+                if example["image"].shape != shape:
+                    raise ValueError(f"an image is {example['image'].shape}, not {shape}")
+                images[count - 1], labels[count - 1] = example["image"], example["label"]
+            if count != size:
+                raise ValueError(f"{count} of {size} {part} examples are there")
+        except Exception as error:  # damage shows in any of the decoders
+            raise UsageError(f"{builder.data_path}: can't be read: {one_line(error)}") from None
+        parts[f"x_{part}"], parts[f"y_{part}"] = images, labels
+    return check_arrays(name, **parts)
+
+
+def _examples(tfds: Any, builder: Any, part: str) -> Iterator[Any]:
+    """Examples as dicts with image uint8[H, W, C] and label, in the order on disk."""
+    if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+        yield from builder.as_data_source(part)
+        return
+    # tfds leaves this format to TensorFlow, though its own decoder of the records does without.
+    for path in builder.info.splits[part].filepaths:
+        with open(path, "rb") as file:
+            while head := file.read(12):  # a record's length and the length's checksum
+                (length,) = struct.unpack_from("<Q", head)
+                record = file.read(min(length, largest_file()) + 4)[:-4]  # a checksum follows
+                yield builder.info.features.deserialize_example_np(record)
+
+
+def _explain(what: str, error: Exception, folder: Path, advice: str) -> JaxmnistError:
+    """The error to raise for one of tfds, requests or the file system: a line and its kind."""
+    import requests
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+
+    if isinstance(error, (requests.exceptions.ConnectionError, requests.exceptions.Timeout)):
+        host = urlsplit(getattr(error.request, "url", None) or "").hostname or "its host"
+        kind = type(error).__name__  # ProxyError, SSLError and ConnectTimeout tell more
+        more = "" if kind == "ConnectionError" else f", {kind}"
+        return SurroundingsError(f"{what} (no connection to {host}{more}): {advice}")
+    if isinstance(error, NonMatchingChecksumError):
+        return SurroundingsError(f"{what} (a file has a wrong checksum): {advice}")
+    if isinstance(error, OSError) and error.errno is not None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return (SurroundingsError if full else UsageError)(
+            f"{what} into {folder}: {os.strerror(error.errno)}; TFDS_DATA_DIR names another folder"
+        )
+    return SurroundingsError(f"{what} ({one_line(error)}): {advice}")

@@ -1,0 +1,1 @@
+"""Where trials train: pure training functions, lanes, compiled programs, devices, events."""

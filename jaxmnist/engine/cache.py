@@ -1,0 +1,114 @@
+"""The folder that keeps between runs what is costly to find: compiled programs, measurements."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import platform
+import sys
+from pathlib import Path
+
+from jaxmnist.engine.devices import import_jax, start_jax
+from jaxmnist.errors import UsageError, local_path
+
+VARIABLE = "JAXMNIST_CACHE"
+OFF = "off"
+LARGEST = 2**30  # bytes of compiled programs that are kept
+LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+JAX_LOG_LEVEL = "1"  # which JAX sets where nobody did; programs that it starts inherit it
+
+
+def cache_folder(given: str | None) -> Path | None:
+    """The folder that `--cache` names, else `$JAXMNIST_CACHE`, else the user's; None for 'off'.
+
+    Programs that were compiled for one kind of processor may crash another, which shares the
+    home folder: each has a folder of its own.
+    """
+    chosen = given or os.environ.get(VARIABLE)
+    if chosen == OFF:
+        return None
+    if chosen:
+        folder = Path(local_path(chosen, "--cache" if given else VARIABLE))
+    else:
+        import platformdirs
+
+        folder = Path(platformdirs.user_cache_dir("jaxmnist", appauthor=False))
+        if not folder.is_absolute():  # a user without a home; `~` stays as it is
+            return None
+    return folder / f"{platform.machine() or 'machine'}-{_processor()[:12]}"
+
+
+def _processor() -> str:
+    """A hash of what the processor is and can do."""
+    try:
+        lines = set(Path("/proc/cpuinfo").read_text().splitlines())
+        known = {line for line in lines if line.startswith(("flags", "Features", "model"))}
+    except OSError:  # no Linux
+        known = {platform.processor()}
+    return hashlib.sha256("\n".join(sorted(known)).encode()).hexdigest()
+
+
+def keep_programs(folder: Path | None, wanted: bool = False) -> str | None:
+    """Let JAX keep compiled programs in `folder`, unless the user has settings of their own.
+
+    Args:
+      folder: to keep them in; None for nowhere.
+      wanted: whether a person asked for this folder.
+
+    Returns:
+      What to tell a person where the folder can't be used.
+
+    Best called before JAX is imported. Whenever XLA loads a program for a CPU, it complains in
+    4 kB that the processor lacks two 'features' that are only tuning advice to the compiler; its
+    log can't be quieted later. Where JAX is there already, programs for a CPU are not kept.
+
+    Raises:
+      UsageError: the folder that a person asked for can't be used.
+    """
+    late = "jax" in sys.modules
+    if os.environ.get(LOG_LEVEL, JAX_LOG_LEVEL) == JAX_LOG_LEVEL and not late:
+        os.environ[LOG_LEVEL] = "3"
+    jax = import_jax()
+    settings = jax.config.values
+    own = settings["jax_compilation_cache_dir"] is not None
+    if folder is None or own or not settings["jax_enable_compilation_cache"]:
+        return None
+    programs = folder / "programs"
+    problem = None
+    try:
+        programs.mkdir(parents=True, exist_ok=True)
+        if not os.access(programs, os.W_OK | os.X_OK):
+            problem = os.strerror(errno.EACCES)
+    except OSError as error:
+        problem = error.strerror
+    if problem:
+        line = (
+            f"{programs}: can't keep compiled programs: {problem}"
+            f" (--cache names another folder, or {OFF})"
+        )
+        if wanted:
+            raise UsageError(line)
+        return f"note: {line}"
+    if late and os.environ.get(LOG_LEVEL) != "3" and start_jax() == "cpu":
+        return None
+    _drop_oldest(programs)
+    jax.config.update("jax_compilation_cache_dir", str(programs))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return None
+
+
+def _drop_oldest(programs: Path) -> None:
+    """Delete the programs that were used longest ago, beyond `LARGEST` bytes."""
+    try:
+        entries = [(path.stat(), path) for path in programs.iterdir() if path.is_file()]
+        total = sum(status.st_size for status, _ in entries)
+        for status, path in sorted(entries, key=lambda entry: entry[0].st_atime):
+            if total <= LARGEST:
+                break
+            path.unlink(missing_ok=True)
+            total -= status.st_size
+    except OSError:
+        # Another process tidies up as well.
+        return

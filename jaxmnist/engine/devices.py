@@ -1,0 +1,107 @@
+"""JAX as it starts here: its platform, the size of XLA's thread pool, settings that break training.
+
+What goes wrong when JAX starts is one line, whichever command starts it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from types import ModuleType
+
+from jaxmnist.errors import SurroundingsError, one_line
+
+# XLA's own variables for the size of its thread pool on a CPU, the first one that is set winning
+# (`DefaultThreadPoolSize` in its sources; undocumented).
+POOL_SIZE = ("PJRT_NPROC", "NPROC")
+# JAX's settings for finding faults, and what they are where nobody is looking for any.
+DEBUGGING = {
+    "jax_check_tracer_leaks": False,
+    "jax_debug_infs": False,
+    "jax_debug_nans": False,
+    "jax_disable_jit": False,
+    "jax_enable_checks": False,
+    "jax_no_tracing": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+    "jax_transfer_guard": None,
+    "jax_transfer_guard_device_to_device": None,
+    "jax_transfer_guard_device_to_host": None,
+    "jax_transfer_guard_host_to_device": None,
+}
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def import_jax() -> ModuleType:
+    """JAX; `SurroundingsError` where it can't be imported, or not with the settings it is given."""
+    try:
+        import jax
+    except Exception as error:
+        raise SurroundingsError(f"JAX can't be imported: {one_line(error, named=True)}") from None
+    return jax
+
+
+def start_jax() -> str:
+    """The platform that JAX computes on, 'cpu', 'gpu' or 'tpu', started if it is not yet.
+
+    Raises:
+      SurroundingsError: the platform can't be started.
+    """
+    jax = import_jax()
+    try:
+        platform: str = jax.default_backend()
+        jax.local_devices()
+    except Exception as error:  # a RuntimeError or, for a plugin that is missing, AssertionError
+        asked = os.environ.get("JAX_PLATFORMS") or jax.config.values.get("jax_platforms")
+        named = f" with JAX_PLATFORMS={asked}" if asked else ""
+        raise SurroundingsError(
+            f"JAX has no device to compute on{named}: {one_line(error, named=True)}; install what"
+            " that platform needs, or set JAX_PLATFORMS=cpu"
+        ) from None
+    return platform
+
+
+def pool_size() -> int:
+    """Threads that XLA's pool on a CPU has, or will have when JAX starts.
+
+    Results depend on it: it is how large products are cut.
+    """
+    for name in POOL_SIZE:
+        if re.fullmatch(r"\s*\+?\d+\s*", text := os.environ.get(name, "")):
+            return int(text)
+    return cores()
+
+
+def set_pool_size(wanted: int) -> None:
+    """Let XLA's pool have `wanted` threads; where JAX has started already, nothing changes."""
+    if wanted != pool_size() and not _is_started():
+        os.environ[POOL_SIZE[0]] = str(wanted)
+
+
+def _is_started() -> bool:
+    if "jax" not in sys.modules:
+        return False
+    try:
+        from jax._src import xla_bridge  # there is no public way to ask
+
+        return bool(xla_bridge.backends_are_initialized())
+    except (ImportError, AttributeError):
+        return True
+
+
+def debugging_settings() -> str:
+    """JAX's settings for finding faults that somebody has changed: 'jax_disable_jit=True, …'."""
+    values = import_jax().config.values
+    changed = {
+        name: values[name]
+        for name, usual in DEBUGGING.items()
+        if name in values and values[name] not in (usual, "allow")
+    }
+    return ", ".join(f"{name}={value}" for name, value in changed.items())

@@ -1,0 +1,115 @@
+"""Compiled programs: kept while a group of trials needs them, compiled ahead where that helps."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+
+from jaxmnist.engine.lanes import Group
+
+TIDY_EVERY = 8  # programs
+
+
+class Pair(NamedTuple):
+    """The programs of a group: one trains some steps of all its lanes, one evaluates them."""
+
+    train: jax.stages.Compiled
+    evaluate: jax.stages.Compiled
+
+
+Compilers = tuple[Callable[[], jax.stages.Compiled], Callable[[], jax.stages.Compiled]]
+Halves = tuple[Future[jax.stages.Compiled], Future[jax.stages.Compiled]]
+
+
+class Programs:
+    """The programs of groups of trials; groups of the same shape share theirs.
+
+    Args:
+      build: gives the two functions that compile the programs of a group.
+      groups: that will ask for their programs, in this order.
+      ahead: threads that compile before anybody asks. Zero leaves it to who asks, which is best
+        where compiling would take the cores from training. Otherwise all programs are compiled at
+        once, those that are needed first before the others where there are more than threads.
+
+    Attributes:
+      compiled: how many pairs were compiled so far.
+    """
+
+    def __init__(
+        self, build: Callable[[Group], Compilers], groups: Iterable[Group], ahead: int
+    ) -> None:
+        self.compiled = 0
+        self._dropped = 0
+        self._build = build
+        self._lock = threading.Lock()
+        self._pairs: dict[tuple, Halves] = {}
+        groups = list(groups)
+        self._waiting = Counter(group.program for group in groups)
+        self._threads = ThreadPoolExecutor(ahead, "compile") if ahead else None
+        if self._threads:
+            for group in groups:
+                if group.program not in self._pairs:
+                    submit = self._threads.submit
+                    self._pairs[group.program] = (
+                        submit(self._compile, group, 0),
+                        submit(self._compile, group, 1),
+                    )
+                    self.compiled += 1
+
+    def get(self, group: Group) -> Pair:
+        """The programs of a group; whoever asks first compiles them, the others wait."""
+        with self._lock:
+            pair = self._pairs.get(group.program)
+            mine = pair is None
+            if pair is None:
+                pair = self._pairs[group.program] = Future(), Future()
+                self.compiled += 1
+        if mine:
+            for i, half in enumerate(pair):
+                try:
+                    half.set_result(self._compile(group, i))
+                except BaseException as failure:
+                    half.set_exception(failure)
+        train, evaluate = pair
+        return Pair(train.result(), evaluate.result())
+
+    def release(self, group: Group) -> None:
+        """Drop a group's programs unless another group still needs them."""
+        with self._lock:
+            self._waiting[group.program] -= 1
+            if self._waiting[group.program] > 0:
+                return
+            self._pairs.pop(group.program, None)
+            self._dropped += 1
+            tidy = self._dropped % TIDY_EVERY == 0
+        if tidy:
+            _give_back_memory()
+
+    def close(self) -> None:
+        """Compile nothing more."""
+        if self._threads:
+            self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _compile(self, group: Group, i: int) -> jax.stages.Compiled:
+        # Building is a part of it, so that what fails there is the group's failure too.
+        return self._build(group)[i]()
+
+
+def _give_back_memory() -> None:
+    """Let go of what programs that are gone left behind.
+
+    JAX keeps what it traced, about 1 MB a program; the C library keeps what the compiler freed,
+    about 20 MB a program.
+    """
+    jax.clear_caches()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+        if trim is not None:
+            trim(0)

@@ -1,0 +1,220 @@
+"""Training and evaluation as pure functions of arrays that lie on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from jaxmnist.models.network import Model, Parameters
+from jaxmnist.settings import TrainingSettings
+
+# Where a batch has no image: the last batch of an epoch, or of an evaluation, may be short.
+NO_IMAGE = -1
+
+Way = Literal["alone", "map", "stack"]
+
+
+class TrainingState(NamedTuple):
+    """A trial between two steps.
+
+    loss_sum: float[], the epoch's cross-entropy so far, summed over its images.
+    correct: int32[], the epoch's images so far that were classified rightly.
+    """
+
+    parameters: Any
+    optimizer_state: Any
+    loss_sum: jax.Array
+    correct: jax.Array
+
+
+class Sums(NamedTuple):
+    """Cross-entropy and right answers, summed over images: float[] and int32[]."""
+
+    loss_sum: jax.Array
+    correct: jax.Array
+
+
+class Validation(NamedTuple):
+    """What an evaluation finds: the summed cross-entropy float[], and which images are right.
+
+    right: bool[S, B], in the shape of the batches; False where a batch has no image.
+    """
+
+    loss_sum: jax.Array
+    right: jax.Array
+
+
+OPTIMIZERS = {"adam": optax.adam}
+
+
+def optimizer(settings: TrainingSettings) -> optax.GradientTransformation:
+    """The optimizer of `settings`, with their learning rate."""
+    return OPTIMIZERS[settings.optimizer](settings.learning_rate)
+
+
+def epoch_order(images: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of `images` images in an epoch, the same for all trials: int32[images]."""
+    return np.random.default_rng([seed, epoch, 2]).permutation(images).astype(np.int32)
+
+
+def batches(order: np.ndarray, batch_size: int, block: int) -> np.ndarray:
+    """`order` cut into batches, and each batch into blocks, filled up with `NO_IMAGE`.
+
+    Returns int32[S, K, block]: S batches, each in its K blocks.
+    """
+    steps, blocks = -(-len(order) // batch_size), -(-batch_size // block)
+    rows = np.full((steps, batch_size), NO_IMAGE, np.int32)
+    rows.reshape(-1)[: len(order)] = order
+    cut = np.full((steps, blocks * block), NO_IMAGE, np.int32)
+    cut[:, :batch_size] = rows
+    return cut.reshape(steps, blocks, block)
+
+
+def start_training(parameters: Parameters, settings: TrainingSettings) -> TrainingState:
+    """The state before the first step, in the host's memory.
+
+    Adam's moments and count start at zero: nothing has to be compiled for their shapes.
+    """
+
+    def start(parameters: Parameters) -> TrainingState:
+        moments = optimizer(settings).init(parameters)
+        return TrainingState(parameters, moments, *_no_sums(parameters))
+
+    shapes = jax.eval_shape(start, parameters)
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    return zeros._replace(parameters=parameters)
+
+
+def start_epoch(state: TrainingState) -> TrainingState:
+    """The same weights with the epoch's sums at zero, for one trial or a stack of them."""
+    sums = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state[2:])
+    return TrainingState(*state[:2], *sums)
+
+
+def _no_sums(parameters: Any) -> Sums:
+    """Sums over no images, in the precision of the parameters."""
+    precision = jnp.result_type(*jax.tree.leaves(parameters))
+    return Sums(jnp.zeros((), precision), jnp.zeros((), jnp.int32))
+
+
+def _judge(logits: jax.Array, labels: jax.Array, present: jax.Array) -> Validation:
+    """The cross-entropy of the images that are present, summed, and which of them are right."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    right = (logits.argmax(-1) == labels) & present
+    return Validation(jnp.where(present, losses, 0).sum(), right)
+
+
+def train_block(model: Model, settings: TrainingSettings) -> Callable[..., TrainingState]:
+    """The function that trains through the batches first, …, last − 1 of an epoch.
+
+    Returns a pure function of (state, images [N, H, W, C], labels int32[N],
+    batches int32[S, K, B], first int32[], last int32[]) that gives the state after them. A
+    batch's gradient is that of the mean over its real images, added up over its K blocks.
+    """
+    update = optimizer(settings).update
+
+    def step(
+        state: TrainingState, images: jax.Array, labels: jax.Array, batch: jax.Array
+    ) -> TrainingState:
+        """The state after one batch int32[K, B]."""
+        count = (batch != NO_IMAGE).sum()
+
+        def loss(logits: jax.Array, block: jax.Array) -> tuple[jax.Array, Sums]:
+            judged = _judge(logits, labels[block], block != NO_IMAGE)
+            sums = Sums(judged.loss_sum, judged.right.sum(dtype=jnp.int32))
+            return sums.loss_sum / count, sums
+
+        gradients, sums = model.gradient(state.parameters, lambda block: images[block], loss, batch)
+        updates, optimizer_state = update(gradients, state.optimizer_state, state.parameters)
+        return TrainingState(
+            optax.apply_updates(state.parameters, updates),
+            optimizer_state,
+            state.loss_sum + sums.loss_sum,
+            state.correct + sums.correct,
+        )
+
+    def block(
+        state: TrainingState,
+        images: jax.Array,
+        labels: jax.Array,
+        batches: jax.Array,
+        first: jax.Array,
+        last: jax.Array,
+    ) -> TrainingState:
+        return lax.fori_loop(
+            first, last, lambda i, state: step(state, images, labels, batches[i]), state
+        )
+
+    return block
+
+
+def evaluate(model: Model) -> Callable[..., Validation]:
+    """The function that finds the loss over images, and which of them are right.
+
+    Returns a pure function of (parameters, images [N, H, W, C], labels int32[N],
+    batches int32[S, B]), every image once where `batches` names it once.
+    """
+
+    def run(
+        parameters: Parameters, images: jax.Array, labels: jax.Array, batches: jax.Array
+    ) -> Validation:
+        def add_batch(total: jax.Array, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
+            logits = model.outputs(parameters, images[batch]).logits
+            judged = _judge(logits, labels[batch], batch != NO_IMAGE)
+            return total + judged.loss_sum, judged.right
+
+        return Validation(*lax.scan(add_batch, _no_sums(parameters).loss_sum, batches))
+
+    return run
+
+
+def apply(model: Model, output: str, block: int) -> Callable[..., jax.Array]:
+    """The function of (parameters, images [N, H, W, C]) that gives 'logits' or 'features'.
+
+    N is a multiple of `block`, the images that are computed together; the result is float32[N, D].
+    """
+
+    def run(parameters: Parameters, images: jax.Array) -> jax.Array:
+        blocks = images.reshape(-1, block, *images.shape[1:])
+        values = lax.map(lambda part: getattr(model.outputs(parameters, part), output), blocks)
+        return values.reshape(len(images), -1)
+
+    return run
+
+
+def over_lanes(function: Callable[..., Any], way: Way) -> Callable[..., Any]:
+    """`function` of (x, *shared) for a stack of x, whose arrays have a leading axis of lanes.
+
+    way: 'alone' for a stack of one, 'map' for lanes one after another in one program, 'stack'
+    for all at once.
+    """
+
+    def run(lanes: Any, *shared: jax.Array) -> Any:
+        def each(lane: Any) -> Any:
+            return function(lane, *shared)
+
+        if way == "alone":
+            return jax.tree.map(lambda x: x[None], each(jax.tree.map(lambda x: x[0], lanes)))
+        return lax.map(each, lanes) if way == "map" else jax.vmap(each)(lanes)
+
+    return run
+
+
+def frozen_where_diverged(
+    train: Callable[..., TrainingState],
+) -> Callable[..., TrainingState]:
+    """`train` of one lane, which keeps its old weights once its loss is no number."""
+
+    def run(state: TrainingState, *shared: jax.Array) -> TrainingState:
+        after = train(state, *shared)
+        sound = jnp.isfinite(after.loss_sum)
+        kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), after[:2], state[:2])
+        return after._replace(parameters=kept[0], optimizer_state=kept[1])
+
+    return run

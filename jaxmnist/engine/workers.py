@@ -1,0 +1,95 @@
+"""Threads that run groups of trials, and what happens in them as one sequence of events."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+
+from jaxmnist.engine.events import Checkpoint, Event
+from jaxmnist.engine.lanes import Group
+
+
+class Interrupted(Exception):
+    """The engine was asked to stop while a trial was running."""
+
+
+class Events:
+    """What happens to the trials of a run, in the order that it happens: an iterator."""
+
+    def __init__(
+        self,
+        run_group: Callable[[Group, threading.Event], Iterator[Event]],
+        groups: list[Group],
+        jobs: int,
+    ) -> None:
+        self._run_group = run_group
+        self._waiting: queue.SimpleQueue[Group] = queue.SimpleQueue()
+        for group in groups:
+            self._waiting.put(group)
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._room = threading.Semaphore(jobs)  # for checkpoints that wait to be written
+        self._failure: BaseException | None = None
+        self._running = 0
+        count = min(jobs, len(groups))
+        self._workers = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
+
+    def start(self, *events: Event) -> None:
+        """Let the trials begin, after `events`."""
+        for event in events:
+            self._events.put(event)
+        for worker in self._workers:
+            self._running += 1
+            worker.start()
+
+    def stop(self) -> None:
+        """Ask the trials to stop; what happens before they do can still be iterated."""
+        self._stop.set()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the trials were asked to stop."""
+        return self._stop.is_set()
+
+    def join(self) -> None:
+        """Wait for the trials to stop."""
+        for worker in self._workers:
+            if worker.ident is not None:
+                worker.join()
+
+    def __iter__(self) -> Events:
+        return self
+
+    def __next__(self) -> Event:
+        while self._running:
+            event = self._events.get()
+            if isinstance(event, Checkpoint):
+                self._room.release()
+            if event is not None:
+                return event
+            self._running -= 1
+        if self._failure is not None:
+            raise self._failure
+        raise StopIteration
+
+    def _work(self) -> None:
+        try:
+            while not self._stop.is_set():
+                for event in self._run_group(self._waiting.get_nowait(), self._stop):
+                    if isinstance(event, Checkpoint):
+                        self._wait_for_room()
+                    self._events.put(event)
+        except (queue.Empty, Interrupted):
+            pass
+        except BaseException as failure:
+            # Not a trial's failure, which is an event: who iterates must know of it.
+            self._failure = failure
+        finally:
+            self._events.put(None)
+
+    def _wait_for_room(self) -> None:
+        """Checkpoints are large, and who writes them may be slower than who makes them."""
+        while not self._room.acquire(timeout=0.1):
+            if self._stop.is_set():  # perhaps nobody takes any
+                return

@@ -1,0 +1,111 @@
+"""Hyperparameters as an immutable mapping, and the values that it may have."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: not at any length."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python doesn't write out a number of thousands of digits
+        text = "a number of very many digits"
+    return text if len(text) <= 100 else text[:100] + "…"
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can carry it: NumPy's numbers become Python's, lists become tuples.
+
+    Raises ValueError with half a sentence for anything else.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        if abs(value) >= 2**63:
+            raise ValueError(f"must lie between -2**63 and 2**63, not be {shown(value)}")
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"must be a finite number, not {value}")
+        return value
+    if isinstance(value, list | tuple):
+        return tuple(plain(member) for member in value)
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a scalar of NumPy
+        return plain(value.item())
+    if callable(value):
+        name = getattr(value, "__name__", type(value).__name__)
+        raise ValueError(f"{name} is not text: choose it by a name, and look the name up")
+    raise ValueError(f"a {type(value).__name__} is neither text, a number, true or false, nor none")
+
+
+def text(value: Any) -> str:
+    """A value as the command line has it: 0.001, relu, true."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value) if isinstance(value, tuple) else str(value)
+
+
+class Hyperparameters(Mapping[str, Any]):
+    """One configuration: names and their values, in the order in which they were asked for.
+
+    Values are ints, floats, strings, bools, None, or tuples of them. What the configuration does
+    not ask for is not in it. Two configurations are equal if they have the same names, values and
+    types of values, in any order.
+
+    >>> h = Hyperparameters(learning_rate=0.01, activation="relu", bias=True)
+    >>> print(h)
+    learning_rate=0.01 activation=relu bias=true
+    >>> h["activation"], h == Hyperparameters(bias=True, activation="relu", learning_rate=0.01)
+    ('relu', True)
+    """
+
+    __slots__ = ("_key", "_values")
+    _values: dict[str, Any]
+    _key: str
+
+    def __init__(self, values: Mapping[str, Any] | None = None, /, **named: Any) -> None:
+        given = {**(values or {}), **named}
+        if not all(isinstance(name, str) for name in given):
+            raise ValueError("the name of a hyperparameter is text")
+        object.__setattr__(self, "_values", {name: plain(v) for name, v in given.items()})
+        object.__setattr__(self, "_key", json.dumps(self._values, sort_keys=True))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("hyperparameters can't be changed; replace() gives changed ones")
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        # By JSON's text, as Python takes 1, 1.0 and True for the same.
+        return self._key == other._key if isinstance(other, Hyperparameters) else NotImplemented
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Hyperparameters, (self._values,)
+
+    def replace(self, **changes: Any) -> Hyperparameters:
+        """These hyperparameters with other values under some of their names."""
+        return Hyperparameters({**self._values, **changes})
+
+    def to_json(self) -> dict[str, Any]:
+        """The hyperparameters as JSON's object."""
+        return dict(self._values)
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={text(value)}" for name, value in self._values.items())
+
+    def __repr__(self) -> str:
+        return f"Hyperparameters({self._values!r})"

@@ -1,0 +1,52 @@
+"""What a finished run remembers of how it was made: the machine, and the time of each stage."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from jaxmnist.hyperparameters import text
+from jaxmnist.settings import SearchSettings, flag
+
+TIMES = "times.json"  # in best/
+SHAPE = {"sessions": [{"finished": str, "seconds": {str: float}}]}
+# What doesn't belong to a repetition elsewhere.
+LEFT_OUT = ("overwrite", "quiet", "directory", "cache", "ranges")
+
+
+def command(settings: SearchSettings) -> str:
+    """The command line of a search: the flags that differ from their defaults."""
+    parts = ["python", "-m", "jaxmnist.search"]
+    usual = SearchSettings().to_json()
+    for name, value in settings.to_json().items():
+        if name in LEFT_OUT or value == usual[name]:
+            continue
+        if isinstance(value, bool):
+            parts.append(flag(name) if value else flag("no_" + name))
+        else:
+            parts += [flag(name), str(value)]
+    for name, given in settings.ranges.items():
+        members = given if isinstance(given, list) else [given]
+        parts += [flag(name), ",".join(map(text, members))]
+    return shlex.join(parts)
+
+
+def session(settings: SearchSettings) -> str:
+    """The same search as a line of Python."""
+    usual = SearchSettings().to_json()
+    given = [
+        f"{name}={value!r}"
+        for name, value in settings.to_json().items()
+        if name not in LEFT_OUT and value != usual[name]
+    ]
+    given += [f"{name}={value!r}" for name, value in settings.ranges.items()]
+    return f"jaxmnist.random_search({', '.join(given)})"
+
+
+def settings_rows(search: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The settings of search.json as rows of a table, ranges as they were searched."""
+    identity, settings = search["identity"], dict(search["settings"])
+    settings.pop("ranges", None)
+    rows = {**settings, "network": identity["network"], "optimizer": identity["optimizer"]}
+    rows |= identity["space"]
+    return [(name, "default" if value is None else value) for name, value in rows.items()]

@@ -1,0 +1,50 @@
+"""A search as its listeners show it: console, TensorBoard and page together."""
+
+from __future__ import annotations
+
+from jaxmnist.data.dataset import Dataset
+from jaxmnist.models.network import Network
+from jaxmnist.report.console import Console
+from jaxmnist.report.display import Display, can_display
+from jaxmnist.report.live import Reports
+from jaxmnist.results.run import Run
+from jaxmnist.runs.directory import WritableRunDirectory
+from jaxmnist.search.listener import Listener
+from jaxmnist.settings import SearchSettings
+
+
+class Show(Listener):
+    """Shows a search on a console, and in the files that its settings ask for."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def stage(self, name: str) -> None:
+        """Begin a stage on the console."""
+        self._console.stage(name)
+
+    def training(
+        self,
+        directory: WritableRunDirectory,
+        network: Network,
+        settings: SearchSettings,
+        dataset: Dataset,
+        budget: int,
+    ) -> Reports:
+        """Show the trials in every way."""
+        return Reports(directory, network, settings, dataset, budget, self._console)
+
+    def ranked(self, run: Run) -> None:
+        """Show how the trials rank."""
+        self._console.results(run)
+
+    def result(self, text: str) -> None:
+        """Print what was asked for."""
+        self._console.result(text)
+
+
+def open_console(quiet: bool = False) -> Console:
+    """The console for where the output goes: a terminal, a notebook, or anything else."""
+    if not quiet and can_display():
+        return Display()
+    return Console(quiet)

@@ -1,0 +1,299 @@
+"""The test set: accuracy with its interval, confusion matrix, classification report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from jaxmnist.data.dataset import Dataset
+from jaxmnist.errors import UsageError
+from jaxmnist.results.run import CONFIG, Run
+from jaxmnist.runs.ledger import MOST_LOOKS
+from jaxmnist.whole_files import (
+    DamagedFile,
+    array_bytes,
+    read_array,
+    read_json,
+    sha256,
+    write_bytes,
+    write_json,
+)
+
+PROBABILITIES = "test_probabilities.npy"  # float32[N, K], beside test.json
+MOST_IMAGES = 10**7  # that a report may claim
+MOST_CLASSES = 20  # that a console shows whole; of more it shows this many
+# What the report on test images says, in test.json and in svm.json.
+REPORT = {
+    "accuracy": float,
+    "confidence_interval": (float, float),
+    "labels": [int],
+    "confusion_matrix": [[int]],
+    "classification_report": dict,
+}
+TEST = {
+    **REPORT,
+    "model_sha256": str,
+    "validation_accuracy": float,
+    "validation_images": int,
+    "probabilities_sha256": str,
+    "evaluations": int,
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well predictions agree with the truth, on the same N images.
+
+    labels: the K labels, in the order of rows and columns.
+    confusion_matrix: int64[K, K]; row: the truth, column: the prediction.
+    """
+
+    labels: tuple[int, ...]
+    confusion_matrix: np.ndarray
+
+    @property
+    def images(self) -> int:
+        """How many images were judged."""
+        return int(self.confusion_matrix.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """The share of images that were classified rightly."""
+        return int(np.trace(self.confusion_matrix)) / self.images
+
+    def confidence_interval(self) -> tuple[float, float]:
+        """The 95 % interval of the accuracy.
+
+        Wilson, 'Probable inference, the law of succession, and statistical inference', 1927.
+        """
+        from scipy.stats import binomtest
+
+        right = int(np.trace(self.confusion_matrix))
+        interval = binomtest(right, self.images).proportion_ci(0.95, "wilson")
+        return float(interval.low), float(interval.high)
+
+    def classification_report(self) -> dict[str, Any]:
+        """scikit-learn's report: precision, recall, f1-score and support of labels and averages."""
+        return self._report(output_dict=True)
+
+    def classification_table(self) -> str:
+        """The report as a table of text, to three digits."""
+        return self._report(digits=3)
+
+    def _report(self, **form: Any) -> Any:
+        from sklearn.metrics import classification_report
+
+        classes = len(self.labels)
+        truth, predictions = np.divmod(
+            np.repeat(np.arange(classes * classes), self.confusion_matrix.ravel()), classes
+        )
+        return classification_report(
+            truth,
+            predictions,
+            labels=range(classes),
+            target_names=[str(label) for label in self.labels],
+            zero_division=0,
+            **form,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What test.json and svm.json say of it."""
+        return {
+            "accuracy": self.accuracy,
+            "confidence_interval": list(self.confidence_interval()),
+            "labels": list(self.labels),
+            "confusion_matrix": self.confusion_matrix.tolist(),
+            "classification_report": self.classification_report(),
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Evaluation:
+        """The evaluation of `to_json`; ValueError where it can't be that of any images."""
+        labels = tuple(content["labels"])
+        matrix = np.asarray(content["confusion_matrix"], np.int64)
+        square = matrix.shape == (len(labels), len(labels))
+        if not square or matrix.min() < 0 or not 0 < matrix.sum() <= MOST_IMAGES:
+            raise ValueError("no confusion matrix")
+        return cls(labels, matrix)
+
+
+def prepare() -> None:
+    """Import what judging and describing predictions takes, which is a second's work."""
+    for name in ("scipy.stats", "sklearn.metrics"):
+        import_module(name)
+
+
+def judge(truth: np.ndarray, predictions: np.ndarray, labels: Sequence[int]) -> Evaluation:
+    """Compare classes int[N], 0 to K − 1, with the truth int[N]."""
+    classes = len(labels)
+    pairs = truth.astype(np.int64) * classes + predictions
+    matrix = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+    return Evaluation(tuple(int(label) for label in labels), matrix)
+
+
+def table(matrix: np.ndarray, labels: Sequence[int]) -> str:
+    """A confusion matrix with its labels: rows are the truth, columns the prediction."""
+    cells = [["", *map(str, labels)]]
+    cells += [
+        [str(label), *map(str, row)] for label, row in zip(labels, matrix.tolist(), strict=True)
+    ]
+    width = max(len(cell) for row in cells for cell in row)
+    return "\n".join(" ".join(cell.rjust(width) for cell in row) for row in cells)
+
+
+def describe_confusions(evaluation: Evaluation, file: str) -> str:
+    """The confusion matrix as text; of many classes, the most frequent confusions.
+
+    `file` of the run has the whole matrix.
+    """
+    labels, matrix = evaluation.labels, evaluation.confusion_matrix
+    if len(labels) <= MOST_CLASSES:
+        head = "Confusion matrix (rows: truth, columns: prediction):"
+        return f"{head}\n{table(matrix, labels)}"
+    wrong = matrix - np.diag(np.diag(matrix))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CLASSES]
+    lines = [
+        f"The most frequent confusions of {len(labels)} classes ({file} has the whole matrix):"
+    ]
+    for truth, prediction in zip(*np.unravel_index(order, wrong.shape), strict=True):
+        if count := wrong[truth, prediction]:
+            images = "1 image" if count == 1 else f"{count} images"
+            lines.append(f"  {labels[truth]} classified as {labels[prediction]}: {images}")
+    return (
+        "\n".join(lines)
+        if len(lines) > 1
+        else f"No image of {len(labels)} classes is misclassified."
+    )
+
+
+def describe_classes(evaluation: Evaluation, file: str) -> str:
+    """The classification report as text; of many classes, those of the lowest f1-score.
+
+    `file` of the run has the whole report.
+    """
+    rows = evaluation.classification_table().rstrip()
+    classes = len(evaluation.labels)
+    if classes <= MOST_CLASSES:
+        return f"Classification report:\n{rows}"
+    lines = rows.splitlines()  # the head, an empty line, a line a class, an empty line, averages
+    report = evaluation.classification_report()
+    scores = [report[str(label)]["f1-score"] for label in evaluation.labels]
+    worst = np.argsort(scores, kind="stable")[:MOST_CLASSES]
+    shown = [*lines[:2], *(lines[2 + k] for k in worst), *lines[2 + classes :]]
+    head = f"Classification report of the {MOST_CLASSES} worst of {classes} classes"
+    return "\n".join([f"{head} ({file} has all):", *shown])
+
+
+def describe_gap(validation: float, validation_images: int, test: Evaluation) -> str:
+    """The gap between validation and test accuracy, and what it means, in a sentence or two.
+
+    The standard error is that of two independent shares which are equal in truth (pooled).
+    """
+    gap = validation - test.accuracy
+    right = validation * validation_images + test.accuracy * test.images
+    pooled = right / (validation_images + test.images)
+    error = math.sqrt(pooled * (1 - pooled) * (1 / validation_images + 1 / test.images))
+    line = f"Validation accuracy {validation:.4f} − test accuracy {test.accuracy:.4f} = {gap:+.4f}"
+    if gap > 2 * error:
+        return line + (
+            f", more than chance explains (two standard errors are {2 * error:.4f}): the choice"
+            " among trials has fitted the validation images, or the test images are harder."
+        )
+    if gap < -2 * error:
+        return line + (
+            f", more than chance explains (two standard errors are {2 * error:.4f}): the test"
+            " images are easier than the validation images."
+        )
+    return line + (
+        f", within chance: only a gap above {2 * error:.4f} (two standard errors) would have shown"
+        " that the choice among trials has fitted the validation images."
+    )
+
+
+def look(run: Run, dataset: Dataset, purpose: str) -> dict[str, Any]:
+    """Evaluate the winner on the test set, once, and keep what came of it.
+
+    The look is written to the ledger before it happens. Returns the content of best/test.json.
+    """
+    config = run.result("best/config.json", CONFIG)
+    model_sha256, data = config["model_sha256"], run.search["identity"]["data"]
+    run.files.write_look(purpose, model_sha256, data)
+    probabilities = run.best_model.predict_proba(dataset.x_test)
+    predictions = array_bytes(probabilities)
+    evaluation = judge(dataset.y_test, probabilities.argmax(1), dataset.labels)
+    content = {
+        "model_sha256": model_sha256,
+        **evaluation.to_json(),
+        "validation_accuracy": config["score"],
+        "validation_images": len(dataset.y_validation),
+        "probabilities_sha256": sha256(predictions),
+        "evaluations": run.directory.looks_at(data),
+    }
+    write_bytes(run.directory.best / PROBABILITIES, predictions)
+    write_json(run.directory.best / "test.json", content)
+    return content
+
+
+def kept_look(run: Run) -> dict[str, Any] | None:
+    """The content of best/test.json; None if it is of another winner.
+
+    Raises `DamagedFile` if it is damaged, or its predictions are.
+    """
+    return _kept(run)[0]
+
+
+def _kept(run: Run) -> tuple[dict[str, Any] | None, np.ndarray]:
+    """The content of best/test.json, or None, and the probabilities float32[N, K] beside it."""
+    path, beside = (run.directory.best / name for name in ("test.json", PROBABILITIES))
+    content = read_json(path, TEST)
+    try:
+        evaluation = Evaluation.from_json(content)
+    except ValueError:
+        raise DamagedFile(path, "is no report on test images") from None
+    validated = content["validation_images"] >= 1 and 0 <= content["validation_accuracy"] <= 1
+    if not validated or content["evaluations"] not in range(MOST_LOOKS):
+        raise DamagedFile(path, "is no report on test images")
+    if content["model_sha256"] != run.best_trial.weights_sha256:
+        return None, np.zeros((0, 0), np.float32)
+    probabilities = read_array(beside, content["probabilities_sha256"])
+    if probabilities.shape != (evaluation.images, len(evaluation.labels)):
+        raise DamagedFile(beside, "is not what the report was made of")
+    return content, probabilities
+
+
+def winner_predictions(run: Run) -> np.ndarray:
+    """The classes, int64[N], that the winner gave the test images when they were looked at."""
+    try:
+        content, probabilities = _kept(run)
+    except DamagedFile:
+        content = None
+    if content is None:
+        raise UsageError(
+            f"{run.directory.path}: has no report on the test set that fits its winner:"
+            f" python -m jaxmnist evaluate {run.directory.path}"
+        )
+    return probabilities.argmax(1)
+
+
+def describe(content: dict[str, Any]) -> str:
+    """The test report of best/test.json as text."""
+    evaluation = Evaluation.from_json(content)
+    low, high = evaluation.confidence_interval()
+    looks = content["evaluations"]
+    return "\n".join(
+        [
+            f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images"
+            f" (95 % interval {low:.4f} to {high:.4f};"
+            f" look {looks} at this test set)",
+            describe_gap(content["validation_accuracy"], content["validation_images"], evaluation),
+            "",
+            describe_confusions(evaluation, "best/test.json"),
+            "",
+            describe_classes(evaluation, "best/test.json"),
+        ]
+    )

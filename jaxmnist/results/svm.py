@@ -1,0 +1,367 @@
+"""The support vector machine on the flatten features of a run's winner."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from jaxmnist.data.dataset import Dataset
+from jaxmnist.engine.devices import pool_size, start_jax
+from jaxmnist.errors import UsageError, printable
+from jaxmnist.results.evaluation import (
+    REPORT,
+    Evaluation,
+    describe_classes,
+    judge,
+    winner_predictions,
+)
+from jaxmnist.results.run import CONFIG, Run
+from jaxmnist.results.svm_fit import ROWS, Batches, Clock, Fit, choose_backend, fit
+from jaxmnist.whole_files import (
+    DamagedFile,
+    array_bytes,
+    disk,
+    fits,
+    read_bytes,
+    read_json,
+    sha256,
+    write_bytes,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from jaxmnist.results.trained import TrainedModel
+
+PIPELINE = "pipeline.safetensors"
+PREDICTIONS = "test_predictions.npy"  # classes int64[N], beside svm.json
+FITTED = {
+    **REPORT,
+    "backend": str,
+    "seconds": {str: float},
+    "C": float,
+    "gamma": float,
+    "components": int,
+    "support_vectors": int,
+    "search": [{"C": float, "gamma": float, "val_accuracy": float}],
+}
+# What svm.json says, as far as the program reads it again.
+SVM = {
+    **FITTED,
+    "model_sha256": str,
+    "data": str,
+    "dataset": str,
+    "draws": int,
+    "baselines": {str: FITTED},
+    "pipeline_sha256": str,
+    "predictions_sha256": str,
+    "evaluations": int,
+}
+# What it says besides, on the run's own data.
+OWN = {
+    "network_accuracy": float,
+    "mcnemar": {"only_first": int, "only_second": int, "p_value": float},
+}
+
+
+def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict[str, float]:
+    """McNemar's exact test that two classifiers err equally often on the same images.
+
+    Args:
+      first_right, second_right: bool[N], which images each classified rightly.
+
+    Returns:
+      only_first, only_second: images that only one of them got right; p_value: two-sided,
+      binomial. McNemar, 'Note on the sampling error of the difference between correlated
+      proportions or percentages', 1947.
+    """
+    from scipy.stats import binomtest
+
+    only_first = int((first_right & ~second_right).sum())
+    only_second = int((~first_right & second_right).sum())
+    different = only_first + only_second
+    p_value = float(binomtest(only_first, different).pvalue) if different else 1.0
+    return {"only_first": only_first, "only_second": only_second, "p_value": p_value}
+
+
+def raw_pixels(images: np.ndarray, scale: float) -> Iterator[tuple[int, np.ndarray]]:
+    """Pixels divided by `scale` in place of features, a block of rows at a time."""
+    for first in range(0, len(images), ROWS):
+        part = images[first : first + ROWS]
+        yield first, part.reshape(len(part), -1).astype(np.float32) / np.float32(scale)
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A fitted SVM with what the test set says of it.
+
+    predictions: classes int64[N] of the test images, 0 to K − 1.
+    """
+
+    fit: Fit
+    evaluation: Evaluation
+    predictions: np.ndarray
+
+    def to_json(self) -> dict[str, Any]:
+        """What svm.json says of it."""
+        seconds = {stage: round(value, 3) for stage, value in self.fit.seconds.items()}
+        return {
+            **self.evaluation.to_json(),
+            "backend": self.fit.backend,
+            "seconds": {**seconds, "total": round(sum(self.fit.seconds.values()), 3)},
+            "C": self.fit.svm.c,
+            "gamma": self.fit.svm.gamma,
+            "components": len(self.fit.svm.pca_components),
+            "support_vectors": len(self.fit.svm.vectors),
+            "search": self.fit.search,
+        }
+
+
+def fit_and_test(
+    batches: Batches, width: int, dataset: Dataset, *, backend: str, seed: int, draws: int
+) -> Tested:
+    """Fit on the training part of `dataset`, look at its test part once.
+
+    BLAS computes with as many threads as XLA's pool, so that a run that goes on on other cores
+    gives the same SVM, to the bit.
+    """
+    with threadpool_limits(pool_size(), user_api="blas"):
+        return _fit_and_test(batches, width, dataset, backend=backend, seed=seed, draws=draws)
+
+
+def _fit_and_test(
+    batches: Batches, width: int, dataset: Dataset, *, backend: str, seed: int, draws: int
+) -> Tested:
+    labels = np.asarray(dataset.labels)
+    fitted = fit(
+        batches,
+        width,
+        (dataset.x_train, labels[dataset.y_train]),
+        (dataset.x_validation, labels[dataset.y_validation]),
+        backend=backend,
+        seed=seed,
+        draws=draws,
+    )
+    clock = Clock()
+    projected = np.concatenate(
+        [fitted.svm.project(values) for _, values in batches(dataset.x_test)]
+    )
+    predictions = np.searchsorted(labels, fitted.svm.predict_projected(projected))
+    clock.lap("predict")
+    fitted.seconds.update(clock.seconds)
+    return Tested(fitted, judge(dataset.y_test, predictions, dataset.labels), predictions)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an SVM on a run is fitted on.
+
+    name: of its folder below svm/.
+    own: whether `dataset` is the run's own.
+    model_sha256: of the winner, trial `index`.
+    """
+
+    run: Run
+    dataset: Dataset
+    name: str
+    own: bool
+    model_sha256: str
+    index: int
+
+    @classmethod
+    def of(cls, run: Run, dataset: Dataset) -> Task:
+        """The task of fitting on `dataset`; `UsageError` if the network can't take its images."""
+        config = run.result("best/config.json", CONFIG)
+        takes = run.best_model.image_shape
+        if dataset.image_shape != takes:
+            raise UsageError(
+                f"{dataset.name}: its images are {dataset.image_shape}; the network of"
+                f" {run.directory.path} takes {takes}"
+            )
+        own = dataset.fingerprint == run.search["identity"]["data"]
+        name = dataset.name
+        if not own and name == run.settings.dataset_name:
+            name += f"-{dataset.fingerprint[:8]}"  # other images under the run's own name
+        return cls(run, dataset, name, own, config["model_sha256"], config["trial"])
+
+    @property
+    def model(self) -> TrainedModel:
+        """The winner's network, for images on the scale of `dataset`."""
+        return dataclasses.replace(self.run.best_model, scale=self.dataset.scale)
+
+    def test(
+        self, batches: Batches, width: int, purpose: str, *, backend: str, draws: int
+    ) -> Tested:
+        """Write a look down, fit and test on features."""
+        self.run.files.write_look(purpose, self.model_sha256, self.dataset.fingerprint)
+        seed = self.run.settings.seed
+        return fit_and_test(batches, width, self.dataset, backend=backend, seed=seed, draws=draws)
+
+    def test_baselines(self, *, backend: str, draws: int) -> dict[str, Any]:
+        """The same SVM on raw pixels, and on the network's features before it was trained."""
+        before = self.model.untrained(self.run.settings.seed, self.index)
+        pixels = self.test(
+            lambda images: raw_pixels(images, self.dataset.scale),
+            math.prod(self.dataset.image_shape),
+            "svm on raw pixels",
+            backend=backend,
+            draws=draws,
+        )
+        features = self.test(
+            lambda images: before.batches("features", images),
+            before.feature_count,
+            "svm on the untrained network",
+            backend=backend,
+            draws=draws,
+        )
+        return {
+            "raw pixels": pixels.to_json(),
+            "the untrained network's features": features.to_json(),
+        }
+
+
+def fit_on_run(
+    run: Run,
+    dataset: Dataset,
+    *,
+    wanted: str,
+    draws: int,
+    baselines: bool = False,
+) -> dict[str, Any]:
+    """Fit the SVM on the winner's features of `dataset`, and keep it under svm/.
+
+    What is there already for the same network, data and settings is used again: no new look.
+
+    Args:
+      run: a run whose winner is kept, locked.
+      dataset: the run's own, or another with images of the same shape.
+      wanted: the backend, or 'auto'.
+      draws: of the search for C and gamma.
+      baselines: fit the same SVM on raw pixels and on the untrained network's features too.
+
+    Returns:
+      The content of svm.json.
+    """
+    task = Task.of(run, dataset)
+    kept = run.files.mended(lambda: _kept(task))
+    if kept:
+        run.files.complete_ledger(kept, dataset.fingerprint)
+    if (
+        kept
+        and wanted in ("auto", kept["backend"])
+        and draws in (0, kept["draws"])
+        and (kept["baselines"] or not baselines)
+    ):
+        return kept
+    network = winner_predictions(run) == dataset.y_test if task.own else None
+    backend = choose_backend(wanted, start_jax())
+    model = task.model
+    result = task.test(
+        lambda images: model.batches("features", images),
+        model.feature_count,
+        "svm",
+        backend=backend,
+        draws=draws,
+    )
+    content = {
+        "model_sha256": task.model_sha256,
+        "data": dataset.fingerprint,
+        "dataset": task.name,
+        "draws": draws,
+        **result.to_json(),
+        "baselines": task.test_baselines(backend=backend, draws=draws) if baselines else {},
+        "evaluations": run.directory.looks_at(dataset.fingerprint),
+    }
+    if network is not None:
+        content["network_accuracy"] = float(network.mean())
+        content["mcnemar"] = mcnemar(network, result.predictions == dataset.y_test)
+    _keep(run.directory.svm_folder(task.name), content, result)
+    return content
+
+
+def _keep(folder: Path, content: dict[str, Any], result: Tested) -> None:
+    """Write the pipeline and the predictions, then svm.json, which names their hashes."""
+    pipeline, predictions = result.fit.svm.to_bytes(), array_bytes(result.predictions)
+    with disk(folder):
+        folder.parent.mkdir(exist_ok=True)
+    write_bytes(folder / PIPELINE, pipeline)
+    write_bytes(folder / PREDICTIONS, predictions)
+    content["pipeline_sha256"] = sha256(pipeline)
+    content["predictions_sha256"] = sha256(predictions)
+    write_json(folder / "svm.json", content)
+
+
+def _kept(task: Task) -> dict[str, Any] | None:
+    """What svm.json says; None if it is of another network or other data.
+
+    Raises `DamagedFile` if it is damaged, or what it names is.
+    """
+    folder = task.run.directory.svm_folder(task.name)
+    path = folder / "svm.json"
+    content = read_json(path, SVM)
+    whole = all(fits(content[key], shape) for key, shape in OWN.items() if key in content)
+    if not whole or ("mcnemar" in content and "network_accuracy" not in content):
+        raise DamagedFile(path, "does not say what this version of jaxmnist writes")
+    for part in (content, *content["baselines"].values()):
+        try:
+            Evaluation.from_json(part)
+        except ValueError:
+            raise DamagedFile(path, "is no report on test images") from None
+    if (content["model_sha256"], content["data"]) != (
+        task.model_sha256,
+        task.dataset.fingerprint,
+    ):
+        return None
+    for name, key in ((PIPELINE, "pipeline_sha256"), (PREDICTIONS, "predictions_sha256")):
+        if content[key] != (found := sha256(read_bytes(folder / name))):
+            raise DamagedFile(folder / name, f"its SHA-256 is {found}, not svm.json's")
+    return content
+
+
+def describe(content: dict[str, Any]) -> str:
+    """The SVM's report of svm.json as text."""
+    evaluation = Evaluation.from_json(content)
+    low, high = evaluation.confidence_interval()
+    stages = ", ".join(
+        f"{printable(stage)} {value:.1f} s" for stage, value in content["seconds"].items()
+    )
+    lines = [
+        f"SVM on the flatten features of {printable(content['dataset'])} (scaler, PCA to"
+        f" {content['components']}, RBF with C = {content['C']:.3g} and gamma ="
+        f" {content['gamma']:.3g}; {printable(content['backend'])}):"
+        f" {content['support_vectors']} support vectors",
+        f"Seconds: {stages}",
+        f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images (95 % interval"
+        f" {low:.4f} to {high:.4f}; look {content['evaluations']} at it)",
+    ]
+    if "mcnemar" in content:
+        pairs = content["mcnemar"]
+        chance = pairs["p_value"] >= 0.05
+        difference = evaluation.accuracy - content["network_accuracy"]
+        lines.append(
+            f"The network has {content['network_accuracy']:.4f}, so the SVM's difference is"
+            f" {difference:+.4f}: {pairs['only_first']} images only the network has right,"
+            f" {pairs['only_second']} only the SVM (McNemar's exact test: p ="
+            f" {pairs['p_value']:.3g}, {'within' if chance else 'more than'} chance)"
+        )
+    if content["search"]:
+        lines.append(f"C and gamma are the best of {len(content['search'])} pairs on validation:")
+    for tried in content["search"][:3]:
+        lines.append(
+            f"  C = {tried['C']:.3g}, gamma = {tried['gamma']:.3g}: validation accuracy"
+            f" {tried['val_accuracy']:.4f}"
+        )
+    for name, baseline in content["baselines"].items():
+        low, high = baseline["confidence_interval"]
+        lines.append(
+            f"The same SVM on {printable(name)}: {baseline['accuracy']:.4f} (95 % interval"
+            f" {low:.4f} to {high:.4f})"
+        )
+    file = f"svm/{printable(content['dataset'])}/svm.json"
+    return "\n".join([*lines, "", describe_classes(evaluation, file)])

@@ -1,0 +1,202 @@
+"""A trained network: classes, probabilities and features of images, in batches; its file."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors.numpy import save as save_tensors
+
+from jaxmnist.data.formats import check_images, check_levels
+from jaxmnist.engine.devices import start_jax
+from jaxmnist.engine.training import apply
+from jaxmnist.errors import UsageError, local_path
+from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.models.convolution import best_method
+from jaxmnist.models.network import DataSpec, Network, Parameters, by_path, from_paths
+from jaxmnist.models.study.network import STUDY
+from jaxmnist.runs.layers import Layer, summary
+from jaxmnist.whole_files import DamagedFile, fits, read_tensors
+
+METADATA = "jaxmnist"  # where the file says what model it holds
+MODEL = {
+    "network": str,
+    "hyperparameters": dict,
+    "image_shape": (int, int, int),
+    "labels": [int],
+    "scale": float,
+}
+BATCH_SIZE = 512  # a multiple of what any platform computes together
+AHEAD = 3  # batches that are started before the one that is waited for
+
+
+@functools.lru_cache(maxsize=8)
+def _program(
+    network: Network, hyperparameters: Hyperparameters, data: DataSpec, platform: str, output: str
+) -> Callable[..., jax.Array]:
+    """The compiled function of (parameters, images) that gives 'logits' or 'features'."""
+    model = network.model(hyperparameters, data, best_method(platform), "default")
+    return jax.jit(apply(model, output, network.block_size(platform, BATCH_SIZE)))
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A network with its weights.
+
+    labels: class k stands for label `labels[k]` of the data.
+    image_shape: (H, W, C) of the images that it takes, with pixels in the scale of the data that
+      it was trained on.
+    scale: what pixels are divided by; see `Dataset`.
+    network: whose configuration it is.
+
+    >>> model = run.get_best_models(1)[0]
+    >>> model.predict(images).shape, model.features(images).shape == (5, model.feature_count)
+    ((5,), True)
+    """
+
+    hyperparameters: Hyperparameters
+    image_shape: tuple[int, int, int]
+    labels: tuple[int, ...]
+    scale: float
+    parameters: Parameters
+    network: Network = STUDY
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """The labels of images [N, H, W, C] (or [N, H, W] of one channel): int64[N]."""
+        return np.asarray(self.labels)[self._run("logits", images).argmax(1)]
+
+    def predict_proba(self, images: np.ndarray) -> np.ndarray:
+        """The probability of each class, in the order of `labels`: float32[N, K]."""
+        logits = self._run("logits", images)
+        exponentials = np.exp(logits - logits.max(1, keepdims=True))
+        return exponentials / exponentials.sum(1, keepdims=True)
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """The flatten features of images: float32[N, D]."""
+        return self._run("features", images)
+
+    def summary(self) -> str:
+        """The layers with their output shapes and parameters, under Keras' columns."""
+        return summary(self.layers)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layer table."""
+        return self.network.layers(self.hyperparameters, self._data)
+
+    @functools.cached_property
+    def feature_count(self) -> int:
+        """How many flatten features an image has, D."""
+        return self.network.feature_count(self.hyperparameters, self._data)
+
+    @property
+    def _data(self) -> DataSpec:
+        return DataSpec(self.image_shape, len(self.labels), self.scale)
+
+    def untrained(self, seed: int, index: int) -> TrainedModel:
+        """The network of trial `index` of `seed` as it was before training."""
+        parameters = self.network.initial_parameters(
+            self.hyperparameters, self._data, seed=seed, index=index
+        )
+        return dataclasses.replace(self, parameters=parameters)
+
+    def _run(self, output: str, images: np.ndarray) -> np.ndarray:
+        images = self._check(images)
+        width = len(self.labels) if output == "logits" else self.feature_count
+        result = np.empty((len(images), width), np.float32)
+        for first, values in self.batches(output, images):
+            result[first : first + len(values)] = values
+        return result
+
+    def batches(self, output: str, images: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """'logits' or 'features' a batch at a time: (index of its first image, float32[B, D])."""
+        platform = start_jax()
+        program = _program(self.network, self.hyperparameters, self._data, platform, output)
+        parameters = jax.device_put(self.parameters)
+        images = self._check(images)
+
+        def start(first: int) -> tuple[int, int, jax.Array]:
+            batch = images[first : first + BATCH_SIZE]
+            # The last one is filled up, so that one program serves all.
+            padded = np.zeros((BATCH_SIZE, *self.image_shape), images.dtype)
+            padded[: len(batch)] = batch
+            return first, len(batch), program(parameters, padded)
+
+        # JAX computes what was started while the host waits for what came before.
+        started: deque[tuple[int, int, jax.Array]] = deque()
+        for first in range(0, len(images), BATCH_SIZE):
+            started.append(start(first))
+            if len(started) > AHEAD:
+                first, count, values = started.popleft()
+                yield first, np.asarray(values)[:count]
+        for first, count, values in started:
+            yield first, np.asarray(values)[:count]
+
+    def _check(self, images: np.ndarray) -> np.ndarray:
+        images = np.asarray(images)
+        if images.ndim == 3 and self.image_shape[2] == 1:
+            images = images[..., None]
+        if images.shape[1:] != self.image_shape:
+            raise UsageError(
+                f"images must be of shape (N, {', '.join(map(str, self.image_shape))}),"
+                f" not {images.shape}"
+            )
+        images = check_images("images", images)
+        check_levels("images", images, self.scale)
+        return images
+
+    def to_bytes(self) -> bytes:
+        """The model as a safetensors file."""
+        metadata = {
+            "network": self.network.definition.name,
+            "hyperparameters": self.hyperparameters.to_json(),
+            "image_shape": list(self.image_shape),
+            "labels": list(self.labels),
+            "scale": self.scale,
+        }
+        arrays = {
+            path: np.ascontiguousarray(jax.device_get(array))
+            for path, array in by_path(self.parameters)
+        }
+        return save_tensors(arrays, {METADATA: json.dumps(metadata)})
+
+    @classmethod
+    def load(cls, path: Path, sha256: str | None = None, network: Network = STUDY) -> TrainedModel:
+        """The model of a safetensors file, a configuration of `network`.
+
+        Raises `DamagedFile` if it is no model, or one of another hash, and `UsageError` if it is
+        one of another network.
+        """
+        path = Path(local_path(path))
+        arrays, metadata = read_tensors(path, METADATA, sha256)
+        try:
+            scale = metadata["scale"] if fits(metadata, MODEL) else 0.0
+            if not 0 < scale < math.inf or len(set(metadata["labels"])) < 2:
+                raise ValueError
+            hyperparameters = Hyperparameters(metadata["hyperparameters"])
+        except (ValueError, TypeError, KeyError):
+            raise DamagedFile(path, "does not say what model it holds") from None
+        name = network.definition.name
+        if metadata["network"] != name:
+            raise UsageError(f"{path}: holds the network {metadata['network']!r}, not {name!r}")
+        height, width, channels = metadata["image_shape"]
+        data = DataSpec((height, width, channels), len(metadata["labels"]), float(scale))
+        try:
+            parameters = from_paths(arrays)
+            network.definition.check(hyperparameters, data.image_shape)
+            expected = network.shapes(hyperparameters, data)
+        except (ValueError, TypeError, KeyError):
+            raise DamagedFile(path, "does not say what model it holds") from None
+        found = {name: (x.shape, x.dtype) for name, x in by_path(parameters)}
+        if found != {name: (x.shape, x.dtype) for name, x in by_path(expected)}:
+            raise DamagedFile(path, "its weights don't fit its hyperparameters")
+        labels = tuple(metadata["labels"])
+        return cls(hyperparameters, data.image_shape, labels, data.scale, parameters, network)

@@ -1,0 +1,153 @@
+"""One process at a time in a folder, also where the folder is on a network file system.
+
+The system's own lock (flock) decides: it goes with its process, however that ends. NFS since
+Linux 2.6.12, SMB, Lustre and Ceph pass it on to their servers, unless they were mounted to keep
+locks local; then two machines are both told that the lock is theirs. For that case the lock file
+also says who holds it, and its time of change is a heartbeat. Whoever takes a lock that another
+machine never gave back waits for three heartbeats and gives way if one comes.
+
+What can't be had: two machines that start at the same moment where locks are local; a holder that
+is suspended, or cut off from its server, for longer than three heartbeats; two machines of one
+name. And a file system without any locks is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import socket
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from jaxmnist.whole_files import disk
+from jaxmnist.errors import SurroundingsError, UsageError, disk_error
+
+logger = logging.getLogger("jaxmnist")
+HEARTBEAT = 5.0  # seconds
+LONGEST_NAME = 200  # bytes of what the lock file says that are read
+
+
+@contextmanager
+def hold(path: Path) -> Iterator[int]:
+    """Hold the lock at `path`; a context whose value is the open file.
+
+    Args:
+      path: of the lock file, in a folder that exists. The file stays when the lock is given back.
+
+    Raises:
+      UsageError: another process holds it, which the line names; or something else is there.
+      SurroundingsError: the file system is full, or knows no locks.
+    """
+    file = _take(path)
+    try:
+        _give_way(path, _holder(file))
+        with disk(path):
+            os.ftruncate(file, 0)
+            os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            os.fsync(file)
+        done = threading.Event()
+        heart = threading.Thread(target=_beat, args=(file, done), name="heartbeat", daemon=True)
+        heart.start()
+        try:
+            yield file
+        finally:
+            done.set()
+            heart.join()
+            # An empty file was given back; one that names a process was left by its death.
+            with suppress(OSError):  # the disk may be gone
+                os.ftruncate(file, 0)
+    finally:
+        os.close(file)
+
+
+def held(path: Path, file: int) -> bool:
+    """Whether the lock that `hold` gave is still the file at `path`."""
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return False
+    return os.path.samestat(there, os.fstat(file))
+
+
+def _take(path: Path) -> int:
+    """The locked file at `path`, made where there is none."""
+    while True:
+        try:
+            file = os.open(
+                path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666
+            )
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV):
+                raise UsageError(f"{path}: is no lock of jaxmnist: delete it") from None
+            raise disk_error(f"{path}: can't be written", error) from None
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise UsageError(f"{path}: is no lock of jaxmnist: delete it")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Somebody may have deleted it meanwhile, and others have locked its successor.
+            if held(path, file):
+                return file
+            os.close(file)
+        except BlockingIOError:
+            holder = _holder(file, patience=1)
+            os.close(file)
+            raise UsageError(f"{path.parent}: is in use by {holder or 'another process'}") from None
+        except OSError as error:
+            os.close(file)
+            raise SurroundingsError(
+                f"{path.parent}: its file system can't lock files ({error.strerror}):"
+                " --directory names another"
+            ) from None
+        except BaseException:
+            os.close(file)
+            raise
+
+
+def _holder(file: int, patience: float = 0) -> str:
+    """Who the lock file names; empty if nobody, also after `patience` seconds."""
+    while True:
+        name = os.pread(file, LONGEST_NAME, 0).decode(errors="replace").strip()
+        if name or patience <= 0:
+            return name
+        patience -= 0.05
+        time.sleep(0.05)
+
+
+def _give_way(path: Path, holder: str) -> None:
+    """Raise `UsageError` if `holder`, on another machine, still has a heartbeat."""
+    _, _, machine = holder.partition(" on ")
+    if machine in ("", socket.gethostname()):
+        return  # here the system knows that it ended
+    logger.info(
+        f"note: {holder} did not give {path.parent} back; waiting {3 * HEARTBEAT:.0f} s to see that"
+        " it has ended"
+    )
+    before = _beats(path)
+    for _ in range(3):
+        time.sleep(HEARTBEAT)
+        if _beats(path) != before:
+            raise UsageError(f"{path.parent}: is in use by {holder}")
+
+
+def _beats(path: Path) -> int:
+    """The lock file's time of change, asked of the server: opening a file does that on NFS."""
+    with disk(path, "can't be read"):
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            return os.fstat(file).st_mtime_ns
+        finally:
+            os.close(file)
+
+
+def _beat(file: int, done: threading.Event) -> None:
+    while not done.wait(HEARTBEAT):
+        try:
+            os.utime(file)
+        except OSError:
+            return  # the run finds out by itself that its disk has gone

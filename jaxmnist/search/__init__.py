@@ -1,0 +1,1 @@
+"""The random search and the state of its trials."""

@@ -1,0 +1,72 @@
+"""What would fail every trial, found out before the first one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+from jaxmnist.data.dataset import Dataset
+from jaxmnist.engine.events import TrialFinished
+from jaxmnist.engine.local import Engine
+from jaxmnist.errors import UsageError, one_line
+from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.models.network import DataSpec, Network
+from jaxmnist.reading import memory
+from jaxmnist.settings import SearchSettings, TrainingSettings
+
+
+def check_memory(
+    draws: Iterable[Hyperparameters],
+    settings: SearchSettings,
+    dataset: Dataset,
+    network: Network,
+) -> None:
+    """Raise `UsageError` if a network that was drawn can't be trained in this machine's memory.
+
+    Counted is the least that it takes: weights as they are drawn (float64), trained, averaged
+    twice by Adam, and their gradients; outputs and gradients of all layers for 32 images.
+    """
+    images = min(settings.batch_size, 32)
+    for draw in set(draws):
+        rows = network.layers(draw, DataSpec.of(dataset))
+        weights = sum(row.parameters for row in rows)
+        outputs = sum(math.prod(row.output_shape) for row in rows)
+        needed = 4 * (6 * weights + 2 * images * outputs)
+        if needed > memory():
+            raise UsageError(
+                f"{draw}: training it takes {needed / 2**30:.0f} GiB or more, and there are"
+                f" {memory() / 2**30:.0f} GiB of memory; smaller values take less"
+            )
+
+
+def rehearse(
+    network: Network, hyperparameters: Hyperparameters, dataset: Dataset, debugging: str
+) -> None:
+    """Raise `UsageError` if nothing can be trained with JAX's settings for finding faults.
+
+    Every trial would fail otherwise, each with the same error.
+
+    Args:
+      network, hyperparameters: what is trained.
+      dataset: whose first two images it is trained on.
+      debugging: the settings, for the error.
+    """
+    few = replace(
+        dataset,
+        **{
+            name: getattr(dataset, name)[:2]
+            for name in ("x_train", "y_train", "x_validation", "y_validation")
+        },
+    )
+    error = None
+    try:
+        engine = Engine(network, few, TrainingSettings(epochs=1, batch_size=2), seed=0)
+        with engine.run([(0, hyperparameters)]) as events:
+            for event in events:
+                if isinstance(event, TrialFinished) and not event.diverged:
+                    error = event.error
+    except Exception as problem:
+        error = one_line(problem, named=True)
+    if error:
+        raise UsageError(f"nothing can be trained with JAX's {debugging}: {error}")

@@ -1,0 +1,82 @@
+"""What a search says of itself: in search.json, and to a person before it begins."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import jax
+
+from jaxmnist import __version__
+from jaxmnist.data.dataset import Dataset
+from jaxmnist.engine.devices import pool_size
+from jaxmnist.models.space import SpaceDescription
+from jaxmnist.runs.machine import machine
+from jaxmnist.settings import SearchSettings
+
+
+def describe_narrowed(
+    declared: SpaceDescription, found: SpaceDescription, image_shape: tuple[int, int, int]
+) -> str | None:
+    """What to tell a person of ranges that are narrower for these images than for MNIST's."""
+    before, now = declared.ranges(), found.ranges()
+    different = [
+        f"{name} {now[name]}" + (f", not {before[name]}" if name in before else "")
+        for name in now
+        if now[name] != before.get(name)
+    ]
+    if not different:
+        return None
+    height, width = image_shape[:2]
+    return f"images of {height}×{width} pixels have room for {'; '.join(different)}"
+
+
+def describe_budget(drawn: int, wanted: int, space: SpaceDescription) -> str | None:
+    """What to tell a person where fewer configurations were drawn than trials were wanted."""
+    if drawn == wanted:
+        return None
+    if space.size == drawn:
+        return f"the space has {drawn} configurations, fewer than {wanted}: all are trained"
+    return (
+        f"after {drawn} configurations 1,000 draws in a row gave one of them again: the search ends"
+        " with these"
+    )
+
+
+def describe_search(
+    settings: SearchSettings, dataset: Dataset, network: str, space: SpaceDescription
+) -> dict[str, Any]:
+    """What search.json says; its `identity` makes the run what it is."""
+
+    device = jax.devices()[0]
+    return {
+        "identity": {
+            "data": dataset.fingerprint,
+            "network": network,
+            "space": space.ranges(),
+            **settings.identity(),
+        },
+        "space": space.to_json(),
+        "settings": settings.to_json(),
+        "data": {
+            "name": dataset.name,
+            "train": len(dataset.y_train),
+            "validation": len(dataset.y_validation),
+            "test": len(dataset.y_test),
+            "image_shape": list(dataset.image_shape),
+            "labels": list(dataset.labels),
+            "scale": dataset.scale,
+        },
+        "versions": {
+            "jaxmnist": __version__,
+            **{name: version(name) for name in ("jax", "flax", "optax", "numpy")},
+        },
+        "device": {
+            "kind": f"{device.platform} {device.device_kind}",
+            "devices": jax.local_device_count(),
+            "machine": platform.machine(),
+        },
+        "threads": pool_size(),
+        "machine": machine(),
+    }

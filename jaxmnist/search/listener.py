@@ -1,0 +1,46 @@
+"""Who is told of a search as it goes on: what shows it implements this."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+from jaxmnist.data.dataset import Dataset
+from jaxmnist.engine.events import Event
+from jaxmnist.models.network import Network
+from jaxmnist.results.run import Run
+from jaxmnist.runs.directory import WritableRunDirectory
+from jaxmnist.settings import SearchSettings
+
+
+class Listener:
+    """Who is told of a search as it goes on; this one shows nothing."""
+
+    def stage(self, name: str) -> None:
+        """A stage begins: 'training', 'test' or 'SVM'."""
+
+    def training(
+        self,
+        directory: WritableRunDirectory,
+        network: Network,
+        settings: SearchSettings,
+        dataset: Dataset,
+        budget: int,
+    ) -> AbstractContextManager[TrialListener]:
+        """Training begins; the context ends with the search."""
+        return nullcontext(TrialListener())
+
+    def ranked(self, run: Run) -> None:
+        """All trials are done, and ranked."""
+
+    def result(self, text: str) -> None:
+        """Something that was asked for: the summary, the test report, the SVM's."""
+
+
+class TrialListener:
+    """Who is told of every event of the trials; this one shows nothing."""
+
+    def event(self, event: Event) -> None:
+        """Something happened to a trial."""
+
+    def trained(self) -> None:
+        """All trials are done."""

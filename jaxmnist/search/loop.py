@@ -1,0 +1,139 @@
+"""The random search: draws, trials, winner."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+
+from jaxmnist.data.dataset import Dataset, load_dataset
+from jaxmnist.engine.cache import cache_folder
+from jaxmnist.engine.devices import debugging_settings
+from jaxmnist.engine.local import Engine
+from jaxmnist.errors import SurroundingsError
+from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.models.network import Network
+from jaxmnist.models.space import Space
+from jaxmnist.results import evaluation
+from jaxmnist.results.run import Run
+from jaxmnist.results.svm_fit import choose_backend
+from jaxmnist.runs.directory import begin_run
+from jaxmnist.search.checks import check_memory, rehearse
+from jaxmnist.search.description import describe_budget, describe_narrowed, describe_search
+from jaxmnist.search.listener import Listener, TrialListener
+from jaxmnist.search.trials import Trials
+from jaxmnist.search.winner import finish
+from jaxmnist.settings import SearchSettings
+from jaxmnist.signals import signals_call
+
+logger = logging.getLogger("jaxmnist")
+
+
+def search(settings: SearchSettings, network: Network, listener: Listener) -> Run:
+    """The whole way of the data, from settings to the finished run.
+
+    Args:
+      settings: of the search; JAX was prepared for them.
+      network: whose configurations are tried.
+      listener: is told how it goes.
+    """
+    if settings.data_dir is not None:
+        # The run is read again from other folders.
+        settings = replace(settings, data_dir=os.path.abspath(settings.data_dir))
+    if settings.svm:
+        choose_backend(settings.svm_backend, "cpu")  # complain before the search, not after it
+    dataset = load_dataset(settings)
+    declared = Space(network.definition, settings.ranges).describe()
+    space = Space(network.definition, settings.ranges, dataset.image_shape, dataset.classes)
+    description = space.describe()
+    draws = dict(enumerate(itertools.islice(space.draws(settings.seed), settings.max_trials)))
+    for line in (
+        describe_narrowed(declared, description, dataset.image_shape),
+        dataset.scale_note,
+        describe_budget(len(draws), settings.max_trials, description),
+    ):
+        if line:
+            logger.info(line)
+    check_memory(draws.values(), settings, dataset, network)
+    if debugging := debugging_settings():
+        rehearse(network, draws[0], dataset, debugging)
+    said = describe_search(settings, dataset, network.definition.name, description)
+    with begin_run(settings.run_directory, said, overwrite=settings.overwrite) as directory:
+        trials = Trials(directory, network, dataset, settings, draws)
+        for line in directory.write_search():
+            logger.info("note: %s", line)
+        logger.info(
+            f"{len(draws)} of {description.size_text} configurations on {dataset.name}:"
+            f" {len(dataset.y_train)} training, {len(dataset.y_validation)} validation and"
+            f" {len(dataset.y_test)} test images; {said['device']['kind']};"
+            f" {directory.path}"
+        )
+        listener.stage("training")
+        with (
+            ThreadPoolExecutor(1) as beside,
+            listener.training(directory, network, settings, dataset, len(draws)) as told,
+        ):
+            # Beside the trials, so that nobody waits for it afterwards; but whatever ends this
+            # waits until it is done, as modules can't be imported while Python shuts down.
+            beside.submit(evaluation.prepare)
+            train(trials, network, settings, dataset, told)
+            told.trained()
+            run = Run(directory, network)
+            if not run.ranked:
+                raise SurroundingsError(f"every trial failed; trial 0: {run.trials[0].error}")
+            listener.ranked(run)
+            finish(run, settings, dataset, listener)
+    return run
+
+
+def train(
+    trials: Trials,
+    network: Network,
+    settings: SearchSettings,
+    dataset: Dataset,
+    listener: TrialListener,
+) -> None:
+    """Train what is not finished, and tell what happens as it happens."""
+    engine = Engine(
+        network,
+        dataset,
+        settings.training(),
+        settings.seed,
+        jobs=settings.jobs,
+        lanes=settings.lanes,
+        stacking=trials.stacking,
+        memory=cache_folder(settings.cache),
+        checkpoint_every=settings.checkpoint_every,
+    )
+    while pending := trials.pending() or lost_trials(trials):
+        for index in pending:
+            if line := trials.why_again(index):
+                logger.info(line)
+        checkpoints = trials.set_aside_damaged_checkpoints(pending)
+        running = engine.run(pending.items(), checkpoints)
+        with running as events, signals_call(events.stop):
+            try:
+                for event in events:
+                    trials.record(event)
+                    listener.event(event)
+            except BaseException:
+                # The disk is full, or the terminal gone: what can be kept is.
+                events.stop()
+                for event in events:
+                    with suppress(Exception):
+                        trials.record(event)
+                with suppress(Exception):
+                    trials.stopped()
+                raise
+            if events.stopping:
+                trials.stopped()
+
+
+def lost_trials(trials: Trials) -> dict[int, Hyperparameters]:
+    """The best trials whose weights are gone or damaged; what was left behind is tidied up."""
+    trials.set_aside_damaged_weights()
+    trials.delete_leftovers()
+    return trials.without_weights()

@@ -1,0 +1,35 @@
+"""What has to be settled before JAX is imported."""
+
+from __future__ import annotations
+
+from jaxmnist.engine.cache import cache_folder, keep_programs
+from jaxmnist.engine.devices import set_pool_size, start_jax
+from jaxmnist.errors import JaxmnistError
+from jaxmnist.models.space import Definition, Space
+from jaxmnist.runs.directory import RunDirectory, threads_of
+from jaxmnist.settings import SearchSettings
+
+
+def prepare(settings: SearchSettings, definition: Definition) -> str | None:
+    """Start JAX as the search needs it, once its ranges are known to be right.
+
+    Returns what to tell a person of the folder of compiled programs, if it can't be used.
+    """
+    Space(definition, settings.ranges)
+    if threads := recorded_threads(settings):
+        set_pool_size(threads)
+    note = keep_programs(cache_folder(settings.cache), wanted=settings.cache is not None)
+    start_jax()
+    return note
+
+
+def recorded_threads(settings: SearchSettings) -> int | None:
+    """The size of XLA's thread pool in the run that goes on; None for a new one.
+
+    It is needed before anything else of the run is read, as it can't be set once JAX has started.
+    """
+    try:
+        opened = RunDirectory.open(settings.run_directory)
+        return None if settings.overwrite else threads_of(opened.search)
+    except JaxmnistError:  # nothing there, or damage, which is met again under the lock
+        return None

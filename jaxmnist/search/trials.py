@@ -1,0 +1,371 @@
+"""The trials of a search: in which state each is, which to train next, whose weights to keep."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from enum import Enum
+from functools import partial
+
+from jaxmnist.data.dataset import Dataset
+from jaxmnist.engine.checkpoint import from_arrays, rows, to_arrays
+from jaxmnist.engine.events import Checkpoint, Event, StackingChosen, TrialFinished, TrialStarted
+from jaxmnist.engine.lanes import Stacking
+from jaxmnist.errors import SurroundingsError, UsageError
+from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.models.network import DataSpec, Network
+from jaxmnist.results.selection import rank
+from jaxmnist.results.trained import TrainedModel
+from jaxmnist.runs.directory import WritableRunDirectory
+from jaxmnist.runs.trial import Trial, agree
+from jaxmnist.settings import SearchSettings
+from jaxmnist.whole_files import (
+    DamagedFile,
+    MissingFile,
+    array_bytes,
+    read_array,
+    read_bytes,
+    sha256,
+)
+
+# A process that ends without a word leaves its trials running. Whoever ended it is not known, so
+# that a trial may be in it so often, beside the retries, until that counts as the trial's fault.
+DEATHS = 5
+logger = logging.getLogger("jaxmnist")
+
+
+class State(Enum):
+    """What a trial's record says of it, and what becomes of it."""
+
+    FRESH = "has no record: it is trained first"
+    INTERRUPTED = "was running when a process ended: it goes on with the fresh ones"
+    RETRY = "was ended by an exception: it is trained again after all of these"
+    SUSPECT = "was running when several processes ended: it is trained last, alone"
+    GIVEN_UP = "was running when too many processes ended: it has failed"
+    FAILED = "diverged, or was ended by exceptions too often: it has failed"
+    COMPLETED = "is done"
+
+
+# What is trained together, one group after another; of the last group one trial at a time.
+QUEUE = ({State.FRESH, State.INTERRUPTED}, {State.RETRY}, {State.SUSPECT})
+DONE = {State.GIVEN_UP, State.FAILED, State.COMPLETED}
+
+
+def state_of(trial: Trial | None, max_retries: int) -> State:
+    """The state of a trial by its record; the first line that fits decides.
+
+    | record                                              | state       |
+    | --------------------------------------------------- | ----------- |
+    | none                                                | FRESH       |
+    | completed                                           | COMPLETED   |
+    | deaths of at least DEATHS + max_retries             | GIVEN_UP    |
+    | deaths above max_retries                            | SUSPECT     |
+    | failures from 1 to max_retries                      | RETRY       |
+    | running, failures above max_retries (lowered since) | RETRY       |
+    | running, or some deaths (max_retries raised since)  | INTERRUPTED |
+    | failed                                              | FAILED      |
+    """
+    if trial is None:
+        return State.FRESH
+    if trial.status == "completed":
+        return State.COMPLETED
+    if trial.deaths >= DEATHS + max_retries:
+        return State.GIVEN_UP
+    if trial.deaths > max_retries:
+        return State.SUSPECT
+    if 0 < trial.failures <= max_retries or (trial.failures and trial.status == "running"):
+        return State.RETRY
+    if trial.status == "running" or trial.deaths:
+        return State.INTERRUPTED
+    return State.FAILED
+
+
+class Trials:
+    """The records of a run, kept on disk as they change.
+
+    Records that can't be believed are set aside when this is made, and those of trials that are
+    given up are written.
+
+    Args:
+      directory: the run directory, for writing.
+      network: whose configurations are trained.
+      dataset: that the trials train on.
+      settings: of the search.
+      draws: the hyperparameters of each trial of the budget, by index.
+
+    Raises:
+      UsageError: the run has finished trials beyond the budget.
+    """
+
+    def __init__(
+        self,
+        directory: WritableRunDirectory,
+        network: Network,
+        dataset: Dataset,
+        settings: SearchSettings,
+        draws: Mapping[int, Hyperparameters],
+    ) -> None:
+        self.draws = draws
+        self._directory = directory
+        self._network = network
+        self._dataset = dataset
+        self._data = DataSpec.of(dataset)
+        self._settings = settings
+        self._records: dict[int, Trial] = {}
+        self._running: set[int] = set()
+        self._from: dict[int, tuple[int, int]] = {}  # epoch and step of the checkpoints
+        directory.set_aside_misplaced()
+        for index in directory.trial_indices():
+            trial = directory.mended(partial(self._read, index))
+            if trial is not None:
+                self._records[index] = trial
+        done = [index for index in self._records if self._is_done(index)]
+        beyond = [index for index in done if index not in draws]
+        if beyond:
+            raise UsageError(
+                f"--max-trials {len(draws)} is less than the {max(beyond) + 1} trials that this run"
+                " has finished"
+            )
+        for index in done:
+            self._write_given_up(index)
+        if done:
+            logger.info(f"{len(done)} trials are finished already")
+
+    @property
+    def stacking(self) -> Stacking | None:
+        """How the trials share programs, if that was settled already."""
+        kept = self._directory.search.get("stacking")
+        try:
+            return None if kept is None else Stacking(**kept)
+        except (TypeError, ValueError):  # of a later version; it is measured again
+            return None
+
+    def state(self, index: int) -> State:
+        """The state of a trial."""
+        return state_of(self._records.get(index), self._settings.max_retries)
+
+    def pending(self) -> dict[int, Hyperparameters]:
+        """The draws to train next, as `QUEUE` has them; none when all are done."""
+        for states in QUEUE:
+            found = [index for index in self.draws if self.state(index) in states]
+            if found:
+                alone = states == QUEUE[-1]
+                return {index: self.draws[index] for index in (found[:1] if alone else found)}
+        return {}
+
+    def without_weights(self) -> dict[int, Hyperparameters]:
+        """The best trials whose weights are gone, when all are done.
+
+        They may have been lost, or were not kept because other rules ranked the trials then. What
+        goes wrong when these are trained again ends the search: their records stand.
+        """
+        lost = [i for i in self._best() if not self._directory.weights_path(i).is_file()]
+        return {index: self.draws[index] for index in lost}
+
+    def why_again(self, index: int) -> str | None:
+        """Why a trial is trained that was trained before; None for the others."""
+        if self._is_done(index):
+            return f"trial {index} is among the best, but its weights are gone: once more"
+        if self.state(index) is State.RETRY:
+            error = self._records[index].error
+            return f"trial {index} is tried again" + (f"; it failed: {error}" if error else "")
+        return None
+
+    def set_aside_damaged_weights(self) -> None:
+        """Set aside the weights of the best trials that are not those that their records name."""
+        for index in self._best():
+            self._directory.mended(partial(self._check_weights, index))
+
+    def delete_leftovers(self) -> None:
+        """Delete what a process that was killed was about to delete, when all trials are done."""
+        best = set(self._best())
+        missing = self.without_weights()
+        for index in self._records:
+            if self._is_done(index) and index not in missing:
+                self._directory.drop_checkpoint(index)
+        self._directory.keep_weights(best)
+
+    def set_aside_damaged_checkpoints(self, indices: Iterable[int]) -> dict[int, Checkpoint]:
+        """Where those of these trials that have a checkpoint can go on; damaged ones are moved."""
+        found = {
+            index: self._directory.mended(partial(self._read_checkpoint, index))
+            for index in indices
+        }
+        kept = {index: checkpoint for index, checkpoint in found.items() if checkpoint}
+        self._from = {index: (found.epoch, found.step) for index, found in kept.items()}
+        return kept
+
+    def record(self, event: Event) -> None:
+        """Keep on disk what happened to a trial."""
+        if isinstance(event, StackingChosen):
+            self._directory.write_stacking(asdict(event.stacking))
+        elif isinstance(event, TrialStarted):
+            self._start(event.index)
+        elif isinstance(event, Checkpoint):
+            self._keep_checkpoint(event)
+        elif isinstance(event, TrialFinished):
+            self._end(event)
+
+    def stopped(self) -> None:
+        """The process ends in good order, which is no trial's fault: its attempt doesn't count."""
+        for index in self._running:
+            trial = self._records[index]
+            trial = replace(trial, attempts=trial.attempts - 1, deaths=max(0, trial.deaths - 1))
+            self._directory.write_trial(trial)
+
+    # --- what happens to a trial ---
+
+    def _start(self, index: int) -> None:
+        if self._is_done(index):
+            return  # its record stands until its weights are there again
+        trial, before = self._new(index, "running"), self._records.get(index)
+        if before:
+            attempts, failures = before.attempts + 1, before.failures
+            trial = replace(trial, attempts=attempts, failures=failures, deaths=before.deaths)
+        # Deaths are counted before they happen, as nobody could afterwards.
+        trial = replace(trial, deaths=trial.deaths + 1)
+        self._records[index] = trial  # also if the disk is full: it runs, and may be kept later
+        self._running.add(index)
+        self._directory.write_trial(trial)
+
+    def _keep_checkpoint(self, event: Checkpoint) -> None:
+        self._directory.write_checkpoint(event.index, *to_arrays(event))
+        trial = self._records[event.index]
+        further = (event.epoch, event.step) > self._from.get(event.index, (0, 0))
+        if trial.deaths and further:
+            # It gets on: however this attempt ends, the next one begins from here.
+            self._records[event.index] = replace(trial, deaths=0)
+            if trial.status == "running":
+                self._directory.write_trial(self._records[event.index])
+
+    def _end(self, event: TrialFinished) -> None:
+        index, before = event.index, self._records[event.index]
+        trial = self._finish(event, before)
+        if before.status == "completed":
+            if trial.status != "completed":
+                raise SurroundingsError(f"trial {index} failed this time: {trial.error}")
+            same = (trial.history, trial.validation_sha256) == (
+                before.history,
+                before.validation_sha256,
+            )
+            if not same:
+                logger.info(f"note: trial {index} went otherwise than the first time")
+            elif trial.weights_sha256 == before.weights_sha256:
+                trial = before
+        if trial is not before:
+            self._directory.write_trial(trial)
+        self._running.discard(index)
+        self._records[index] = trial
+        if not self._is_done(index):
+            return
+        self._directory.drop_checkpoint(index)
+        # Of a trial that is not done the weights may be what its record will name again.
+        others = {i for i in self._directory.trial_indices() if not self._is_done(i)}
+        self._directory.keep_weights(others | set(self._best()))
+
+    def _finish(self, event: TrialFinished, before: Trial) -> Trial:
+        """The record of a trial that ended; what it names is written before it is."""
+        trial = self._new(event.index, "completed" if event.error is None else "failed")
+        validation = array_bytes(rows(event.validation))
+        weights_sha256, data = None, self._dataset
+        if event.parameters is not None:
+            model = TrainedModel(
+                trial.hyperparameters,
+                data.image_shape,
+                data.labels,
+                data.scale,
+                event.parameters,
+                self._network,
+            )
+            content = model.to_bytes()
+            weights_sha256 = sha256(content)
+            self._directory.write_validation(event.index, validation)
+            self._directory.write_weights(event.index, content)
+        failures = before.failures + (event.error is not None)
+        return replace(
+            trial,
+            attempts=before.attempts,
+            failures=0 if event.diverged else failures,
+            history=event.history,
+            seconds=event.seconds,
+            error=event.error,
+            weights_sha256=weights_sha256,
+            validation_sha256=None if weights_sha256 is None else sha256(validation),
+            validation_data_sha256=None if weights_sha256 is None else data.validation_sha256,
+        )
+
+    def _new(self, index: int, status: str) -> Trial:
+        draw = self.draws[index]
+        return Trial(index, draw, status, (), self._network.layers(draw, self._data))
+
+    def _write_given_up(self, index: int) -> None:
+        trial = self._records[index]
+        if self.state(index) is State.GIVEN_UP and trial.status == "running":
+            error = f"the process ended {trial.deaths} times while it ran"
+            error += "; a larger --max-retries tries it again"
+            self._records[index] = replace(trial, status="failed", error=error)
+            self._directory.write_trial(self._records[index])
+
+    # --- what the files say ---
+
+    def _is_done(self, index: int) -> bool:
+        return self.state(index) in DONE
+
+    def _best(self) -> list[int]:
+        images = len(self._dataset.y_validation)
+        trials = list(self._records.values())
+        ranked = rank(trials, images, self._settings.select, self._settings.tolerance)
+        return [entry.trial.index for entry in ranked[: self._settings.keep]]
+
+    def _read(self, index: int) -> Trial | None:
+        """The record of a trial; `DamagedFile` if it can't be believed, or its bits can't."""
+        trial = self._directory.read_trial(index)
+        if trial is None:
+            return None
+        path = self._directory.trial_folder(index) / "trial.json"
+        if trial.hyperparameters != self.draws.get(index, trial.hyperparameters):
+            raise DamagedFile(path, "does not have the hyperparameters of its draw")
+        if trial.status != "completed":
+            return trial
+        epochs = len(trial.history)
+        if epochs != self._settings.epochs:
+            raise DamagedFile(path, f"has {epochs} epochs, not {self._settings.epochs}")
+        if trial.validation_sha256 is None or (
+            trial.validation_data_sha256 != self._dataset.validation_sha256
+        ):
+            raise DamagedFile(path, "does not say which of these validation images were right")
+        try:
+            bits = read_array(self._directory.validation_path(index), trial.validation_sha256)
+        except MissingFile:
+            logger.info(f"note: trial {index} has no validation.npy, so that it is trained again")
+            raise
+        images = len(self._dataset.y_validation)
+        if not agree(trial.history, [row.tobytes() for row in bits], images):
+            raise DamagedFile(path, "its validation accuracies are not those of validation.npy")
+        return trial
+
+    def _read_checkpoint(self, index: int) -> Checkpoint:
+        """The checkpoint of a trial; `DamagedFile` if it can't be believed."""
+        arrays, content = self._directory.read_checkpoint(index)
+        try:
+            return from_arrays(
+                arrays,
+                content,
+                index,
+                self.draws[index],
+                self._network,
+                self._data,
+                len(self._dataset.y_validation),
+                self._settings.training(),
+            )
+        except ValueError as problem:
+            path = self._directory.checkpoint_path(index)
+            raise DamagedFile(path, f"is no checkpoint of this trial: {problem}") from None
+
+    def _check_weights(self, index: int) -> bool:
+        """True if a trial's weights are there; `DamagedFile` if its record names others."""
+        path = self._directory.weights_path(index)
+        if sha256(read_bytes(path)) != self._records[index].weights_sha256:
+            raise DamagedFile(path, "its SHA-256 is not the one that its trial's record names")
+        return True

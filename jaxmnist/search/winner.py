@@ -1,0 +1,80 @@
+"""What follows the trials: the winner, its one look at the test set, the SVM on its features."""
+
+from __future__ import annotations
+
+import logging
+
+from jaxmnist.data.dataset import Dataset
+from jaxmnist.results import evaluation
+from jaxmnist.results.run import CONFIG, Run
+from jaxmnist.search.listener import Listener
+from jaxmnist.settings import SearchSettings
+from jaxmnist.whole_files import (
+    DamagedFile,
+    read_bytes,
+    read_json,
+    sha256,
+    write_bytes,
+    write_json,
+)
+
+logger = logging.getLogger("jaxmnist")
+
+
+def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Listener) -> None:
+    """The winner: its summary, its one look at the test set, its features and the SVM."""
+
+    listener.stage("test")
+    keep_winner(run)
+    listener.result("\n" + run.best_model.summary() + "\n")
+    kept = run.files.mended(lambda: evaluation.kept_look(run))
+    test = kept or evaluation.look(run, dataset, "winner")
+    run.files.complete_ledger(test, dataset.fingerprint)
+    unreadable = sum(look["purpose"] == "unreadable" for look in run.directory.read_looks())
+    if unreadable:
+        logger.info(f"note: {unreadable} looks in ledger.jsonl can't be read; they count as looks")
+    listener.result(evaluation.describe(test))
+    if settings.svm:
+        from jaxmnist.results import svm
+
+        listener.stage("SVM")
+        content = svm.fit_on_run(
+            run,
+            dataset,
+            wanted=settings.svm_backend,
+            draws=settings.svm_search,
+        )
+        listener.result("\n" + svm.describe(content))
+
+
+def keep_winner(run: Run) -> None:
+    """Write best/: the winner's weights, what they are, and their summary."""
+
+    trial, best = run.best_trial, run.directory.best
+    model = run.load_model(trial)
+    config = {
+        "trial": trial.index,
+        "hyperparameters": trial.hyperparameters.to_json(),
+        "image_shape": list(model.image_shape),
+        "labels": list(model.labels),
+        "scale": model.scale,
+        "score": trial.score,
+        "selection": run.why(),
+        "model_sha256": trial.weights_sha256,
+    }
+    weights = read_bytes(run.directory.weights_path(trial.index))
+    summary = (model.summary() + "\n").encode()
+
+    def check() -> None:
+        """What is there may be of an earlier winner, but not damaged."""
+        before = read_json(best / "config.json", CONFIG)
+        known = (before["model_sha256"], trial.weights_sha256)  # killed between the two files
+        if sha256(read_bytes(best / "model.safetensors")) not in known:
+            raise DamagedFile(best / "model.safetensors", "its SHA-256 is not config.json's")
+        if before["trial"] == trial.index and read_bytes(best / "summary.txt") != summary:
+            raise DamagedFile(best / "summary.txt", "is not the winner's summary")
+
+    run.files.mended(check)
+    write_bytes(best / "model.safetensors", weights)
+    write_bytes(best / "summary.txt", summary)
+    write_json(best / "config.json", config)

@@ -1,0 +1,318 @@
+"""Settings: frozen dataclasses that check themselves.
+
+Each field of `SearchSettings` is a word of the command line and of `random_search`; its help
+text stands here once. Only the standard library is imported, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from jaxmnist.errors import UsageError, local_path
+from jaxmnist.hyperparameters import plain, shown, text
+
+LARGEST_SEED = 2**32 - 1
+OPTIMIZERS = ("adam",)
+PRECISIONS = ("default", "highest", "bfloat16")
+SELECTIONS = ("steady", "best")
+SVM_BACKENDS = ("auto", "sklearn", "sklearnex", "cuml")
+LARGEST_NUMBER = 10**9  # of anything that is counted here; larger is a slip of the hand
+# Of some less, where memory or time would end before.
+LARGEST = {
+    "max_trials": 10**5,
+    "lanes": 10**4,
+    "svm_search": 10**4,
+}
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting: `max_trials` is `--max-trials`."""
+    return "--" + name.replace("_", "-")
+
+
+def check_whole(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """`value` as an int; `UsageError` unless it is a whole number from `low` to `high`.
+
+    Without `high` the bound is that of `LARGEST`, or `LARGEST_NUMBER`.
+    """
+    bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
+    high = LARGEST.get(name, LARGEST_NUMBER) if high is None else high
+    if isinstance(value, int) and value > high:
+        bounds = f"from {low} to {high}"
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not low <= number <= high:
+        raise UsageError(f"{flag(name)} must be a whole number {bounds}, not {shown(value)}")
+    return number
+
+
+def check_number(name: str, value: Any, accepts: Callable[[float], bool], wanted: str) -> None:
+    """Raise `UsageError` unless `value` is a finite number that `accepts` holds for."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not abs(value) <= 3e38 or not accepts(value):  # the largest float32
+        raise UsageError(f"{flag(name)} must be a number {wanted}, not {shown(value)}")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise `UsageError` unless `value` is one of `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise UsageError(f"{flag(name)} must be one of {', '.join(choices)}, not {shown(value)}")
+
+
+def canonical(given: Any) -> Any:
+    """What a person gave, as JSON carries it: a tuple becomes the text of a range, a list stays.
+
+    Raises ValueError with half a sentence if it can be neither a range, values nor one value.
+    """
+    if isinstance(given, tuple):
+        if not 1 <= len(given) <= 3:
+            raise ValueError(
+                f"must be a range (first, last[, step or 'log']) as a tuple, not {shown(given)}"
+            )
+        if any(isinstance(part, bool | list | tuple) for part in given):
+            raise ValueError(f"must be a range of numbers as a tuple, not {shown(given)}")
+        return ":".join(text(plain(part)) for part in given)
+    if isinstance(given, list):
+        if not given:
+            raise ValueError("must have at least one value, and the list is empty")
+        return [plain(member) for member in given]
+    if given is None:
+        raise ValueError("must be a range, values or one value, not None")
+    return plain(given)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How each candidate is trained: what `training` needs and nothing else.
+
+    learning_rate is the optimizer's step size; batch_size counts images. precision: 'default' is
+    JAX's own for the device, 'highest' computes products in full float32, 'bfloat16' the network
+    in bfloat16 with weights and loss in float32.
+    """
+
+    epochs: int = 5
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    optimizer: str = "adam"
+    precision: str = "default"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), 1))
+        check_number("learning_rate", self.learning_rate, lambda value: value > 0, "above 0")
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+
+
+def _setting(
+    default: Any, help: str, metavar: str | None = None, *, identifies: bool = False
+) -> Any:
+    """A setting; `identifies` says that a run with another value of it is another run."""
+    metadata = {"help": help, "metavar": metavar, "identifies": identifies}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Everything that a person can say of a search, under the words of the command line.
+
+    Raises `UsageError` with one line that names the flag, the value and what would be right.
+
+    ranges: what the person gives in place of the ranges of hyperparameters, by name. Which names
+      there are, and what the ranges mean, the network knows.
+
+    >>> SearchSettings(epochs=3).run_directory
+    'runs/mnist'
+    """
+
+    dataset: str | None = _setting(
+        None,
+        "mnist (default), fashion_mnist, kmnist or another name of tensorflow-datasets",
+        "NAME",
+    )
+    data_dir: str | None = _setting(None, "read this folder of IDX files, or this .npz", "PATH")
+    max_trials: int = _setting(10, "configurations to try", "N")
+    epochs: int = _setting(5, "epochs for each configuration", "N")
+    batch_size: int = _setting(128, "images in a batch", "N")
+    learning_rate: float = _setting(1e-3, "Adam's step size", "RATE")
+    validation_split: float = _setting(
+        0.1, "fraction of the training images to validate on", "FRACTION", identifies=True
+    )
+    train_limit: int | None = _setting(
+        None, "use the first N training images", "N", identifies=True
+    )
+    seed: int = _setting(0, "seed of draws, weights, order and split", "N", identifies=True)
+    directory: str = _setting("runs", "folder of all runs", "PATH")
+    project_name: str | None = _setting(
+        None, "folder of this run in it (default: the dataset's name)", "NAME"
+    )
+    overwrite: bool = _setting(
+        False, "delete the run that is there, but for its ledger, and start anew"
+    )
+    select: str = _setting(
+        "steady",
+        "how the winner is chosen: steady (no fall of validation accuracy beyond its standard error"
+        " comes first) or best (by validation accuracy alone)",
+        "RULE",
+    )
+    tolerance: float | None = _setting(
+        None, "fall of validation accuracy that is still steady", "FALL"
+    )
+    checkpoint_every: float = _setting(
+        60.0, "a running trial's state is kept this often, so that it can go on", "SECONDS"
+    )
+    max_retries: int = _setting(
+        1,
+        "how often a trial is tried again that an exception ended (oftener if a kill did)",
+        "N",
+    )
+    keep: int = _setting(3, "how many of the best trials keep their weights", "N")
+    jobs: int | None = _setting(None, "trials that train at once (default: one for each core)", "N")
+    lanes: int | None = _setting(
+        None,
+        "trials stacked in one program (default: measured on a GPU; 1 on a CPU and each TPU chip)",
+        "N",
+    )
+    precision: str = _setting(
+        "default",
+        "numeric precision: default (JAX's own for the device), highest (float32) or bfloat16 (GPU,"
+        " TPU)",
+        "NAME",
+    )
+    cache: str | None = _setting(
+        None,
+        "folder that keeps compiled programs, or off"
+        " (default: $JAXMNIST_CACHE, else the user's cache folder)",
+        "PATH",
+    )
+    svm: bool = _setting(True, "fit an SVM on the winner's features")
+    svm_backend: str = _setting(
+        "auto",
+        "library that fits the SVM; auto: cuml on a GPU where installed, else sklearn",
+        "NAME",
+    )
+    svm_search: int = _setting(0, "tune the SVM's C and gamma over N draws", "N")
+    report: bool = _setting(True, "make the page, report.html")
+    tensorboard: bool = _setting(True, "write TensorBoard's files")
+    quiet: bool = _setting(False, "say only the result")
+    ranges: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("dataset", "data_dir", "directory", "cache"):
+            value = getattr(self, name)
+            if value is None and name != "directory":
+                continue
+            value = os.fspath(value) if isinstance(value, os.PathLike) else value
+            if not isinstance(value, str) or not value or not value.isprintable():
+                raise UsageError(f"{flag(name)} must be a name or a path, not {shown(value)}")
+            object.__setattr__(self, name, local_path(value, flag(name)))
+        for name in ("overwrite", "svm", "report", "tensorboard", "quiet"):
+            if not isinstance(getattr(self, name), bool):
+                what = shown(getattr(self, name))
+                raise UsageError(f"{flag(name)} must be true or false, not {what}")
+        object.__setattr__(self, "ranges", _checked_ranges(self.ranges))
+        if self.project_name is not None and not is_plain_name(self.project_name):
+            raise UsageError(
+                "--project-name must be the name of a folder, without slashes,"
+                f" not {shown(self.project_name)}"
+            )
+        for name, low in (("max_trials", 1), ("keep", 1), ("svm_search", 0), ("max_retries", 0)):
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), low))
+        object.__setattr__(self, "seed", check_whole("seed", self.seed, 0, LARGEST_SEED))
+        for name in ("train_limit", "jobs", "lanes"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check_whole(name, getattr(self, name), 1))
+        training = self.training()
+        for name in ("epochs", "batch_size"):
+            object.__setattr__(self, name, getattr(training, name))
+        check_number(
+            "validation_split",
+            self.validation_split,
+            lambda value: 0 < value < 1,
+            "above 0 and below 1",
+        )
+        check_number(
+            "checkpoint_every", self.checkpoint_every, lambda value: value >= 0, "of at least 0"
+        )
+        if self.tolerance is not None:
+            check_number("tolerance", self.tolerance, lambda value: 0 <= value <= 1, "from 0 to 1")
+        check_choice("select", self.select, SELECTIONS)
+        check_choice("svm_backend", self.svm_backend, SVM_BACKENDS)
+        if not is_plain_name(self.dataset_name):
+            if self.dataset is None:
+                raise UsageError(
+                    f"--data-dir {shown(self.data_dir)} can't name a run: --dataset NAME does"
+                )
+            raise UsageError(f"--dataset must be the name of a dataset, not {shown(self.dataset)}")
+
+    @property
+    def dataset_name(self) -> str:
+        """What to call the data: by `dataset`, else after the folder or file they lie in."""
+        if self.dataset is None and self.data_dir is not None:
+            return os.path.basename(os.path.abspath(self.data_dir)).removesuffix(".npz") or "data"
+        return (self.dataset or "mnist").replace("/", "_")
+
+    @property
+    def run_directory(self) -> str:
+        """The folder of the run."""
+        return os.path.join(self.directory, self.project_name or self.dataset_name)
+
+    def training(self) -> TrainingSettings:
+        """The part that training needs."""
+        return TrainingSettings(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            precision=self.precision,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What of the settings makes a run what it is: all of training, and what says so."""
+        own = {item.name for item in fields(self) if item.metadata.get("identifies")}
+        return {
+            **{name: value for name, value in self.to_json().items() if name in own},
+            **asdict(self.training()),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """All settings as JSON's object."""
+        found = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {**found, "ranges": dict(self.ranges)}
+
+
+# No hyperparameter may be called like a word of the command line.
+RESERVED = frozenset(item.name for item in fields(SearchSettings)) | {
+    "config",
+    "help",
+    "model",
+    "version",
+}
+
+
+def _checked_ranges(given: Any) -> dict[str, Any]:
+    """Ranges as `canonical` has them; `UsageError` for what can't be one."""
+    if not isinstance(given, Mapping):
+        raise UsageError(f"ranges must be a mapping of names to ranges, not {shown(given)}")
+    found = {}
+    for name, value in given.items():
+        try:
+            found[name] = canonical(value)
+        except ValueError as problem:
+            raise UsageError(f"{flag(str(name))} {problem}") from None
+    return found
+
+
+def is_plain_name(name: Any) -> bool:
+    """Whether `name` can be one folder below another, and nothing else."""
+    return (
+        isinstance(name, str)
+        and name not in ("", ".", "..")
+        and not set(name) & {"/", "\\", "\0", os.sep}
+        and name.isprintable()
+    )

@@ -1,0 +1,258 @@
+"""Files that are there whole or not at all, and that show when they are damaged.
+
+A file is written beside its place, flushed to disk and renamed, so that a reader finds the old or
+the new one. JSON carries the SHA-256 of its content. Reading never follows a link, waits for a
+pipe or runs what a file says.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import math
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from jaxmnist.errors import UsageError, disk_error
+from jaxmnist.reading import largest_file, read_npy
+
+LARGEST_JSON = 2**26  # bytes; a run's own are a thousandth of it
+SEALED = "sealed"  # where a safetensors file keeps JSON with the SHA-256 of everything in it
+
+
+class DamagedFile(UsageError):
+    """A file of a run that is not as it was written.
+
+    path: of the file.
+    """
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+
+
+class MissingFile(DamagedFile):
+    """A file of a run that is not there."""
+
+
+@contextmanager
+def disk(path: Path, what: str = "can't be written") -> Iterator[None]:
+    """Say a failure of the file system in one line that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(f"{path}: {what}", error) from None
+
+
+def unfinished(path: Path) -> Path:
+    """What a file is called until it is whole; a process that is killed leaves it behind."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole, or not at all.
+
+    Its folder is made, but not the one above that: a run that vanished with its disk stays so.
+    """
+    temporary = unfinished(path)
+    with disk(path):
+        path.parent.mkdir(exist_ok=True)
+        temporary.unlink(missing_ok=True)  # of a process that was killed; or a link elsewhere
+        try:
+            with open(temporary, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def read_bytes(path: Path, largest: int | None = None) -> bytes:
+    """The content of a file of a run.
+
+    Args:
+      path: of a regular file; links are not followed.
+      largest: bytes that it may have; None for what suits the memory.
+
+    Raises:
+      MissingFile: there is none.
+      DamagedFile: something else is there, or it is too large to be ours.
+      UsageError, SurroundingsError: the file system refuses or fails, which says nothing of the
+        file.
+    """
+    largest = largest_file() if largest is None else largest
+    try:
+        # Opened so, a pipe without a writer doesn't block.
+        opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise MissingFile(path, "is not there") from None
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV):
+            raise DamagedFile(path, "is a link or no file") from None
+        raise disk_error(f"{path}: can't be read", error) from None
+    try:
+        status = os.fstat(opened)
+        if not stat.S_ISREG(status.st_mode):
+            raise DamagedFile(path, "is no file")
+        if status.st_size > largest:
+            raise DamagedFile(path, f"has {status.st_size} bytes, more than can be right")
+        with disk(path, "can't be read"), open(opened, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(opened)
+
+
+def sha256(content: bytes) -> str:
+    """The SHA-256 of some bytes, in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def content_sha256(content: Any) -> str:
+    """The SHA-256 of what JSON says, however it is laid out."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return sha256(text.encode())
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object with its SHA-256 under `sha256`."""
+    content = {**content, "sha256": content_sha256(content)}
+    write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path, shape: Any = None) -> dict[str, Any]:
+    """Read what `write_json` wrote, without `sha256`.
+
+    Args:
+      path: of the file.
+      shape: what it must say, as `fits` knows it.
+
+    Raises as `read_bytes`, and `DamagedFile` if the file isn't JSON, has another SHA-256, or
+    doesn't say that.
+    """
+    found = read_bytes(path, LARGEST_JSON)
+    try:
+        content = json.loads(found)
+        stated = content.pop("sha256", None)
+        genuine = content_sha256(content) == stated
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        raise DamagedFile(path, "is no JSON object") from None
+    if not genuine:
+        raise DamagedFile(path, "its content does not match its SHA-256")
+    if not fits(content, shape):
+        raise DamagedFile(path, "does not say what this version of jaxmnist writes")
+    return content
+
+
+def fits(value: Any, shape: Any) -> bool:
+    """Whether a value from JSON has a shape.
+
+    A shape is a type (float: any finite number; int: no bool), None for anything, `{key: shape}`
+    for an object that has at least these keys, `{str: shape}` for one of any keys, `[shape]` for
+    a list, `(shape, shape)` for one of just these members, or a set of strings to choose from.
+
+    >>> fits({"a": [1, 2.5], "b": 1}, {"a": [float]}), fits([1, True], (int, int))
+    (True, False)
+    """
+    if shape is None:
+        return True
+    if isinstance(value, int) and shape in (int, float):
+        return not isinstance(value, bool) and abs(value) < 2**63
+    if shape is float:
+        return isinstance(value, float) and math.isfinite(value)
+    if isinstance(shape, type):
+        return isinstance(value, shape)
+    if isinstance(shape, set):
+        return isinstance(value, str) and value in shape
+    if isinstance(shape, tuple):
+        same = isinstance(value, list) and len(value) == len(shape)
+        return same and all(map(fits, value, shape))
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(fits(member, shape[0]) for member in value)
+    if not isinstance(value, dict):
+        return False
+    if str in shape:
+        return all(fits(member, shape[str]) for member in value.values())
+    return all(key in value and fits(value[key], part) for key, part in shape.items())
+
+
+def array_bytes(array: np.ndarray) -> bytes:
+    """An array as a `.npy` file, which can't hold code."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def read_array(path: Path, expected: str) -> np.ndarray:
+    """The array of `array_bytes`; `DamagedFile` if its SHA-256 isn't `expected`."""
+    content = read_bytes(path)
+    if sha256(content) != expected:
+        raise DamagedFile(path, f"its SHA-256 is {sha256(content)}, not {expected}")
+    try:
+        return read_npy(str(path), io.BytesIO(content), len(content))
+    except Exception:  # given damaged bytes, decoders raise anything
+        raise DamagedFile(path, "is no array of numbers") from None
+
+
+def read_tensors(
+    path: Path, key: str, expected: str | None = None
+) -> tuple[dict[str, np.ndarray], Any]:
+    """The arrays of a safetensors file, and the JSON in its metadata under `key`.
+
+    Raises as `read_bytes`, and `DamagedFile` if it isn't such a file, or `expected` is given and
+    not its SHA-256.
+    """
+    content = read_bytes(path)
+    if expected is not None and sha256(content) != expected:
+        raise DamagedFile(path, f"its SHA-256 is {sha256(content)}, not {expected}")
+    try:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata = json.loads(header["__metadata__"][key])
+        return load_tensors(content), metadata
+    except Exception:  # given damaged bytes, decoders raise anything
+        raise DamagedFile(path, "is no safetensors file of jaxmnist") from None
+
+
+def sealed_bytes(tensors: dict[str, np.ndarray], content: dict[str, Any]) -> bytes:
+    """A safetensors file of arrays and a JSON object that carries the SHA-256 of both."""
+    content = {**content, "tensors_sha256": _tensors_sha256(tensors)}
+    content["sha256"] = content_sha256(content)
+    return save_tensors(tensors, {SEALED: json.dumps(content, allow_nan=False)})
+
+
+def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the object of `sealed_bytes`, without the hashes; raises as `read_json`."""
+    tensors, content = read_tensors(path, SEALED)
+    try:
+        stated = content.pop("sha256")
+        genuine = content_sha256(content) == stated
+        genuine &= content.pop("tensors_sha256") == _tensors_sha256(tensors)
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+        genuine = False
+    if not genuine:
+        raise DamagedFile(path, "its content does not match its SHA-256")
+    return tensors, content
+
+
+def _tensors_sha256(tensors: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(tensors.items()):
+        digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
