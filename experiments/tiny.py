@@ -16,6 +16,7 @@ from jaxmnist import Run, SupportVectors
 from jaxmnist.atomic import sha256
 from jaxmnist.command import flag
 from jaxmnist.config import SearchSettings
+from jaxmnist.record import history_to_json
 
 TRAIN, TEST = 400, 200  # images
 
@@ -94,11 +95,17 @@ def facts(run: Run, images: np.ndarray) -> dict[str, Any]:
                 t.index,
                 t.hyperparameters,
                 t.status,
-                t.history,
+                history_to_json(t.history),
                 t.weights_sha256,
                 t.validation_sha256,
             )
             for t in run.trials
+        ],
+        # Of the files themselves, which must be those that the records name.
+        "validation": [
+            sha256(run.directory.validation_path(t.index).read_bytes())
+            for t in run.trials
+            if t.status == "completed"
         ],
         "winner": run.best_trial.index,
         "best": sha256((run.directory.best / "model.safetensors").read_bytes()),
