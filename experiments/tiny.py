@@ -13,8 +13,8 @@ import numpy as np
 
 import jaxmnist
 from jaxmnist import Run, SupportVectors
-from jaxmnist.commands.parser import flag
-from jaxmnist.settings import SearchSettings
+from jaxmnist.runs.trial import history_to_json
+from jaxmnist.settings import SearchSettings, flag
 from jaxmnist.whole_files import sha256
 
 TRAIN, TEST = 400, 200  # images
@@ -94,11 +94,17 @@ def facts(run: Run, images: np.ndarray) -> dict[str, Any]:
                 t.index,
                 t.hyperparameters,
                 t.status,
-                t.history,
+                history_to_json(t.history),
                 t.weights_sha256,
                 t.validation_sha256,
             )
             for t in run.trials
+        ],
+        # Of the files themselves, which must be those that the records name.
+        "validation": [
+            sha256(run.directory.validation_path(t.index).read_bytes())
+            for t in run.trials
+            if t.status == "completed"
         ],
         "winner": run.best_trial.index,
         "best": sha256((run.directory.best / "model.safetensors").read_bytes()),

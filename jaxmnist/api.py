@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from jaxmnist.errors import UsageError
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION
-from jaxmnist.search.start import prepare
 from jaxmnist.settings import SearchSettings
 
 if TYPE_CHECKING:
@@ -62,6 +61,9 @@ def run_search(settings: SearchSettings, network: Network | None = None) -> Run:
 
     network: whose configurations are tried; by default the study's.
     """
+    # NumPy and JAX take a second to import, which --help and a mistake in a flag shouldn't.
+    from jaxmnist.search.start import prepare
+
     note = prepare(settings, network.definition if network else DEFINITION)
     # What follows imports JAX, which has to be prepared first.
     from jaxmnist.models.study.network import STUDY

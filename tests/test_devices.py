@@ -27,7 +27,7 @@ def test_a_platform_that_is_not_there(platform, finished, options, tmp_path):
     for module, arguments in (
         ("search", searched),
         ("predict", [run, picture]),
-        ("evaluation", [run]),
+        ("evaluate", [run]),
         ("svm", [run, "--svm-backend", "sklearn", "--svm-search", 1]),
     ):
         done = command(module, *arguments, env=environment)

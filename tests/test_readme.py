@@ -23,11 +23,11 @@ def test_the_python_sessions(tmp_path):
 def test_every_flag_in_readme_exists():
     helps = [
         subprocess.run(
-            [sys.executable, "-m", f"jaxmnist.{module}", "--help"], capture_output=True, text=True
+            [sys.executable, "-m", "jaxmnist", name, "--help"], capture_output=True, text=True
         ).stdout
-        for module in ("search", "svm", "predict", "evaluation")
+        for name in ("search", "svm", "predict", "evaluate", "report")
     ]
-    commands = "\n".join(line for line in README.splitlines() if "-m jaxmnist." in line)
+    commands = "\n".join(line for line in README.splitlines() if "-m jaxmnist" in line)
     mentioned = set(
         re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", commands + README.split("## Development")[0])
     )

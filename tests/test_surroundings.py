@@ -21,9 +21,9 @@ import pytest
 from test_search import facts, flags
 
 from jaxmnist import JaxmnistError, Run, SurroundingsError, UsageError, random_search
-from jaxmnist.signals import signals, signals_call
 from jaxmnist.errors import Stopped, one_line
 from jaxmnist.report.console import Console
+from jaxmnist.signals import signals, signals_call
 
 
 def mount(*arguments: object) -> None:

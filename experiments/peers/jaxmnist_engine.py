@@ -31,7 +31,9 @@ if __name__ == "__main__":
         tuple(range(10)),
         255.0,
     )
-    settings = TrainingSettings(task.epochs, task.batch_size, task.learning_rate)
+    settings = TrainingSettings(
+        epochs=task.epochs, batch_size=task.batch_size, learning_rate=task.learning_rate
+    )
     hyperparameters = configuration(task.filters, task.conv_layers, task.dense_layers, task.units)
     moments: list[list[float]] = [[] for _ in range(task.trials)]
     losses: list[list[float]] = [[] for _ in range(task.trials)]

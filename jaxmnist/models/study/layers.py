@@ -217,8 +217,9 @@ def build_model(
 
     >>> h = Hyperparameters(filters=112, conv_layers=2, dense_layers=1, units=224)
     >>> model = build_model(h)
-    >>> variables = model.init(jax.random.key(0), np.zeros((1, 28, 28, 1), np.uint8))
-    >>> logits, features = model.apply(variables, np.zeros((3, 28, 28, 1), np.uint8))
+    >>> images = jnp.zeros((3, 28, 28, 1), jnp.uint8)
+    >>> variables = model.init(jax.random.key(0), images)
+    >>> logits, features = model.apply(variables, images)
     >>> logits.shape, features.shape
     ((3, 10), (3, 4032))
     """
