@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from jaxmnist.errors import UsageError
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION
-from jaxmnist.settings import SearchSettings
+from jaxmnist.settings import SearchSettings, flag
 
 if TYPE_CHECKING:
     from jaxmnist.models.network import Network
@@ -20,13 +21,43 @@ if TYPE_CHECKING:
 logger = logging.getLogger("jaxmnist")
 
 
-def random_search(**options: Any) -> Run:
+def random_search(
+    *,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    max_trials: int = 10,
+    epochs: int = 5,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    validation_split: float = 0.1,
+    train_limit: int | None = None,
+    seed: int = 0,
+    directory: str = "runs",
+    project_name: str | None = None,
+    overwrite: bool = False,
+    select: str = "steady",
+    tolerance: float | None = None,
+    checkpoint_every: float = 60.0,
+    max_retries: int = 1,
+    keep: int = 3,
+    jobs: int | None = None,
+    lanes: int | None = None,
+    precision: str = "default",
+    cache: str | None = None,
+    svm: bool = True,
+    svm_backend: str = "auto",
+    svm_search: int = 0,
+    report: bool = True,
+    tensorboard: bool = True,
+    quiet: bool = False,
+    **ranges: Any,
+) -> Run:
     """Search, test the winner, fit and test the SVM; or go on where the same call was interrupted.
 
     Args:
-      **options: the fields of `SearchSettings` and the names of hyperparameters, which are the
-        words of the command line. A hyperparameter's range is text such as '32:128:16', a tuple
-        (first, last[, step or 'log']), a list of values, or one value.
+      dataset, …, quiet: the words of the command line, whose `--help` explains them.
+      **ranges: of hyperparameters, by name: text such as '32:128:16', a tuple (first, last[, step
+        or 'log']), a list of values, or one value.
 
     Returns:
       The run, as it can also be read from its directory later.
@@ -39,7 +70,26 @@ def random_search(**options: Any) -> Run:
     Traceback (most recent call last):
     jaxmnist.errors.UsageError: unknown option 'max_trails'; did you mean 'max_trials'?
     """
-    return run_search(settings_of(options, Space(DEFINITION)))
+    options = dict(locals())
+    options |= options.pop("ranges")
+    space = Space(DEFINITION)
+    try:
+        return run_search(settings_of(options, space))
+    except UsageError as problem:
+        line = with_keywords(str(problem), [*options, *space.parameters])
+        if type(problem) is not UsageError or line == str(problem):
+            raise
+        raise UsageError(line) from None
+
+
+def with_keywords(line: str, names: Iterable[str]) -> str:
+    """A message of the command line with Python's keywords in place of flags.
+
+    >>> with_keywords("--max-trials must be a whole number", ["max_trials"])
+    'max_trials must be a whole number'
+    """
+    keywords = {flag(name): name for name in names}
+    return re.sub(r"--[a-z][A-Za-z0-9-]*", lambda found: keywords.get(found[0], found[0]), line)
 
 
 def settings_of(options: Mapping[str, Any], space: Space) -> SearchSettings:

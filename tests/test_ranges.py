@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import fields
+
 import pytest
 
 from jaxmnist import UsageError, random_search
@@ -155,3 +158,23 @@ def test_options_in_python(option, line, tmp_path):
     with pytest.raises(UsageError, match=line):
         random_search(**option, directory=str(tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()
+
+
+def test_random_search_has_the_settings_as_keywords():
+    """Names, types and defaults: what an editor shows is what the command line takes."""
+    found = [
+        (p.name, str(p.annotation), p.default)
+        for p in inspect.signature(random_search).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    ]
+    wanted = [
+        (f.name, str(f.type), f.default) for f in fields(SearchSettings) if f.name != "ranges"
+    ]
+    assert found == wanted
+
+
+def test_messages_in_python_name_keywords(tmp_path):
+    with pytest.raises(UsageError, match=r"^max_trials must be a whole number of at least 1"):
+        random_search(max_trials=0)
+    with pytest.raises(UsageError, match=r"^conv_layers 9 would pool images"):
+        random_search(conv_layers=9, directory=str(tmp_path))

@@ -84,7 +84,7 @@ def test_only_the_best_weights_are_kept(finished):
         assert finished.directory.weights_path(trial.index).exists() == (trial.index in kept)
     models = finished.get_best_models(3)
     assert [m.hyperparameters for m in models] == finished.get_best_hyperparameters(3)
-    with pytest.raises(UsageError, match="--keep 4"):
+    with pytest.raises(UsageError, match="keep=4"):
         finished.get_best_models(4)
 
 
@@ -102,7 +102,7 @@ def test_the_same_call_again_changes_nothing_and_looks_at_nothing(copy, options)
 
 
 def test_a_budget_smaller_than_what_is_finished(copy, options):
-    with pytest.raises(UsageError, match=r"--max-trials 2 is less than the 4"):
+    with pytest.raises(UsageError, match=r"^max_trials 2 is less than the 4"):
         random_search(**{**options, "max_trials": 2}, select="best", directory=str(copy))
     assert Run(copy / "small").settings.select == "steady"
 
@@ -121,7 +121,7 @@ def test_another_search_is_refused(copy, options, change, says):
     with pytest.raises(UsageError, match="is another search") as caught:
         random_search(**{**options, **change}, directory=str(copy))
     assert says in str(caught.value)
-    assert "--overwrite" in str(caught.value)
+    assert "overwrite deletes it" in str(caught.value)
 
 
 def test_other_data_are_refused(copy, options, tmp_path):
@@ -174,7 +174,7 @@ def test_addresses_and_homes(copy, small, monkeypatch):
         for value in (address, Path(address)):
             with pytest.raises(UsageError, match=r"looks like an address") as caught:
                 random_search(**dict.fromkeys(given, value))
-            assert "--" + next(iter(given)).replace("_", "-") in str(caught.value)
+            assert next(iter(given)) in str(caught.value)
     with pytest.raises(UsageError, match="looks like an address"):
         Run("gs://bucket/runs/mnist")
     for module, arguments in (("evaluate", []), ("svm", []), ("report", []), ("predict", ["a"])):

@@ -157,7 +157,7 @@ class Run:
         """The first n models, the winner first; `UsageError` where their weights weren't kept."""
         if n > self.settings.keep:
             raise UsageError(
-                f"the weights of {self.settings.keep} trials were kept, not of {n}: --keep {n}"
+                f"the weights of {self.settings.keep} trials were kept, not of {n}: keep={n} keeps them"
             )
         return [self.load_model(entry.trial) for entry in self.ranked[:n]]
 

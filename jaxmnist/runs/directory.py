@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxmnist.runs import ledger
-from jaxmnist.runs import lock
+from jaxmnist.errors import SurroundingsError, UsageError, disk_error, local_path, printable
+from jaxmnist.runs import ledger, lock
+from jaxmnist.runs.trial import Trial
 from jaxmnist.whole_files import (
     LARGEST_JSON,
     DamagedFile,
@@ -36,8 +37,6 @@ from jaxmnist.whole_files import (
     write_bytes,
     write_json,
 )
-from jaxmnist.errors import SurroundingsError, UsageError, disk_error, local_path, printable
-from jaxmnist.runs.trial import Trial
 
 logger = logging.getLogger("jaxmnist")
 T = TypeVar("T")
@@ -399,7 +398,9 @@ class WritableRunDirectory(RunDirectory):
         for _ in range(lost):
             self.write_look("lost", result["model_sha256"], data)
         if lost > 0:
-            logger.info(f"note: ledger.jsonl had lost {lost} of {result['evaluations']} looks: added again")
+            logger.info(
+                f"note: ledger.jsonl had lost {lost} of {result['evaluations']} looks: added again"
+            )
 
 
 @contextmanager

@@ -25,8 +25,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from jaxmnist.whole_files import disk
 from jaxmnist.errors import SurroundingsError, UsageError, disk_error
+from jaxmnist.whole_files import disk
 
 logger = logging.getLogger("jaxmnist")
 HEARTBEAT = 5.0  # seconds

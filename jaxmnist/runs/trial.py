@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxmnist.whole_files import fits
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.runs.layers import Layer, count_parameters
+from jaxmnist.whole_files import fits
 
 STATUSES = ("running", "completed", "failed")
 

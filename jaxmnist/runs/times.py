@@ -1,0 +1,35 @@
+"""The wall time of each stage of a search, kept beside its winner."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from jaxmnist.errors import UsageError
+from jaxmnist.runs.directory import RunDirectory, WritableRunDirectory
+from jaxmnist.whole_files import read_json, write_json
+
+TIMES = "times.json"  # in best/
+SESSIONS = {"sessions": [{"finished": str, "seconds": {str: float}}]}
+
+
+def write_times(directory: WritableRunDirectory, seconds: dict[str, float]) -> None:
+    """Keep the wall time of each stage of a search that has just come to its end."""
+    session = {
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+    }
+    before = directory.mended(lambda: _read(directory)) or []
+    write_json(directory.best / TIMES, {"sessions": [*before, session]})
+
+
+def read_times(directory: RunDirectory) -> list[dict[str, Any]]:
+    """What `write_times` kept, oldest first; nothing where it can't be read."""
+    try:
+        return _read(directory)
+    except UsageError:
+        return []
+
+
+def _read(directory: RunDirectory) -> list[dict[str, Any]]:
+    return read_json(directory.best / TIMES, SESSIONS)["sessions"]
