@@ -26,6 +26,7 @@ from jaxmnist.report.console import Console
 from jaxmnist.report.display import Display, can_display
 from jaxmnist.report.progress import Progress
 from jaxmnist.report.show import open_console
+from jaxmnist.results.selection import rule_of
 from jaxmnist.runs.trial import Metrics
 
 DRAWS = {index: configuration(4 * index + 4, 1, 0) for index in range(4)}
@@ -47,7 +48,8 @@ def trial(index: int, accuracy: float, seconds: float = 4.0) -> list:
 
 
 def progress(done: int = 0) -> Progress:
-    return Progress(len(DRAWS), epochs=2, images=100, ended=set(range(done)))
+    rule = rule_of("steady", 100)
+    return Progress(len(DRAWS), epochs=2, images=100, rule=rule, ended=set(range(done)))
 
 
 def test_progress():
@@ -253,3 +255,15 @@ def test_a_line_of_a_trial_that_was_tried_again():
     for event in [*trial(0, 0.9)[:2], *trial(0, 0.9)]:
         found.update(event)
     assert found.ended == {0}
+
+
+@pytest.mark.parametrize(("select", "best"), [("steady", 1), ("best", 0)])
+def test_the_best_so_far_follows_the_rule(select, best):
+    """Trial 0 scores higher, but fell by more than the standard error."""
+    found = progress()
+    found.rule = rule_of(select, 100)
+    for index, accuracies in ((0, (0.99, 0.80)), (1, (0.5, 0.70))):
+        history = tuple(Metrics(0.5, 0.5, 0.5, accuracy) for accuracy in accuracies)
+        found.update(TrialStarted(index, DRAWS[index]))
+        found.update(TrialFinished(index, history, {}, 1.0))
+    assert found.best == (best, (0.80, 0.70)[best])

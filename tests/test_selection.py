@@ -2,18 +2,40 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from conftest import a_trial, history
 
 from jaxmnist.models.study.space import configuration
-from jaxmnist.results.selection import explain, falls, rank
+from jaxmnist.results.selection import RULES, falls, rule_of
+from jaxmnist.settings import SELECTIONS
 
 
 def trial(index, *accuracies, status="completed"):
     return a_trial(index, configuration(32, 1, 0), status, history(*accuracies))
 
 
+def rank(trials, images, select="steady", tolerance=None):
+    return rule_of(select, images, tolerance).rank(trials)
+
+
+def explain(ranked, select):
+    return rule_of(select, 6000).reason(ranked)
+
+
 def order(trials, *args):
     return [entry.trial.index for entry in rank(trials, *args)]
+
+
+def test_every_rule_that_can_be_asked_for_is_there():
+    assert tuple(RULES) == SELECTIONS
+    with pytest.raises(ValueError, match="no rule 'worst'; there are steady, best"):
+        rule_of("worst", 100)
+
+
+def test_a_table_marks_a_trial_that_is_not_steady():
+    rule = rule_of("steady", 6000)
+    first, second = rule.rank([trial(0, 0.95, 0.96), trial(1, 0.99, 0.97)])
+    assert (rule.cell(first), rule.cell(second)) == ("0.0000", "0.0200 ×")
 
 
 def test_tolerance_is_the_standard_error_before_the_fall():

@@ -74,24 +74,12 @@ class Display(Console):
         """The trials as a table, best first, and why the first one won."""
         self.close()
         table = Table(header_style="dim", show_edge=False, pad_edge=False, box=SIMPLE)
-        for name in ("trial", "val_accuracy", "largest fall", "seconds"):
-            table.add_column(name, justify="right")
-        table.add_column("hyperparameters")
-        for place, entry in enumerate(run.ranked):
-            trial = entry.trial
-            table.add_row(
-                str(trial.index),
-                f"{entry.score:.4f}",
-                f"{entry.fall:.4f}" + ("" if entry.steady else " ×"),
-                f"{trial.seconds:.1f}",
-                Text(str(trial.hyperparameters)),
-                style="" if place else "bold green",
-            )
-        for trial in run.trials:
-            if trial.status != "completed":
-                what = f"{trial.hyperparameters}: {printable(trial.error or trial.status)}"
-                seconds = f"{trial.seconds:.1f}"
-                table.add_row(str(trial.index), "–", "–", seconds, Text(what), style="dim")
+        head, *rows = run.results_table()
+        for name in head:
+            table.add_column(name, justify="left" if name == head[-1] else "right")
+        for place, row in enumerate(rows):
+            failed = "dim" if place >= len(run.ranked) else ""
+            table.add_row(*map(Text, row), style=failed if place else "bold green")
         for part in ("", table, "", Text(run.why())):
             self._console.print(part)
 

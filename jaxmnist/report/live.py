@@ -21,6 +21,7 @@ from jaxmnist.report.page import PAGE, write_page
 from jaxmnist.report.progress import Progress
 from jaxmnist.report.tensorboard import TensorBoard
 from jaxmnist.results.run import Run
+from jaxmnist.results.selection import rule_of
 from jaxmnist.runs.directory import WritableRunDirectory
 from jaxmnist.runs.times import read_times, write_times
 from jaxmnist.runs.trial import History, Trial
@@ -67,14 +68,18 @@ class Reports(AbstractContextManager, TrialListener):
 
     def __enter__(self) -> Reports:
         done = [t for t in self._records() if t.status != "running" and t.index < self._budget]
-        scored = [(trial.score, -trial.index) for trial in done if trial.score is not None]
         self._console.begin(
             Progress(
                 self._budget,
                 self._settings.epochs,
                 len(self._dataset.y_train),
+                rule_of(
+                    self._settings.select,
+                    len(self._dataset.y_validation),
+                    self._settings.tolerance,
+                ),
                 ended={trial.index for trial in done},
-                best=(-max(scored)[1], max(scored)[0]) if scored else None,
+                completed={t.index: t.history for t in done if t.status == "completed"},
             )
         )
         if self._settings.tensorboard:

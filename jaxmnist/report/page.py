@@ -20,7 +20,6 @@ from jaxmnist.report.drawing import Picture
 from jaxmnist.report.facts import Facts
 from jaxmnist.results.evaluation import Evaluation, describe_gap
 from jaxmnist.results.run import Run
-from jaxmnist.results.selection import explain
 from jaxmnist.results.statistics import Importance, expected_best, importance, wilson
 from jaxmnist.runs.layers import summary
 from jaxmnist.runs.times import read_times
@@ -89,7 +88,7 @@ def search_context(facts: Facts, running: bool) -> dict[str, Any]:
     """What the top of the page says: how far the search is, and what has won."""
     run, winner = facts.run, facts.winner
     state = words.state(facts, running)
-    why = explain(facts.ranked, run.settings.select) if winner else None
+    why = run.rule.reason(facts.ranked) if winner else None
     if why and state["word"] in ("running", "unfinished"):
         why = f"So far: {why}"
     interval = None
@@ -108,6 +107,7 @@ def search_context(facts: Facts, running: bool) -> dict[str, Any]:
         "failed": facts.count("failed"),
         "trial_seconds": sum(trial.seconds for trial in facts.trials),
         "ranked": facts.ranked,
+        "rule": run.rule,
         "unranked": [trial for trial in facts.trials if trial.status != "completed"],
         "hyperparameters": facts.space.varied,
     }

@@ -15,6 +15,8 @@ from jaxmnist.engine.events import (
 )
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.report.words import duration
+from jaxmnist.results.selection import Rule
+from jaxmnist.runs.trial import History
 
 
 @dataclass
@@ -49,8 +51,9 @@ class Progress:
 
     budget: trials that there are to do.
     epochs, images: of a trial, and training images of an epoch.
+    rule: that ranks the completed trials.
     ended: the trials that have ended.
-    best: index and score of the best so far.
+    completed: the histories of those that have completed.
     running: the trials that run.
     configurations: the hyperparameters of each trial that has begun.
     """
@@ -58,8 +61,9 @@ class Progress:
     budget: int
     epochs: int
     images: int
+    rule: Rule
     ended: set[int] = field(default_factory=set)
-    best: tuple[int, float] | None = None
+    completed: dict[int, History] = field(default_factory=dict)
     running: dict[int, Running] = field(default_factory=dict)
     configurations: dict[int, Hyperparameters] = field(default_factory=dict)
     _began: float = field(default_factory=time.perf_counter)
@@ -85,9 +89,8 @@ class Progress:
         elif isinstance(event, TrialFinished):
             self.running.pop(index, None)
             self.ended.add(index)
-            score = event.history[-1].val_accuracy if event.error is None else 0.0
-            if event.error is None and (self.best is None or score > self.best[1]):
-                self.best = index, score
+            if event.error is None:
+                self.completed[index] = event.history
         else:
             self._update_running(self.running[index], event)
 
@@ -124,6 +127,14 @@ class Progress:
             return "time left not known yet"
         passed = time.perf_counter() - self._began
         return f"about {duration(passed * (1 - share) / share)} left"
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Index and score of the trial that would win now."""
+        if not self.completed:
+            return None
+        index = min(self.completed, key=lambda index: self.rule.key(self.completed[index], index))
+        return index, self.completed[index][-1].val_accuracy
 
     def __str__(self) -> str:
         best = f", best so far {self.best[1]:.4f} (trial {self.best[0]})" if self.best else ""

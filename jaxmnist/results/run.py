@@ -14,7 +14,7 @@ from jaxmnist.engine.devices import set_pool_size
 from jaxmnist.errors import UsageError, printable
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import SpaceDescription
-from jaxmnist.results.selection import Ranked, explain, rank
+from jaxmnist.results.selection import Ranked, Rule, rule_of
 from jaxmnist.runs.directory import (
     RunDirectory,
     WritableRunDirectory,
@@ -108,9 +108,13 @@ class Run:
     @cached_property
     def ranked(self) -> list[Ranked]:
         """Completed trials, the winner first, as the run's `--select` ranks them."""
-        return rank(
-            self.trials, self.validation_images, self.settings.select, self.settings.tolerance
-        )
+        return self.rule.rank(self.trials)
+
+    @property
+    def rule(self) -> Rule:
+        """How the run's settings rank trials."""
+        settings = self.settings
+        return rule_of(settings.select, self.validation_images, settings.tolerance)
 
     def skipping_damaged(self) -> Run:
         """The same run without the records that can't be read."""
@@ -157,7 +161,7 @@ class Run:
         """The first n models, the winner first; `UsageError` where their weights weren't kept."""
         if n > self.settings.keep:
             raise UsageError(
-                f"the weights of {self.settings.keep} trials were kept, not of {n}: keep={n} keeps them"
+                f"weights of {self.settings.keep} trials were kept, not of {n}: keep={n} keeps them"
             )
         return [self.load_model(entry.trial) for entry in self.ranked[:n]]
 
@@ -165,19 +169,30 @@ class Run:
         """The network of a trial whose weights are kept."""
         return self._load(self.directory.weights_path(trial.index), trial.weights_sha256)
 
-    def results_summary(self) -> str:
-        """A line for each trial, the winner first, then those that failed."""
-        rows = [("trial", "val_accuracy", "largest fall", "seconds", "hyperparameters")]
-        for entry in self.ranked:
-            trial, numbers = entry.trial, (f"{entry.score:.4f}", f"{entry.fall:.4f}")
-            rows.append(
-                (str(trial.index), *numbers, f"{trial.seconds:.1f}", str(trial.hyperparameters))
+    def results_table(self) -> list[tuple[str, ...]]:
+        """The head of the table of trials, and its rows: the winner first, the failed ones last."""
+        head = ("trial", "val_accuracy", self.rule.column, "seconds", "hyperparameters")
+        rows = [
+            (
+                str(entry.trial.index),
+                f"{entry.score:.4f}",
+                self.rule.cell(entry),
+                f"{entry.trial.seconds:.1f}",
+                str(entry.trial.hyperparameters),
             )
+            for entry in self.ranked
+        ]
         for trial in self.trials:
             if trial.status != "completed":
                 what = f"{trial.hyperparameters}: {printable(trial.error or trial.status)}"
                 rows.append((str(trial.index), "–", "–", f"{trial.seconds:.1f}", what))
-        return "\n".join(f"{a:>5}  {b:>12}  {c:>12}  {d:>7}  {e}" for a, b, c, d, e in rows)
+        return [head, *rows]
+
+    def results_summary(self) -> str:
+        """A line for each trial, the winner first, then those that failed."""
+        return "\n".join(
+            f"{a:>5}  {b:>12}  {c:>14}  {d:>7}  {e}" for a, b, c, d, e in self.results_table()
+        )
 
     def search_space_summary(self) -> str:
         """A line for each hyperparameter with its range, and the number of configurations."""
@@ -191,7 +206,7 @@ class Run:
 
         Raises `UsageError` where no trial has completed.
         """
-        return explain(self._completed(), self.settings.select)
+        return self.rule.reason(self._completed())
 
     @cached_property
     def best_model(self) -> TrainedModel:

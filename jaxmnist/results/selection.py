@@ -1,13 +1,15 @@
-"""Which trial wins, and why."""
+"""Which trial wins, and why: a rule of selection is an object here, and is known nowhere else."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from jaxmnist.runs.trial import Trial
+from jaxmnist.runs.trial import History, Trial
 
 
 @dataclass(frozen=True)
@@ -77,52 +79,104 @@ class Ranked:
         return max(self.falls, key=lambda fall: fall.size - fall.tolerance)
 
 
-def rank(
-    trials: Sequence[Trial], images: int, select: str = "steady", tolerance: float | None = None
-) -> list[Ranked]:
-    """Completed trials, the winner first; the others never win.
+@dataclass(frozen=True)
+class Rule(ABC):
+    """How completed trials are ranked.
 
-    Args:
-      trials: of any status.
-      images: validation images.
-      select: 'best' ranks by score alone; 'steady' ranks steady trials first, by score, then
-        the others by smaller fall. Equals rank by index.
-      tolerance: as for `falls`.
+    images: validation images.
+    tolerance: as for `falls`.
     """
-    ranked = [
-        Ranked(trial, tuple(falls(trial.metric("val_accuracy"), images, tolerance)))
-        for trial in trials
-        if trial.status == "completed"
-    ]
 
-    def key(entry: Ranked) -> tuple[float, ...]:
-        if select == "best" or entry.steady:
-            return (0, -entry.score, entry.trial.index)
-        return (1, entry.fall, -entry.score, entry.trial.index)
+    images: int
+    tolerance: float | None = None
+    name: ClassVar[str]
+    column: ClassVar[str] = "largest fall"  # what a table shows beside the score
 
-    return sorted(ranked, key=key)
+    def falls(self, history: History) -> tuple[Fall, ...]:
+        """The falls of a completed trial."""
+        accuracies = [epoch.val_accuracy for epoch in history]
+        return tuple(falls(accuracies, self.images, self.tolerance))
+
+    @abstractmethod
+    def key(self, history: History, index: int) -> tuple[float, ...]:
+        """What completed trials are sorted by: the smallest wins, equal scores rank by index."""
+
+    @abstractmethod
+    def reason(self, ranked: Sequence[Ranked]) -> str:
+        """Why the first of `ranked` won, what the rule passed over, and what that cost."""
+
+    def cell(self, entry: Ranked) -> str:
+        """What a table shows of a trial beside its score."""
+        return f"{entry.fall:.4f}"
+
+    def rank(self, trials: Sequence[Trial]) -> list[Ranked]:
+        """Completed trials, the winner first; the others never win."""
+        done = [trial for trial in trials if trial.status == "completed"]
+        done.sort(key=lambda trial: self.key(trial.history, trial.index))
+        return [Ranked(trial, self.falls(trial.history)) for trial in done]
 
 
-def explain(ranked: Sequence[Ranked], select: str) -> str:
-    """Why the first of `ranked` won, what the rule passed over, and what that cost."""
-    winner = ranked[0]
-    line = f"Trial {winner.trial.index} wins with validation accuracy {winner.score:.4f}"
-    if select == "best":
-        return line + ": the highest of all."
-    if winner.steady:
-        line += ", the highest of the steady ones"
-    else:
-        line += f": no trial was steady, and none fell less than its {winner.fall:.4f}"
-    passed = sorted(
-        (entry for entry in ranked if entry.score > winner.score), key=lambda entry: -entry.score
-    )
-    if not passed:
-        return line + "; no trial scored higher."
-    best, fall = passed[0], passed[0].worst()
-    others = "" if len(passed) == 1 else f", and {len(passed) - 1} more for falls of their own"
-    return line + (
-        f". Passed over: trial {best.trial.index}, whose"
-        f" validation accuracy fell by {fall.size:.4f} in epoch {fall.epoch} (more than"
-        f" {fall.tolerance:.4f}){others}. That cost {best.score - winner.score:.4f} of"
-        " validation accuracy."
-    )
+class Best(Rule):
+    """By score alone."""
+
+    name = "best"
+
+    def key(self, history: History, index: int) -> tuple[float, ...]:
+        """The score."""
+        return (-history[-1].val_accuracy, index)
+
+    def reason(self, ranked: Sequence[Ranked]) -> str:
+        """That its score is the highest."""
+        return f"{_winner(ranked)}: the highest of all."
+
+
+class Steady(Rule):
+    """Trials without a fall beyond its tolerance first, by score; the others by smaller fall."""
+
+    name = "steady"
+
+    def key(self, history: History, index: int) -> tuple[float, ...]:
+        """Steady trials first; the score, or the fall before it."""
+        found, score = self.falls(history), history[-1].val_accuracy
+        if any(fall.exceeds for fall in found):
+            return (1, max(fall.size for fall in found), -score, index)
+        return (0, -score, index)
+
+    def reason(self, ranked: Sequence[Ranked]) -> str:
+        """That it is the best of the steady ones, and which better ones fell."""
+        winner, line = ranked[0], _winner(ranked)
+        if winner.steady:
+            line += ", the highest of the steady ones"
+        else:
+            line += f": no trial was steady, and none fell less than its {winner.fall:.4f}"
+        passed = sorted(
+            (entry for entry in ranked if entry.score > winner.score), key=lambda e: -e.score
+        )
+        if not passed:
+            return line + "; no trial scored higher."
+        best, fall = passed[0], passed[0].worst()
+        others = "" if len(passed) == 1 else f", and {len(passed) - 1} more for falls of their own"
+        return line + (
+            f". Passed over: trial {best.trial.index}, whose"
+            f" validation accuracy fell by {fall.size:.4f} in epoch {fall.epoch} (more than"
+            f" {fall.tolerance:.4f}){others}. That cost {best.score - winner.score:.4f} of"
+            " validation accuracy."
+        )
+
+    def cell(self, entry: Ranked) -> str:
+        """The largest fall, marked where one exceeds its tolerance."""
+        return super().cell(entry) + ("" if entry.steady else " ×")
+
+
+RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (Steady, Best)}
+
+
+def rule_of(select: str, images: int, tolerance: float | None = None) -> Rule:
+    """The rule of a name; ValueError if there is none."""
+    if select not in RULES:
+        raise ValueError(f"there is no rule {select!r}; there are {', '.join(RULES)}")
+    return RULES[select](images, tolerance)
+
+
+def _winner(ranked: Sequence[Ranked]) -> str:
+    return f"Trial {ranked[0].trial.index} wins with validation accuracy {ranked[0].score:.4f}"

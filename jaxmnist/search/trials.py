@@ -15,7 +15,7 @@ from jaxmnist.engine.lanes import Stacking
 from jaxmnist.errors import SurroundingsError, UsageError
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, Network
-from jaxmnist.results.selection import rank
+from jaxmnist.results.selection import rule_of
 from jaxmnist.results.trained import TrainedModel
 from jaxmnist.runs.directory import WritableRunDirectory
 from jaxmnist.runs.trial import Trial, agree
@@ -314,8 +314,8 @@ class Trials:
 
     def _best(self) -> list[int]:
         images = len(self._dataset.y_validation)
-        trials = list(self._records.values())
-        ranked = rank(trials, images, self._settings.select, self._settings.tolerance)
+        rule = rule_of(self._settings.select, images, self._settings.tolerance)
+        ranked = rule.rank(list(self._records.values()))
         return [entry.trial.index for entry in ranked[: self._settings.keep]]
 
     def _read(self, index: int) -> Trial | None:
