@@ -40,6 +40,15 @@ def float64() -> AbstractContextManager[None]:
     return enable_x64()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--size",
+        choices=("small", "full"),
+        default="small",
+        help="of the robustness tests: seconds each, or the sizes that experiments/README.md tells",
+    )
+
+
 @pytest.fixture
 def said() -> Iterator[list[str]]:
     """What the package logs."""

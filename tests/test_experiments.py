@@ -39,11 +39,6 @@ def test_the_study(tmp_path):
     assert table[2].split() == ["accuracy,", "network", "0.9885", f"{test['accuracy']:.4f}"]
 
 
-def test_damages():
-    output = script("damage.py", "--damages", 25, "--seed", 7)
-    assert "25 damages, 0 broken promises" in output
-
-
 def test_training_flops_against_a_formula_by_hand():
     first, second, dense, logits = (
         24 * 24 * 25 * 112,
@@ -226,31 +221,3 @@ def test_the_accelerator_script(tmp_path):
     assert set(content["precisions"]) == {"highest"}
     assert "precision bfloat16 is left out" in output
     assert "--precision bfloat16 is for GPUs and TPUs" in output
-
-
-def test_the_growth_script(tmp_path):
-    path = tmp_path / "growth.json"
-    output = script("growth.py", "--trials", 3, "--warm-up", 1, "--json", path)
-    rows = json.loads(path.read_text())
-    assert len(rows) == 3
-    assert all(row["megabytes"] > 50 for row in rows)
-    assert "megabytes_per_trial" in output
-
-
-def test_a_search_that_is_killed_again_and_again(tmp_path):
-    """At some of the boundaries of what it writes, and at random."""
-    path = tmp_path / "kills.json"
-    output = script("kills.py", "--boundaries", 4, "--random", 4, "--json", path)
-    content = json.loads(path.read_text())
-    assert content["broken"] == []
-    assert content["boundaries"] > 100
-    assert "killed at 4 of" in output
-
-
-def test_a_soaked_search(tmp_path):
-    path = tmp_path / "soak.json"
-    output = script("soak.py", "--trials", 28, "--longest", 15, "--json", path)
-    assert "1 diverged, 1 raised, 1 raised once" in output
-    assert "0 broken promises" in output
-    watched = json.loads(path.read_text())
-    assert max(row["trials"] for row in watched) == 28

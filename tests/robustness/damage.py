@@ -32,8 +32,9 @@ import numpy as np
 from tiny import facts, search_options
 
 import jaxmnist
-from jaxmnist import JaxmnistError, Run, SupportVectors, evaluation
+from jaxmnist import JaxmnistError, Run, SupportVectors
 from jaxmnist.errors import Stopped
+from jaxmnist.results import evaluation
 from jaxmnist.whole_files import write_json
 
 SHARE_INTERRUPTED = 0.3  # of the damages

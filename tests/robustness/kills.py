@@ -12,7 +12,7 @@ behind.
 - Random: the search, its page and TensorBoard's files included, is killed at random moments until
   it is through, again and again.
 
-    python experiments/kills.py --boundaries all --random 100
+    python tests/robustness/kills.py --boundaries all --random 100
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def watch(event, arguments):
 
 sys.addaudithook(watch)
 from jaxmnist.commands.parser import run_command
-from jaxmnist.search.loop import main
+from jaxmnist.commands.search import main
 status = run_command(main, sys.argv[4:])
 print(len(changes))
 sys.exit(status)

@@ -8,7 +8,7 @@ left anywhere, and within a process neither descriptors nor memory grow with the
 The search is run twice: once in one process, whose descriptors and memory are watched; once ended
 at random moments by SIGKILL (half of the time), Ctrl-C, TERM or a hang-up, and gone on with. Linux.
 
-    python experiments/soak.py --trials 1000
+    python tests/robustness/soak.py --trials 1000
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ from pathlib import Path
 for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # a shell may have them ignored in the background
     signal.signal(getattr(signal, name), signal.SIG_DFL)
 from jaxmnist.engine import cache
-from jaxmnist.commands import parser as command
-from jaxmnist.search import loop as search
+from jaxmnist.commands import parser as command, search
 cache.keep_programs(cache.cache_folder(sys.argv[2]))
 from jaxmnist.models.study.network import StudyNetwork
 import soak

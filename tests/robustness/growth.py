@@ -2,7 +2,7 @@
 
 Claim: after the twentieth trial neither the resident memory nor the time of a trial grows. Linux.
 
-    python experiments/growth.py --trials 300 --json growth.json
+    python tests/robustness/growth.py --trials 300 --json growth.json
 """
 
 from __future__ import annotations
