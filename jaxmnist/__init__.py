@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from jaxmnist.hyperparameters import Hyperparameters
     from jaxmnist.models.study.layers import build_model
     from jaxmnist.results.features import FlattenFeatures
+    from jaxmnist.results.pipeline import SvmPipeline
     from jaxmnist.results.run import Run
-    from jaxmnist.results.support_vectors import SupportVectors
     from jaxmnist.results.trained import TrainedModel
     from jaxmnist.settings import SearchSettings
 
@@ -26,7 +26,7 @@ _HOMES = {
     "JaxmnistError": "errors",
     "Run": "results.run",
     "SearchSettings": "settings",
-    "SupportVectors": "results.support_vectors",
+    "SvmPipeline": "results.pipeline",
     "SurroundingsError": "errors",
     "TrainedModel": "results.trained",
     "UsageError": "errors",
@@ -40,8 +40,8 @@ __all__ = [
     "JaxmnistError",
     "Run",
     "SearchSettings",
-    "SupportVectors",
     "SurroundingsError",
+    "SvmPipeline",
     "TrainedModel",
     "UsageError",
     "build_model",

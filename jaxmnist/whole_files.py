@@ -231,7 +231,7 @@ def read_tensors(
 
 def sealed_bytes(tensors: dict[str, np.ndarray], content: dict[str, Any]) -> bytes:
     """A safetensors file of arrays and a JSON object that carries the SHA-256 of both."""
-    content = {**content, "tensors_sha256": _tensors_sha256(tensors)}
+    content = {**content, "tensors_sha256": tensors_sha256(tensors)}
     content["sha256"] = content_sha256(content)
     return save_tensors(tensors, {SEALED: json.dumps(content, allow_nan=False)})
 
@@ -242,7 +242,7 @@ def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         stated = content.pop("sha256")
         genuine = content_sha256(content) == stated
-        genuine &= content.pop("tensors_sha256") == _tensors_sha256(tensors)
+        genuine &= content.pop("tensors_sha256") == tensors_sha256(tensors)
     except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
         genuine = False
     if not genuine:
@@ -250,7 +250,8 @@ def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return tensors, content
 
 
-def _tensors_sha256(tensors: dict[str, np.ndarray]) -> str:
+def tensors_sha256(tensors: dict[str, np.ndarray]) -> str:
+    """The SHA-256 of named arrays, their shapes and types."""
     digest = hashlib.sha256()
     for name, array in sorted(tensors.items()):
         digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())

@@ -19,7 +19,7 @@ import pytest
         "models.study.space",
         "results.features",
         "results.run",
-        "results.support_vectors",
+        "results.pipeline",
         "results.trained",
         "settings",
         "whole_files",

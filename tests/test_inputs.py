@@ -27,7 +27,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save as save_tensors
 
-from jaxmnist import JaxmnistError, Run, SearchSettings, SupportVectors, TrainedModel, UsageError
+from jaxmnist import JaxmnistError, Run, SearchSettings, SvmPipeline, TrainedModel, UsageError
 from jaxmnist.commands.parser import run_command
 from jaxmnist.commands.search import main as search
 from jaxmnist.data.formats import check_arrays, read_idx, read_npz
@@ -406,7 +406,7 @@ def test_an_svm_without_its_hash(finished, tmp_path):
     path = tmp_path / "svm.safetensors"
     path.write_bytes(source.read_bytes().replace(b"content_sha256", b"content_sha257"))
     with pytest.raises(DamagedFile):
-        SupportVectors.load(path)
+        SvmPipeline.load(path)
 
 
 @EXAMPLES
@@ -443,14 +443,14 @@ def test_a_model_that_says_something_else(finished, place, data):
 @given(st.data())
 def test_an_svm_that_says_something_else(finished, place, data):
     """One array of another shape or type, one number another, or bits flipped in the file."""
-    whole = SupportVectors.load(finished.directory.path / "svm" / "small" / "pipeline.safetensors")
+    whole = SvmPipeline.load(finished.directory.path / "svm" / "small" / "pipeline.safetensors")
     content = bytearray(whole.to_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         position = data.draw(st.integers(0, min(len(content), 3000) - 1))
         content[position] ^= data.draw(st.sampled_from([1, 2, 16, 128]))
     path = place / "svm.safetensors"
     path.write_bytes(content)
-    found = holds(lambda: SupportVectors.load(path))
+    found = holds(lambda: SvmPipeline.load(path))
     if found is not None:
         assert found.to_bytes() == whole.to_bytes()
 

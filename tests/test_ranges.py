@@ -149,9 +149,9 @@ def test_a_name_that_only_some_configurations_ask_for_is_fine():
         ({"max_trails": 3}, "unknown option 'max_trails'; did you mean 'max_trials'"),
         ({"zzz": 3}, "unknown option 'zzz'$"),
         ({"ranges": {"filters": 3}}, "unknown option 'ranges'"),
-        ({"filters": "0:8"}, "--filters must be a whole number from 1 to 100000, not 0"),
-        ({"dense_layers": "0:1000"}, "--dense-layers must be a whole number from 0 to 100"),
-        ({"units": (8,), "dense_layers": 0}, "--units: no configuration has"),
+        ({"filters": "0:8"}, "filters must be a whole number from 1 to 100000, not 0"),
+        ({"dense_layers": "0:1000"}, "dense_layers must be a whole number from 0 to 100"),
+        ({"units": (8,), "dense_layers": 0}, "units: no configuration has"),
     ],
 )
 def test_options_in_python(option, line, tmp_path):

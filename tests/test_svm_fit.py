@@ -11,8 +11,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from jaxmnist import UsageError
-from jaxmnist.results import svm_fit
-from jaxmnist.results.support_vectors import DTYPES, SupportVectors, one_against_one
+from jaxmnist.results import rbf, svm_fit
+from jaxmnist.results.pipeline import PROJECTION, SvmPipeline
+from jaxmnist.results.rbf import RbfSvm, classifier, one_against_one
 from jaxmnist.whole_files import DamagedFile
 
 
@@ -42,9 +43,9 @@ def test_predictions_equal_scikit_learns_pipeline(classes, width):
     components = min(64, width)
     pipeline = make_pipeline(StandardScaler(), PCA(components, random_state=0), SVC(C=5))
     pipeline.fit(x[:400], y[:400])
-    assert fit.svm.pca_components.shape == (components, width)
+    assert fit.svm.project.pca_components.shape == (components, width)
     assert np.array_equal(fit.svm.predict(x), pipeline.predict(x))
-    assert len(fit.svm.vectors) == len(pipeline[-1].support_)
+    assert len(fit.svm.classifier.vectors) == len(pipeline[-1].support_)
 
 
 def test_a_pair_at_a_time_is_the_same_machine():
@@ -52,10 +53,9 @@ def test_a_pair_at_a_time_is_the_same_machine():
     x, y = blobs(4, 300, 6)
     parameters = {"C": 5.0, "gamma": 0.01}
     whole = SVC(**parameters).fit(x, y)
-    arrays = one_against_one(svm_fit.classifier("sklearn"), x, y, parameters)
-    blank = {name: np.zeros(0, np.float32) for name in list(DTYPES)[:4]}
-    pairs = SupportVectors(**blank, **arrays, gamma=0.01, c=5.0)
-    assert np.array_equal(pairs.predict_projected(x), whole.predict(x))
+    arrays = one_against_one(classifier("sklearn"), x, y, parameters)
+    pairs = RbfSvm(**arrays, gamma=0.01, c=5.0)
+    assert np.array_equal(pairs.predict(x), whole.predict(x))
     assert np.array_equal(np.sort(arrays["counts"]), np.sort(whole.n_support_))
     np.testing.assert_allclose(arrays["intercept"], whole.intercept_, atol=1e-3)
 
@@ -72,20 +72,25 @@ def test_file_reads_back(tmp_path):
     fit, x, _ = fitted()
     path = tmp_path / "pipeline.safetensors"
     path.write_bytes(fit.svm.to_bytes())
-    again = SupportVectors.load(path)
-    for item in dataclasses.fields(again):
-        assert np.array_equal(getattr(again, item.name), getattr(fit.svm, item.name))
+    again = SvmPipeline.load(path)
+    for part in ("project", "classifier"):
+        ours, theirs = getattr(again, part), getattr(fit.svm, part)
+        for item in dataclasses.fields(ours):
+            assert np.array_equal(getattr(ours, item.name), getattr(theirs, item.name))
     assert np.array_equal(again.predict(x), fit.svm.predict(x))
 
 
 @pytest.mark.parametrize("name", ["dual", "counts", "intercept", "pca_mean", "vectors"])
 def test_a_file_whose_arrays_do_not_fit_is_refused(tmp_path, name):
     fit, _, _ = fitted()
-    short = dataclasses.replace(fit.svm, **{name: getattr(fit.svm, name)[:-1]})
+    part = "project" if name in PROJECTION else "classifier"
+    whole = getattr(fit.svm, part)
+    shorter = dataclasses.replace(whole, **{name: getattr(whole, name)[:-1]})
+    short = dataclasses.replace(fit.svm, **{part: shorter})
     path = tmp_path / "pipeline.safetensors"
     path.write_bytes(short.to_bytes())
     with pytest.raises(DamagedFile, match="no file of jaxmnist's SVM"):
-        SupportVectors.load(path)
+        SvmPipeline.load(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 100])
@@ -93,17 +98,17 @@ def test_another_file_is_refused(tmp_path, content):
     path = tmp_path / "pipeline.safetensors"
     path.write_bytes(content)
     with pytest.raises(DamagedFile):
-        SupportVectors.load(path)
+        SvmPipeline.load(path)
 
 
 def test_search_scores_on_validation_and_keeps_the_best():
     fit, x, y = fitted(draws=6)
     assert len(fit.search) == 7
-    assert svm_fit.C in [draw["C"] for draw in fit.search]
+    assert rbf.C in [draw["C"] for draw in fit.search]
     scores = [draw["val_accuracy"] for draw in fit.search]
     assert scores == sorted(scores, reverse=True)
     best = fit.search[0]
-    assert (fit.svm.c, fit.svm.gamma) == (best["C"], best["gamma"])
+    assert (fit.svm.classifier.c, fit.svm.classifier.gamma) == (best["C"], best["gamma"])
     # It was fitted on the training rows with that C: its validation accuracy is the score.
     assert (fit.svm.predict(x[400:]) == y[400:]).mean() == best["val_accuracy"]
 
@@ -133,7 +138,7 @@ def test_memory_stays_under_twice_the_features():
 
 
 def test_backends():
-    assert svm_fit.choose_backend("sklearn", "gpu") == "sklearn"
-    assert svm_fit.choose_backend("auto", "cpu") == "sklearn"
+    assert rbf.choose_backend("sklearn", "gpu") == "sklearn"
+    assert rbf.choose_backend("auto", "cpu") == "sklearn"
     with pytest.raises(UsageError, match="--svm-backend cuml is not installed: pip install"):
-        svm_fit.choose_backend("cuml", "gpu")
+        rbf.choose_backend("cuml", "gpu")

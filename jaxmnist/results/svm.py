@@ -22,8 +22,9 @@ from jaxmnist.results.evaluation import (
     judge,
     winner_predictions,
 )
+from jaxmnist.results.rbf import choose_backend
 from jaxmnist.results.run import CONFIG, Run
-from jaxmnist.results.svm_fit import ROWS, Batches, Clock, Fit, choose_backend, fit
+from jaxmnist.results.svm_fit import ROWS, Batches, Clock, Fit, fit
 from jaxmnist.whole_files import (
     DamagedFile,
     array_bytes,
@@ -115,10 +116,7 @@ class Tested:
             **self.evaluation.to_json(),
             "backend": self.fit.backend,
             "seconds": {**seconds, "total": round(sum(self.fit.seconds.values()), 3)},
-            "C": self.fit.svm.c,
-            "gamma": self.fit.svm.gamma,
-            "components": len(self.fit.svm.pca_components),
-            "support_vectors": len(self.fit.svm.vectors),
+            **self.fit.svm.to_json(),
             "search": self.fit.search,
         }
 
@@ -152,7 +150,7 @@ def _fit_and_test(
     projected = np.concatenate(
         [fitted.svm.project(values) for _, values in batches(dataset.x_test)]
     )
-    predictions = np.searchsorted(labels, fitted.svm.predict_projected(projected))
+    predictions = np.searchsorted(labels, fitted.svm.classifier.predict(projected))
     clock.lap("predict")
     fitted.seconds.update(clock.seconds)
     return Tested(fitted, judge(dataset.y_test, predictions, dataset.labels), predictions)

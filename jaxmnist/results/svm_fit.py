@@ -8,62 +8,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
-from jaxmnist.errors import UsageError
-from jaxmnist.results.support_vectors import SupportVectors, libsvm_arrays, one_against_one, project
+from jaxmnist.results.pipeline import SVMS, Projection, SvmPipeline
+from jaxmnist.results.rbf import RbfSvm
 
 COMPONENTS = 64
-C = 5.0
 ROWS = 1024  # rows that pass through the scaler at a time
-
-# How to install what a backend needs.
-INSTALL = {
-    "sklearnex": "pip install scikit-learn-intelex",
-    "cuml": "pip install cuml-cu12 (RAPIDS, for a CUDA GPU)",
-}
-
-
-def choose_backend(wanted: str, platform: str) -> str:
-    """The library that fits the SVM: 'sklearn', 'sklearnex' or 'cuml'.
-
-    Args:
-      wanted: one of these, or 'auto': cuML on a GPU where it is installed, else scikit-learn. On
-        the features of a network scikit-learn-intelex takes longer at every size that was tried
-        (experiments/README.md).
-      platform: 'cpu', 'gpu' or 'tpu'.
-
-    Raises:
-      UsageError: the one that is wanted isn't installed; names the command that installs it.
-    """
-    if wanted == "auto":
-        return "cuml" if platform == "gpu" and find_spec("cuml") else "sklearn"
-    try:
-        classifier(wanted)
-    except ImportError as error:
-        if find_spec(wanted):
-            raise UsageError(f"--svm-backend {wanted} can't be imported: {error}") from None
-        raise UsageError(f"--svm-backend {wanted} is not installed: {INSTALL[wanted]}") from None
-    return wanted
-
-
-def classifier(backend: str) -> Callable[..., Any]:
-    """The SVC class of a backend, with scikit-learn's parameters C and gamma."""
-    if backend == "sklearnex":
-        from sklearnex.svm import SVC
-    elif backend == "cuml":
-        # One classifier for each pair of classes, as scikit-learn trains; cuML's default differs.
-        from functools import partial
-
-        from cuml.svm import SVC as CumlSVC
-
-        return partial(CumlSVC, decision_function_shape="ovo")
-    else:
-        from sklearn.svm import SVC
-    return SVC
 
 
 @dataclass
@@ -74,7 +27,7 @@ class Fit:
     search: C, gamma and validation accuracy of each draw of the search, best first.
     """
 
-    svm: SupportVectors
+    svm: SvmPipeline
     backend: str
     seconds: dict[str, float] = field(default_factory=dict)
     search: list[dict[str, float]] = field(default_factory=list)
@@ -92,6 +45,7 @@ def fit(
     backend: str,
     seed: int,
     draws: int = 0,
+    svm: str = "rbf",
 ) -> Fit:
     """Fit scaler, PCA and SVC on training images alone.
 
@@ -105,38 +59,29 @@ def fit(
       validation: images and labels that the search scores its draws on.
       backend: as `choose_backend` gives it.
       seed: of PCA and of the search.
-      draws: pairs of C and gamma to try; 0 for C = 5 and scikit-learn's gamma, 'scale'.
+      draws: of the SVM's parameters to try; 0 for its default ones.
+      svm: which one, a name of `pipeline.SVMS`.
     """
     clock = Clock()
-    projected, projection = _fit_projection(batches, width, train[0], seed, clock)
-    variance = float(projected.var(dtype=np.float64))
-    scale = 1 / (projected.shape[1] * variance) if variance else 1.0
-    parameters = {"C": C, "gamma": scale}
-    tried: list[dict[str, float]] = []
-    make = classifier(backend)
+    x, project = _fit_projection(batches, width, train[0], seed, clock)
+    kind = SVMS[svm]
+    parameters, tried = kind.default(x), []
     if draws:
-        held_out = np.concatenate(
-            [project(values, **projection) for _, values in batches(validation[0])]
+        held_out = np.concatenate([project(values) for _, values in batches(validation[0])])
+        parts = (x, train[1]), (held_out, validation[1])
+        tried = _interruptible(
+            lambda: _search(kind, backend, *parts, parameters, draws=draws, seed=seed)
         )
-        parts = (projected, train[1]), (held_out, validation[1])
-        tried = _interruptible(lambda: _search(make, *parts, scale, draws=draws, seed=seed))
-        parameters = {"C": tried[0]["C"], "gamma": tried[0]["gamma"]}
+        parameters = {name: tried[0][name] for name in parameters}
         clock.lap("search")
-
-    def fit_vectors() -> dict[str, np.ndarray]:
-        if backend == "cuml":
-            return one_against_one(make, projected, train[1], parameters)
-        return libsvm_arrays(make(kernel="rbf", **parameters).fit(projected, train[1]))
-
-    vectors = _interruptible(fit_vectors)
+    fitted = _interruptible(lambda: kind.fit(x, train[1], backend, parameters))
     clock.lap("svc")
-    svm = SupportVectors(**projection, **vectors, gamma=parameters["gamma"], c=parameters["C"])
-    return Fit(svm, backend, clock.seconds, tried)
+    return Fit(SvmPipeline(project, fitted), backend, clock.seconds, tried)
 
 
 def _fit_projection(
     batches: Batches, width: int, images: np.ndarray, seed: int, clock: Clock
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+) -> tuple[np.ndarray, Projection]:
     """Scaled features on their principal components float32[N, P], and what gives them."""
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
@@ -155,12 +100,12 @@ def _fit_projection(
     pca = PCA(min(COMPONENTS, *x.shape), copy=False, random_state=seed)
     projected = np.ascontiguousarray(pca.fit_transform(x), np.float32)
     clock.lap("pca")
-    return projected, {
-        "scaler_mean": scaler.mean_.astype(np.float32),
-        "scaler_scale": scaler.scale_.astype(np.float32),
-        "pca_mean": pca.mean_.astype(np.float32),
-        "pca_components": pca.components_.astype(np.float32),
-    }
+    return projected, Projection(
+        scaler.mean_.astype(np.float32),
+        scaler.scale_.astype(np.float32),
+        pca.mean_.astype(np.float32),
+        pca.components_.astype(np.float32),
+    )
 
 
 class Clock:
@@ -195,28 +140,23 @@ def _interruptible(work: Callable[[], Any]) -> Any:
 
 
 def _search(
-    make: Callable[..., Any],
+    kind: type[RbfSvm],
+    backend: str,
     train: tuple[np.ndarray, np.ndarray],
     validation: tuple[np.ndarray, np.ndarray],
-    scale: float,
+    default: dict[str, float],
     *,
     draws: int,
     seed: int,
 ) -> list[dict[str, float]]:
-    """C, gamma and validation accuracy of the default pair and of each draw, best first.
-
-    C is log-uniform from 0.5 to 50, gamma from a tenth to ten times `scale`.
-    """
-    from scipy.stats import loguniform
+    """Parameters and validation accuracy of the default ones and of each draw, best first."""
     from sklearn.model_selection import GridSearchCV, ParameterSampler, PredefinedSplit
 
-    space = {"C": loguniform(0.5, 50), "gamma": loguniform(scale / 10, scale * 10)}
-    sampled = ParameterSampler(space, draws, random_state=seed)
-    pairs = [{"C": C, "gamma": scale}, *sampled]
+    sampled = ParameterSampler(kind.space(default), draws, random_state=seed)
     fold = np.repeat([-1, 0], [len(train[0]), len(validation[0])])
     search = GridSearchCV(
-        make(kernel="rbf"),
-        [{name: [float(value)] for name, value in pair.items()} for pair in pairs],
+        kind.estimator(backend),
+        [{name: [float(value)] for name, value in tried.items()} for tried in (default, *sampled)],
         cv=PredefinedSplit(fold),
         refit=False,
         error_score="raise",

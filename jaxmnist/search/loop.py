@@ -18,8 +18,8 @@ from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import Network
 from jaxmnist.models.space import Space
 from jaxmnist.results import evaluation
+from jaxmnist.results.rbf import choose_backend
 from jaxmnist.results.run import Run
-from jaxmnist.results.svm_fit import choose_backend
 from jaxmnist.runs.directory import begin_run
 from jaxmnist.search.checks import check_memory, rehearse
 from jaxmnist.search.description import describe_budget, describe_narrowed, describe_search

@@ -32,7 +32,7 @@ import numpy as np
 from tiny import facts, search_options
 
 import jaxmnist
-from jaxmnist import JaxmnistError, Run, SupportVectors
+from jaxmnist import JaxmnistError, Run, SvmPipeline
 from jaxmnist.errors import Stopped
 from jaxmnist.results import evaluation
 from jaxmnist.whole_files import write_json
@@ -190,7 +190,7 @@ def readers(folder: Path, images: np.ndarray) -> list[Callable[[], Any]]:
         lambda: Run(folder).best_model.predict_proba(images),
         lambda: (kept := evaluation.kept_look(Run(folder))) and evaluation.describe(kept),
         lambda: evaluation.winner_predictions(Run(folder)),
-        lambda: SupportVectors.load(svm).project(np.zeros((1, 1), np.float32)),
+        lambda: SvmPipeline.load(svm).project(np.zeros((1, 1), np.float32)),
         lambda: Run(folder).directory.read_looks(),
     ]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import jaxmnist
-from jaxmnist import Run, SupportVectors
+from jaxmnist import Run, SvmPipeline
 from jaxmnist.runs.trial import history_to_json
 from jaxmnist.settings import SearchSettings, flag
 from jaxmnist.whole_files import sha256
@@ -111,7 +111,7 @@ def facts(run: Run, images: np.ndarray) -> dict[str, Any]:
         "test": test,
         "svm": svm,
         "classes": model.predict(images).tolist(),
-        "svm classes": SupportVectors.load(svm_folder / "pipeline.safetensors")
+        "svm classes": SvmPipeline.load(svm_folder / "pipeline.safetensors")
         .predict(features)
         .tolist(),
     }

@@ -1,59 +1,78 @@
-"""A fitted scaler → PCA → support vector machine as arrays, which predicts with NumPy alone.
+"""A support vector machine with an RBF kernel: fitted by a library, kept as arrays.
 
-Its file can't run code, and is read without the library that fitted it.
+It is what `pipeline.SvmPipeline` asks of a classifier; another one is a file like this one.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, ClassVar
 
 import numpy as np
-from safetensors.numpy import save as save_tensors
 
-from jaxmnist.errors import local_path
-from jaxmnist.whole_files import DamagedFile, fits, read_tensors
+from jaxmnist.errors import UsageError
 
-METADATA = "svm"  # where the file keeps gamma and C
-ROWS = 1024  # rows that pass through the kernel at a time
+C = 5.0  # unless it is searched for
+BLOCK = 1024  # rows that pass through the kernel at a time
+# How to install what a backend needs.
+INSTALL = {
+    "sklearnex": "pip install scikit-learn-intelex",
+    "cuml": "pip install cuml-cu12 (RAPIDS, for a CUDA GPU)",
+}
 
 
-def project(
-    features: np.ndarray,
-    scaler_mean: np.ndarray,
-    scaler_scale: np.ndarray,
-    pca_mean: np.ndarray,
-    pca_components: np.ndarray,
-) -> np.ndarray:
-    """Scaled features on their principal components: float32[N, D] → float32[N, P]."""
-    return ((features - scaler_mean) / scaler_scale - pca_mean) @ pca_components.T
+def choose_backend(wanted: str, platform: str) -> str:
+    """The library that fits the SVM: 'sklearn', 'sklearnex' or 'cuml'.
+
+    Args:
+      wanted: one of these, or 'auto': cuML on a GPU where it is installed, else scikit-learn. On
+        the features of a network scikit-learn-intelex takes longer at every size that was tried
+        (experiments/README.md).
+      platform: 'cpu', 'gpu' or 'tpu'.
+
+    Raises:
+      UsageError: the one that is wanted isn't installed; names the command that installs it.
+    """
+    if wanted == "auto":
+        return "cuml" if platform == "gpu" and find_spec("cuml") else "sklearn"
+    try:
+        classifier(wanted)
+    except ImportError as error:
+        if find_spec(wanted):
+            raise UsageError(f"--svm-backend {wanted} can't be imported: {error}") from None
+        raise UsageError(f"--svm-backend {wanted} is not installed: {INSTALL[wanted]}") from None
+    return wanted
+
+
+def classifier(backend: str) -> Callable[..., Any]:
+    """The SVC class of a backend, with scikit-learn's parameters C and gamma."""
+    if backend == "sklearnex":
+        from sklearnex.svm import SVC
+    elif backend == "cuml":
+        # One classifier for each pair of classes, as scikit-learn trains; cuML's default differs.
+        from functools import partial
+
+        from cuml.svm import SVC as CumlSVC
+
+        return partial(CumlSVC, decision_function_shape="ovo")
+    else:
+        from sklearn.svm import SVC
+    return SVC
 
 
 @dataclass(frozen=True)
-class SupportVectors:
-    """A fitted scaler → PCA → SVC with an RBF kernel, as arrays; predicts with NumPy alone.
+class RbfSvm:
+    """A fitted SVC with an RBF kernel, as arrays; it predicts with NumPy alone.
 
-    scaler_mean, scaler_scale: float32[D].
-    pca_mean: float32[D]; pca_components: float32[P, D].
     vectors: float32[V, P], those of class 0 first; counts: int32[K], vectors of each class.
     dual: float64[K − 1, V], the coefficients as libsvm lays them out.
     intercept: float64[K (K − 1) / 2].
     labels: int64[K].
     gamma, c: of the kernel and of the penalty.
-
-    >>> svm = SupportVectors.load(directory / "svm" / "small" / "pipeline.safetensors")
-    >>> svm.predict(model.features(images)).shape
-    (5,)
     """
 
-    scaler_mean: np.ndarray
-    scaler_scale: np.ndarray
-    pca_mean: np.ndarray
-    pca_components: np.ndarray
     vectors: np.ndarray
     counts: np.ndarray
     dual: np.ndarray
@@ -61,25 +80,54 @@ class SupportVectors:
     labels: np.ndarray
     gamma: float
     c: float
+    kind: ClassVar[str] = "rbf"
+    arrays: ClassVar[dict[str, Any]] = {
+        "vectors": np.float32,
+        "counts": np.int32,
+        "dual": np.float64,
+        "intercept": np.float64,
+        "labels": np.int64,
+    }
+    numbers: ClassVar[tuple[str, ...]] = ("gamma", "c")
 
-    def project(self, features: np.ndarray) -> np.ndarray:
-        """Principal components of features: float32[N, D] → float32[N, P]."""
-        return project(
-            features, self.scaler_mean, self.scaler_scale, self.pca_mean, self.pca_components
-        )
+    @staticmethod
+    def default(x: np.ndarray) -> dict[str, float]:
+        """C and gamma that are used without a search: 5, and scikit-learn's 'scale'."""
+        variance = float(x.var(dtype=np.float64))
+        return {"C": C, "gamma": 1 / (x.shape[1] * variance) if variance else 1.0}
 
-    def predict(self, features: np.ndarray) -> np.ndarray:
-        """Labels of features float32[N, D]: int64[N]."""
-        return self.predict_projected(self.project(features))
+    @staticmethod
+    def space(default: dict[str, float]) -> dict[str, Any]:
+        """What a search draws from: C from 0.5 to 50, gamma from a tenth to ten times."""
+        from scipy.stats import loguniform
 
-    def predict_projected(self, x: np.ndarray) -> np.ndarray:
-        """Labels of principal components float32[N, P]: int64[N].
+        gamma = default["gamma"]
+        return {"C": loguniform(0.5, 50), "gamma": loguniform(gamma / 10, gamma * 10)}
+
+    @staticmethod
+    def estimator(backend: str, **parameters: float) -> Any:
+        """The library's classifier with these parameters, to be fitted."""
+        return classifier(backend)(kernel="rbf", **parameters)
+
+    @classmethod
+    def fit(
+        cls, x: np.ndarray, y: np.ndarray, backend: str, parameters: dict[str, float]
+    ) -> RbfSvm:
+        """Fit on float32[N, P] and labels int64[N]."""
+        if backend == "cuml":
+            arrays = one_against_one(classifier(backend), x, y, parameters)
+        else:
+            arrays = libsvm_arrays(cls.estimator(backend, **parameters).fit(x, y))
+        return cls(**arrays, gamma=parameters["gamma"], c=parameters["C"])
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Labels of float32[N, P]: int64[N].
 
         Each pair of classes votes; of equal votes the class that comes first wins. This is
         libsvm's rule: Chang and Lin, 'LIBSVM: a library for support vector machines', 2011.
         """
         return np.concatenate(
-            [self.labels[self._votes(x[i : i + ROWS]).argmax(1)] for i in range(0, len(x), ROWS)]
+            [self.labels[self._votes(x[i : i + BLOCK]).argmax(1)] for i in range(0, len(x), BLOCK)]
             or [self.labels[:0]]
         )
 
@@ -103,40 +151,11 @@ class SupportVectors:
                 pair += 1
         return votes
 
-    def to_bytes(self) -> bytes:
-        """As a safetensors file, with the SHA-256 of what it says."""
-        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in DTYPES}
-        numbers = {"gamma": self.gamma, "c": self.c}
-        metadata = {**numbers, "content_sha256": _content_sha256(arrays, numbers)}
-        return save_tensors(arrays, {METADATA: json.dumps(metadata)})
-
-    @classmethod
-    def load(cls, path: Path) -> SupportVectors:
-        """Read `to_bytes`; it can't run code, and needs no library that fits.
-
-        Raises `DamagedFile` if it isn't what `to_bytes` gave.
-        """
-        path = Path(local_path(path))
-        arrays, metadata = read_tensors(path, METADATA)
-        if (
-            not fits(metadata, {"gamma": float, "c": float, "content_sha256": str})
-            or {name: array.dtype for name, array in arrays.items()} != DTYPES
-        ):
-            raise DamagedFile(path, "is no file of jaxmnist's SVM")
-        gamma, c = float(metadata["gamma"]), float(metadata["c"])
-        if metadata["content_sha256"] != _content_sha256(arrays, {"gamma": gamma, "c": c}):
-            raise DamagedFile(path, "its content does not match its SHA-256")
-        svm = cls(**arrays, gamma=gamma, c=c)
-        if not svm._is_consistent():
-            raise DamagedFile(path, "is no file of jaxmnist's SVM")
-        return svm
-
-    def _is_consistent(self) -> bool:
-        """Whether the arrays fit together, so that predicting can't fail."""
-        if self.labels.ndim != 1 or self.vectors.ndim != 2 or self.pca_components.ndim != 2:
+    def fits(self, components: int) -> bool:
+        """Whether the arrays fit together, and `components` features, so that it can predict."""
+        if self.labels.ndim != 1 or self.vectors.ndim != 2:
             return False
         classes, vectors = len(self.labels), len(self.vectors)
-        components, width = self.pca_components.shape
         return (
             classes >= 2
             and self.dual.shape == (classes - 1, vectors)
@@ -145,30 +164,11 @@ class SupportVectors:
             and int(self.counts.sum(dtype=np.int64)) == vectors
             and self.intercept.shape == (classes * (classes - 1) // 2,)
             and self.vectors.shape == (vectors, components)
-            and self.scaler_mean.shape == self.scaler_scale.shape == self.pca_mean.shape == (width,)
         )
 
-
-DTYPES = {
-    "scaler_mean": np.dtype(np.float32),
-    "scaler_scale": np.dtype(np.float32),
-    "pca_mean": np.dtype(np.float32),
-    "pca_components": np.dtype(np.float32),
-    "vectors": np.dtype(np.float32),
-    "counts": np.dtype(np.int32),
-    "dual": np.dtype(np.float64),
-    "intercept": np.dtype(np.float64),
-    "labels": np.dtype(np.int64),
-}
-
-
-def _content_sha256(arrays: dict[str, np.ndarray], numbers: dict[str, float]) -> str:
-    digest = hashlib.sha256(json.dumps(numbers, sort_keys=True).encode())
-    for name in sorted(arrays):
-        array = arrays[name]
-        digest.update(repr((name, array.shape, array.dtype.str)).encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+    def to_json(self) -> dict[str, Any]:
+        """What svm.json says of it."""
+        return {"C": self.c, "gamma": self.gamma, "support_vectors": len(self.vectors)}
 
 
 def libsvm_arrays(svc: Any) -> dict[str, np.ndarray]:
@@ -201,7 +201,7 @@ def one_against_one(
       parameters: C and gamma.
 
     Returns:
-      vectors, counts, dual, intercept and labels, as in `SupportVectors`.
+      vectors, counts, dual, intercept and labels, as in `RbfSvm`.
     """
     labels, classes = np.unique(y, return_inverse=True)
     dual = np.zeros((len(labels) - 1, len(x)))
