@@ -36,7 +36,8 @@ from peers.task import Task
 from steps import STEP_PEERS, training_flops
 
 import jaxmnist
-from jaxmnist.engine.lanes import Stacking, group_trials
+from jaxmnist.engine.lanes import group_trials
+from jaxmnist.engine.stacking import Stacking
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.study.space import HELP, widths
 from jaxmnist.settings import PRECISIONS, SearchSettings

@@ -12,8 +12,8 @@ import pytest
 from jaxmnist.data.dataset import load_arrays, split
 from jaxmnist.engine.checkpoint import from_arrays, to_arrays
 from jaxmnist.engine.events import Checkpoint, StepsFinished, TrialFinished, TrialStarted
-from jaxmnist.engine.lanes import Stacking
 from jaxmnist.engine.local import Engine
+from jaxmnist.engine.stacking import Stacking
 from jaxmnist.models.network import DataSpec
 from jaxmnist.models.study.network import STUDY
 from jaxmnist.models.study.space import configuration

@@ -22,14 +22,13 @@ from jaxmnist.engine.events import (
     TrialFinished,
     TrialStarted,
 )
-from jaxmnist.engine.lanes import Group, Stacking, group_trials, lanes_for
+from jaxmnist.engine.lanes import Group, group_trials
 from jaxmnist.engine.local import Engine
-from jaxmnist.engine.stacking import candidates, choose
+from jaxmnist.engine.stacking import Stacking, candidates, choose, lanes_for
 from jaxmnist.engine.training import (
     batches,
     epoch_order,
     frozen_where_diverged,
-    over_lanes,
     start_epoch,
     start_training,
     train_block,
@@ -102,7 +101,7 @@ def test_a_padded_trial_is_the_unpadded_one(conv_layers, dense_layers):
             lambda *arrays: np.stack(arrays), *[start_training(lane, settings) for lane in lanes]
         )
         block = frozen_where_diverged(train_block(model(widest, "patches"), settings))
-        train = jax.jit(over_lanes(block, "stack"))
+        train = jax.jit(Stacking("products", 2).over_lanes(block))
         sums = []
         for order in orders:
             stack = train(start_epoch(stack), images, labels, order, 0, 10)
@@ -366,7 +365,8 @@ from jaxmnist.models.study.space import configuration
 from jaxmnist.data.dataset import load_arrays, split
 from jaxmnist.engine.local import Engine
 from jaxmnist.engine.events import TrialFinished
-from jaxmnist.engine.lanes import Stacking, group_trials
+from jaxmnist.engine.lanes import group_trials
+from jaxmnist.engine.stacking import Stacking
 
 dataset = split("small", load_arrays(None, sys.argv[1]), validation_split=0.25, seed=0)
 settings = TrainingSettings(epochs=2, batch_size=32, learning_rate=1e-3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from jaxmnist.engine.lanes import Stacking
+from jaxmnist.engine.stacking import Stacking
 from jaxmnist.engine.training import TrainingState
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.runs.trial import History, Metrics

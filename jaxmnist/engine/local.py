@@ -31,9 +31,9 @@ from jaxmnist.engine.events import (
     TrialFinished,
     TrialStarted,
 )
-from jaxmnist.engine.lanes import Devices, Group, Stacking, group_trials, round_up
+from jaxmnist.engine.lanes import Devices, Group, group_trials
 from jaxmnist.engine.programs import Compilers, Programs
-from jaxmnist.engine.stacking import candidates, choose
+from jaxmnist.engine.stacking import Stacking, candidates, choose, round_up
 from jaxmnist.engine.training import (
     TrainingState,
     batches,
@@ -428,12 +428,12 @@ class Engine:
             start_training(self.network.shapes(group.widest, self._data), self.settings),
         )
         model = self.network.model(group.widest, self._data, method, self.settings.precision)
-        loop, step = self.stacking.loop, np.int32(0)
+        step = np.int32(0)
         train = train_block(model, self.settings)
-        if loop != "alone":
+        if self.stacking.way != "alone":
             train = frozen_where_diverged(train)
-        train = jax.jit(self._devices.spread(train, loop, shared=5), donate_argnums=0)
-        validate = jax.jit(self._devices.spread(evaluate(model), loop, shared=3))
+        train = jax.jit(self._devices.spread(train, self.stacking, shared=5), donate_argnums=0)
+        validate = jax.jit(self._devices.spread(evaluate(model), self.stacking, shared=3))
         arguments = (state, *self._train, self._batches(0), step, step)
         return (train, arguments), (validate, (state.parameters, *self._validation))
 

@@ -1,19 +1,115 @@
-"""Which way of stacking trials is fastest on this device: measured once, then remembered."""
+"""How the lanes of a program are computed: the ways of stacking, and which is fastest on a device.
+
+The choice is measured once, and remembered.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jaxmnist.engine.lanes import Stacking, lanes_for, round_up
+import jax
+from jax import lax
+
 from jaxmnist.errors import SurroundingsError, UsageError
+from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.models.convolution import Method, best_method
 from jaxmnist.whole_files import LARGEST_JSON, read_bytes, write_bytes
 
 MEMORY = "stacking.json"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of computing lanes.
+
+    description: for a person.
+    over: of (a function of one lane, a tree whose arrays have a leading axis of lanes): its values
+      for all lanes.
+    method: how convolutions are computed; None for what the platform does best with one lane.
+    """
+
+    description: str
+    over: Callable[[Callable[[Any], Any], Any], Any]
+    method: Method | None = None
+
+
+def _only_lane(function: Callable[[Any], Any], lanes: Any) -> Any:
+    value = function(jax.tree.map(lambda x: x[0], lanes))
+    return jax.tree.map(lambda x: x[None], value)
+
+
+def _at_once(function: Callable[[Any], Any], lanes: Any) -> Any:
+    return jax.vmap(function)(lanes)
+
+
+WAYS = {
+    "alone": Way("one after another", _only_lane),
+    "map": Way("one after another in one program", lax.map),
+    # Tiles in blocks that stay in a CPU's cache are for one lane at a time.
+    "grouped": Way("together, by grouped convolution", _at_once, "convolution"),
+    "products": Way("together, by stacked matrix products", _at_once, "patches"),
+}
+
+
+@dataclass(frozen=True)
+class Stacking:
+    """How trials share compiled programs.
+
+    way: 'alone', a lane on each device; 'map', the lanes of a device one after another in one
+      program; 'products' and 'grouped', all lanes at once, convolutions being stacked products of
+      patches or XLA's grouped convolution.
+    lanes: trials in one program, on all devices together; a multiple of the devices.
+    padding: hyperparameters that are padded to multiples of these numbers, by name.
+    """
+
+    way: str = "alone"
+    lanes: int = 1
+    padding: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.way not in WAYS or min(self.lanes, 1, *self.padding.values()) < 1:
+            raise ValueError(f"no way of stacking trials: {self!r}")
+
+    def method(self, platform: str) -> Method:
+        """How one lane's convolutions are computed."""
+        return WAYS[self.way].method or best_method(platform)
+
+    def over_lanes(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` of (x, *shared) for a stack of x, with a leading axis of lanes."""
+
+        def run(lanes: Any, *shared: jax.Array) -> Any:
+            return WAYS[self.way].over(lambda lane: function(lane, *shared), lanes)
+
+        return run
+
+    def widest(self, hyperparameters: Hyperparameters) -> Hyperparameters:
+        """The padded configuration of whose program this one is a lane."""
+        return hyperparameters.replace(
+            **{
+                name: round_up(hyperparameters[name], multiple)
+                for name, multiple in self.padding.items()
+                if name in hyperparameters
+            }
+        )
+
+    def __str__(self) -> str:
+        return f"up to {self.lanes} trials at a time {WAYS[self.way].description}"
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The next multiple of `multiple` from `number` on."""
+    return -(-number // multiple) * multiple
+
+
+def lanes_for(trials: int, devices: int, most: int) -> int:
+    """Lanes of a program for so many trials: a power of two on each device, at most `most`."""
+    each = -(-trials // devices)
+    return min(2 ** (each - 1).bit_length() * devices, max(most, devices))
 
 
 def candidates(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,6 @@ from jaxmnist.settings import TrainingSettings
 
 # Where a batch has no image: the last batch of an epoch, or of an evaluation, may be short.
 NO_IMAGE = -1
-
-Way = Literal["alone", "map", "stack"]
 
 
 class TrainingState(NamedTuple):
@@ -184,24 +182,6 @@ def apply(model: Model, output: str, block: int) -> Callable[..., jax.Array]:
         blocks = images.reshape(-1, block, *images.shape[1:])
         values = lax.map(lambda part: getattr(model.outputs(parameters, part), output), blocks)
         return values.reshape(len(images), -1)
-
-    return run
-
-
-def over_lanes(function: Callable[..., Any], way: Way) -> Callable[..., Any]:
-    """`function` of (x, *shared) for a stack of x, whose arrays have a leading axis of lanes.
-
-    way: 'alone' for a stack of one, 'map' for lanes one after another in one program, 'stack'
-    for all at once.
-    """
-
-    def run(lanes: Any, *shared: jax.Array) -> Any:
-        def each(lane: Any) -> Any:
-            return function(lane, *shared)
-
-        if way == "alone":
-            return jax.tree.map(lambda x: x[None], each(jax.tree.map(lambda x: x[0], lanes)))
-        return lax.map(each, lanes) if way == "map" else jax.vmap(each)(lanes)
 
     return run
 

@@ -11,7 +11,7 @@ from functools import partial
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.engine.checkpoint import from_arrays, rows, to_arrays
 from jaxmnist.engine.events import Checkpoint, Event, StackingChosen, TrialFinished, TrialStarted
-from jaxmnist.engine.lanes import Stacking
+from jaxmnist.engine.stacking import Stacking
 from jaxmnist.errors import SurroundingsError, UsageError
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, Network
