@@ -22,7 +22,7 @@ SELECTIONS = ("steady", "best")
 SVM_BACKENDS = ("auto", "sklearn", "sklearnex", "cuml")
 LARGEST_NUMBER = 10**9  # of anything that is counted here; larger is a slip of the hand
 # Of some less, where memory or time would end before.
-LARGEST = {
+LARGEST_VALUES = {
     "max_trials": 10**5,
     "lanes": 10**4,
     "svm_search": 10**4,
@@ -37,10 +37,10 @@ def flag(name: str) -> str:
 def check_whole(name: str, value: Any, low: int, high: int | None = None) -> int:
     """`value` as an int; `UsageError` unless it is a whole number from `low` to `high`.
 
-    Without `high` the bound is that of `LARGEST`, or `LARGEST_NUMBER`.
+    Without `high` the bound is that of `LARGEST_VALUES`, or `LARGEST_NUMBER`.
     """
     bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
-    high = LARGEST.get(name, LARGEST_NUMBER) if high is None else high
+    high = LARGEST_VALUES.get(name, LARGEST_NUMBER) if high is None else high
     if isinstance(value, int) and value > high:
         bounds = f"from {low} to {high}"
     try:

@@ -99,7 +99,7 @@ def test_processors_have_folders_of_their_own(tmp_path, monkeypatch):
 
 
 def test_old_programs_go_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "LARGEST", 250)
+    monkeypatch.setattr(cache, "MOST_BYTES", 250)
     for age, name in enumerate("abcd"):
         (tmp_path / name).write_bytes(bytes(100))
         os.utime(tmp_path / name, (1000 - age, 1000))

@@ -130,7 +130,7 @@ def test_no_room_for_reports_loses_no_trial(broken, options, tmp_path, monkeypat
 
     if broken == "page":
         monkeypatch.setattr(live, "write_page", full)
-        monkeypatch.setattr(live, "EVERY", 0.0)
+        monkeypatch.setattr(live, "PAGE_EVERY", 0.0)
     else:
         monkeypatch.setattr(TensorBoard, "epoch", full)
     given = {**options, "max_trials": 2, "epochs": 1, "svm": False, broken: True}

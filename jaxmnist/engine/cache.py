@@ -14,7 +14,7 @@ from jaxmnist.errors import UsageError, local_path
 
 VARIABLE = "JAXMNIST_CACHE"
 OFF = "off"
-LARGEST = 2**30  # bytes of compiled programs that are kept
+MOST_BYTES = 2**30  # bytes of compiled programs that are kept
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 JAX_LOG_LEVEL = "1"  # which JAX sets where nobody did; programs that it starts inherit it
 
@@ -100,12 +100,12 @@ def keep_programs(folder: Path | None, wanted: bool = False) -> str | None:
 
 
 def _drop_oldest(programs: Path) -> None:
-    """Delete the programs that were used longest ago, beyond `LARGEST` bytes."""
+    """Delete the programs that were used longest ago, beyond `MOST_BYTES` bytes."""
     try:
         entries = [(path.stat(), path) for path in programs.iterdir() if path.is_file()]
         total = sum(status.st_size for status, _ in entries)
         for status, path in sorted(entries, key=lambda entry: entry[0].st_atime):
-            if total <= LARGEST:
+            if total <= MOST_BYTES:
                 break
             path.unlink(missing_ok=True)
             total -= status.st_size

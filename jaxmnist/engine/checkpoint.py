@@ -15,7 +15,7 @@ from jaxmnist.runs.trial import METRICS, agree, history_from_json, history_to_js
 from jaxmnist.settings import TrainingSettings
 from jaxmnist.whole_files import fits
 
-CONTENT = {
+CHECKPOINT_SHAPE = {
     "index": int,
     "epoch": int,
     "step": int,
@@ -59,7 +59,7 @@ def from_arrays(
     images: for validation. Another version of Optax may keep other moments: that is such an error
     too.
     """
-    if not fits(content, CONTENT) or content["index"] != index:
+    if not fits(content, CHECKPOINT_SHAPE) or content["index"] != index:
         raise ValueError("another trial's")
     epoch, step = content["epoch"], content["step"]
     history = history_from_json(content["history"])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SAMPLINGS = ("linear", "log", "reverse_log")
 LARGEST_INT = 10**9  # a larger number is a typing error
 LARGEST_FLOAT = 3e38  # about the largest float32
-MOST_VALUES = 100_000  # of a Float with a step
+MOST_FLOATS = 100_000  # of a Float with a step
 DIGITS = 6  # significant digits of a Float that is drawn
 
 
@@ -155,8 +155,8 @@ class Float:
         sampling = check_bounds(self.min, self.max, self.step, self.sampling, LARGEST_FLOAT)
         object.__setattr__(self, "sampling", sampling)
         linear = self.step is not None and sampling == "linear"
-        if linear and (self.max - self.min) / (self.step or 1) > MOST_VALUES:
-            raise ValueError(f"has more than {MOST_VALUES:,} values with the step {self.step}")
+        if linear and (self.max - self.min) / (self.step or 1) > MOST_FLOATS:
+            raise ValueError(f"has more than {MOST_FLOATS:,} values with the step {self.step}")
 
     @cached_property
     def values(self) -> Sequence[float] | None:

@@ -27,7 +27,7 @@ from jaxmnist.settings import RESERVED, flag
 MOST_ANSWERS = 100_000  # that a walk through the space gives
 MOST_SECONDS = 2.0  # that a walk takes
 MOST_COLLISIONS = 1000  # draws in a row that were drawn before
-MOST_SHOWN = 1000  # values of a hyperparameter that are looked at, to show it
+SHOWN_VALUES = 1000  # values of a hyperparameter that are looked at, to show it
 SAMPLES = 256  # draws that stand for a space that is too large to be walked through
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 # What images are before they are loaded: a network is asked for its space then, for the flags.
@@ -232,7 +232,7 @@ class SpaceDescription:
         """The first values of a hyperparameter, at most a thousand; of an endless one both ends."""
         found = {}
         for distribution in self.parameters[name]:
-            for value in itertools.islice(ends_or_values(distribution), MOST_SHOWN):
+            for value in itertools.islice(ends_or_values(distribution), SHOWN_VALUES):
                 found[text(value)] = value
         return list(found.values())
 

@@ -18,7 +18,10 @@ from jaxmnist.whole_files import DamagedFile, MissingFile, fits, read_json
 
 T = TypeVar("T")
 COUNTS = dict.fromkeys(("train", "validation", "test"), int)
-SEARCHED = {"data": {"name": str, **COUNTS, "image_shape": [int], "labels": [int]}}
+SEARCH_SHAPE = {
+    "machine": dict,
+    "data": {"name": str, **COUNTS, "image_shape": [int], "labels": [int]},
+}
 
 
 def plainly(problem: Exception) -> str:
@@ -43,7 +46,9 @@ class Facts:
     def __init__(self, run: Run, running: Mapping[int, History] | None = None) -> None:
         self.run = run.skipping_damaged()
         self.notes: dict[str, list[str]] = {}
-        if not fits(self.run.search, SEARCHED) or not fits(self.run.search.get("machine"), dict):
+        if not fits(self.run.search, SEARCH_SHAPE) or not fits(
+            self.run.search.get("machine"), dict
+        ):
             raise UsageError(f"{run.directory.path}/search.json: says too little")
         histories = running or {}
         self.trials: list[Trial] = [

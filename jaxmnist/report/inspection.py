@@ -13,9 +13,9 @@ from jaxmnist.results.evaluation import PROBABILITIES
 from jaxmnist.results.run import Run
 from jaxmnist.results.statistics import two_components
 
-MISTAKES = 24
-DOTS = 1000  # validation images in the picture of the features
-LARGEST = 10**8  # numbers of their features that are held in memory
+SHOWN = 24
+MOST_DOTS = 1000  # validation images in the picture of the features
+MOST_NUMBERS = 10**8  # numbers of their features that are held in memory
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Mistake:
     probability: float
 
 
-def mistakes(run: Run, dataset: Dataset, count: int = MISTAKES) -> list[Mistake]:
+def mistakes(run: Run, dataset: Dataset, count: int = SHOWN) -> list[Mistake]:
     """The mistakes that the winner was surest of, the surest first.
 
     From the predictions that were kept when the test set was looked at: this is no new look.
@@ -74,7 +74,7 @@ def picture(image: np.ndarray, scale: float) -> str:
 def features_in_two(run: Run, dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Validation images by their features' first two components: points, classes, shares."""
     model = run.best_model
-    dots = min(DOTS, len(dataset.y_validation), max(3, LARGEST // model.feature_count))
+    dots = min(MOST_DOTS, len(dataset.y_validation), max(3, MOST_NUMBERS // model.feature_count))
     # The data may lie in the order of their classes.
     chosen = np.linspace(0, len(dataset.y_validation) - 1, dots).round().astype(int)
     points, shares = two_components(model.features(dataset.x_validation[chosen]))

@@ -28,8 +28,8 @@ from jaxmnist.runs.trial import History, Trial
 from jaxmnist.search.listener import TrialListener
 from jaxmnist.settings import SearchSettings
 
-EVERY = 30.0  # seconds at least between two pages while trials run
-SHARE = 0.02  # of the time may go into pages
+PAGE_EVERY = 30.0  # seconds at least between two pages while trials run
+PAGE_SHARE = 0.02  # of the time may go into pages
 
 
 class Reports(AbstractContextManager, TrialListener):
@@ -62,7 +62,7 @@ class Reports(AbstractContextManager, TrialListener):
         self._tensorboard: TensorBoard | None = None
         self._running: dict[int, History] = {}
         self._uneven: set[int] = set()  # trials whose epochs did not come one after another
-        self._next_page = time.monotonic() + EVERY
+        self._next_page = time.monotonic() + PAGE_EVERY
         self._said: set[str] = set()
         self._trained = False
 
@@ -196,7 +196,7 @@ class Reports(AbstractContextManager, TrialListener):
             )
         finally:  # also one that can't be made is not tried at every event
             now = time.monotonic()
-            self._next_page = now + max(EVERY, (now - began) / SHARE)
+            self._next_page = now + max(PAGE_EVERY, (now - began) / PAGE_SHARE)
 
     def _safely(self, what: str, do: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         """Do it; if that fails say so, once, and go on."""

@@ -21,6 +21,7 @@ from jaxmnist.report.facts import Facts
 from jaxmnist.results.evaluation import Evaluation, describe_gap
 from jaxmnist.results.run import Run
 from jaxmnist.results.statistics import Importance, expected_best, importance, wilson
+from jaxmnist.results.svm import compare
 from jaxmnist.runs.layers import summary
 from jaxmnist.runs.times import read_times
 from jaxmnist.runs.trial import History
@@ -178,7 +179,7 @@ def test_context(facts: Facts) -> dict[str, Any]:
         context["test"] = facts.attempt("test", _tested, test)
     if svm:
         context["svm"] = facts.attempt("test", lambda: {**_tested(svm), "of": svm})
-        context["mcnemar"] = facts.attempt("test", words.about_svm, svm)
+        context["mcnemar"] = facts.attempt("test", compare, svm)
     if facts.winner:
         context["summary"] = facts.attempt("network", summary, facts.winner.layers)
     return context

@@ -8,8 +8,6 @@ from typing import Any
 from jaxmnist.hyperparameters import text
 from jaxmnist.settings import SearchSettings, flag
 
-TIMES = "times.json"  # in best/
-SHAPE = {"sessions": [{"finished": str, "seconds": {str: float}}]}
 # What doesn't belong to a repetition elsewhere.
 LEFT_OUT = ("overwrite", "quiet", "directory", "cache", "ranges")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -186,20 +186,6 @@ def about_budget(facts: Facts, expected: np.ndarray) -> list[str]:
         f" has brought is {verdict}."
     )
     return said
-
-
-def about_svm(content: dict[str, Any]) -> str | None:
-    """How the SVM compares with the network on the same test images."""
-    if "mcnemar" not in content:
-        return None
-    pairs = content["mcnemar"]
-    difference = content["accuracy"] - content["network_accuracy"]
-    verdict = "within chance" if pairs["p_value"] >= 0.05 else "more than chance explains"
-    return (
-        f"The SVM's accuracy differs by {signed(difference, 4)} from the network's: the network"
-        f" alone is right on {count(pairs['only_first'], 'image')}, the SVM alone on"
-        f" {pairs['only_second']:,} (McNemar's exact test: p = {pairs['p_value']:.3g}, {verdict})."
-    )
 
 
 def most_confused(evaluation: Evaluation, most: int = 3) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.errors import UsageError
-from jaxmnist.results.run import CONFIG, Run
+from jaxmnist.results.run import CONFIG_SHAPE, Run
+from jaxmnist.results.statistics import wilson
 from jaxmnist.runs.ledger import MOST_LOOKS
 from jaxmnist.whole_files import (
     DamagedFile,
@@ -28,15 +29,15 @@ PROBABILITIES = "test_probabilities.npy"  # float32[N, K], beside test.json
 MOST_IMAGES = 10**7  # that a report may claim
 MOST_CLASSES = 20  # that a console shows whole; of more it shows this many
 # What the report on test images says, in test.json and in svm.json.
-REPORT = {
+REPORT_SHAPE = {
     "accuracy": float,
     "confidence_interval": (float, float),
     "labels": [int],
     "confusion_matrix": [[int]],
     "classification_report": dict,
 }
-TEST = {
-    **REPORT,
+TEST_SHAPE = {
+    **REPORT_SHAPE,
     "model_sha256": str,
     "validation_accuracy": float,
     "validation_images": int,
@@ -67,15 +68,8 @@ class Evaluation:
         return int(np.trace(self.confusion_matrix)) / self.images
 
     def confidence_interval(self) -> tuple[float, float]:
-        """The 95 % interval of the accuracy.
-
-        Wilson, 'Probable inference, the law of succession, and statistical inference', 1927.
-        """
-        from scipy.stats import binomtest
-
-        right = int(np.trace(self.confusion_matrix))
-        interval = binomtest(right, self.images).proportion_ci(0.95, "wilson")
-        return float(interval.low), float(interval.high)
+        """The 95 % interval of the accuracy: see `wilson`."""
+        return wilson(self.accuracy, self.images)
 
     def classification_report(self) -> dict[str, Any]:
         """scikit-learn's report: precision, recall, f1-score and support of labels and averages."""
@@ -220,7 +214,7 @@ def look(run: Run, dataset: Dataset, purpose: str) -> dict[str, Any]:
 
     The look is written to the ledger before it happens. Returns the content of best/test.json.
     """
-    config = run.result("best/config.json", CONFIG)
+    config = run.result("best/config.json", CONFIG_SHAPE)
     model_sha256, data = config["model_sha256"], run.search["identity"]["data"]
     run.files.write_look(purpose, model_sha256, data)
     probabilities = run.best_model.predict_proba(dataset.x_test)
@@ -250,7 +244,7 @@ def kept_look(run: Run) -> dict[str, Any] | None:
 def _kept(run: Run) -> tuple[dict[str, Any] | None, np.ndarray]:
     """The content of best/test.json, or None, and the probabilities float32[N, K] beside it."""
     path, beside = (run.directory.best / name for name in ("test.json", PROBABILITIES))
-    content = read_json(path, TEST)
+    content = read_json(path, TEST_SHAPE)
     try:
         evaluation = Evaluation.from_json(content)
     except ValueError:

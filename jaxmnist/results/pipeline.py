@@ -17,7 +17,7 @@ from jaxmnist.errors import local_path
 from jaxmnist.results.rbf import RbfSvm
 from jaxmnist.whole_files import DamagedFile, content_sha256, fits, read_tensors, tensors_sha256
 
-METADATA = "svm"  # where the file keeps what isn't an array
+SVM_METADATA = "svm"  # where the file keeps what isn't an array
 SVMS = {svm.kind: svm for svm in (RbfSvm,)}
 
 
@@ -77,7 +77,7 @@ class SvmPipeline:
         arrays |= {name: np.ascontiguousarray(getattr(svm, name)) for name in svm.arrays}
         said = {"kind": svm.kind, **{name: getattr(svm, name) for name in svm.numbers}}
         said |= {"content_sha256": _sha256(arrays, said)}
-        return save_tensors(arrays, {METADATA: json.dumps(said)})
+        return save_tensors(arrays, {SVM_METADATA: json.dumps(said)})
 
     @classmethod
     def load(cls, path: Path) -> SvmPipeline:
@@ -86,7 +86,7 @@ class SvmPipeline:
         Raises `DamagedFile` if it isn't what `to_bytes` gave.
         """
         path = Path(local_path(path))
-        arrays, said = read_tensors(path, METADATA)
+        arrays, said = read_tensors(path, SVM_METADATA)
         if not fits(said, {"kind": set(SVMS), "content_sha256": str}):
             raise DamagedFile(path, "is no file of jaxmnist's SVM")
         kind = SVMS[said["kind"]]

@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from jaxmnist.models.network import Network
     from jaxmnist.results.trained import TrainedModel
 
-SEARCHED = {
+SEARCH_SHAPE = {
     "settings": dict,
     "data": {"validation": int},
     "identity": {"data": str, "network": str},
     "space": dict,
 }
-CONFIG = {"trial": int, "score": float, "model_sha256": str}  # what best/config.json says
+CONFIG_SHAPE = {"trial": int, "score": float, "model_sha256": str}  # what best/config.json says
 MENDS = "the search's own command sets it aside and makes it again"
 
 
@@ -69,7 +69,7 @@ class Run:
         self.search = directory.search
         known = {item.name for item in fields(SearchSettings)}
         try:
-            if not fits(self.search, SEARCHED):
+            if not fits(self.search, SEARCH_SHAPE):
                 raise ValueError
             stored = {k: v for k, v in self.search["settings"].items() if k in known}
             self.settings = SearchSettings(**stored)
@@ -211,7 +211,7 @@ class Run:
     @cached_property
     def best_model(self) -> TrainedModel:
         """The winner's network, as best/ keeps it."""
-        config = self.result("best/config.json", CONFIG)
+        config = self.result("best/config.json", CONFIG_SHAPE)
         return self._load(self.directory.best / "model.safetensors", config["model_sha256"])
 
     def result(self, name: str, shape: Any = None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The statistics of a report, in NumPy alone.
+"""The statistics of results: plain arrays in, numbers out.
 
-Every function takes plain arrays, so that each can be tested against its formula by hand.
+Every function can be tested against its formula by hand.
 """
 
 from __future__ import annotations
@@ -12,23 +12,43 @@ from typing import Any
 
 import numpy as np
 
-Z95 = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 FEWEST_FOR_IMPORTANCE = 8  # trials; with fewer, resampling them says next to nothing
 RESAMPLES = 2000
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share that was seen in `count` cases.
+    """The 95 % interval of a share that was seen in `count` cases, a multiple of 1/count.
 
     (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n)
 
     References:
       Wilson, 'Probable inference, the law of succession, and statistical inference', 1927.
     """
-    z2 = Z95**2 / count
-    middle = share + z2 / 2
-    reach = Z95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count))
-    return max(0.0, (middle - reach) / (1 + z2)), min(1.0, (middle + reach) / (1 + z2))
+    # SciPy's statistics take half a second to import, for which the first trial shall not wait.
+    from scipy.stats import binomtest
+
+    found = binomtest(round(share * count), count).proportion_ci(0.95, "wilson")
+    return float(found.low), float(found.high)
+
+
+def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict[str, float]:
+    """McNemar's exact test that two classifiers err equally often on the same images.
+
+    Args:
+      first_right, second_right: bool[N], which images each classified rightly.
+
+    Returns:
+      only_first, only_second: images that only one of them got right; p_value: two-sided,
+      binomial. McNemar, 'Note on the sampling error of the difference between correlated
+      proportions or percentages', 1947.
+    """
+    from scipy.stats import binomtest
+
+    only_first = int((first_right & ~second_right).sum())
+    only_second = int((~first_right & second_right).sum())
+    different = only_first + only_second
+    p_value = float(binomtest(only_first, different).pvalue) if different else 1.0
+    return {"only_first": only_first, "only_second": only_second, "p_value": p_value}
 
 
 def standard_error(share: float, count: int) -> float:
@@ -76,16 +96,6 @@ def luck_of_the_best(count: int) -> float:
     density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
     below = np.array([0.5 * (1 + math.erf(value / math.sqrt(2))) for value in x])
     return float(np.trapezoid(count * x * density * below ** (count - 1), x))
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """The rank of each value along the last axis, from 1; equal values share their mean rank."""
-    levels, codes = np.unique(values, return_inverse=True)
-    codes = codes.reshape(-1, values.shape[-1])
-    counts = np.zeros((len(codes), len(levels)))
-    np.add.at(counts, (np.arange(len(codes))[:, None], codes), 1)
-    mean_rank = counts.cumsum(1) - (counts - 1) / 2
-    return np.take_along_axis(mean_rank, codes, 1).reshape(values.shape)
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -146,20 +156,22 @@ def importance(
       is the percentile interval of Efron, 'Bootstrap methods: another look at the jackknife',
       1979, over trials; the p-value is of Pitman's permutation test, 1937.
     """
+    from scipy.stats import rankdata
+
     pairs = [(v, s) for v, s in zip(values, scores, strict=True) if v is not None]
     n = len(pairs)
     x, y = np.array(pairs, float).reshape(n, 2).T
     unknown = math.nan
     if n < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return Importance(name, n, unknown, unknown, unknown, unknown, tests)
-    rho = float(correlation(ranks(x), ranks(y)))
+    rho = float(correlation(rankdata(x), rankdata(y)))
     generator = np.random.default_rng(0)  # so that a report made again is the same
     drawn = generator.integers(n, size=(RESAMPLES, n))
-    resampled = correlation(ranks(x[drawn]), ranks(y[drawn]))
+    resampled = correlation(rankdata(x[drawn], axis=-1), rankdata(y[drawn], axis=-1))
     resampled = resampled[np.isfinite(resampled)]
     low, high = np.quantile(resampled, (0.025, 0.975))
     shuffled = generator.permuted(np.tile(y, (RESAMPLES, 1)), axis=1)
-    chance = np.abs(correlation(ranks(x), ranks(shuffled))) >= abs(rho) - 1e-9
+    chance = np.abs(correlation(rankdata(x), rankdata(shuffled, axis=-1))) >= abs(rho) - 1e-9
     p_value = (int(chance.sum()) + 1) / (RESAMPLES + 1)
     return Importance(name, n, rho, float(low), float(high), p_value, tests)
 
@@ -190,6 +202,8 @@ def distribution(scores: Sequence[float]) -> Distribution | None:
     References:
       Grubbs, 'Sample criteria for testing outlying observations', 1950.
     """
+    from scipy.stats import skew
+
     values = np.asarray(scores, float)
     n = len(values)
     if n < 4 or np.ptp(values) == 0:
@@ -203,7 +217,7 @@ def distribution(scores: Sequence[float]) -> Distribution | None:
         simulated = (samples.max(1) - samples.mean(1)) / samples.std(1, ddof=1)
         further += int((simulated >= distance).sum())
     p_value = further / 20_000
-    skewness = float(((values - mean) ** 3).mean() / values.std() ** 3)
+    skewness = float(skew(values))
     return Distribution(n, mean, deviation, skewness, distance, p_value)
 
 

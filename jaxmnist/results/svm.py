@@ -16,15 +16,16 @@ from jaxmnist.data.dataset import Dataset
 from jaxmnist.engine.devices import pool_size, start_jax
 from jaxmnist.errors import UsageError, printable
 from jaxmnist.results.evaluation import (
-    REPORT,
+    REPORT_SHAPE,
     Evaluation,
     describe_classes,
     judge,
     winner_predictions,
 )
 from jaxmnist.results.rbf import choose_backend
-from jaxmnist.results.run import CONFIG, Run
-from jaxmnist.results.svm_fit import ROWS, Batches, Clock, Fit, fit
+from jaxmnist.results.run import CONFIG_SHAPE, Run
+from jaxmnist.results.statistics import mcnemar
+from jaxmnist.results.svm_fit import SCALER_ROWS, Batches, Clock, Fit, fit
 from jaxmnist.whole_files import (
     DamagedFile,
     array_bytes,
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
 
 PIPELINE = "pipeline.safetensors"
 PREDICTIONS = "test_predictions.npy"  # classes int64[N], beside svm.json
-FITTED = {
-    **REPORT,
+FITTED_SHAPE = {
+    **REPORT_SHAPE,
     "backend": str,
     "seconds": {str: float},
     "C": float,
@@ -53,48 +54,28 @@ FITTED = {
     "search": [{"C": float, "gamma": float, "val_accuracy": float}],
 }
 # What svm.json says, as far as the program reads it again.
-SVM = {
-    **FITTED,
+SVM_SHAPE = {
+    **FITTED_SHAPE,
     "model_sha256": str,
     "data": str,
     "dataset": str,
     "draws": int,
-    "baselines": {str: FITTED},
+    "baselines": {str: FITTED_SHAPE},
     "pipeline_sha256": str,
     "predictions_sha256": str,
     "evaluations": int,
 }
 # What it says besides, on the run's own data.
-OWN = {
+OWN_SHAPE = {
     "network_accuracy": float,
     "mcnemar": {"only_first": int, "only_second": int, "p_value": float},
 }
 
 
-def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict[str, float]:
-    """McNemar's exact test that two classifiers err equally often on the same images.
-
-    Args:
-      first_right, second_right: bool[N], which images each classified rightly.
-
-    Returns:
-      only_first, only_second: images that only one of them got right; p_value: two-sided,
-      binomial. McNemar, 'Note on the sampling error of the difference between correlated
-      proportions or percentages', 1947.
-    """
-    from scipy.stats import binomtest
-
-    only_first = int((first_right & ~second_right).sum())
-    only_second = int((~first_right & second_right).sum())
-    different = only_first + only_second
-    p_value = float(binomtest(only_first, different).pvalue) if different else 1.0
-    return {"only_first": only_first, "only_second": only_second, "p_value": p_value}
-
-
 def raw_pixels(images: np.ndarray, scale: float) -> Iterator[tuple[int, np.ndarray]]:
     """Pixels divided by `scale` in place of features, a block of rows at a time."""
-    for first in range(0, len(images), ROWS):
-        part = images[first : first + ROWS]
+    for first in range(0, len(images), SCALER_ROWS):
+        part = images[first : first + SCALER_ROWS]
         yield first, part.reshape(len(part), -1).astype(np.float32) / np.float32(scale)
 
 
@@ -175,7 +156,7 @@ class Task:
     @classmethod
     def of(cls, run: Run, dataset: Dataset) -> Task:
         """The task of fitting on `dataset`; `UsageError` if the network can't take its images."""
-        config = run.result("best/config.json", CONFIG)
+        config = run.result("best/config.json", CONFIG_SHAPE)
         takes = run.best_model.image_shape
         if dataset.image_shape != takes:
             raise UsageError(
@@ -302,8 +283,8 @@ def _kept(task: Task) -> dict[str, Any] | None:
     """
     folder = task.run.directory.svm_folder(task.name)
     path = folder / "svm.json"
-    content = read_json(path, SVM)
-    whole = all(fits(content[key], shape) for key, shape in OWN.items() if key in content)
+    content = read_json(path, SVM_SHAPE)
+    whole = all(fits(content[key], shape) for key, shape in OWN_SHAPE.items() if key in content)
     if not whole or ("mcnemar" in content and "network_accuracy" not in content):
         raise DamagedFile(path, "does not say what this version of jaxmnist writes")
     for part in (content, *content["baselines"].values()):
@@ -322,6 +303,20 @@ def _kept(task: Task) -> dict[str, Any] | None:
     return content
 
 
+def compare(content: dict[str, Any]) -> str | None:
+    """How the SVM compares with the network on the same test images; None on other data."""
+    if "mcnemar" not in content:
+        return None
+    pairs, difference = content["mcnemar"], content["accuracy"] - content["network_accuracy"]
+    verdict = "within chance" if pairs["p_value"] >= 0.05 else "more than chance explains"
+    return (
+        f"The network has {content['network_accuracy']:.4f}, so the SVM's difference is"
+        f" {difference:+.4f}: {pairs['only_first']} images are classified rightly by the network"
+        f" alone, {pairs['only_second']} by the SVM alone (McNemar's exact test: p ="
+        f" {pairs['p_value']:.3g}, {verdict})."
+    )
+
+
 def describe(content: dict[str, Any]) -> str:
     """The SVM's report of svm.json as text."""
     evaluation = Evaluation.from_json(content)
@@ -338,16 +333,8 @@ def describe(content: dict[str, Any]) -> str:
         f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images (95 % interval"
         f" {low:.4f} to {high:.4f}; look {content['evaluations']} at it)",
     ]
-    if "mcnemar" in content:
-        pairs = content["mcnemar"]
-        chance = pairs["p_value"] >= 0.05
-        difference = evaluation.accuracy - content["network_accuracy"]
-        lines.append(
-            f"The network has {content['network_accuracy']:.4f}, so the SVM's difference is"
-            f" {difference:+.4f}: {pairs['only_first']} images only the network has right,"
-            f" {pairs['only_second']} only the SVM (McNemar's exact test: p ="
-            f" {pairs['p_value']:.3g}, {'within' if chance else 'more than'} chance)"
-        )
+    if comparison := compare(content):
+        lines.append(comparison)
     if content["search"]:
         lines.append(f"C and gamma are the best of {len(content['search'])} pairs on validation:")
     for tried in content["search"][:3]:

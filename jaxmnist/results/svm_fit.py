@@ -16,7 +16,7 @@ from jaxmnist.results.pipeline import SVMS, Projection, SvmPipeline
 from jaxmnist.results.rbf import RbfSvm
 
 COMPONENTS = 64
-ROWS = 1024  # rows that pass through the scaler at a time
+SCALER_ROWS = 1024  # rows that pass through the scaler at a time
 
 
 @dataclass
@@ -90,7 +90,7 @@ def _fit_projection(
     for first, values in batches(images):
         x[first : first + len(values)] = values
     clock.lap("features")
-    rows = [slice(first, first + ROWS) for first in range(0, len(x), ROWS)]
+    rows = [slice(first, first + SCALER_ROWS) for first in range(0, len(x), SCALER_ROWS)]
     scaler = StandardScaler(copy=False)
     for part in rows:
         scaler.partial_fit(x[part])

@@ -26,8 +26,8 @@ from jaxmnist.models.study.network import STUDY
 from jaxmnist.runs.layers import Layer, summary
 from jaxmnist.whole_files import DamagedFile, fits, read_tensors
 
-METADATA = "jaxmnist"  # where the file says what model it holds
-MODEL = {
+MODEL_METADATA = "jaxmnist"  # where the file says what model it holds
+MODEL_SHAPE = {
     "network": str,
     "hyperparameters": dict,
     "image_shape": (int, int, int),
@@ -166,7 +166,7 @@ class TrainedModel:
             path: np.ascontiguousarray(jax.device_get(array))
             for path, array in by_path(self.parameters)
         }
-        return save_tensors(arrays, {METADATA: json.dumps(metadata)})
+        return save_tensors(arrays, {MODEL_METADATA: json.dumps(metadata)})
 
     @classmethod
     def load(cls, path: Path, sha256: str | None = None, network: Network = STUDY) -> TrainedModel:
@@ -176,9 +176,9 @@ class TrainedModel:
         one of another network.
         """
         path = Path(local_path(path))
-        arrays, metadata = read_tensors(path, METADATA, sha256)
+        arrays, metadata = read_tensors(path, MODEL_METADATA, sha256)
         try:
-            scale = metadata["scale"] if fits(metadata, MODEL) else 0.0
+            scale = metadata["scale"] if fits(metadata, MODEL_SHAPE) else 0.0
             if not 0 < scale < math.inf or len(set(metadata["labels"])) < 2:
                 raise ValueError
             hyperparameters = Hyperparameters(metadata["hyperparameters"])

@@ -58,12 +58,12 @@ CONTENTS = (
 # What `--overwrite` leaves there: a look at a test set has happened, whatever becomes of the run.
 LASTING = ("lock", "ledger.jsonl")
 # What search.json says of the run itself; what was searched is for `run.Run` to read.
-SEARCH = {
+SEARCH_SHAPE = {
     "identity": dict,
     "sessions": [{"versions": {str: str}, "device": dict}],
 }
 # What it says under `stacking`, unless that is null: how the trials share programs.
-STACKING = {"way": str, "lanes": int, "padding": {str: int}}
+STACKING_SHAPE = {"way": str, "lanes": int, "padding": {str: int}}
 
 
 def exists(path: Path) -> bool:
@@ -81,7 +81,7 @@ def read_search(path: Path) -> dict[str, Any]:
     if search["format"] != FORMAT:
         raise UsageError(f"{file}: is of format {search['format']!r}; this version reads {FORMAT}")
     stacking = search.get("stacking")
-    if not fits(search, SEARCH) or not (stacking is None or fits(stacking, STACKING)):
+    if not fits(search, SEARCH_SHAPE) or not (stacking is None or fits(stacking, STACKING_SHAPE)):
         raise DamagedFile(file, "does not say what was searched")
     return search
 

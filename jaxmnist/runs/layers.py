@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxmnist.whole_files import fits
 
-ROW = {"name": str, "kind": str, "output_shape": [int], "parameters": int}
+ROW_SHAPE = {"name": str, "kind": str, "output_shape": [int], "parameters": int}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Layer:
     @classmethod
     def from_json(cls, content: Any) -> Layer:
         """The row of `to_json`; ValueError if it is none."""
-        if not fits(content, ROW):
+        if not fits(content, ROW_SHAPE):
             raise ValueError("not a row of a layer table")
         shape = tuple(content["output_shape"])
         return cls(content["name"], content["kind"], shape, content["parameters"])

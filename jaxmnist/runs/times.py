@@ -10,7 +10,7 @@ from jaxmnist.runs.directory import RunDirectory, WritableRunDirectory
 from jaxmnist.whole_files import read_json, write_json
 
 TIMES = "times.json"  # in best/
-SESSIONS = {"sessions": [{"finished": str, "seconds": {str: float}}]}
+TIMES_SHAPE = {"sessions": [{"finished": str, "seconds": {str: float}}]}
 
 
 def write_times(directory: WritableRunDirectory, seconds: dict[str, float]) -> None:
@@ -32,4 +32,4 @@ def read_times(directory: RunDirectory) -> list[dict[str, Any]]:
 
 
 def _read(directory: RunDirectory) -> list[dict[str, Any]]:
-    return read_json(directory.best / TIMES, SESSIONS)["sessions"]
+    return read_json(directory.best / TIMES, TIMES_SHAPE)["sessions"]

@@ -34,7 +34,7 @@ class Metrics:
 METRICS = tuple(item.name for item in fields(Metrics))
 # A trial's epochs, oldest first: the one shape that a history has from the engine to the page.
 History = tuple[Metrics, ...]
-TRIAL = {
+TRIAL_SHAPE = {
     "index": int,
     "hyperparameters": dict,
     "status": set(STATUSES),
@@ -163,7 +163,7 @@ class Trial:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Trial:
         """The trial of `to_json`; ValueError or TypeError if it isn't one."""
-        if not fits(content, TRIAL):
+        if not fits(content, TRIAL_SHAPE):
             raise ValueError("not a trial")
         history = history_from_json(content["history"])
         possible = bool(history) and all(0 <= epoch.val_accuracy <= 1 for epoch in history)

@@ -6,7 +6,7 @@ import logging
 
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.results import evaluation
-from jaxmnist.results.run import CONFIG, Run
+from jaxmnist.results.run import CONFIG_SHAPE, Run
 from jaxmnist.search.listener import Listener
 from jaxmnist.settings import SearchSettings
 from jaxmnist.whole_files import (
@@ -67,7 +67,7 @@ def keep_winner(run: Run) -> None:
 
     def check() -> None:
         """What is there may be of an earlier winner, but not damaged."""
-        before = read_json(best / "config.json", CONFIG)
+        before = read_json(best / "config.json", CONFIG_SHAPE)
         known = (before["model_sha256"], trial.weights_sha256)  # killed between the two files
         if sha256(read_bytes(best / "model.safetensors")) not in known:
             raise DamagedFile(best / "model.safetensors", "its SHA-256 is not config.json's")
