@@ -6,6 +6,7 @@ import importlib
 import sys
 
 from jaxmnist import __version__
+from jaxmnist.commands import search
 from jaxmnist.commands.parser import run_command
 from jaxmnist.errors import UsageError
 
@@ -53,7 +54,5 @@ def start() -> int:
     """Run the command with the arguments of this process; its exit status."""
     advice = ""
     if sys.argv[1:2] == ["search"]:
-        from jaxmnist.commands.search import advice as how_it_goes_on
-
-        advice = how_it_goes_on(sys.argv)
+        advice = search.advice(sys.argv)
     return run_command(main, advice=advice)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxmnist.data.download import load_named
 from jaxmnist.data.formats import EIGHT_BITS, Arrays, read_idx_folder, read_npz, scale_of
 from jaxmnist.errors import UsageError, local_path
 from jaxmnist.settings import SearchSettings
@@ -106,8 +107,6 @@ def load_arrays(dataset: str | None = None, data_dir: str | None = None) -> Arra
     if dataset in (None, "mnist"):
         with resources.as_file(resources.files("jaxmnist.data") / "mnist") as folder:
             return read_idx_folder(folder, MNIST_SHA256)
-    from jaxmnist.data.download import load_named
-
     assert dataset is not None
     return load_named(dataset)
 

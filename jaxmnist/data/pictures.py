@@ -11,9 +11,11 @@ import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
+from scipy import ndimage
 
 from jaxmnist.data.formats import (
     EIGHT_BITS,
@@ -26,9 +28,6 @@ from jaxmnist.data.formats import (
 )
 from jaxmnist.errors import UsageError
 from jaxmnist.reading import read_npy
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 LARGEST_PICTURE = 64 * 10**6  # pixels; more than a phone's camera takes
@@ -135,8 +134,6 @@ def mnist_like(
       normalised to fit in a 20×20 box with the aspect ratio preserved, grey levels from
       anti-aliasing, centred in 28×28 by the centre of mass).
     """
-    from PIL import Image
-
     steps = []
     grey = pixels
     if pixels.ndim == 3:
@@ -173,8 +170,6 @@ def _border(grey: np.ndarray) -> np.ndarray:
 
 def _find_ink(path: Path, grey: np.ndarray) -> tuple[np.ndarray, tuple[slice, slice]]:
     """uint8[h, w] above the background, noise set to 0, and the box of ink: see `mnist_like`."""
-    from scipy import ndimage
-
     border = _border(grey)
     background = round(float(np.median(border)))
     noise = 9 * float(np.median(np.abs(border.astype(np.int16) - background)))
@@ -207,8 +202,6 @@ def _centred(digit: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _scaled_rgb(pixels: np.ndarray, height: int, width: int) -> tuple[np.ndarray, tuple[str, ...]]:
     """uint8[H, W, 3] of a whole picture uint8[h, w] or uint8[h, w, 3], and what that took."""
-    from PIL import Image
-
     steps = ["made RGB of grey"] if pixels.ndim == 2 else []
     picture = Image.fromarray(pixels).convert("RGB")
     if picture.size != (width, height):
@@ -219,8 +212,6 @@ def _scaled_rgb(pixels: np.ndarray, height: int, width: int) -> tuple[np.ndarray
 
 def _read_picture(path: Path, file: BinaryIO) -> tuple[np.ndarray, list[str]]:
     """uint8[h, w] or uint8[h, w, 3] of a picture, upright and without transparency, and steps."""
-    from PIL import Image, UnidentifiedImageError
-
     too_large = f"{path}: too large: over {LARGEST_PICTURE // 10**6} megapixels"
     try:
         picture: Image.Image = Image.open(file, formats=FORMATS)
@@ -253,8 +244,6 @@ def _read_picture(path: Path, file: BinaryIO) -> tuple[np.ndarray, list[str]]:
 
 def _without_transparency(picture: Image.Image, steps: list[str]) -> Image.Image:
     """The picture in mode L or RGB, on white where it is transparent, which is added to `steps`."""
-    from PIL import Image
-
     if picture.mode.startswith("I"):  # a grey PNG of 16 bits
         levels = np.array(picture).astype(np.int32)
         clear = levels == picture.info.get("transparency", -1)

@@ -77,33 +77,33 @@ class Canvas:
         return artist
 
 
-def quiet_matplotlib() -> None:
-    """Keep matplotlib, before it is imported, from telling of its font cache and its folder.
+def plotting() -> Any:
+    """matplotlib, with its figures and tickers.
 
-    Neither is anything to a reader of a search.
+    Half a second's import, for which the first trial shall not wait. It tells of its font cache
+    and its folder when it is imported, which is nothing to a reader of a search.
     """
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    import matplotlib.figure
+    import matplotlib.ticker
+
+    return matplotlib
 
 
 @contextmanager
 def canvas(width: float, height: float) -> Iterator[Canvas]:
     """An empty figure with axes, in inches; drawn at a size that a telephone shows as it is."""
-    quiet_matplotlib()
-    import matplotlib
-    from matplotlib.figure import Figure
-
+    matplotlib = plotting()
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
         yield Canvas(figure, figure.add_subplot())
 
 
 def inline_svg(drawn: Canvas, name: str, alternative: str) -> str:
     """The figure as an SVG element of an HTML page; call it within the `canvas` context."""
-    import matplotlib
-
     buffer = io.StringIO()
     nothing: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with matplotlib.rc_context({"svg.hashsalt": name}):  # the same ids whenever it is drawn
+    with plotting().rc_context({"svg.hashsalt": name}):  # the same ids whenever it is drawn
         drawn.figure.savefig(buffer, format="svg", metadata=nothing)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -149,8 +149,6 @@ def accuracy_axis(axes: Any, accuracies: Sequence[float], images: int) -> None:
       accuracies: that will be drawn.
       images: they were counted on; sets how far up 1 itself is.
     """
-    from matplotlib.ticker import MaxNLocator
-
     least = 0.5 / max(images, 1)
 
     def forward(accuracy: Any) -> Any:
@@ -164,7 +162,7 @@ def accuracy_axis(axes: Any, accuracies: Sequence[float], images: int) -> None:
     low, high = backward(first - room), backward(last + room)
     axes.set_yscale("function", functions=(forward, backward))
     axes.set_ylim(low, high)
-    nice = MaxNLocator(6).tick_values(low, min(high, 1.0))
+    nice = plotting().ticker.MaxNLocator(6).tick_values(low, min(high, 1.0))
     for candidates in (TICKS, nice):
         inside = [tick for tick in candidates if low <= tick <= min(high, 1.0)]
         ticks = _spread(inside, forward, float(forward(high) - forward(low)))
@@ -177,8 +175,6 @@ def accuracy_axis(axes: Any, accuracies: Sequence[float], images: int) -> None:
 
 def log_axis(axes: Any, which: str, values: Sequence[float]) -> None:
     """A logarithmic axis, 'x' or 'y', with plain numbers as ticks: 0.5, 10, 20k, 1M."""
-    from matplotlib.ticker import NullLocator
-
     low, high = min(values) / 1.2, max(values) * 1.2
     for digits in ((1,), (1, 2, 5), (1, 2, 3, 4, 5, 6, 8)):
         steps = [digit * 10.0**power for power in range(-9, 12) for digit in digits]
@@ -189,7 +185,7 @@ def log_axis(axes: Any, which: str, values: Sequence[float]) -> None:
         ticks = [float(f"{value:.3g}") for value in np.geomspace(min(values), max(values), 3)]
     axis = axes.xaxis if which == "x" else axes.yaxis
     axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
-    axis.set_minor_locator(NullLocator())
+    axis.set_minor_locator(plotting().ticker.NullLocator())
     axis.set_ticks(sorted(set(ticks)), [_short(tick) for tick in sorted(set(ticks))])
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.engine.events import EpochFinished, Event, TrialFinished, TrialStarted
@@ -19,7 +19,7 @@ from jaxmnist.report.console import Console
 from jaxmnist.report.facts import plainly
 from jaxmnist.report.page import PAGE, write_page
 from jaxmnist.report.progress import Progress
-from jaxmnist.report.tensorboard import TensorBoard
+from jaxmnist.results.evaluation import Evaluation
 from jaxmnist.results.run import Run
 from jaxmnist.results.selection import rule_of
 from jaxmnist.runs.directory import WritableRunDirectory
@@ -27,6 +27,9 @@ from jaxmnist.runs.times import read_times, write_times
 from jaxmnist.runs.trial import History, Trial
 from jaxmnist.search.listener import TrialListener
 from jaxmnist.settings import SearchSettings
+
+if TYPE_CHECKING:
+    from jaxmnist.report.tensorboard import TensorBoard
 
 PAGE_EVERY = 30.0  # seconds at least between two pages while trials run
 PAGE_SHARE = 0.02  # of the time may go into pages
@@ -164,13 +167,14 @@ class Reports(AbstractContextManager, TrialListener):
 
     def _catch_up(self) -> None:
         self._directory.check_there()
+        # TensorBoard's writer takes a third of a second to import.
+        from jaxmnist.report.tensorboard import TensorBoard
+
         space = self._run().space
         self._tensorboard = TensorBoard(self._directory.folder("tensorboard"), space)
         self._tensorboard.catch_up(self._records())
 
     def _write_winner(self) -> None:
-        from jaxmnist.results.evaluation import Evaluation
-
         if self._tensorboard:
             run = self._run()
             test = Evaluation.from_json(run.result("best/test.json"))

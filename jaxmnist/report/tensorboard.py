@@ -16,12 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.api_pb2 import Status
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData, SessionEndInfo
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import hparams, scalar, text
 
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.hyperparameters import text as value_text
 from jaxmnist.models.distributions import is_number
 from jaxmnist.models.space import SpaceDescription
-from jaxmnist.report.drawing import quiet_matplotlib
+from jaxmnist.report.drawing import plotting
 from jaxmnist.runs.trial import METRICS, Metrics, Trial
 
 CLOSED = b"_hparams_/session_end_info"  # what the file of a trial that ended has in it
@@ -52,8 +58,6 @@ class TensorBoard:
 
     def start(self, index: int, hyperparameters: Hyperparameters) -> None:
         """Begin a trial."""
-        from tensorboardX.event_file_writer import EventsWriter
-
         if index in self._writers:
             self._writers.pop(index).close()
         folder = self.trial_folder(index)
@@ -68,8 +72,6 @@ class TensorBoard:
 
     def epoch(self, index: int, epoch: int, metrics: Metrics) -> None:
         """Add an epoch, counted from 1, to the curves of a trial."""
-        from tensorboardX.summary import scalar
-
         for name in METRICS:
             if math.isfinite(value := getattr(metrics, name)):
                 self._write(index, scalar(name, value), epoch)
@@ -94,9 +96,6 @@ class TensorBoard:
         self, index: int, epoch: int, summary: str, matrix: np.ndarray, labels: Sequence[int]
     ) -> None:
         """Put the winner's summary and confusion matrix beside its curves, and nowhere else."""
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.summary import text
-
         for old in self.folder.glob(f"trial-*/*{WINNER}"):
             old.unlink()
         writer = EventsWriter(str(self.trial_folder(index) / "events"), WINNER)
@@ -121,8 +120,6 @@ class TensorBoard:
 
 
 def _event(summary: Any, step: int) -> Any:
-    from tensorboardX.proto.event_pb2 import Event
-
     return Event(summary=summary, step=step, wall_time=time.time())
 
 
@@ -145,17 +142,12 @@ def columns(space: SpaceDescription, hyperparameters: Hyperparameters) -> dict[s
 
 def _hparams(values: dict[str, Any]) -> tuple[Any, Any, Any]:
     """What HParams needs to know before a trial's curves, twice, and after them."""
-    from tensorboardX.summary import hparams
-
     experiment, began, ended = hparams(values, dict.fromkeys(METRICS, 0.0))
     return experiment, began, ended
 
 
 def _failed() -> Any:
     """The end of a trial that failed; tensorboardX itself knows only of success."""
-    from tensorboardX.proto.api_pb2 import Status
-    from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData, SessionEndInfo
-
     summary = _hparams({})[2]
     state = Status.Value("STATUS_FAILURE")
     content = HParamsPluginData(session_end_info=SessionEndInfo(status=state), version=0)
@@ -169,10 +161,7 @@ def _picture(matrix: np.ndarray, labels: Sequence[int]) -> Any:
     Its size is bounded: of many classes a cell is a few pixels, of very many it stands for a block
     of classes, and not every one is named.
     """
-    quiet_matplotlib()
-    from matplotlib.figure import Figure
-    from tensorboardX.proto.summary_pb2 import Summary
-
+    figure_class = plotting().figure.Figure
     wrong = matrix - np.diag(np.diag(matrix))
     block = -(-len(labels) // MOST_CELLS)  # classes that a cell stands for
     starts = np.arange(0, len(labels), block)
@@ -183,7 +172,7 @@ def _picture(matrix: np.ndarray, labels: Sequence[int]) -> Any:
     share = (cells / max(1, cells.max()))[..., None]
     shades -= share * (shades - np.array([0.84, 0.37, 0.0]))
     size = min(max(4.0, 0.5 * len(labels) + 1), LARGEST_FIGURE)
-    figure = Figure(figsize=(size, size), dpi=100, layout="constrained")
+    figure = figure_class(figsize=(size, size), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(shades)
     if len(labels) <= MOST_NAMES:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -52,8 +53,6 @@ def classifier(backend: str) -> Callable[..., Any]:
         from sklearnex.svm import SVC
     elif backend == "cuml":
         # One classifier for each pair of classes, as scikit-learn trains; cuML's default differs.
-        from functools import partial
-
         from cuml.svm import SVC as CumlSVC
 
         return partial(CumlSVC, decision_function_shape="ovo")

@@ -16,6 +16,13 @@ FEWEST_FOR_IMPORTANCE = 8  # trials; with fewer, resampling them says next to no
 RESAMPLES = 2000
 
 
+def _scipy() -> Any:
+    """SciPy's statistics: half a second's import, for which the first trial shall not wait."""
+    from scipy import stats
+
+    return stats
+
+
 def wilson(share: float, count: int) -> tuple[float, float]:
     """The 95 % interval of a share that was seen in `count` cases, a multiple of 1/count.
 
@@ -24,10 +31,7 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     References:
       Wilson, 'Probable inference, the law of succession, and statistical inference', 1927.
     """
-    # SciPy's statistics take half a second to import, for which the first trial shall not wait.
-    from scipy.stats import binomtest
-
-    found = binomtest(round(share * count), count).proportion_ci(0.95, "wilson")
+    found = _scipy().binomtest(round(share * count), count).proportion_ci(0.95, "wilson")
     return float(found.low), float(found.high)
 
 
@@ -42,12 +46,10 @@ def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict[str, floa
       binomial. McNemar, 'Note on the sampling error of the difference between correlated
       proportions or percentages', 1947.
     """
-    from scipy.stats import binomtest
-
     only_first = int((first_right & ~second_right).sum())
     only_second = int((~first_right & second_right).sum())
     different = only_first + only_second
-    p_value = float(binomtest(only_first, different).pvalue) if different else 1.0
+    p_value = float(_scipy().binomtest(only_first, different).pvalue) if different else 1.0
     return {"only_first": only_first, "only_second": only_second, "p_value": p_value}
 
 
@@ -156,8 +158,7 @@ def importance(
       is the percentile interval of Efron, 'Bootstrap methods: another look at the jackknife',
       1979, over trials; the p-value is of Pitman's permutation test, 1937.
     """
-    from scipy.stats import rankdata
-
+    rankdata = _scipy().rankdata
     pairs = [(v, s) for v, s in zip(values, scores, strict=True) if v is not None]
     n = len(pairs)
     x, y = np.array(pairs, float).reshape(n, 2).T
@@ -202,8 +203,6 @@ def distribution(scores: Sequence[float]) -> Distribution | None:
     References:
       Grubbs, 'Sample criteria for testing outlying observations', 1950.
     """
-    from scipy.stats import skew
-
     values = np.asarray(scores, float)
     n = len(values)
     if n < 4 or np.ptp(values) == 0:
@@ -217,7 +216,7 @@ def distribution(scores: Sequence[float]) -> Distribution | None:
         simulated = (samples.max(1) - samples.mean(1)) / samples.std(1, ddof=1)
         further += int((simulated >= distance).sum())
     p_value = further / 20_000
-    skewness = float(skew(values))
+    skewness = float(_scipy().skew(values))
     return Distribution(n, mean, deviation, skewness, distance, p_value)
 
 
