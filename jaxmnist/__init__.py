@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from jaxmnist.api import random_search
     from jaxmnist.data.dataset import load_arrays
-    from jaxmnist.errors import JaxmnistError, SurroundingsError, UsageError
+    from jaxmnist.errors import EnvironmentFailure, JaxmnistError, UsageError
     from jaxmnist.hyperparameters import Hyperparameters
     from jaxmnist.models.study.layers import build_model
     from jaxmnist.results.features import FlattenFeatures
@@ -27,7 +27,7 @@ _HOMES = {
     "Run": "results.run",
     "SearchSettings": "settings",
     "SvmPipeline": "results.pipeline",
-    "SurroundingsError": "errors",
+    "EnvironmentFailure": "errors",
     "TrainedModel": "results.trained",
     "UsageError": "errors",
     "build_model": "models.study.layers",
@@ -35,12 +35,12 @@ _HOMES = {
     "random_search": "api",
 }
 __all__ = [
+    "EnvironmentFailure",
     "FlattenFeatures",
     "Hyperparameters",
     "JaxmnistError",
     "Run",
     "SearchSettings",
-    "SurroundingsError",
     "SvmPipeline",
     "TrainedModel",
     "UsageError",

@@ -64,7 +64,7 @@ def random_search(
 
     Raises:
       UsageError: a wrong option, a bad file, or a directory that is in use or another search's.
-      SurroundingsError: a full disk, no network, or every trial failed.
+      EnvironmentFailure: a full disk, no network, or every trial failed.
 
     >>> random_search(max_trails=3)
     Traceback (most recent call last):

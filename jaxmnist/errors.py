@@ -38,8 +38,8 @@ class UsageError(JaxmnistError, ValueError):
     exit_status = 2
 
 
-class SurroundingsError(JaxmnistError, RuntimeError):
-    """The surroundings failed: a full disk, no network, or every trial of a search."""
+class EnvironmentFailure(JaxmnistError, RuntimeError):
+    """The environment failed: a full disk, no network, or every trial of a search."""
 
 
 def local_path(path: str | os.PathLike[str], name: str = "a path") -> str:
@@ -66,7 +66,7 @@ class Stopped(BaseException):
 
 
 def disk_error(what: str, error: OSError) -> JaxmnistError:
-    """The error to raise for one of the file system: a person's mistake, or of the surroundings."""
+    """The error to raise for one of the file system: a user's mistake, or the environment's."""
     mistakes = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR)
     mistaken = error.errno in (*mistakes, errno.EEXIST, errno.EISDIR, errno.ELOOP)
-    return (UsageError if mistaken else SurroundingsError)(f"{what}: {error.strerror or error}")
+    return (UsageError if mistaken else EnvironmentFailure)(f"{what}: {error.strerror or error}")

@@ -120,7 +120,7 @@ def _setting(
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """Everything that a person can say of a search, under the words of the command line.
+    """The settings of a search, under the names of the command line.
 
     Raises `UsageError` with one line that names the flag, the value and what would be right.
 
@@ -136,44 +136,46 @@ class SearchSettings:
         "mnist (default), fashion_mnist, kmnist or another name of tensorflow-datasets",
         "NAME",
     )
-    data_dir: str | None = _setting(None, "read this folder of IDX files, or this .npz", "PATH")
-    max_trials: int = _setting(10, "configurations to try", "N")
-    epochs: int = _setting(5, "epochs for each configuration", "N")
-    batch_size: int = _setting(128, "images in a batch", "N")
-    learning_rate: float = _setting(1e-3, "Adam's step size", "RATE")
+    data_dir: str | None = _setting(None, "folder of IDX files, or .npz file, to read", "PATH")
+    max_trials: int = _setting(10, "number of configurations to train", "N")
+    epochs: int = _setting(5, "epochs of each trial", "N")
+    batch_size: int = _setting(128, "images per batch", "N")
+    learning_rate: float = _setting(1e-3, "learning rate of Adam", "RATE")
     validation_split: float = _setting(
-        0.1, "fraction of the training images to validate on", "FRACTION", identifies=True
+        0.1, "fraction of the training images that validate", "FRACTION", identifies=True
     )
     train_limit: int | None = _setting(
-        None, "use the first N training images", "N", identifies=True
+        None, "use the first N training images only", "N", identifies=True
     )
-    seed: int = _setting(0, "seed of draws, weights, order and split", "N", identifies=True)
-    directory: str = _setting("runs", "folder of all runs", "PATH")
+    seed: int = _setting(0, "seed of draws, initial weights, order and split", "N", identifies=True)
+    directory: str = _setting("runs", "folder that holds all runs", "PATH")
     project_name: str | None = _setting(
-        None, "folder of this run in it (default: the dataset's name)", "NAME"
+        None, "name of this run's folder (default: the name of the dataset)", "NAME"
     )
     overwrite: bool = _setting(
-        False, "delete the run that is there, but for its ledger, and start anew"
+        False, "delete the run in this folder, except for its ledger, and start anew"
     )
     select: str = _setting(
         "steady",
-        "how the winner is chosen: steady (no fall of validation accuracy beyond its standard error"
-        " comes first) or best (by validation accuracy alone)",
+        "how the winner is chosen: steady (trials whose validation accuracy never falls by more"
+        " than its standard error come first) or best (by validation accuracy alone)",
         "RULE",
     )
     tolerance: float | None = _setting(
-        None, "fall of validation accuracy that is still steady", "FALL"
+        None,
+        "largest fall of validation accuracy that counts as steady (default: its standard error)",
+        "FALL",
     )
     checkpoint_every: float = _setting(
-        60.0, "a running trial's state is kept this often, so that it can go on", "SECONDS"
+        60.0, "interval between checkpoints of a running trial", "SECONDS"
     )
     max_retries: int = _setting(
         1,
-        "how often a trial is tried again that an exception ended (oftener if a kill did)",
+        "retries after a trial raises; five more if the process dies",
         "N",
     )
-    keep: int = _setting(3, "how many of the best trials keep their weights", "N")
-    jobs: int | None = _setting(None, "trials that train at once (default: one for each core)", "N")
+    keep: int = _setting(3, "number of the best trials whose weights are kept", "N")
+    jobs: int | None = _setting(None, "trials that train at once (default: one per core)", "N")
     lanes: int | None = _setting(
         None,
         "trials stacked in one program (default: measured on a GPU; 1 on a CPU and each TPU chip)",
@@ -187,20 +189,20 @@ class SearchSettings:
     )
     cache: str | None = _setting(
         None,
-        "folder that keeps compiled programs, or off"
+        "folder for compiled programs, or off"
         " (default: $JAXMNIST_CACHE, else the user's cache folder)",
         "PATH",
     )
     svm: bool = _setting(True, "fit an SVM on the winner's features")
     svm_backend: str = _setting(
         "auto",
-        "library that fits the SVM; auto: cuml on a GPU where installed, else sklearn",
+        "library that fits the SVM; auto is cuml on a GPU where it is installed, else sklearn",
         "NAME",
     )
-    svm_search: int = _setting(0, "tune the SVM's C and gamma over N draws", "N")
-    report: bool = _setting(True, "make the page, report.html")
-    tensorboard: bool = _setting(True, "write TensorBoard's files")
-    quiet: bool = _setting(False, "say only the result")
+    svm_search: int = _setting(0, "draws of C and gamma that tune the SVM", "N")
+    report: bool = _setting(True, "write the page report.html")
+    tensorboard: bool = _setting(True, "write files for TensorBoard")
+    quiet: bool = _setting(False, "print the result only")
     ranges: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

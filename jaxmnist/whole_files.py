@@ -94,7 +94,7 @@ def read_bytes(path: Path, largest: int | None = None) -> bytes:
     Raises:
       MissingFile: there is none.
       DamagedFile: something else is there, or it is too large to be ours.
-      UsageError, SurroundingsError: the file system refuses or fails, which says nothing of the
+      UsageError, EnvironmentFailure: the file system refuses or fails, which says nothing of the
         file.
     """
     largest = largest_file() if largest is None else largest

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from jaxmnist.errors import SurroundingsError
+from jaxmnist.errors import EnvironmentFailure
 from jaxmnist.whole_files import (
     DamagedFile,
     MissingFile,
@@ -66,7 +66,7 @@ def test_something_else_in_a_files_place(tmp_path):
 
 def test_a_folder_above_is_not_made(tmp_path):
     write_bytes(tmp_path / "one" / "file", b"content")
-    with pytest.raises(SurroundingsError, match="can't be written: No such file or directory"):
+    with pytest.raises(EnvironmentFailure, match="can't be written: No such file or directory"):
         write_bytes(tmp_path / "gone" / "one" / "file", b"content")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one"]
 

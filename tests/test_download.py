@@ -24,7 +24,7 @@ from PIL import Image
 import jaxmnist.data.download as download
 from jaxmnist.data.download import load_named
 from jaxmnist.data.formats import IDX_NAMES
-from jaxmnist.errors import SurroundingsError, UsageError
+from jaxmnist.errors import EnvironmentFailure, UsageError
 
 SHAPES = {"x_train": (6, 4, 5), "y_train": (6,), "x_test": (3, 4, 5), "y_test": (3,)}
 
@@ -156,7 +156,7 @@ def test_a_wrong_byte_is_refused(server, publish, files):
     publish(server.url)
     name = "t10k-labels-idx1-ubyte.gz"
     files[name] = files[name][:-9] + bytes([files[name][-9] ^ 1]) + files[name][-8:]
-    with pytest.raises(SurroundingsError) as error:
+    with pytest.raises(EnvironmentFailure) as error:
         load_named("fashion_mnist")
     check_advice(error, "wrong checksum")
 
@@ -178,7 +178,7 @@ def test_a_kept_file_that_was_damaged_is_named(server, publish, data_dir):
 def test_a_refusing_server_is_reported(server, publish, status):
     publish(server.url)
     server.status = status
-    with pytest.raises(SurroundingsError) as error:
+    with pytest.raises(EnvironmentFailure) as error:
         load_named("fashion_mnist")
     check_advice(error, str(status))
 
@@ -189,7 +189,7 @@ def test_no_connection_is_found_in_seconds(publish, free_port):
     before = downloader.MAX_RETRIES, downloader._open_url
     publish(f"http://127.0.0.1:{free_port}/")
     start = time.monotonic()
-    with pytest.raises(SurroundingsError) as error:
+    with pytest.raises(EnvironmentFailure) as error:
         load_named("fashion_mnist")
     assert time.monotonic() - start < 5
     check_advice(error, "no connection to 127.0.0.1")
@@ -198,7 +198,7 @@ def test_no_connection_is_found_in_seconds(publish, free_port):
 
 def test_a_host_that_does_not_exist(publish):
     publish("http://no-such-host.invalid/")
-    with pytest.raises(SurroundingsError) as error:
+    with pytest.raises(EnvironmentFailure) as error:
         load_named("fashion_mnist")
     check_advice(error, "no connection to no-such-host.invalid")
 
@@ -207,7 +207,7 @@ def test_a_silent_host_is_given_up(publish, monkeypatch):
     monkeypatch.setattr(download, "READ_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and never answers
         publish(f"http://127.0.0.1:{silent.getsockname()[1]}/")
-        with pytest.raises(SurroundingsError) as error:
+        with pytest.raises(EnvironmentFailure) as error:
             load_named("fashion_mnist")
     check_advice(error, "no connection to 127.0.0.1)")
 
@@ -222,7 +222,7 @@ def test_a_host_that_swallows_connections_is_given_up(publish, monkeypatch):
                 other.setblocking(False)
                 other.connect_ex(address)
             publish(f"http://127.0.0.1:{address[1]}/")
-            with pytest.raises(SurroundingsError) as error:
+            with pytest.raises(EnvironmentFailure) as error:
                 load_named("fashion_mnist")
         finally:
             for other in others:
@@ -250,7 +250,7 @@ def test_a_full_disk(server, publish, data_dir, files):
         assert "CI" not in os.environ, "no tmpfs can be mounted, and CI must see this test"
         pytest.skip("no tmpfs can be mounted here")
     try:
-        with pytest.raises(SurroundingsError, match=r"No space left on device") as error:
+        with pytest.raises(EnvironmentFailure, match=r"No space left on device") as error:
             load_named("fashion_mnist")
     finally:
         subprocess.run(["umount", "-l", str(data_dir)], check=True)
@@ -473,7 +473,7 @@ def test_a_dataset_of_no_images_is_refused():
 @pytest.mark.usefixtures("no_tensorflow")
 @pytest.mark.parametrize("name", ["cifar10", "emnist/letters"])
 def test_what_must_be_prepared_asks_for_tensorflow(name, data_dir, caplog):
-    with pytest.raises(SurroundingsError, match="pip install tensorflow") as error:
+    with pytest.raises(EnvironmentFailure, match="pip install tensorflow") as error:
         load_named(name)
     assert str(error.value).startswith(name)
     assert str(data_dir) in str(error.value)

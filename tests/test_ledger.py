@@ -43,7 +43,7 @@ def test_a_lost_look_is_a_look_all_the_same(tmp_path, said):
     path.unlink()
     run.complete_ledger({"evaluations": 4, "model_sha256": "abc"}, "data")
     assert [look["purpose"] for look in run.read_looks()] == ["lost"] * 4
-    assert "had lost 4 of 4 looks" in said[0]
+    assert "had lost 4 of 4 evaluations" in said[0]
     run.complete_ledger({"evaluations": 4, "model_sha256": "abc"}, "data")
     assert len(said) == 1
 

@@ -145,10 +145,10 @@ def test_no_room_for_reports_loses_no_trial(broken, options, tmp_path, monkeypat
 
 
 def test_a_search_whose_trials_all_fail_has_a_page(options, tmp_path: Path):
-    from jaxmnist import SurroundingsError
+    from jaxmnist import EnvironmentFailure
 
     given = {**options, "learning_rate": 1e30, "max_trials": 2, "report": True}
-    with pytest.raises(SurroundingsError, match="every trial failed"):
+    with pytest.raises(EnvironmentFailure, match="every trial failed"):
         random_search(**given, directory=str(tmp_path))
     page = check((tmp_path / "small" / "report.html").read_text("utf-8"))
     assert "Every trial failed" in page.text["head"]

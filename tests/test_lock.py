@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxmnist.errors import SurroundingsError, UsageError
+from jaxmnist.errors import EnvironmentFailure, UsageError
 from jaxmnist.runs import lock
 
 OTHER = "process 4321 on another-machine"
@@ -179,7 +179,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with (
-        pytest.raises(SurroundingsError, match=r"can't lock files \(No locks available\): --dir"),
+        pytest.raises(EnvironmentFailure, match=r"can't lock files \(No locks available\): --dir"),
         lock.hold(tmp_path / "lock"),
     ):
         pass

@@ -97,7 +97,7 @@ def test_mistakes_are_those_of_the_kept_predictions(finished, mnist):
     wrong = np.flatnonzero(truth != found)
     surest = wrong[probabilities.max(1)[wrong].argmax()]
     first = page.all("img")[0]["alt"]
-    assert f"Test image {surest}: a {truth[surest]} taken for a {found[surest]}" in first
+    assert f"Test image {surest}: a {truth[surest]} classified as a {found[surest]}" in first
     assert len(page.all("img")) == min(24, len(wrong))
 
 

@@ -432,7 +432,7 @@ def test_commands_on_a_run(copy, mnist, small):
     run = copy / "small"
     done = command("evaluate", run)
     assert done.returncode == 0, done.stderr
-    assert "look 3 at this test set" in done.stdout
+    assert "test set evaluated 3 times" in done.stdout
     np.save(copy / "digits.npy", mnist.x_test[:3, ..., 0])
     done = command("predict", run, copy / "digits.npy")
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import a_trial, writing
 
-from jaxmnist.errors import SurroundingsError, UsageError
+from jaxmnist.errors import EnvironmentFailure, UsageError
 from jaxmnist.models.study.space import configuration
 from jaxmnist.results.trained import TrainedModel
 from jaxmnist.runs.directory import RunDirectory, begin_run, exists, read_search
@@ -360,7 +360,7 @@ def test_what_can_not_be_read_now_is_not_damaged(tmp_path, monkeypatch):
     """A disk that fails says nothing of the file: nothing is set aside, nothing made again."""
     run = started(tmp_path)
     monkeypatch.setattr(os, "open", fail_with(errno.EIO))
-    with pytest.raises(SurroundingsError, match=r"trial\.json: can't be read: Input/output error"):
+    with pytest.raises(EnvironmentFailure, match=r"trial\.json: can't be read: Input/output error"):
         run.mended(lambda: run.read_trial(0))
     monkeypatch.undo()
     assert run.read_trial(0).index == 0

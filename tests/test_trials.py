@@ -14,7 +14,7 @@ from jaxmnist import random_search
 from jaxmnist.data.dataset import load_arrays, split
 from jaxmnist.engine.events import Checkpoint, TrialFinished, TrialStarted
 from jaxmnist.engine.local import Engine
-from jaxmnist.errors import SurroundingsError
+from jaxmnist.errors import EnvironmentFailure
 from jaxmnist.models.network import DataSpec
 from jaxmnist.models.study.network import STUDY, StudyNetwork
 from jaxmnist.models.study.space import configuration
@@ -358,7 +358,7 @@ def test_a_retry_that_succeeds_is_as_if_it_had_not_failed(options, tmp_path, mon
 
 
 def test_weights_that_can_not_be_made_again(opened):
-    """A record that was completed stands: it is the surroundings that failed."""
+    """A record that was completed stands: it is the environment that failed."""
     with opened() as trials:
         for index in DRAWS:
             finish(trials, index, 0.5 + index / 10)
@@ -368,7 +368,7 @@ def test_weights_that_can_not_be_made_again(opened):
         assert trials.why_again(2) == (
             "trial 2 is among the best, but its weights are gone: once more"
         )
-        with pytest.raises(SurroundingsError, match="trial 2 failed this time: MemoryError: no"):
+        with pytest.raises(EnvironmentFailure, match="trial 2 failed this time: MemoryError: no"):
             fail(trials, 2)
         assert trials.directory.read_trial(2).status == "completed"
         assert np.isclose(trials.directory.read_trial(2).score, 0.7)

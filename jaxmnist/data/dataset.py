@@ -92,7 +92,7 @@ def load_arrays(dataset: str | None = None, data_dir: str | None = None) -> Arra
 
     Raises:
       UsageError: an unknown name, or files that are damaged or don't fit together.
-      SurroundingsError: the dataset can't be downloaded.
+      EnvironmentFailure: the dataset can't be downloaded.
 
     >>> load_arrays("mnist").x_train.shape
     (60000, 28, 28, 1)

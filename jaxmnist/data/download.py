@@ -28,7 +28,7 @@ from urllib.parse import urljoin, urlsplit
 import numpy as np
 
 from jaxmnist.data.formats import IDX_NAMES, Arrays, check_arrays, read_idx
-from jaxmnist.errors import JaxmnistError, SurroundingsError, UsageError, one_line
+from jaxmnist.errors import EnvironmentFailure, JaxmnistError, UsageError, one_line
 from jaxmnist.reading import largest_file
 
 CONNECT_SECONDS = 5.0  # for each address of a host
@@ -48,7 +48,7 @@ def load_named(name: str) -> Arrays:
     Raises:
       UsageError: there is no such dataset, it isn't one of images of one size with a label and
         both parts, or its files are damaged or can't be written.
-      SurroundingsError: it can't be downloaded or prepared here.
+      EnvironmentFailure: it can't be downloaded or prepared here.
     """
     with _tamed_tfds() as tfds:
         data_dir = Path(tfds.core.constants.get_default_data_dir()).expanduser()
@@ -71,7 +71,7 @@ def _tamed_tfds() -> Iterator[Any]:
         from tensorflow_datasets.core.download import downloader
         from tensorflow_datasets.core.utils import tqdm_utils
     except ImportError as error:
-        raise SurroundingsError(
+        raise EnvironmentFailure(
             f"datasets by name need tensorflow-datasets, which can't be imported here ({error}):"
             " pip install tensorflow-datasets importlib_resources pillow"
         ) from None
@@ -101,7 +101,7 @@ def _find_builder(tfds: Any, name: str, data_dir: Path) -> Any:
             return tfds.builder(name, data_dir=data_dir)
         except ImportError as error:
             reason = f"needs a package that isn't installed: {one_line(error)}"
-            raise SurroundingsError(f"{name} {reason}") from None
+            raise EnvironmentFailure(f"{name} {reason}") from None
         except Exception as error:  # the code of any of hundreds of datasets
             if dataset in known and not config:
                 raise UsageError(f"{name} can't be opened: {one_line(error)}") from None
@@ -173,7 +173,7 @@ def _prepare(tfds: Any, name: str, builder: Any) -> None:
     """Downloads and prepares a dataset with TensorFlow, where that is installed."""
     root = builder.data_dir_root
     if importlib.util.find_spec("tensorflow") is None:
-        raise SurroundingsError(
+        raise EnvironmentFailure(
             f"{name} isn't prepared in {root}, and preparing it needs TensorFlow:"
             " pip install tensorflow"
         )
@@ -235,12 +235,12 @@ def _explain(what: str, error: Exception, folder: Path, advice: str) -> Jaxmnist
         host = urlsplit(getattr(error.request, "url", None) or "").hostname or "its host"
         kind = type(error).__name__  # ProxyError, SSLError and ConnectTimeout tell more
         more = "" if kind == "ConnectionError" else f", {kind}"
-        return SurroundingsError(f"{what} (no connection to {host}{more}): {advice}")
+        return EnvironmentFailure(f"{what} (no connection to {host}{more}): {advice}")
     if isinstance(error, NonMatchingChecksumError):
-        return SurroundingsError(f"{what} (a file has a wrong checksum): {advice}")
+        return EnvironmentFailure(f"{what} (a file has a wrong checksum): {advice}")
     if isinstance(error, OSError) and error.errno is not None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return (SurroundingsError if full else UsageError)(
+        return (EnvironmentFailure if full else UsageError)(
             f"{what} into {folder}: {os.strerror(error.errno)}; TFDS_DATA_DIR names another folder"
         )
-    return SurroundingsError(f"{what} ({one_line(error)}): {advice}")
+    return EnvironmentFailure(f"{what} ({one_line(error)}): {advice}")

@@ -10,7 +10,7 @@ import re
 import sys
 from types import ModuleType
 
-from jaxmnist.errors import SurroundingsError, one_line
+from jaxmnist.errors import EnvironmentFailure, one_line
 
 # XLA's own variables for the size of its thread pool on a CPU, the first one that is set winning
 # (`DefaultThreadPoolSize` in its sources; undocumented).
@@ -40,11 +40,11 @@ def cores() -> int:
 
 
 def import_jax() -> ModuleType:
-    """JAX; `SurroundingsError` where it can't be imported, or not with the settings it is given."""
+    """JAX; `EnvironmentFailure` where it can't be imported with the settings that it is given."""
     try:
         import jax
     except Exception as error:
-        raise SurroundingsError(f"JAX can't be imported: {one_line(error, named=True)}") from None
+        raise EnvironmentFailure(f"JAX can't be imported: {one_line(error, named=True)}") from None
     return jax
 
 
@@ -52,7 +52,7 @@ def start_jax() -> str:
     """The platform that JAX computes on, 'cpu', 'gpu' or 'tpu', started if it is not yet.
 
     Raises:
-      SurroundingsError: the platform can't be started.
+      EnvironmentFailure: the platform can't be started.
     """
     jax = import_jax()
     try:
@@ -61,7 +61,7 @@ def start_jax() -> str:
     except Exception as error:  # a RuntimeError or, for a plugin that is missing, AssertionError
         asked = os.environ.get("JAX_PLATFORMS") or jax.config.values.get("jax_platforms")
         named = f" with JAX_PLATFORMS={asked}" if asked else ""
-        raise SurroundingsError(
+        raise EnvironmentFailure(
             f"JAX has no device to compute on{named}: {one_line(error, named=True)}; install what"
             " that platform needs, or set JAX_PLATFORMS=cpu"
         ) from None

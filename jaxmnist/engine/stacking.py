@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from jaxmnist.errors import SurroundingsError, UsageError
+from jaxmnist.errors import EnvironmentFailure, UsageError
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import Method, best_method
 from jaxmnist.whole_files import LARGEST_JSON, read_bytes, write_bytes
@@ -186,13 +186,13 @@ def _read(path: Path) -> dict[str, Any]:
     """What is remembered; nothing where the file is missing or damaged."""
     try:
         content = json.loads(read_bytes(path, LARGEST_JSON))
-    except (UsageError, SurroundingsError, ValueError, RecursionError):
+    except (UsageError, EnvironmentFailure, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     # A cache that can't be written costs a second measurement, no more.
-    with suppress(OSError, UsageError, SurroundingsError):
+    with suppress(OSError, UsageError, EnvironmentFailure):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, json.dumps(content, indent=1).encode())

@@ -36,7 +36,7 @@ class Mistake:
 def mistakes(run: Run, dataset: Dataset, count: int = SHOWN) -> list[Mistake]:
     """The mistakes that the winner was surest of, the surest first.
 
-    From the predictions that were kept when the test set was looked at: this is no new look.
+    From the predictions that were kept: the test set is not evaluated again.
     """
     probabilities = np.load(run.directory.best / PROBABILITIES, allow_pickle=False)
     if probabilities.shape != (len(dataset.y_test), dataset.classes):

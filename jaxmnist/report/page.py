@@ -18,7 +18,7 @@ from jaxmnist.models.distributions import is_number
 from jaxmnist.report import figures, inspection, quality, repeat, words
 from jaxmnist.report.drawing import Picture
 from jaxmnist.report.facts import Facts
-from jaxmnist.results.evaluation import Evaluation, describe_gap
+from jaxmnist.results.evaluation import Evaluation, describe_gap, times
 from jaxmnist.results.run import Run
 from jaxmnist.results.statistics import Importance, expected_best, importance, wilson
 from jaxmnist.results.svm import compare
@@ -71,6 +71,7 @@ def make_page(
     environment.filters["duration"] = words.duration
     environment.filters["signed"] = words.signed
     environment.filters["text"] = text
+    environment.filters["times"] = times
     style = resources.files("jaxmnist.report") / "templates" / "page.css"
     return environment.get_template("page.html").render(
         style=style.read_text("utf-8"),

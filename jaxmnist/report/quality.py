@@ -216,7 +216,7 @@ def importances(found: Sequence[Importance]) -> Picture | None:
         axes.axvline(0, color=COLOURS["muted"], linewidth=0.8)
         for place, item in enumerate(order):
             if not np.isfinite(item.rho):
-                axes.text(0.03, place, "can't be said", va="center", color=COLOURS["muted"])
+                axes.text(0.03, place, "not estimable", va="center", color=COLOURS["muted"])
                 continue
             colour = COLOURS["winner" if item.known else "trial"]
             axes.plot([item.low, item.high], [place, place], color=colour, linewidth=2.5, alpha=0.6)
@@ -240,7 +240,7 @@ def importances(found: Sequence[Importance]) -> Picture | None:
     rows = [
         f"{item.name}: {signed(item.rho)}, interval {signed(item.low)} to {signed(item.high)}"
         if np.isfinite(item.rho)
-        else f"{item.name}: can't be said"
+        else f"{item.name}: not estimable"
         for item in reversed(order)
     ]
     return draw(

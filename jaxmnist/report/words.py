@@ -189,13 +189,17 @@ def about_budget(facts: Facts, expected: np.ndarray) -> list[str]:
 
 
 def most_confused(evaluation: Evaluation, most: int = 3) -> str:
-    """The commonest confusions in words."""
+    """The most frequent confusions in words."""
     matrix = evaluation.confusion_matrix - np.diag(np.diag(evaluation.confusion_matrix))
     order = np.argsort(-matrix, axis=None, kind="stable")[:most]
     places = [tuple(int(x) for x in np.unravel_index(k, matrix.shape)) for k in order]
     parts = [
-        f"{evaluation.labels[i]} taken for {evaluation.labels[j]} ({matrix[i, j]} times)"
+        f"{evaluation.labels[i]} classified as {evaluation.labels[j]} ({matrix[i, j]} times)"
         for i, j in places
         if matrix[i, j]
     ]
-    return f"The commonest confusions: {', '.join(parts)}." if parts else "No image was mistaken."
+    return (
+        f"The most frequent confusions: {', '.join(parts)}."
+        if parts
+        else "No image is misclassified."
+    )

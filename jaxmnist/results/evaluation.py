@@ -116,6 +116,11 @@ class Evaluation:
         return cls(labels, matrix)
 
 
+def times(count: int) -> str:
+    """'once', '2 times'."""
+    return "once" if count == 1 else f"{count} times"
+
+
 def prepare() -> None:
     """Import what judging and describing predictions takes, which is a second's work."""
     for name in ("scipy.stats", "sklearn.metrics"):
@@ -212,7 +217,7 @@ def describe_gap(validation: float, validation_images: int, test: Evaluation) ->
 def look(run: Run, dataset: Dataset, purpose: str) -> dict[str, Any]:
     """Evaluate the winner on the test set, once, and keep what came of it.
 
-    The look is written to the ledger before it happens. Returns the content of best/test.json.
+    The ledger records it before it happens. Returns the content of best/test.json.
     """
     config = run.result("best/config.json", CONFIG_SHAPE)
     model_sha256, data = config["model_sha256"], run.search["identity"]["data"]
@@ -283,7 +288,7 @@ def describe(content: dict[str, Any]) -> str:
         [
             f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images"
             f" (95 % interval {low:.4f} to {high:.4f};"
-            f" look {looks} at this test set)",
+            f" test set evaluated {times(looks)})",
             describe_gap(content["validation_accuracy"], content["validation_images"], evaluation),
             "",
             describe_confusions(evaluation, "best/test.json"),

@@ -116,8 +116,8 @@ class Importance:
 
     name: of the hyperparameter.
     trials: that have a value of it.
-    rho: Spearman's rank correlation, −1 to 1; NaN where it can't be said.
-    low, high: its 95 % interval; NaN where it can't be said.
+    rho: Spearman's rank correlation, −1 to 1; NaN where it is not estimable.
+    low, high: its 95 % interval; NaN where it is not estimable.
     p_value: the share of shuffles of the scores whose correlation is at least as strong.
     tests: how many hyperparameters are asked about at once.
     """

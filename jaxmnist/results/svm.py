@@ -20,6 +20,7 @@ from jaxmnist.results.evaluation import (
     Evaluation,
     describe_classes,
     judge,
+    times,
     winner_predictions,
 )
 from jaxmnist.results.rbf import choose_backend
@@ -105,7 +106,7 @@ class Tested:
 def fit_and_test(
     batches: Batches, width: int, dataset: Dataset, *, backend: str, seed: int, draws: int
 ) -> Tested:
-    """Fit on the training part of `dataset`, look at its test part once.
+    """Fit on the training part of `dataset`, evaluate on its test part once.
 
     BLAS computes with as many threads as XLA's pool, so that a run that goes on on other cores
     gives the same SVM, to the bit.
@@ -177,7 +178,7 @@ class Task:
     def test(
         self, batches: Batches, width: int, purpose: str, *, backend: str, draws: int
     ) -> Tested:
-        """Write a look down, fit and test on features."""
+        """Record the evaluation, fit, and test on features."""
         self.run.files.write_look(purpose, self.model_sha256, self.dataset.fingerprint)
         seed = self.run.settings.seed
         return fit_and_test(batches, width, self.dataset, backend=backend, seed=seed, draws=draws)
@@ -215,7 +216,8 @@ def fit_on_run(
 ) -> dict[str, Any]:
     """Fit the SVM on the winner's features of `dataset`, and keep it under svm/.
 
-    What is there already for the same network, data and settings is used again: no new look.
+    What is there already for the same network, data and settings is used again: the test set is not
+    evaluated again.
 
     Args:
       run: a run whose winner is kept, locked.
@@ -331,7 +333,7 @@ def describe(content: dict[str, Any]) -> str:
         f" {content['support_vectors']} support vectors",
         f"Seconds: {stages}",
         f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images (95 % interval"
-        f" {low:.4f} to {high:.4f}; look {content['evaluations']} at it)",
+        f" {low:.4f} to {high:.4f}; test set evaluated {times(content['evaluations'])})",
     ]
     if comparison := compare(content):
         lines.append(comparison)

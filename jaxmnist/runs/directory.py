@@ -1,4 +1,4 @@
-"""The run directory: where its files are, who may write them, resume, the ledger of looks.
+"""The run directory: where its files are, who may write them, resume, the ledger.
 
 `RunDirectory` reads. `WritableRunDirectory` writes too: one process at a time has one, from
 `begin_run` or `continue_run`.
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxmnist.errors import SurroundingsError, UsageError, disk_error, local_path, printable
+from jaxmnist.errors import EnvironmentFailure, UsageError, disk_error, local_path, printable
 from jaxmnist.runs import ledger, lock
 from jaxmnist.runs.trial import Trial
 from jaxmnist.whole_files import (
@@ -246,9 +246,9 @@ class WritableRunDirectory(RunDirectory):
         self._lock = lock
 
     def check_there(self) -> None:
-        """Raise `SurroundingsError` if the folder that was locked is not the one at its path."""
+        """Raise `EnvironmentFailure` if the folder that was locked is not the one at its path."""
         if not lock.held(self.path / "lock", self._lock):
-            raise SurroundingsError(
+            raise EnvironmentFailure(
                 f"{self.path}: was moved or deleted, or its disk has gone, while it was in use"
             )
 
@@ -331,7 +331,7 @@ class WritableRunDirectory(RunDirectory):
                 logger.info(f"note: {path}: is no folder; moved to {self.set_aside(path)}")
         path = self.path / "ledger.jsonl"
         if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
-            logger.info(f"note: {path}: is no ledger of looks; moved to {self.set_aside(path)}")
+            logger.info(f"note: {path}: is no ledger; moved to {self.set_aside(path)}")
 
     # --- trials ---
 
@@ -398,9 +398,8 @@ class WritableRunDirectory(RunDirectory):
         for _ in range(lost):
             self.write_look("lost", result["model_sha256"], data)
         if lost > 0:
-            logger.info(
-                f"note: ledger.jsonl had lost {lost} of {result['evaluations']} looks: added again"
-            )
+            counted = result["evaluations"]
+            logger.info(f"note: ledger.jsonl had lost {lost} of {counted} evaluations: added again")
 
 
 @contextmanager

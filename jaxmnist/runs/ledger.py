@@ -1,7 +1,7 @@
-"""The ledger of looks at test sets: a line for each, written before it happens.
+"""The ledger of evaluations on test sets, called looks: a line for each, written before it happens.
 
-A look has its number and a SHA-256. A line that can't be read is a look all the same, and a number
-that is passed over is one too: damage can't make looks fewer, unless it takes the last lines.
+A look has its number and a SHA-256. A line that can't be read counts as a look, and so does a
+number that is missing: damage can't reduce the count, unless it takes the last lines.
 """
 
 from __future__ import annotations

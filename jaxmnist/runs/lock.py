@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from jaxmnist.errors import SurroundingsError, UsageError, disk_error
+from jaxmnist.errors import EnvironmentFailure, UsageError, disk_error
 from jaxmnist.whole_files import disk
 
 logger = logging.getLogger("jaxmnist")
@@ -42,7 +42,7 @@ def hold(path: Path) -> Iterator[int]:
 
     Raises:
       UsageError: another process holds it, which the line names; or something else is there.
-      SurroundingsError: the file system is full, or knows no locks.
+      EnvironmentFailure: the file system is full, or knows no locks.
     """
     file = _take(path)
     try:
@@ -100,7 +100,7 @@ def _take(path: Path) -> int:
             raise UsageError(f"{path.parent}: is in use by {holder or 'another process'}") from None
         except OSError as error:
             os.close(file)
-            raise SurroundingsError(
+            raise EnvironmentFailure(
                 f"{path.parent}: its file system can't lock files ({error.strerror}):"
                 " --directory names another"
             ) from None

@@ -13,7 +13,7 @@ from jaxmnist.data.dataset import Dataset, load_dataset
 from jaxmnist.engine.cache import cache_folder
 from jaxmnist.engine.devices import debugging_settings
 from jaxmnist.engine.local import Engine
-from jaxmnist.errors import SurroundingsError
+from jaxmnist.errors import EnvironmentFailure
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import Network
 from jaxmnist.models.space import Space
@@ -83,7 +83,7 @@ def search(settings: SearchSettings, network: Network, listener: Listener) -> Ru
             told.trained()
             run = Run(directory, network)
             if not run.ranked:
-                raise SurroundingsError(f"every trial failed; trial 0: {run.trials[0].error}")
+                raise EnvironmentFailure(f"every trial failed; trial 0: {run.trials[0].error}")
             listener.ranked(run)
             finish(run, settings, dataset, listener)
     return run

@@ -12,7 +12,7 @@ from jaxmnist.data.dataset import Dataset
 from jaxmnist.engine.checkpoint import from_arrays, rows, to_arrays
 from jaxmnist.engine.events import Checkpoint, Event, StackingChosen, TrialFinished, TrialStarted
 from jaxmnist.engine.stacking import Stacking
-from jaxmnist.errors import SurroundingsError, UsageError
+from jaxmnist.errors import EnvironmentFailure, UsageError
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, Network
 from jaxmnist.results.selection import rule_of
@@ -244,7 +244,7 @@ class Trials:
         trial = self._finish(event, before)
         if before.status == "completed":
             if trial.status != "completed":
-                raise SurroundingsError(f"trial {index} failed this time: {trial.error}")
+                raise EnvironmentFailure(f"trial {index} failed this time: {trial.error}")
             same = (trial.history, trial.validation_sha256) == (
                 before.history,
                 before.validation_sha256,

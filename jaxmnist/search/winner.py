@@ -1,4 +1,4 @@
-"""What follows the trials: the winner, its one look at the test set, the SVM on its features."""
+"""What follows the trials: the winner, its evaluation on the test set, the SVM on its features."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger("jaxmnist")
 
 
 def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Listener) -> None:
-    """The winner: its summary, its one look at the test set, its features and the SVM."""
+    """The winner: its summary, its one evaluation on the test set, its features and the SVM."""
 
     listener.stage("test")
     keep_winner(run)
@@ -32,7 +32,10 @@ def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Liste
     run.files.complete_ledger(test, dataset.fingerprint)
     unreadable = sum(look["purpose"] == "unreadable" for look in run.directory.read_looks())
     if unreadable:
-        logger.info(f"note: {unreadable} looks in ledger.jsonl can't be read; they count as looks")
+        logger.info(
+            f"note: {unreadable} lines of ledger.jsonl can't be read; each counts as an evaluation"
+            " on the test set"
+        )
     listener.result(evaluation.describe(test))
     if settings.svm:
         from jaxmnist.results import svm

@@ -201,13 +201,13 @@ def one_line(error: Exception) -> bool:
 
 
 class Broken(Exception):
-    """A promise that did not hold."""
+    """A guarantee that did not hold."""
 
 
-def must(holds: bool, promise: str) -> None:
-    """Raise `Broken` unless the promise holds."""
+def must(holds: bool, guarantee: str) -> None:
+    """Raise `Broken` unless the guarantee holds."""
     if not holds:
-        raise Broken(promise)
+        raise Broken(guarantee)
 
 
 def ended_trials(folder: Path) -> set[str]:
@@ -229,7 +229,7 @@ def outcome(
     ended: set[str],
     images: np.ndarray,
 ) -> str:
-    """How a damaged run at `folder` ends; raises whatever breaks a promise.
+    """How a damaged run at `folder` ends; raises where a guarantee is broken.
 
     Args:
       folder: of the run.
@@ -310,7 +310,7 @@ def interrupt(options: dict) -> None:
 
 
 def main() -> int:
-    """Damage a run as often as asked; 1 if a promise broke."""
+    """Damage a run as often as asked; 1 if a guarantee was broken."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--damages", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
@@ -364,7 +364,7 @@ def main() -> int:
         print(f"{kind:<20}" + "".join(f"{counts[kind, ended]:>12}" for ended in OUTCOMES))
     broken = sum(count for (_, ended), count in counts.items() if ended == "BROKEN")
     seconds = time.perf_counter() - started
-    print(f"{arguments.damages} damages, {broken} broken promises, {seconds:.0f} s")
+    print(f"{arguments.damages} damages, {broken} broken guarantees, {seconds:.0f} s")
     return 1 if broken else 0
 
 

@@ -69,7 +69,7 @@ sys.exit(status)
 
 
 class Broken(Exception):
-    """The promise did not hold; the message says where."""
+    """The guarantee did not hold; the message says where."""
 
 
 def session(options: dict[str, Any], moment: int = 0, cut: bool = False) -> subprocess.Popen:
@@ -149,7 +149,7 @@ def at_random(options: dict[str, Any], longest: float, rng: np.random.Generator)
 def boundaries(
     options: dict[str, Any], whole: dict[str, Any], images: np.ndarray, count: int, chosen: int
 ) -> list[str]:
-    """Kill at `chosen` of `count` boundaries, evenly spread; a line for each broken promise."""
+    """Kill at `chosen` of `count` boundaries, evenly spread; a line for each broken guarantee."""
     moments = np.unique(np.linspace(1, count, min(chosen, count)).round().astype(int))
 
     def one(moment: int) -> str | None:
@@ -165,7 +165,7 @@ def boundaries(
     with ThreadPoolExecutor(2) as threads:
         found = list(threads.map(one, moments))
     print(
-        f"killed at {len(moments)} of {count} boundaries, {sum(map(bool, found))} broken promises"
+        f"killed at {len(moments)} of {count} boundaries, {sum(map(bool, found))} broken guarantees"
     )
     return [line for line in found if line]
 
@@ -173,7 +173,7 @@ def boundaries(
 def random_moments(
     options: dict[str, Any], whole: dict[str, Any], images: np.ndarray, wanted: int, seed: int
 ) -> list[str]:
-    """Kill at random moments, `wanted` times or a few more; a line for each broken promise."""
+    """Kill at random moments, `wanted` times or a few more; a line for each broken guarantee."""
     rng, kills, runs, broken = np.random.default_rng(seed), 0, 0, []
     options = {**options, "report": True, "tensorboard": True, "jobs": 2, "project_name": "random"}
     path = Path(options["directory"]) / "random"
@@ -188,12 +188,12 @@ def random_moments(
             check(jaxmnist.Run(path), whole, images)
         except Broken as failure:
             broken.append(f"killed at random, run {runs}: {failure}")
-    print(f"killed {kills} times at random in {runs} runs, {len(broken)} broken promises")
+    print(f"killed {kills} times at random in {runs} runs, {len(broken)} broken guarantees")
     return broken
 
 
 def main() -> int:
-    """Kill as often as asked; 1 if a promise broke."""
+    """Kill as often as asked; 1 if a guarantee was broken."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -211,7 +211,7 @@ def main() -> int:
         print(f"{name} of one process:", ", ".join(f"{k} {v:.0f}" for k, v in figures.items()))
     for problem in problems:
         print("BROKEN:", problem)
-    print(f"{len(problems)} broken promises, {time.perf_counter() - began:.0f} s")
+    print(f"{len(problems)} broken guarantees, {time.perf_counter() - began:.0f} s")
     if given.json:
         given.json.write_text(json.dumps(alone.watched, indent=1) + "\n")
     shutil.rmtree(place)

@@ -34,7 +34,7 @@ def script(name: str, *arguments: object) -> str:
 def test_damages(full):
     damages = 1000 if full else 25
     output = script("damage.py", "--damages", damages, "--seed", 0 if full else 7)
-    assert f"{damages} damages, 0 broken promises" in output
+    assert f"{damages} damages, 0 broken guarantees" in output
 
 
 def test_memory_and_time_do_not_grow(full, tmp_path):
@@ -64,6 +64,6 @@ def test_a_soaked_search(full, tmp_path):
     output = script("soak.py", *size, "--json", path)
     if not full:
         assert "1 diverged, 1 raised, 1 raised once" in output
-    assert "0 broken promises" in output
+    assert "0 broken guarantees" in output
     watched = json.loads(path.read_text())
     assert max(row["trials"] for row in watched) == trials

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from test_search import facts, flags
 
-from jaxmnist import JaxmnistError, Run, SurroundingsError, UsageError, random_search
+from jaxmnist import EnvironmentFailure, JaxmnistError, Run, UsageError, random_search
 from jaxmnist.errors import Stopped, one_line
 from jaxmnist.report.console import Console
 from jaxmnist.signals import signals, signals_call
@@ -72,7 +72,7 @@ def test_a_disk_that_is_full_at_any_moment(disk, finished, options):
         fill(disk, pages)
         try:
             again = random_search(**options, directory=str(disk))
-        except SurroundingsError as error:
+        except EnvironmentFailure as error:
             failures += 1
             assert error.exit_status == 1
             assert "No space left on device" in str(error)
@@ -141,7 +141,7 @@ def test_a_disk_that_vanishes(disk, options, monkeypatch):
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
     monkeypatch.setattr("jaxmnist.report.show.Console", at("TrialFinished", 0, vanish))
-    with pytest.raises(SurroundingsError, match="was moved or deleted, or its disk has gone"):
+    with pytest.raises(EnvironmentFailure, match="was moved or deleted, or its disk has gone"):
         random_search(**{**options, "max_trials": 1}, directory=str(disk))
     assert list(disk.iterdir()) == []
 
@@ -151,7 +151,7 @@ def test_a_run_that_is_deleted_while_it_is_in_use(options, tmp_path, monkeypatch
     monkeypatch.setattr(
         "jaxmnist.report.show.Console", at("TrialFinished", 0, lambda: shutil.rmtree(run))
     )
-    with pytest.raises(SurroundingsError, match="was moved or deleted"):
+    with pytest.raises(EnvironmentFailure, match="was moved or deleted"):
         random_search(**{**options, "max_trials": 1}, directory=str(tmp_path))
     assert not run.exists()
 
