@@ -105,14 +105,14 @@ def read_bytes(path: Path, largest: int | None = None) -> bytes:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             raise MissingFile(path, "is not there") from None
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV):
-            raise DamagedFile(path, "is a link or no file") from None
+            raise DamagedFile(path, "is a link, or not a file") from None
         raise disk_error(f"{path}: can't be read", error) from None
     try:
         status = os.fstat(opened)
         if not stat.S_ISREG(status.st_mode):
-            raise DamagedFile(path, "is no file")
+            raise DamagedFile(path, "is not a file")
         if status.st_size > largest:
-            raise DamagedFile(path, f"has {status.st_size} bytes, more than can be right")
+            raise DamagedFile(path, f"has {status.st_size} bytes, more than a file of a run has")
         with disk(path, "can't be read"), open(opened, "rb", closefd=False) as file:
             return file.read()
     finally:
@@ -152,11 +152,11 @@ def read_json(path: Path, shape: Any = None) -> dict[str, Any]:
         stated = content.pop("sha256", None)
         genuine = content_sha256(content) == stated
     except (ValueError, AttributeError, TypeError, RecursionError):
-        raise DamagedFile(path, "is no JSON object") from None
+        raise DamagedFile(path, "is not a JSON object") from None
     if not genuine:
         raise DamagedFile(path, "its content does not match its SHA-256")
     if not fits(content, shape):
-        raise DamagedFile(path, "does not say what this version of jaxmnist writes")
+        raise DamagedFile(path, "lacks what this version of jaxmnist writes")
     return content
 
 
@@ -207,7 +207,7 @@ def read_array(path: Path, expected: str) -> np.ndarray:
     try:
         return read_npy(str(path), io.BytesIO(content), len(content))
     except Exception:  # given damaged bytes, decoders raise anything
-        raise DamagedFile(path, "is no array of numbers") from None
+        raise DamagedFile(path, "is not an array of numbers") from None
 
 
 def read_tensors(
@@ -226,7 +226,7 @@ def read_tensors(
         metadata = json.loads(header["__metadata__"][key])
         return load_tensors(content), metadata
     except Exception:  # given damaged bytes, decoders raise anything
-        raise DamagedFile(path, "is no safetensors file of jaxmnist") from None
+        raise DamagedFile(path, "is not a safetensors file of jaxmnist") from None
 
 
 def sealed_bytes(tensors: dict[str, np.ndarray], content: dict[str, Any]) -> bytes:

@@ -46,8 +46,8 @@ def test_something_else_in_a_files_place(tmp_path):
     makers = {
         "is a link": lambda: path.symlink_to(tmp_path / "outside"),
         "is no file": path.mkdir,
-        "is a link or no file|is no file": lambda: os.mkfifo(path),
-        "more than can be right": lambda: (path.touch(), os.truncate(path, 2**40)),
+        "is a link, or not a file|is no file": lambda: os.mkfifo(path),
+        "more than a file of a run has": lambda: (path.touch(), os.truncate(path, 2**40)),
     }
     write_json(tmp_path / "outside", {})
     for says, make in makers.items():

@@ -395,7 +395,7 @@ def test_a_comparison_that_lacks_the_network(run):
     del content["network_accuracy"]
     try:
         write_json(path, content)
-        with pytest.raises(DamagedFile, match="does not say"):
+        with pytest.raises(DamagedFile, match="lacks"):
             svm_report(run)
     finally:
         path.write_bytes(whole)

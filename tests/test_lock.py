@@ -158,7 +158,7 @@ def test_something_else_in_its_place(tmp_path, kind):
         "folder": path.mkdir,
         "pipe": lambda: os.mkfifo(path),
     }[kind]()
-    assert refusal(path) == f"{path}: is no lock of jaxmnist: delete it"
+    assert refusal(path) == f"{path}: is not a lock file of jaxmnist: delete it"
     assert outside.read_text() == "precious"
     assert not (tmp_path / "nothing").exists()
 

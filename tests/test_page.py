@@ -239,7 +239,7 @@ def test_search_json_that_says_too_little(copy):
     line = [sys.executable, "-m", "jaxmnist", "report", str(copy)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert "search.json: says too little" in done.stderr
+    assert "search.json: lacks what the page needs" in done.stderr
 
 
 def test_the_page_is_there_whole_or_not_at_all(copy, monkeypatch):

@@ -56,7 +56,7 @@ def test_a_trial_in_the_wrong_place(tmp_path):
     with pytest.raises(DamagedFile, match="is the record of trial 7"):
         run.read_trial(3)
     write_json(run.trial_folder(7) / "trial.json", {**trial().to_json(), "status": "won"})
-    with pytest.raises(DamagedFile, match="no record of a trial"):
+    with pytest.raises(DamagedFile, match="not the record of a trial"):
         run.read_trial(7)
 
 
@@ -236,7 +236,7 @@ def test_weights_that_are_not_kept_are_deleted(tmp_path, said):
     run.keep_weights({1, 3})
     assert [run.weights_path(i).exists() for i in range(5)] == [False, True, False, True, False]
     (moved,) = (tmp_path / "damaged").iterdir()
-    assert said == [f"note: {run.weights_path(4)}: is no file; moved to {moved}"]
+    assert said == [f"note: {run.weights_path(4)}: is not a file; moved to {moved}"]
 
 
 def started(path):
@@ -289,11 +289,11 @@ def test_how_trials_share_programs_is_kept(tmp_path):
 @pytest.mark.parametrize("stacking", [8, "map", {}, {**STACKING, "lanes": 1.5}])
 def test_what_is_no_way_of_sharing_programs(tmp_path, stacking, said):
     started(tmp_path).write_stacking(stacking)
-    with pytest.raises(DamagedFile, match="does not say what was searched"):
+    with pytest.raises(DamagedFile, match="lacks what was searched"):
         read_search(tmp_path)
     with begin_run(tmp_path, SEARCH, overwrite=False) as run:
         run.write_search()
-    assert "does not say what was searched; moved to" in said[0]
+    assert "lacks what was searched; moved to" in said[0]
     assert read_search(tmp_path)["stacking"] is None
 
 
@@ -328,7 +328,7 @@ def test_no_way_leads_out_of_a_run(tmp_path, name):
         "damaged": lambda: run.set_aside(tmp_path / "run" / "search.json"),
         "svm": lambda: run.svm_folder("small"),
     }
-    with pytest.raises(UsageError, match="is a link; what belongs to a run must lie"):
+    with pytest.raises(UsageError, match="is a link; a run must have"):
         actions[name]()
     assert [p.name for p in outside.iterdir()] == ["model.safetensors"]
 

@@ -89,7 +89,7 @@ def test_a_file_whose_arrays_do_not_fit_is_refused(tmp_path, name):
     short = dataclasses.replace(fit.svm, **{part: shorter})
     path = tmp_path / "pipeline.safetensors"
     path.write_bytes(short.to_bytes())
-    with pytest.raises(DamagedFile, match="no file of jaxmnist's SVM"):
+    with pytest.raises(DamagedFile, match="not a file of jaxmnist's SVM"):
         SvmPipeline.load(path)
 
 

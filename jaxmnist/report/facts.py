@@ -49,7 +49,7 @@ class Facts:
         if not fits(self.run.search, SEARCH_SHAPE) or not fits(
             self.run.search.get("machine"), dict
         ):
-            raise UsageError(f"{run.directory.path}/search.json: says too little")
+            raise UsageError(f"{run.directory.path}/search.json: lacks what the page needs")
         histories = running or {}
         self.trials: list[Trial] = [
             replace(trial, history=histories[trial.index])

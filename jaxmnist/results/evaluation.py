@@ -253,10 +253,10 @@ def _kept(run: Run) -> tuple[dict[str, Any] | None, np.ndarray]:
     try:
         evaluation = Evaluation.from_json(content)
     except ValueError:
-        raise DamagedFile(path, "is no report on test images") from None
+        raise DamagedFile(path, "is not a report on test images") from None
     validated = content["validation_images"] >= 1 and 0 <= content["validation_accuracy"] <= 1
     if not validated or content["evaluations"] not in range(MOST_LOOKS):
-        raise DamagedFile(path, "is no report on test images")
+        raise DamagedFile(path, "is not a report on test images")
     if content["model_sha256"] != run.best_trial.weights_sha256:
         return None, np.zeros((0, 0), np.float32)
     probabilities = read_array(beside, content["probabilities_sha256"])

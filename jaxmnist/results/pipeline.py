@@ -88,20 +88,20 @@ class SvmPipeline:
         path = Path(local_path(path))
         arrays, said = read_tensors(path, SVM_METADATA)
         if not fits(said, {"kind": set(SVMS), "content_sha256": str}):
-            raise DamagedFile(path, "is no file of jaxmnist's SVM")
+            raise DamagedFile(path, "is not a file of jaxmnist's SVM")
         kind = SVMS[said["kind"]]
         dtypes = {name: np.dtype(np.float32) for name in PROJECTION}
         dtypes |= {name: np.dtype(dtype) for name, dtype in kind.arrays.items()}
         found = {name: array.dtype for name, array in arrays.items()}
         if found != dtypes or not fits(said, dict.fromkeys(kind.numbers, float)):
-            raise DamagedFile(path, "is no file of jaxmnist's SVM")
+            raise DamagedFile(path, "is not a file of jaxmnist's SVM")
         if said.pop("content_sha256") != _sha256(arrays, said):
             raise DamagedFile(path, "its content does not match its SHA-256")
         project = Projection(**{name: arrays.pop(name) for name in PROJECTION})
         fields: dict[str, Any] = {**arrays, **{name: float(said[name]) for name in kind.numbers}}
         svm = cls(project, kind(**fields))
         if not project.fits() or not svm.classifier.fits(len(project.pca_components)):
-            raise DamagedFile(path, "is no file of jaxmnist's SVM")
+            raise DamagedFile(path, "is not a file of jaxmnist's SVM")
         return svm
 
 

@@ -79,7 +79,7 @@ class Run:
                 raise ValueError
         except (TypeError, ValueError, KeyError, AttributeError):
             path = self.directory.path / "search.json"
-            raise DamagedFile(path, "does not say what was searched") from None
+            raise DamagedFile(path, "lacks what was searched") from None
 
     @property
     def trials(self) -> list[Trial]:

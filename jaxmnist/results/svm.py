@@ -288,12 +288,12 @@ def _kept(task: Task) -> dict[str, Any] | None:
     content = read_json(path, SVM_SHAPE)
     whole = all(fits(content[key], shape) for key, shape in OWN_SHAPE.items() if key in content)
     if not whole or ("mcnemar" in content and "network_accuracy" not in content):
-        raise DamagedFile(path, "does not say what this version of jaxmnist writes")
+        raise DamagedFile(path, "lacks what this version of jaxmnist writes")
     for part in (content, *content["baselines"].values()):
         try:
             Evaluation.from_json(part)
         except ValueError:
-            raise DamagedFile(path, "is no report on test images") from None
+            raise DamagedFile(path, "is not a report on test images") from None
     if (content["model_sha256"], content["data"]) != (
         task.model_sha256,
         task.dataset.fingerprint,

@@ -183,7 +183,7 @@ class TrainedModel:
                 raise ValueError
             hyperparameters = Hyperparameters(metadata["hyperparameters"])
         except (ValueError, TypeError, KeyError):
-            raise DamagedFile(path, "does not say what model it holds") from None
+            raise DamagedFile(path, "lacks the description of its model") from None
         name = network.definition.name
         if metadata["network"] != name:
             raise UsageError(f"{path}: holds the network {metadata['network']!r}, not {name!r}")
@@ -194,7 +194,7 @@ class TrainedModel:
             network.definition.check(hyperparameters, data.image_shape)
             expected = network.shapes(hyperparameters, data)
         except (ValueError, TypeError, KeyError):
-            raise DamagedFile(path, "does not say what model it holds") from None
+            raise DamagedFile(path, "lacks the description of its model") from None
         found = {name: (x.shape, x.dtype) for name, x in by_path(parameters)}
         if found != {name: (x.shape, x.dtype) for name, x in by_path(expected)}:
             raise DamagedFile(path, "its weights don't fit its hyperparameters")

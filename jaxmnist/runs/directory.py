@@ -82,7 +82,7 @@ def read_search(path: Path) -> dict[str, Any]:
         raise UsageError(f"{file}: is of format {search['format']!r}; this version reads {FORMAT}")
     stacking = search.get("stacking")
     if not fits(search, SEARCH_SHAPE) or not (stacking is None or fits(stacking, STACKING_SHAPE)):
-        raise DamagedFile(file, "does not say what was searched")
+        raise DamagedFile(file, "lacks what was searched")
     return search
 
 
@@ -152,7 +152,7 @@ class RunDirectory:
             if part in ("..", "") or os.path.isabs(part):
                 raise UsageError(f"{path}: is outside of the run")
             if os.path.islink(path):
-                raise UsageError(f"{path}: is a link; what belongs to a run must lie in its folder")
+                raise UsageError(f"{path}: is a link; a run must have its files in its own folder")
         return path
 
     @property
@@ -180,7 +180,7 @@ class RunDirectory:
         try:
             trial = Trial.from_json(content)
         except (ValueError, TypeError):
-            raise DamagedFile(path, "is no record of a trial") from None
+            raise DamagedFile(path, "is not the record of a trial") from None
         if trial.index != index:
             raise DamagedFile(path, f"is the record of trial {trial.index}")
         if content.get("search_sha256") != self.identity_sha256:
@@ -248,9 +248,7 @@ class WritableRunDirectory(RunDirectory):
     def check_there(self) -> None:
         """Raise `EnvironmentFailure` if the folder that was locked is not the one at its path."""
         if not lock.held(self.path / "lock", self._lock):
-            raise EnvironmentFailure(
-                f"{self.path}: was moved or deleted, or its disk has gone, while it was in use"
-            )
+            raise EnvironmentFailure(f"{self.path}: was moved or deleted, or its disk is gone")
 
     def write_search(self) -> list[str]:
         """Write search.json; `sessions` keeps the versions and devices that had a part in the run.
@@ -328,10 +326,10 @@ class WritableRunDirectory(RunDirectory):
                 folders += sorted(above.iterdir())
         for path in folders:
             if os.path.lexists(path) and not path.is_symlink() and not path.is_dir():
-                logger.info(f"note: {path}: is no folder; moved to {self.set_aside(path)}")
+                logger.info(f"note: {path}: is not a folder; moved to {self.set_aside(path)}")
         path = self.path / "ledger.jsonl"
         if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
-            logger.info(f"note: {path}: is no ledger; moved to {self.set_aside(path)}")
+            logger.info(f"note: {path}: is not a ledger; moved to {self.set_aside(path)}")
 
     # --- trials ---
 
@@ -376,7 +374,7 @@ class WritableRunDirectory(RunDirectory):
     def _delete(self, path: Path) -> None:
         """Delete a file or a link; a folder that stands there is set aside."""
         if os.path.isdir(path) and not os.path.islink(path):
-            logger.info(f"note: {path}: is no file; moved to {self.set_aside(path)}")
+            logger.info(f"note: {path}: is not a file; moved to {self.set_aside(path)}")
         with disk(path, "can't be deleted"):
             path.unlink(missing_ok=True)
 
@@ -454,7 +452,7 @@ def _check_identity(directory: WritableRunDirectory) -> None:
     except DamagedFile as problem:
         if not _are_trials_of(directory):
             raise UsageError(
-                f"{problem}, and no trial tells whose they are; --overwrite starts anew"
+                f"{problem}, and no trial shows which search it is; --overwrite starts anew"
             ) from None
         moved = directory.set_aside(problem.path)
         logger.info(

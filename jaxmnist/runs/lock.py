@@ -84,11 +84,11 @@ def _take(path: Path) -> int:
             )
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV):
-                raise UsageError(f"{path}: is no lock of jaxmnist: delete it") from None
+                raise UsageError(f"{path}: is not a lock file of jaxmnist: delete it") from None
             raise disk_error(f"{path}: can't be written", error) from None
         try:
             if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise UsageError(f"{path}: is no lock of jaxmnist: delete it")
+                raise UsageError(f"{path}: is not a lock file of jaxmnist: delete it")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Somebody may have deleted it meanwhile, and others have locked its successor.
             if held(path, file):

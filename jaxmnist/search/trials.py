@@ -250,7 +250,7 @@ class Trials:
                 before.validation_sha256,
             )
             if not same:
-                logger.info(f"note: trial {index} went otherwise than the first time")
+                logger.info(f"note: trial {index} did not repeat its first result")
             elif trial.weights_sha256 == before.weights_sha256:
                 trial = before
         if trial is not before:
@@ -334,7 +334,7 @@ class Trials:
         if trial.validation_sha256 is None or (
             trial.validation_data_sha256 != self._dataset.validation_sha256
         ):
-            raise DamagedFile(path, "does not say which of these validation images were right")
+            raise DamagedFile(path, "lacks which of these validation images were right")
         try:
             bits = read_array(self._directory.validation_path(index), trial.validation_sha256)
         except MissingFile:
@@ -361,7 +361,7 @@ class Trials:
             )
         except ValueError as problem:
             path = self._directory.checkpoint_path(index)
-            raise DamagedFile(path, f"is no checkpoint of this trial: {problem}") from None
+            raise DamagedFile(path, f"is not a checkpoint of this trial: {problem}") from None
 
     def _check_weights(self, index: int) -> bool:
         """True if a trial's weights are there; `DamagedFile` if its record names others."""
