@@ -1,4 +1,4 @@
-"""What can go wrong for a user, each with the exit status of a command that meets it."""
+"""The errors that a user can meet, each with the exit status of a command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def printable(text: str) -> str:
 
 
 def one_line(error: BaseException, named: bool = False) -> str:
-    """An exception's message in one line, which may begin with its kind; some hold a whole file."""
+    """An exception's message in one line, cut off where it is long; it may begin with its type."""
     text, kind = " ".join(str(error).split())[:300], type(error).__name__
     return (f"{kind}: {text}" if named else text) if text else kind
 
@@ -33,7 +33,7 @@ class JaxmnistError(Exception):
 
 
 class UsageError(JaxmnistError, ValueError):
-    """A person's mistake: a wrong setting, a bad file, a locked or unwritable directory."""
+    """A user's mistake: a wrong setting, a bad file, a locked or unwritable directory."""
 
     exit_status = 2
 

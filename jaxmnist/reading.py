@@ -15,7 +15,7 @@ PIECE = 2**20  # bytes that are read at a time where only a header says how many
 
 
 def memory() -> int:
-    """Bytes of memory that this machine has; twice the largest file's where it doesn't tell."""
+    """Bytes of memory that this machine has; twice the largest file's if the system doesn't say."""
     try:
         found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):

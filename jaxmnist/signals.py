@@ -53,9 +53,9 @@ def signals(advice: str = "") -> Iterator[None]:
 def signals_call(action: Callable[[], None]) -> Iterator[None]:
     """Let a signal that would end the process call `action`, and raise when the context ends.
 
-    It is `Stopped` that is raised then, or KeyboardInterrupt where nobody set a handler; handlers
-    that somebody else set are left alone. So nothing is torn out of somebody's hands. A second
-    signal does what it would have done without this.
+    It is `Stopped` that is raised then, or KeyboardInterrupt where nobody set a handler; other
+    handlers are left alone. Work in progress finishes first. A second signal does what it would
+    have done without this.
     """
     came: list[tuple[int, float]] = []
 

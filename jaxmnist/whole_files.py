@@ -93,7 +93,7 @@ def read_bytes(path: Path, largest: int | None = None) -> bytes:
 
     Raises:
       MissingFile: there is none.
-      DamagedFile: something else is there, or it is too large to be ours.
+      DamagedFile: something else is there, or it is too large to be a file of a run.
       UsageError, EnvironmentFailure: the file system refuses or fails, which says nothing of the
         file.
     """

@@ -20,14 +20,14 @@ CHOICES = {"select": SELECTIONS, "svm_backend": SVM_BACKENDS, "precision": PRECI
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaint is one line."""
+    """A parser whose error is one line."""
 
     def __init__(self, program: str, description: str) -> None:
         super().__init__(prog=program, description=description, allow_abbrev=False)
         self.add_argument("--version", action="version", version=f"jaxmnist {__version__}")
 
     def error(self, message: str) -> NoReturn:
-        """Raise what the parser has to complain about."""
+        """Raise the error."""
         raise UsageError(f"{message} (--help lists the flags)")
 
 
@@ -145,14 +145,14 @@ def run_command(
 
 
 def complain(line: str) -> None:
-    """Print a line on standard error, as far as anybody can be told."""
+    """Print a line on standard error, if it can be printed."""
     if sys.stderr is not None:
         with suppress(OSError):  # the terminal was closed
             print(f"jaxmnist: {line}", file=sys.stderr, flush=True)
 
 
 def _end(line: str | None, status: int) -> int:
-    """Say why the command ends, as far as anybody can be told; returns `status`."""
+    """Print why the command ends, if it can be printed; returns `status`."""
     if line is not None:
         complain(line)
     for stream in (sys.stdout, sys.stderr):

@@ -74,7 +74,7 @@ class Dataset:
 
     @property
     def scale_note(self) -> str | None:
-        """What to tell a person of the scale; None where it is the usual one."""
+        """A note on the scale; None for the usual one."""
         if self.scale == EIGHT_BITS:
             return None
         return (

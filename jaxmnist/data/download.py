@@ -84,7 +84,7 @@ def _tamed_tfds() -> Iterator[Any]:
     tqdm_utils._active = before[2] and sys.stderr.isatty()
     logging.set_verbosity(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # its banners are no output of ours
+        with contextlib.redirect_stdout(io.StringIO()):  # of its banners
             yield tfds
     finally:
         downloader.MAX_RETRIES, downloader._open_url, tqdm_utils._active = before

@@ -57,7 +57,7 @@ def keep_programs(folder: Path | None, wanted: bool = False) -> str | None:
       wanted: whether a person asked for this folder.
 
     Returns:
-      What to tell a person where the folder can't be used.
+      A note for the user if the folder can't be used, else None.
 
     Best called before JAX is imported. Whenever XLA loads a program for a CPU, it complains in
     4 kB that the processor lacks two 'features' that are only tuning advice to the compiler; its

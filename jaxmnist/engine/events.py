@@ -1,4 +1,4 @@
-"""What happens to trials, as the engine tells it."""
+"""The events that an engine yields."""
 
 from __future__ import annotations
 

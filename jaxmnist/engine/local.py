@@ -1,7 +1,7 @@
 """Where trials run: one a core on a CPU, stacked on an accelerator.
 
-The engine is given trials and gives back what happened to them; nobody else knows of threads,
-compiled programs or devices. One bad trial never hurts its neighbours.
+The engine takes trials and yields events; only this room knows threads, compiled programs and
+devices. A trial that fails doesn't affect the others.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class _Lanes:
     histories, validation, errors: of each trial, its finished epochs, which validation images were
       right after each of them, and why it failed.
     before: wall time of earlier sessions, in seconds.
-    told, kept: when somebody was last told of them, and when their state was last kept.
+    told, kept: when their progress was last reported, and when their state was last checkpointed.
     """
 
     group: Group
@@ -195,7 +195,7 @@ class Engine:
             self.compiled += programs.compiled
 
     def _choose(self, trials: list[tuple[int, Hyperparameters]]) -> list[Event]:
-        """Settle how trials are stacked; what there is to tell about it."""
+        """Choose how trials are stacked; returns the event that reports it."""
         devices = self._devices.count
         padding = self.network.padding(self.platform)
         largest = max(
@@ -266,7 +266,7 @@ class Engine:
         yield from self._finish(lanes)
 
     def _pause(self, lanes: _Lanes) -> Iterator[Event]:
-        """Between two calls of the program: tell how it goes, and keep it, each now and then."""
+        """Between two calls of the program: report progress, take checkpoints, each at intervals."""
         now = time.perf_counter()
         if now - lanes.told >= TELL_EVERY:
             lanes.told = now
@@ -339,7 +339,7 @@ class Engine:
     ) -> list[tuple[Metrics, bytes]]:
         """An epoch's metrics of each trial of a group, and which validation images are right.
 
-        A trial whose training loss is no number is not evaluated: none of its images is right.
+        A trial whose training loss is not finite is not evaluated: no image counts as right.
         """
         images, validated = len(self.dataset.y_train), len(self.dataset.y_validation)
         none_right = pack_right(np.zeros(validated, bool))

@@ -103,7 +103,7 @@ class Programs:
 
 
 def _give_back_memory() -> None:
-    """Let go of what programs that are gone left behind.
+    """Release what dropped programs left in memory.
 
     JAX keeps what it traced, about 1 MB a program; the C library keeps what the compiler freed,
     about 20 MB a program.

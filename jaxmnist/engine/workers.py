@@ -1,4 +1,4 @@
-"""Threads that run groups of trials, and what happens in them as one sequence of events."""
+"""Threads that run groups of trials, and their events as one sequence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Interrupted(Exception):
 
 
 class Events:
-    """What happens to the trials of a run, in the order that it happens: an iterator."""
+    """The events of the trials of a run, in their order: an iterator."""
 
     def __init__(
         self,

@@ -75,7 +75,7 @@ def _read_choice(given: Any, declared: Choice) -> Choice:
 
 
 def _chosen(name: str, by_text: dict[str, Any]) -> Any:
-    """The choice that is written so; a number may be written otherwise, 1e-3 for 0.001."""
+    """The choice with this text; a number may be written differently, 1e-3 for 0.001."""
     if name in by_text:
         return by_text[name]
     for value in by_text.values():

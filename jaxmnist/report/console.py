@@ -1,6 +1,6 @@
 """A search on a console: a plain line for each thing that happens, which greps well.
 
-`show.open_console` chooses it where nobody looks on as the search runs: in a pipe, a file, a log.
+`show.open_console` chooses it where the output is not watched: in a pipe, a file, a log.
 """
 
 from __future__ import annotations
@@ -55,29 +55,29 @@ class Console:
         self.progress = progress
 
     def close(self) -> None:
-        """Nothing more happens to trials."""
+        """Training has ended."""
 
     def note(self, line: str) -> None:
-        """Say something on the way."""
+        """Print a note."""
         if not self.quiet:
             print(printable(line), flush=True)
 
     def warn(self, line: str) -> None:
-        """Say what went wrong but does not end the search, even if quiet."""
+        """Print what failed without ending the search, even if quiet."""
         if sys.stderr is not None:
             with suppress(OSError):  # nobody can see it
                 print(f"jaxmnist: {printable(line)}", file=sys.stderr, flush=True)
 
     def result(self, text: str) -> None:
-        """Say what was asked for."""
+        """Print a result."""
         print(text, flush=True)
 
     def results(self, run: Run) -> None:
-        """Say how the trials rank, and why the first one won."""
+        """Print how the trials rank, and why the first one won."""
         self.result(f"\n{run.results_summary()}\n\n{run.why()}")
 
     def event(self, event: Event) -> None:
-        """Say what happened to a trial."""
+        """Show an event."""
         assert self.progress is not None
         if isinstance(event, StackingChosen):
             measured = ", ".join(f"{way}: {rate:.0f}" for way, rate in event.rates.items())

@@ -57,17 +57,17 @@ class Display(Console):
         self._live.start()
 
     def close(self) -> None:
-        """Take away what shows running trials."""
+        """Remove the display of running trials."""
         if self._live is not None:
             live, self._live = self._live, None
             live.stop()
 
     def note(self, line: str) -> None:
-        """Say something above what runs."""
+        """Print a note above the running trials."""
         self._console.print(Text(printable(line), style="dim"))
 
     def result(self, text: str) -> None:
-        """Say what was asked for, in full width: tables are not wrapped."""
+        """Print a result in full width: tables are not wrapped."""
         self._console.print(Text(text), soft_wrap=True)
 
     def results(self, run: Run) -> None:
@@ -84,7 +84,7 @@ class Display(Console):
             self._console.print(part)
 
     def show(self, event: TrialEvent, progress: Progress) -> None:
-        """Keep a line of a trial that has ended."""
+        """Print a line for a trial that has ended."""
         if not isinstance(event, TrialFinished):
             return
         draw = progress.configurations[event.index]

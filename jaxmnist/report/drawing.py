@@ -48,7 +48,7 @@ TICKS = (0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.99
 
 
 @dataclass(frozen=True)
-class Picture:
+class Figure:
     """A figure of the page.
 
     name: unique in the page; begins the ids in its SVG.
@@ -130,7 +130,7 @@ def draw(
     alternative: str,
     plot: Callable[[Canvas], None],
     size: tuple[float, float] = (4.7, 3.0),
-) -> Picture:
+) -> Figure:
     """A picture that `plot` draws on a canvas of this width and height, in inches.
 
     alternative: what it shows, for readers who can't see it.
@@ -138,7 +138,7 @@ def draw(
     with canvas(*size) as drawn:
         plot(drawn)
         svg = inline_svg(drawn, name, alternative)
-    return Picture(name, title, svg, caption)
+    return Figure(name, title, svg, caption)
 
 
 def accuracy_axis(axes: Any, accuracies: Sequence[float], images: int) -> None:

@@ -25,7 +25,7 @@ SEARCH_SHAPE = {
 
 
 def plainly(problem: Exception) -> str:
-    """An exception as half a sentence of a note; one that isn't ours with its kind."""
+    """An exception as half a sentence of a note, with its type unless it is one of jaxmnist's."""
     return one_line(problem, named=not isinstance(problem, JaxmnistError))
 
 

@@ -1,4 +1,4 @@
-"""The figures of trials, cost, budget and features. Each gives a `Picture`."""
+"""The figures of trials, cost, budget and features. Each gives a `Figure`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxmnist.report.drawing import (
     COLOURS,
     STRETCHED,
     Canvas,
-    Picture,
+    Figure,
     accuracy_axis,
     draw,
     log_axis,
@@ -28,7 +28,7 @@ NAMES = {
 }
 
 
-def curves(trials: Sequence[Trial], winner: int | None, metric: str, images: int) -> Picture | None:
+def curves(trials: Sequence[Trial], winner: int | None, metric: str, images: int) -> Figure | None:
     """A metric of every trial by epoch, the winner's in front; None where no epoch is finished.
 
     images: that the metric is a mean over.
@@ -86,7 +86,7 @@ def curves(trials: Sequence[Trial], winner: int | None, metric: str, images: int
     return draw(f"curves-{metric.replace('_', '-')}", title, caption + scale, alternative, plot)
 
 
-def against(trials: Sequence[Trial], winner: int | None, cost: str, images: int) -> Picture | None:
+def against(trials: Sequence[Trial], winner: int | None, cost: str, images: int) -> Figure | None:
     """Scores against 'parameters' or 'seconds', with the interval of each."""
     shown = [t for t in trials if t.score is not None and getattr(t, cost) > 0]
     if not shown:
@@ -126,7 +126,7 @@ def against(trials: Sequence[Trial], winner: int | None, cost: str, images: int)
     )
 
 
-def budget(scores: Sequence[float], expected: np.ndarray, images: int) -> Picture:
+def budget(scores: Sequence[float], expected: np.ndarray, images: int) -> Figure:
     """The best score so far by completed trials: as it went, and as is `expected` on average."""
     went = np.maximum.accumulate(scores)
     numbers = np.arange(1, len(scores) + 1)
@@ -154,7 +154,7 @@ def budget(scores: Sequence[float], expected: np.ndarray, images: int) -> Pictur
     )
 
 
-def scatter(points: np.ndarray, classes: np.ndarray, labels: Sequence[int], share: Any) -> Picture:
+def scatter(points: np.ndarray, classes: np.ndarray, labels: Sequence[int], share: Any) -> Figure:
     """Features in two dimensions, coloured by class, each class named at its middle."""
 
     def plot(drawn: Canvas) -> None:

@@ -1,6 +1,6 @@
 """A search as it runs, shown in every way: console, TensorBoard and page.
 
-Showing never harms the search: what goes wrong here is said once, and the trials go on.
+Showing never harms the search: a failure is reported once, and the trials go on.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PAGE_SHARE = 0.02  # of the time may go into pages
 
 
 class Reports(AbstractContextManager, TrialListener):
-    """Told of every event of a search; a context, whose end writes the last page.
+    """Shows every event of a search; a context whose end writes the last page.
 
     Args:
       directory: the run directory, for writing, with its search.json.
@@ -155,7 +155,7 @@ class Reports(AbstractContextManager, TrialListener):
             board.end(index, hyperparameters, event.error is not None)
 
     def _records(self) -> list[Trial]:
-        """What is on disk of the trials; nothing where that can't be read."""
+        """The records of trials on disk; none if they can't be read."""
         try:
             return self._run().trials
         except JaxmnistError:
@@ -203,7 +203,7 @@ class Reports(AbstractContextManager, TrialListener):
             self._next_page = now + max(PAGE_EVERY, (now - began) / PAGE_SHARE)
 
     def _safely(self, what: str, do: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-        """Do it; if that fails say so, once, and go on."""
+        """Call it; report a failure once, and go on."""
         try:
             do(*arguments, **options)
         except Exception as problem:

@@ -16,7 +16,7 @@ from jaxmnist.data.dataset import Dataset
 from jaxmnist.hyperparameters import text
 from jaxmnist.models.distributions import is_number
 from jaxmnist.report import figures, inspection, quality, repeat, words
-from jaxmnist.report.drawing import Picture
+from jaxmnist.report.drawing import Figure
 from jaxmnist.report.facts import Facts
 from jaxmnist.results.evaluation import Evaluation, describe_gap, times
 from jaxmnist.results.run import Run
@@ -226,7 +226,7 @@ def image_context(facts: Facts, dataset: Dataset | None) -> dict[str, Any]:
         facts.notes["mistakes"] = facts.notes["features"]
         return NO_IMAGES
 
-    def features() -> Picture:
+    def features() -> Figure:
         points, classes, shares = inspection.features_in_two(facts.run, data)
         return figures.scatter(points, classes, data.labels, shares)
 

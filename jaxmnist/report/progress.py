@@ -1,4 +1,4 @@
-"""How far a search is: what a person wants to know of it while it runs."""
+"""The progress of a search, for who watches it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jaxmnist.runs.trial import History
 
 @dataclass
 class Running:
-    """A trial that runs, as far as it has told.
+    """A running trial, as far as its events say.
 
     compiled: whether its programs are there.
     epochs: finished ones.
@@ -73,7 +73,7 @@ class Progress:
         self._before = self.epochs * len(self.ended)
 
     def update(self, event: TrialEvent) -> None:
-        """Take in what happened to a trial."""
+        """Update from an event of a trial."""
         index = event.index
         if isinstance(event, TrialStarted):
             last = event.history[-1] if event.history else None
@@ -95,7 +95,7 @@ class Progress:
             self._update_running(self.running[index], event)
 
     def _update_running(self, trial: Running, event: TrialEvent) -> None:
-        """Take in what a running trial told."""
+        """Update a running trial from one of its events."""
         if isinstance(event, TrialCompiled):
             trial.share = event.images / self.images
             # What an earlier session did; half of a group that failed is compiled once more.

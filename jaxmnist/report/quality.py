@@ -10,7 +10,7 @@ import numpy as np
 from jaxmnist.hyperparameters import text
 from jaxmnist.models.distributions import Choice, Distribution, is_number
 from jaxmnist.models.space import ends_or_values
-from jaxmnist.report.drawing import COLOURS, STRETCHED, Canvas, Picture, accuracy_axis, draw
+from jaxmnist.report.drawing import COLOURS, STRETCHED, Canvas, Figure, accuracy_axis, draw
 from jaxmnist.report.words import signed
 from jaxmnist.results.statistics import Importance, bins
 from jaxmnist.runs.trial import Trial
@@ -80,7 +80,7 @@ def quality(
     trials: Sequence[Trial],
     winner: int | None,
     images: int,
-) -> Picture | None:
+) -> Figure | None:
     """Scores of completed trials by the value of a hyperparameter.
 
     distributions: of the hyperparameter. Trials that have none are a column of their own.
@@ -147,7 +147,7 @@ def dot(drawn: Canvas, x: float, trial: Trial, winner: int | None) -> None:
     drawn.mark(dot, f"Trial {trial.index}{place}: {trial.hyperparameters}; {trial.score:.4f}")
 
 
-def histogram(scores: Sequence[float], winner: float) -> Picture:
+def histogram(scores: Sequence[float], winner: float) -> Figure:
     """How the scores are distributed, and where the winner is."""
     edges = bins(scores)
     counts, _ = np.histogram(scores, edges)
@@ -205,7 +205,7 @@ def histogram(scores: Sequence[float], winner: float) -> Picture:
     )
 
 
-def importances(found: Sequence[Importance]) -> Picture | None:
+def importances(found: Sequence[Importance]) -> Figure | None:
     """Each hyperparameter's rank correlation with the score, with its interval."""
     order = sorted(found, key=lambda item: abs(item.rho) if np.isfinite(item.rho) else -1)
     if not any(np.isfinite(item.rho) for item in order):

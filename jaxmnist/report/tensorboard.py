@@ -107,7 +107,7 @@ class TensorBoard:
     def close(self) -> None:
         """Close the files of trials that were stopped."""
         while self._writers:
-            with contextlib.suppress(OSError):  # what can't be flushed was told of before
+            with contextlib.suppress(OSError):  # a failed write was reported before
                 self._writers.popitem()[1].close()
 
     def _write(self, index: int, summary: Any, step: int = 0) -> None:

@@ -27,7 +27,7 @@ class FlattenFeatures(TransformerMixin, BaseEstimator):
         self.model = model
 
     def fit(self, images: np.ndarray, labels: Any = None) -> FlattenFeatures:
-        """Nothing to learn; returns self."""
+        """Learn nothing; returns self."""
         return self
 
     def transform(self, images: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A run, finished or not, as its directory tells it."""
+"""A run, finished or not, read back from its directory."""
 
 from __future__ import annotations
 

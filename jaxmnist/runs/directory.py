@@ -319,7 +319,7 @@ class WritableRunDirectory(RunDirectory):
                 logger.info(f"note: {problem}; moved to {moved}, and made again")
 
     def set_aside_misplaced(self) -> None:
-        """Set aside what stands where a folder should be, and the ledger if it is no file."""
+        """Set aside files in the place of folders, and a ledger that is not a file."""
         folders = [self.path / name for name in ("trials", "best", "svm")]
         for above in (self.path / "trials", self.path / "svm"):
             if above.is_dir():

@@ -46,7 +46,7 @@ def write_look(path: Path, purpose: str, model_sha256: str, data: str) -> None:
 
 
 def read_looks(path: Path) -> list[dict[str, Any]]:
-    """Every look at a test set, oldest first; its purpose is 'unreadable' where it can't be told.
+    """Every look at a test set, oldest first; 'unreadable' is the purpose of an unreadable line.
 
     Raises as `whole_files.read_bytes`, but for a ledger that isn't there: nobody has looked.
     """

@@ -2,13 +2,13 @@
 
 The system's own lock (flock) decides: it goes with its process, however that ends. NFS since
 Linux 2.6.12, SMB, Lustre and Ceph pass it on to their servers, unless they were mounted to keep
-locks local; then two machines are both told that the lock is theirs. For that case the lock file
+locks local; then two machines may both get the lock. For that case the lock file
 also says who holds it, and its time of change is a heartbeat. Whoever takes a lock that another
 machine never gave back waits for three heartbeats and gives way if one comes.
 
-What can't be had: two machines that start at the same moment where locks are local; a holder that
-is suspended, or cut off from its server, for longer than three heartbeats; two machines of one
-name. And a file system without any locks is refused.
+What can't be prevented: two machines that start at the same moment where locks are local; a
+holder that is suspended, or cut off from its server, for longer than three heartbeats; two
+machines of one name. A file system without any locks is refused.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def rehearse(
 ) -> None:
     """Raise `UsageError` if nothing can be trained with JAX's settings for finding faults.
 
-    Every trial would fail otherwise, each with the same error.
+    Otherwise every trial would fail, each with the same error.
 
     Args:
       network, hyperparameters: what is trained.

@@ -19,7 +19,7 @@ from jaxmnist.settings import SearchSettings
 def describe_narrowed(
     declared: SpaceDescription, found: SpaceDescription, image_shape: tuple[int, int, int]
 ) -> str | None:
-    """What to tell a person of ranges that are narrower for these images than for MNIST's."""
+    """A note on ranges that are narrower for these images than for MNIST's; None without any."""
     before, now = declared.ranges(), found.ranges()
     different = [
         f"{name} {now[name]}" + (f", not {before[name]}" if name in before else "")
@@ -33,7 +33,7 @@ def describe_narrowed(
 
 
 def describe_budget(drawn: int, wanted: int, space: SpaceDescription) -> str | None:
-    """What to tell a person where fewer configurations were drawn than trials were wanted."""
+    """A note if fewer configurations were drawn than trials were wanted; else None."""
     if drawn == wanted:
         return None
     if space.size == drawn:

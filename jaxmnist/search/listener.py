@@ -1,4 +1,4 @@
-"""Who is told of a search as it goes on: what shows it implements this."""
+"""The interface of whatever follows a search: a console, a page, TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxmnist.settings import SearchSettings
 
 
 class Listener:
-    """Who is told of a search as it goes on; this one shows nothing."""
+    """Follows a search; this one shows nothing."""
 
     def stage(self, name: str) -> None:
         """A stage begins: 'training', 'test' or 'SVM'."""
@@ -37,7 +37,7 @@ class Listener:
 
 
 class TrialListener:
-    """Who is told of every event of the trials; this one shows nothing."""
+    """Follows the events of trials; this one shows nothing."""
 
     def event(self, event: Event) -> None:
         """Something happened to a trial."""

@@ -38,7 +38,7 @@ def search(settings: SearchSettings, network: Network, listener: Listener) -> Ru
     Args:
       settings: of the search; JAX was prepared for them.
       network: whose configurations are tried.
-      listener: is told how it goes.
+      listener: receives what happens.
     """
     if settings.data_dir is not None:
         # The run is read again from other folders.
@@ -96,7 +96,7 @@ def train(
     dataset: Dataset,
     listener: TrialListener,
 ) -> None:
-    """Train what is not finished, and tell what happens as it happens."""
+    """Train what is not finished; records and listener receive each event as it happens."""
     engine = Engine(
         network,
         dataset,

@@ -13,7 +13,7 @@ from jaxmnist.settings import SearchSettings
 def prepare(settings: SearchSettings, definition: Definition) -> str | None:
     """Start JAX as the search needs it, once its ranges are known to be right.
 
-    Returns what to tell a person of the folder of compiled programs, if it can't be used.
+    Returns a note for the user if the folder of compiled programs can't be used, else None.
     """
     Space(definition, settings.ranges)
     if threads := recorded_threads(settings):
@@ -26,7 +26,7 @@ def prepare(settings: SearchSettings, definition: Definition) -> str | None:
 def recorded_threads(settings: SearchSettings) -> int | None:
     """The size of XLA's thread pool in the run that goes on; None for a new one.
 
-    It is needed before anything else of the run is read, as it can't be set once JAX has started.
+    It is read before anything else of the run, as it can't be set once JAX has started.
     """
     try:
         opened = RunDirectory.open(settings.run_directory)

@@ -29,8 +29,8 @@ from jaxmnist.whole_files import (
     sha256,
 )
 
-# A process that ends without a word leaves its trials running. Whoever ended it is not known, so
-# that a trial may be in it so often, beside the retries, until that counts as the trial's fault.
+# A process that dies leaves its trials marked as running. Its cause is not known, so a trial may be
+# running that often when a process dies, beside the retries, before it counts as failed.
 DEATHS = 5
 logger = logging.getLogger("jaxmnist")
 
@@ -208,7 +208,7 @@ class Trials:
             self._end(event)
 
     def stopped(self) -> None:
-        """The process ends in good order, which is no trial's fault: its attempt doesn't count."""
+        """The process ends regularly, which is not a trial's fault: the attempt doesn't count."""
         for index in self._running:
             trial = self._records[index]
             trial = replace(trial, attempts=trial.attempts - 1, deaths=max(0, trial.deaths - 1))

@@ -49,7 +49,7 @@ def ask(hp: Questions) -> Widths:
 
 
 def widths(hyperparameters: Hyperparameters) -> Widths:
-    """What a configuration is; `UsageError` if it is none of the study's network."""
+    """What a configuration is; `UsageError` if it isn't one of the study's network."""
     return ask(Questions(answers_of(hyperparameters)))
 
 
