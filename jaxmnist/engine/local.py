@@ -266,7 +266,7 @@ class Engine:
         yield from self._finish(lanes)
 
     def _pause(self, lanes: _Lanes) -> Iterator[Event]:
-        """Between two calls of the program: report progress, take checkpoints, each at intervals."""
+        """Between two calls of the program: report progress and take checkpoints at intervals."""
         now = time.perf_counter()
         if now - lanes.told >= TELL_EVERY:
             lanes.told = now
