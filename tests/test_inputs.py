@@ -382,7 +382,7 @@ def test_a_share_of_more_than_all(run):
     whole = path.read_bytes()
     try:
         write_json(path, read_json(path) | {"validation_accuracy": 2})
-        with pytest.raises(DamagedFile, match="is no report"):
+        with pytest.raises(DamagedFile, match="is not a report"):
             kept_look(Run(run))
     finally:
         path.write_bytes(whole)

@@ -422,7 +422,7 @@ def test_the_whole_command(options, finished, tmp_path):
         "macro avg",
         "SVM on the flatten features",
         "McNemar's exact test",
-        "C and gamma are the best of 3 pairs",
+        "These parameters are the best of 3",
     ):
         assert part in done.stdout
     assert facts(Run(tmp_path / "small")) == facts(finished)
@@ -461,10 +461,10 @@ def test_commands_on_a_run(copy, mnist, small):
     looks = [look["purpose"] for look in Run(run).directory.read_looks()]
     assert looks[2:] == ["evaluation", "svm", "svm on raw pixels", "svm on the untrained network"]
     done = command("svm", run, "--svm-search", "2")
-    assert "best of 3 pairs" in done.stdout
+    assert "best of 3" in done.stdout
     # What was tuned stands; asking again looks at nothing.
     before = len(Run(run).directory.read_looks())
-    assert "best of 3 pairs" in command("svm", run).stdout
+    assert "best of 3" in command("svm", run).stdout
     assert len(Run(run).directory.read_looks()) == before
     done = command("svm", run, "--train-limit", "100")
     assert done.returncode == 2

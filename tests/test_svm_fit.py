@@ -33,8 +33,9 @@ def in_blocks(x):
 
 def fitted(classes=4, width=80, **options):
     x, y = blobs(classes, 600, width)
-    options = {"backend": "sklearn", "seed": 0, **options}
-    return svm_fit.fit(in_blocks, width, (x[:400], y[:400]), (x[400:], y[400:]), **options), x, y
+    how = svm_fit.Fitting(**{"backend": "sklearn", **options})
+    parts = (x[:400], y[:400]), (x[400:], y[400:])
+    return svm_fit.fit(in_blocks, width, *parts, how=how, seed=0), x, y
 
 
 @pytest.mark.parametrize(("classes", "width"), [(2, 80), (4, 80), (5, 3)])
@@ -131,7 +132,7 @@ def test_memory_stays_under_twice_the_features():
             yield first, (noise + block).astype(np.float32)
 
     tracemalloc.start()
-    svm_fit.fit(batches, width, (x, y), (x[:10], y[:10]), backend="sklearn", seed=0)
+    svm_fit.fit(batches, width, (x, y), (x[:10], y[:10]), how=svm_fit.Fitting("sklearn"), seed=0)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert rows * width * 4 < peak < 2 * rows * width * 4

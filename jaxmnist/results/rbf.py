@@ -167,7 +167,20 @@ class RbfSvm:
 
     def to_json(self) -> dict[str, Any]:
         """What svm.json says of it."""
-        return {"C": self.c, "gamma": self.gamma, "support_vectors": len(self.vectors)}
+        return {
+            "kind": self.kind,
+            "description": self.describe(),
+            "C": self.c,
+            "gamma": self.gamma,
+            "support_vectors": len(self.vectors),
+        }
+
+    def describe(self) -> str:
+        """Its kernel, parameters and size."""
+        return (
+            f"RBF kernel with C = {self.c:.3g} and gamma = {self.gamma:.3g},"
+            f" {len(self.vectors):,} support vectors"
+        )
 
 
 def libsvm_arrays(svc: Any) -> dict[str, np.ndarray]:

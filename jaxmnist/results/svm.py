@@ -26,7 +26,7 @@ from jaxmnist.results.evaluation import (
 from jaxmnist.results.rbf import choose_backend
 from jaxmnist.results.run import CONFIG_SHAPE, Run
 from jaxmnist.results.statistics import mcnemar
-from jaxmnist.results.svm_fit import SCALER_ROWS, Batches, Clock, Fit, fit
+from jaxmnist.results.svm_fit import SCALER_ROWS, Batches, Clock, Fit, Fitting, fit
 from jaxmnist.whole_files import (
     DamagedFile,
     array_bytes,
@@ -48,11 +48,10 @@ FITTED_SHAPE = {
     **REPORT_SHAPE,
     "backend": str,
     "seconds": {str: float},
-    "C": float,
-    "gamma": float,
+    "kind": str,
+    "description": str,
     "components": int,
-    "support_vectors": int,
-    "search": [{"C": float, "gamma": float, "val_accuracy": float}],
+    "search": [{str: float}],
 }
 # What svm.json says, as far as the program reads it again.
 SVM_SHAPE = {
@@ -104,7 +103,7 @@ class Tested:
 
 
 def fit_and_test(
-    batches: Batches, width: int, dataset: Dataset, *, backend: str, seed: int, draws: int
+    batches: Batches, width: int, dataset: Dataset, *, how: Fitting, seed: int
 ) -> Tested:
     """Fit on the training part of `dataset`, evaluate on its test part once.
 
@@ -112,11 +111,11 @@ def fit_and_test(
     gives the same SVM, to the bit.
     """
     with threadpool_limits(pool_size(), user_api="blas"):
-        return _fit_and_test(batches, width, dataset, backend=backend, seed=seed, draws=draws)
+        return _fit_and_test(batches, width, dataset, how=how, seed=seed)
 
 
 def _fit_and_test(
-    batches: Batches, width: int, dataset: Dataset, *, backend: str, seed: int, draws: int
+    batches: Batches, width: int, dataset: Dataset, *, how: Fitting, seed: int
 ) -> Tested:
     labels = np.asarray(dataset.labels)
     fitted = fit(
@@ -124,9 +123,8 @@ def _fit_and_test(
         width,
         (dataset.x_train, labels[dataset.y_train]),
         (dataset.x_validation, labels[dataset.y_validation]),
-        backend=backend,
+        how=how,
         seed=seed,
-        draws=draws,
     )
     clock = Clock()
     projected = np.concatenate(
@@ -175,30 +173,26 @@ class Task:
         """The winner's network, for images on the scale of `dataset`."""
         return dataclasses.replace(self.run.best_model, scale=self.dataset.scale)
 
-    def test(
-        self, batches: Batches, width: int, purpose: str, *, backend: str, draws: int
-    ) -> Tested:
+    def test(self, batches: Batches, width: int, purpose: str, *, how: Fitting) -> Tested:
         """Record the evaluation, fit, and test on features."""
         self.run.files.write_look(purpose, self.model_sha256, self.dataset.fingerprint)
         seed = self.run.settings.seed
-        return fit_and_test(batches, width, self.dataset, backend=backend, seed=seed, draws=draws)
+        return fit_and_test(batches, width, self.dataset, how=how, seed=seed)
 
-    def test_baselines(self, *, backend: str, draws: int) -> dict[str, Any]:
+    def test_baselines(self, *, how: Fitting) -> dict[str, Any]:
         """The same SVM on raw pixels, and on the network's features before it was trained."""
         before = self.model.untrained(self.run.settings.seed, self.index)
         pixels = self.test(
             lambda images: raw_pixels(images, self.dataset.scale),
             math.prod(self.dataset.image_shape),
             "svm on raw pixels",
-            backend=backend,
-            draws=draws,
+            how=how,
         )
         features = self.test(
             lambda images: before.batches("features", images),
             before.feature_count,
             "svm on the untrained network",
-            backend=backend,
-            draws=draws,
+            how=how,
         )
         return {
             "raw pixels": pixels.to_json(),
@@ -241,14 +235,13 @@ def fit_on_run(
     ):
         return kept
     network = winner_predictions(run) == dataset.y_test if task.own else None
-    backend = choose_backend(wanted, start_jax())
+    how = Fitting(choose_backend(wanted, start_jax()), draws)
     model = task.model
     result = task.test(
         lambda images: model.batches("features", images),
         model.feature_count,
         "svm",
-        backend=backend,
-        draws=draws,
+        how=how,
     )
     content = {
         "model_sha256": task.model_sha256,
@@ -256,7 +249,7 @@ def fit_on_run(
         "dataset": task.name,
         "draws": draws,
         **result.to_json(),
-        "baselines": task.test_baselines(backend=backend, draws=draws) if baselines else {},
+        "baselines": task.test_baselines(how=how) if baselines else {},
         "evaluations": run.directory.looks_at(dataset.fingerprint),
     }
     if network is not None:
@@ -328,9 +321,8 @@ def describe(content: dict[str, Any]) -> str:
     )
     lines = [
         f"SVM on the flatten features of {printable(content['dataset'])} (scaler, PCA to"
-        f" {content['components']}, RBF with C = {content['C']:.3g} and gamma ="
-        f" {content['gamma']:.3g}; {printable(content['backend'])}):"
-        f" {content['support_vectors']} support vectors",
+        f" {content['components']}, {printable(content['description'])};"
+        f" {printable(content['backend'])})",
         f"Seconds: {stages}",
         f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images (95 % interval"
         f" {low:.4f} to {high:.4f}; test set evaluated {times(content['evaluations'])})",
@@ -338,12 +330,14 @@ def describe(content: dict[str, Any]) -> str:
     if comparison := compare(content):
         lines.append(comparison)
     if content["search"]:
-        lines.append(f"C and gamma are the best of {len(content['search'])} pairs on validation:")
+        lines.append(f"These parameters are the best of {len(content['search'])} on validation:")
     for tried in content["search"][:3]:
-        lines.append(
-            f"  C = {tried['C']:.3g}, gamma = {tried['gamma']:.3g}: validation accuracy"
-            f" {tried['val_accuracy']:.4f}"
+        values = ", ".join(
+            f"{printable(name)} = {value:.3g}"
+            for name, value in tried.items()
+            if name != "val_accuracy"
         )
+        lines.append(f"  {values}: validation accuracy {tried.get('val_accuracy', 0):.4f}")
     for name, baseline in content["baselines"].items():
         low, high = baseline["confidence_interval"]
         lines.append(

@@ -19,6 +19,20 @@ COMPONENTS = 64
 SCALER_ROWS = 1024  # rows that pass through the scaler at a time
 
 
+@dataclass(frozen=True)
+class Fitting:
+    """How an SVM is fitted.
+
+    backend: as `rbf.choose_backend` gives it.
+    draws: of its parameters to try; 0 for the default ones.
+    kind: which SVM, a name of `pipeline.SVMS`.
+    """
+
+    backend: str
+    draws: int = 0
+    kind: str = "rbf"
+
+
 @dataclass
 class Fit:
     """What fitting gave.
@@ -42,10 +56,8 @@ def fit(
     train: tuple[np.ndarray, np.ndarray],
     validation: tuple[np.ndarray, np.ndarray],
     *,
-    backend: str,
+    how: Fitting,
     seed: int,
-    draws: int = 0,
-    svm: str = "rbf",
 ) -> Fit:
     """Fit scaler, PCA and SVC on training images alone.
 
@@ -57,20 +69,18 @@ def fit(
       width: features of an image, D.
       train: images and labels to fit on.
       validation: images and labels that the search scores its draws on.
-      backend: as `choose_backend` gives it.
+      how: which SVM, by which library, with how many draws.
       seed: of PCA and of the search.
-      draws: of the SVM's parameters to try; 0 for its default ones.
-      svm: which one, a name of `pipeline.SVMS`.
     """
     clock = Clock()
     x, project = _fit_projection(batches, width, train[0], seed, clock)
-    kind = SVMS[svm]
+    kind, backend = SVMS[how.kind], how.backend
     parameters, tried = kind.default(x), []
-    if draws:
+    if how.draws:
         held_out = np.concatenate([project(values) for _, values in batches(validation[0])])
         parts = (x, train[1]), (held_out, validation[1])
         tried = _interruptible(
-            lambda: _search(kind, backend, *parts, parameters, draws=draws, seed=seed)
+            lambda: _search(kind, backend, *parts, parameters, draws=how.draws, seed=seed)
         )
         parameters = {name: tried[0][name] for name in parameters}
         clock.lap("search")
