@@ -45,8 +45,8 @@ def test_something_else_in_a_files_place(tmp_path):
     path = tmp_path / "a.json"
     makers = {
         "is a link": lambda: path.symlink_to(tmp_path / "outside"),
-        "is no file": path.mkdir,
-        "is a link, or not a file|is no file": lambda: os.mkfifo(path),
+        "is not a file": path.mkdir,
+        "is a link, or not a file|is not a file": lambda: os.mkfifo(path),
         "more than a file of a run has": lambda: (path.touch(), os.truncate(path, 2**40)),
     }
     write_json(tmp_path / "outside", {})
