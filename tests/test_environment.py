@@ -141,7 +141,7 @@ def test_a_disk_that_vanishes(disk, options, monkeypatch):
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
     monkeypatch.setattr("jaxmnist.report.show.Console", at("TrialFinished", 0, vanish))
-    with pytest.raises(EnvironmentFailure, match="was moved or deleted, or its disk has gone"):
+    with pytest.raises(EnvironmentFailure, match="was moved or deleted, or its disk is gone"):
         random_search(**{**options, "max_trials": 1}, directory=str(disk))
     assert list(disk.iterdir()) == []
 
