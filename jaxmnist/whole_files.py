@@ -157,7 +157,8 @@ def read_json(path: Path, shape: Any = None) -> dict[str, Any]:
         raise DamagedFile(path, "its content does not match its SHA-256")
     if not fits(content, shape):
         raise DamagedFile(path, "lacks what this version of jaxmnist writes")
-    return content
+    said: dict[str, Any] = content
+    return said
 
 
 def fits(value: Any, shape: Any) -> bool:

@@ -55,6 +55,7 @@ from jaxmnist.settings import TrainingSettings
 # Steps of one call of the compiled program; between calls the host can stop the trial. An
 # accelerator has done its steps so soon that the host's part would show.
 CPU_STEPS, STEPS = 16, 64
+Arguments = tuple[Any, ...]
 TELL_EVERY = 0.5  # seconds
 # On a CPU the work is in matrix products that are compiled already: optimising the rest further
 # makes it no faster, and takes the cores from training. (Level 0 trains four times slower.)
@@ -413,13 +414,13 @@ class Engine:
         """What compiles the program that trains a group, and the one that evaluates it."""
         options = COMPILER_OPTIONS if self.platform == "cpu" else None
 
-        def compiler(function: Any, arguments: tuple) -> Callable[[], jax.stages.Compiled]:
+        def compiler(function: Any, arguments: Arguments) -> Callable[[], jax.stages.Compiled]:
             return lambda: function.lower(*arguments).compile(options)
 
         train, validate = self.functions(group)
         return compiler(*train), compiler(*validate)
 
-    def functions(self, group: Group) -> tuple[tuple[Any, tuple], tuple[Any, tuple]]:
+    def functions(self, group: Group) -> tuple[tuple[Any, Arguments], tuple[Any, Arguments]]:
         """What trains a group and what evaluates it, jitted, each with its arguments' shapes."""
         assert self.stacking is not None
         by_lane, method = self._devices.by_lane, self.stacking.method(self.platform)

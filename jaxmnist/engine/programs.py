@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -49,7 +49,7 @@ class Programs:
         self._dropped = 0
         self._build = build
         self._lock = threading.Lock()
-        self._pairs: dict[tuple, Halves] = {}
+        self._pairs: dict[tuple[Any, ...], Halves] = {}
         groups = list(groups)
         self._waiting = Counter(group.program for group in groups)
         self._threads = ThreadPoolExecutor(ahead, "compile") if ahead else None

@@ -109,7 +109,8 @@ def round_up(number: int, multiple: int) -> int:
 def lanes_for(trials: int, devices: int, most: int) -> int:
     """Lanes of a program for so many trials: a power of two on each device, at most `most`."""
     each = -(-trials // devices)
-    return min(2 ** (each - 1).bit_length() * devices, max(most, devices))
+    lanes: int = 2 ** (each - 1).bit_length() * devices
+    return min(lanes, max(most, devices))
 
 
 def candidates(

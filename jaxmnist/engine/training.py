@@ -85,7 +85,7 @@ def start_training(parameters: Parameters, settings: TrainingSettings) -> Traini
         return TrainingState(parameters, moments, *_no_sums(parameters))
 
     shapes = jax.eval_shape(start, parameters)
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    zeros: TrainingState = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     return zeros._replace(parameters=parameters)
 
 
@@ -145,9 +145,10 @@ def train_block(model: Model, settings: TrainingSettings) -> Callable[..., Train
         first: jax.Array,
         last: jax.Array,
     ) -> TrainingState:
-        return lax.fori_loop(
+        after: TrainingState = lax.fori_loop(
             first, last, lambda i, state: step(state, images, labels, batches[i]), state
         )
+        return after
 
     return block
 
@@ -181,7 +182,8 @@ def apply(model: Model, output: str, block: int) -> Callable[..., jax.Array]:
     def run(parameters: Parameters, images: jax.Array) -> jax.Array:
         blocks = images.reshape(-1, block, *images.shape[1:])
         values = lax.map(lambda part: getattr(model.outputs(parameters, part), output), blocks)
-        return values.reshape(len(images), -1)
+        flat: jax.Array = values.reshape(len(images), -1)
+        return flat
 
     return run
 

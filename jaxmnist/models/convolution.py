@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+Pair = tuple[jax.Array, jax.Array]
 Padding = Literal["valid", "same"]
 # 'tiles': products of tiles that stay in a CPU's cache; 'patches': one product of all patches,
 # which stacks well over trials; 'convolution': XLA's own.
@@ -171,11 +172,13 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
     return a @ b
 
 
-def _product_forward(a: jax.Array, b: jax.Array) -> tuple[jax.Array, tuple]:
+def _product_forward(a: jax.Array, b: jax.Array) -> tuple[jax.Array, Pair]:
     return a @ b, (a, b)
 
 
-def _product_backward(factors: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _product_backward(
+    factors: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     # Dead code, which the compiler drops, where nobody asks for one of the two.
     a, b = factors
     return cotangent @ b.mT, a.mT @ cotangent

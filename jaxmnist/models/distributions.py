@@ -86,7 +86,7 @@ def _at(share: float, low: float, high: float, sampling: str | None) -> float:
     if sampling == "linear":
         return low + share * (high - low)
     if sampling == "log":
-        return low * (high / low) ** share
+        return float(low * (high / low) ** share)
     return float(high + low - low * (high / low) ** (1 - share))
 
 

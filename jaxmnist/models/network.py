@@ -80,7 +80,8 @@ class Model(ABC):
         def of_batch(parameters: Parameters) -> tuple[jax.Array, Any]:
             return loss(self.outputs(parameters, images(batch)).logits, batch)
 
-        return jax.grad(of_batch, has_aux=True)(parameters)
+        gradient, sums = jax.grad(of_batch, has_aux=True)(parameters)
+        return gradient, sums
 
 
 class Network(ABC):
@@ -113,7 +114,10 @@ class Network(ABC):
     def shapes(self, hyperparameters: Hyperparameters, data: DataSpec) -> dict[str, Any]:
         """The shape and type of every parameter, in their tree."""
         initial = self.initial_parameters(hyperparameters, data, seed=0, index=0)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), initial)
+        shapes: dict[str, Any] = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), initial
+        )
+        return shapes
 
     def feature_count(self, hyperparameters: Hyperparameters, data: DataSpec) -> int:
         """How many features an image has, D."""

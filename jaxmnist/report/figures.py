@@ -219,4 +219,5 @@ def _apart(middles: np.ndarray, extent: np.ndarray) -> np.ndarray:
         if not push.any():
             break
         places = places + (offsets / distances[..., None] * push[..., None]).sum(1) / 2
-    return places * scale
+    found: np.ndarray = places * scale
+    return found

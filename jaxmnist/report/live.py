@@ -35,7 +35,7 @@ PAGE_EVERY = 30.0  # seconds at least between two pages while trials run
 PAGE_SHARE = 0.02  # of the time may go into pages
 
 
-class Reports(AbstractContextManager, TrialListener):
+class Reports(AbstractContextManager["Reports"], TrialListener):
     """Shows every event of a search; a context whose end writes the last page.
 
     Args:

@@ -73,11 +73,12 @@ class Evaluation:
 
     def classification_report(self) -> dict[str, Any]:
         """scikit-learn's report: precision, recall, f1-score and support of labels and averages."""
-        return self._report(output_dict=True)
+        report: dict[str, Any] = self._report(output_dict=True)
+        return report
 
     def classification_table(self) -> str:
         """The report as a table of text, to three digits."""
-        return self._report(digits=3)
+        return str(self._report(digits=3))
 
     def _report(self, **form: Any) -> Any:
         from sklearn.metrics import classification_report
@@ -276,7 +277,8 @@ def winner_predictions(run: Run) -> np.ndarray:
             f"{run.directory.path}: has no report on the test set that fits its winner:"
             f" python -m jaxmnist evaluate {run.directory.path}"
         )
-    return probabilities.argmax(1)
+    classes: np.ndarray = probabilities.argmax(1)
+    return classes
 
 
 def describe(content: dict[str, Any]) -> str:

@@ -37,7 +37,8 @@ class Projection:
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """float32[N, D] → float32[N, P]."""
         scaled = (features - self.scaler_mean) / self.scaler_scale
-        return (scaled - self.pca_mean) @ self.pca_components.T
+        projected: np.ndarray = (scaled - self.pca_mean) @ self.pca_components.T
+        return projected
 
     def fits(self) -> bool:
         """Whether the arrays fit together."""

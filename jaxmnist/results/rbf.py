@@ -58,7 +58,8 @@ def classifier(backend: str) -> Callable[..., Any]:
         return partial(CumlSVC, decision_function_shape="ovo")
     else:
         from sklearn.svm import SVC
-    return SVC
+    found: Callable[..., Any] = SVC
+    return found
 
 
 @dataclass(frozen=True)

@@ -105,9 +105,10 @@ def correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     x = x - x.mean(-1, keepdims=True)
     y = y - y.mean(-1, keepdims=True)
     scale = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
-    return np.divide(
+    found: np.ndarray = np.divide(
         (x * y).sum(-1), scale, out=np.full(np.shape(scale), np.nan), where=scale > 1e-12
     )
+    return found
 
 
 @dataclass(frozen=True)

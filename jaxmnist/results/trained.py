@@ -71,13 +71,15 @@ class TrainedModel:
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The labels of images [N, H, W, C] (or [N, H, W] of one channel): int64[N]."""
-        return np.asarray(self.labels)[self._run("logits", images).argmax(1)]
+        found: np.ndarray = np.asarray(self.labels)[self._run("logits", images).argmax(1)]
+        return found
 
     def predict_proba(self, images: np.ndarray) -> np.ndarray:
         """The probability of each class, in the order of `labels`: float32[N, K]."""
         logits = self._run("logits", images)
         exponentials = np.exp(logits - logits.max(1, keepdims=True))
-        return exponentials / exponentials.sum(1, keepdims=True)
+        found: np.ndarray = exponentials / exponentials.sum(1, keepdims=True)
+        return found
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """The flatten features of images: float32[N, D]."""

@@ -66,7 +66,7 @@ def read_looks(path: Path) -> list[dict[str, Any]]:
 
 def _parse(line: bytes) -> dict[str, Any]:
     try:
-        look = json.loads(line)
+        look: dict[str, Any] = json.loads(line)
         genuine = look.pop("sha256", None) == content_sha256(look)
     except (ValueError, TypeError, AttributeError, RecursionError):
         genuine = False

@@ -32,4 +32,5 @@ def read_times(directory: RunDirectory) -> list[dict[str, Any]]:
 
 
 def _read(directory: RunDirectory) -> list[dict[str, Any]]:
-    return read_json(directory.best / TIMES, TIMES_SHAPE)["sessions"]
+    sessions: list[dict[str, Any]] = read_json(directory.best / TIMES, TIMES_SHAPE)["sessions"]
+    return sessions
