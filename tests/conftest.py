@@ -17,9 +17,10 @@ import pytest
 from jaxmnist import Run, random_search
 from jaxmnist.data.formats import IDX_NAMES, Arrays, read_idx_folder
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.runs.directory import WritableRunDirectory, read_search
+from jaxmnist.runs.directory import read_search
 from jaxmnist.runs.layers import Layer
 from jaxmnist.runs.trial import METRICS, History, Metrics, Trial
+from jaxmnist.runs.writing import WritableRunDirectory
 
 PACKAGED = Path(__file__).parents[1] / "jaxmnist" / "data" / "mnist"
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from conftest import writing
 
-from jaxmnist.runs.directory import begin_run, exists
+from jaxmnist.runs.directory import exists
+from jaxmnist.runs.writing import begin_run
 
 SEARCH = {
     "identity": {"data": "data", "seed": 0},
@@ -53,7 +54,7 @@ def test_looks_outlast_an_overwrite(tmp_path):
     with begin_run(tmp_path, SEARCH, overwrite=False) as run:
         run.write_search()
         run.write_look("winner", "abc", "data")
-        run.best.mkdir()
+        run.model_path.parent.mkdir()
     other = {**SEARCH, "identity": {"data": "data", "seed": 1}}
     with begin_run(tmp_path, other, overwrite=True):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["ledger.jsonl", "lock"]

@@ -15,8 +15,9 @@ from conftest import a_trial, writing
 from jaxmnist.errors import EnvironmentFailure, UsageError
 from jaxmnist.models.study.space import configuration
 from jaxmnist.results.trained import TrainedModel
-from jaxmnist.runs.directory import RunDirectory, begin_run, exists, read_search
+from jaxmnist.runs.directory import RunDirectory, exists, read_search
 from jaxmnist.runs.trial import Metrics
+from jaxmnist.runs.writing import begin_run
 from jaxmnist.whole_files import DamagedFile, write_json
 
 SEARCH = {
@@ -159,7 +160,7 @@ def test_strange_names_and_folders(tmp_path):
 
 def test_lock_names_its_holder(tmp_path):
     program = (
-        "import sys; from jaxmnist.runs.directory import begin_run\n"
+        "import sys; from jaxmnist.runs.writing import begin_run\n"
         f"with begin_run({str(tmp_path)!r}, {SEARCH!r}, overwrite=False):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )
@@ -324,9 +325,9 @@ def test_no_way_leads_out_of_a_run(tmp_path, name):
     actions = {
         "trials": lambda: run.keep_weights(set()),
         "trials/0001": lambda: run.keep_weights(set()),
-        "best": lambda: run.best,
+        "best": lambda: run.model_path,
         "damaged": lambda: run.set_aside(tmp_path / "run" / "search.json"),
-        "svm": lambda: run.svm_folder("small"),
+        "svm": lambda: run.svm_path("small"),
     }
     with pytest.raises(UsageError, match="is a link; a run must have"):
         actions[name]()
@@ -336,7 +337,7 @@ def test_no_way_leads_out_of_a_run(tmp_path, name):
 @pytest.mark.parametrize("name", ["..", "", "/etc"])
 def test_no_name_leads_out_of_a_run(tmp_path, name):
     with pytest.raises(UsageError, match="is outside of the run"):
-        RunDirectory(tmp_path, SEARCH).svm_folder(name)
+        RunDirectory(tmp_path, SEARCH).svm_path(name)
 
 
 def test_links_to_files_are_neither_read_nor_written_through(tmp_path):

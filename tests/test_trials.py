@@ -18,8 +18,8 @@ from jaxmnist.errors import EnvironmentFailure
 from jaxmnist.models.network import DataSpec
 from jaxmnist.models.study.network import STUDY, StudyNetwork
 from jaxmnist.models.study.space import configuration
-from jaxmnist.runs.directory import WritableRunDirectory, begin_run
 from jaxmnist.runs.trial import agree, pack_right
+from jaxmnist.runs.writing import WritableRunDirectory, begin_run
 from jaxmnist.search.loop import lost_trials
 from jaxmnist.search.trials import DEATHS, QUEUE, State, Trials, state_of
 from jaxmnist.settings import SearchSettings

@@ -115,15 +115,14 @@ class Facts:
         try:
             return kept_look(self.run) if self.ranked else None
         except MissingFile as problem:
-            if problem.path.name != "test.json":
+            if problem.path != self.run.directory.test_path:
                 raise
             return None
 
     def svm(self) -> dict[str, Any] | None:
         """svm.json on the run's own data, if it is of the present winner."""
         winner, identity = self.winner, self.run.search["identity"]
-        folder = self.run.directory.folder("svm")
-        for path in sorted(folder.glob("*/svm.json")):
+        for path in self.run.directory.svm_paths():
             try:
                 content = read_json(path)
             except DamagedFile as problem:

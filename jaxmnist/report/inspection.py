@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxmnist.data.dataset import Dataset
-from jaxmnist.results.evaluation import PROBABILITIES
 from jaxmnist.results.run import Run
 from jaxmnist.results.statistics import two_components
 
@@ -38,7 +37,7 @@ def mistakes(run: Run, dataset: Dataset, count: int = SHOWN) -> list[Mistake]:
 
     From the predictions that were kept: the test set is not evaluated again.
     """
-    probabilities = np.load(run.directory.best / PROBABILITIES, allow_pickle=False)
+    probabilities = np.load(run.directory.probabilities_path, allow_pickle=False)
     if probabilities.shape != (len(dataset.y_test), dataset.classes):
         raise ValueError("the kept predictions are not of these test images")
     predictions = probabilities.argmax(1)

@@ -17,14 +17,14 @@ from jaxmnist.errors import JaxmnistError, Stopped
 from jaxmnist.models.network import Network
 from jaxmnist.report.console import Console
 from jaxmnist.report.facts import plainly
-from jaxmnist.report.page import PAGE, write_page
+from jaxmnist.report.page import write_page
 from jaxmnist.report.progress import Progress
 from jaxmnist.results.evaluation import Evaluation
 from jaxmnist.results.run import Run
 from jaxmnist.results.selection import rule_of
-from jaxmnist.runs.directory import WritableRunDirectory
 from jaxmnist.runs.times import read_times, write_times
 from jaxmnist.runs.trial import History, Trial
+from jaxmnist.runs.writing import WritableRunDirectory
 from jaxmnist.search.listener import TrialListener
 from jaxmnist.settings import SearchSettings
 
@@ -132,7 +132,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
 
     def trained(self) -> None:
         """All trials are done: the page, if there is one, waits for no more, whatever comes."""
-        if self._settings.report and (self._directory.path / PAGE).exists():
+        if self._settings.report and self._directory.page_path.exists():
             self._safely("the page", self._write_page, last=True, quick=True)
 
     def _to_tensorboard(self, event: TrialStarted | EpochFinished | TrialFinished) -> None:
@@ -171,7 +171,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
         from jaxmnist.report.tensorboard import TensorBoard
 
         space = self._run().space
-        self._tensorboard = TensorBoard(self._directory.folder("tensorboard"), space)
+        self._tensorboard = TensorBoard(self._directory.tensorboard_folder, space)
         self._tensorboard.catch_up(self._records())
 
     def _write_winner(self) -> None:

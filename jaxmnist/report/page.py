@@ -27,7 +27,6 @@ from jaxmnist.runs.times import read_times
 from jaxmnist.runs.trial import History
 from jaxmnist.whole_files import write_bytes
 
-PAGE = "report.html"
 RELOAD = 30  # seconds; while the search runs
 NO_IMAGES: dict[str, Any] = {"mistakes": None, "features": None}
 LATER = "This part comes when the search has finished."
@@ -35,7 +34,7 @@ LATER = "This part comes when the search has finished."
 
 def write_page(run: Run, dataset: Dataset | None = None, **options: Any) -> Path:
     """Write report.html into the run; the options are those of `make_page`."""
-    path = run.directory.path / PAGE
+    path = run.directory.page_path
     write_bytes(path, make_page(run, dataset, **options).encode())
     return path
 

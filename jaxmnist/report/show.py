@@ -8,7 +8,7 @@ from jaxmnist.report.console import Console
 from jaxmnist.report.display import Display, can_display
 from jaxmnist.report.live import Reports
 from jaxmnist.results.run import Run
-from jaxmnist.runs.directory import WritableRunDirectory
+from jaxmnist.runs.writing import WritableRunDirectory
 from jaxmnist.search.listener import Listener
 from jaxmnist.settings import SearchSettings
 

@@ -21,11 +21,8 @@ from jaxmnist.whole_files import (
     read_array,
     read_json,
     sha256,
-    write_bytes,
-    write_json,
 )
 
-PROBABILITIES = "test_probabilities.npy"  # float32[N, K], beside test.json
 MOST_IMAGES = 10**7  # that a report may claim
 MOST_CLASSES = 20  # that a console shows whole; of more it shows this many
 # What the report on test images says, in test.json and in svm.json.
@@ -234,8 +231,8 @@ def look(run: Run, dataset: Dataset, purpose: str) -> dict[str, Any]:
         "probabilities_sha256": sha256(predictions),
         "evaluations": run.directory.looks_at(data),
     }
-    write_bytes(run.directory.best / PROBABILITIES, predictions)
-    write_json(run.directory.best / "test.json", content)
+    run.files.write_file(run.directory.probabilities_path, predictions)
+    run.files.write_json(run.directory.test_path, content)
     return content
 
 
@@ -249,7 +246,7 @@ def kept_look(run: Run) -> dict[str, Any] | None:
 
 def _kept(run: Run) -> tuple[dict[str, Any] | None, np.ndarray]:
     """The content of best/test.json, or None, and the probabilities float32[N, K] beside it."""
-    path, beside = (run.directory.best / name for name in ("test.json", PROBABILITIES))
+    path, beside = run.directory.test_path, run.directory.probabilities_path
     content = read_json(path, TEST_SHAPE)
     try:
         evaluation = Evaluation.from_json(content)

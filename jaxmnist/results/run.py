@@ -15,13 +15,9 @@ from jaxmnist.errors import UsageError, printable
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import SpaceDescription
 from jaxmnist.results.selection import Ranked, Rule, rule_of
-from jaxmnist.runs.directory import (
-    RunDirectory,
-    WritableRunDirectory,
-    continue_run,
-    threads_of,
-)
+from jaxmnist.runs.directory import RunDirectory, threads_of
 from jaxmnist.runs.trial import Trial
+from jaxmnist.runs.writing import WritableRunDirectory, continue_run
 from jaxmnist.settings import SearchSettings
 from jaxmnist.whole_files import DamagedFile, MissingFile, fits, read_json
 
@@ -212,7 +208,7 @@ class Run:
     def best_model(self) -> TrainedModel:
         """The winner's network, as best/ keeps it."""
         config = self.result("best/config.json", CONFIG_SHAPE)
-        return self._load(self.directory.best / "model.safetensors", config["model_sha256"])
+        return self._load(self.directory.model_path, config["model_sha256"])
 
     def result(self, name: str, shape: Any = None) -> dict[str, Any]:
         """What a JSON file of the run says: 'best/test.json', 'svm/mnist/svm.json', ….

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,20 +29,15 @@ from jaxmnist.results.svm_fit import SCALER_ROWS, Batches, Clock, Fit, Fitting, 
 from jaxmnist.whole_files import (
     DamagedFile,
     array_bytes,
-    disk,
     fits,
     read_bytes,
     read_json,
     sha256,
-    write_bytes,
-    write_json,
 )
 
 if TYPE_CHECKING:
     from jaxmnist.results.trained import TrainedModel
 
-PIPELINE = "pipeline.safetensors"
-PREDICTIONS = "test_predictions.npy"  # classes int64[N], beside svm.json
 FITTED_SHAPE = {
     **REPORT_SHAPE,
     "backend": str,
@@ -255,20 +249,19 @@ def fit_on_run(
     if network is not None:
         content["network_accuracy"] = float(network.mean())
         content["mcnemar"] = mcnemar(network, result.predictions == dataset.y_test)
-    _keep(run.directory.svm_folder(task.name), content, result)
+    _keep(task, content, result)
     return content
 
 
-def _keep(folder: Path, content: dict[str, Any], result: Tested) -> None:
+def _keep(task: Task, content: dict[str, Any], result: Tested) -> None:
     """Write the pipeline and the predictions, then svm.json, which names their hashes."""
     pipeline, predictions = result.fit.svm.to_bytes(), array_bytes(result.predictions)
-    with disk(folder):
-        folder.parent.mkdir(exist_ok=True)
-    write_bytes(folder / PIPELINE, pipeline)
-    write_bytes(folder / PREDICTIONS, predictions)
+    files, name = task.run.files, task.name
+    files.write_file(files.pipeline_path(name), pipeline)
+    files.write_file(files.predictions_path(name), predictions)
     content["pipeline_sha256"] = sha256(pipeline)
     content["predictions_sha256"] = sha256(predictions)
-    write_json(folder / "svm.json", content)
+    files.write_json(files.svm_path(name), content)
 
 
 def _kept(task: Task) -> dict[str, Any] | None:
@@ -276,8 +269,8 @@ def _kept(task: Task) -> dict[str, Any] | None:
 
     Raises `DamagedFile` if it is damaged, or what it names is.
     """
-    folder = task.run.directory.svm_folder(task.name)
-    path = folder / "svm.json"
+    directory, name = task.run.directory, task.name
+    path = directory.svm_path(name)
     content = read_json(path, SVM_SHAPE)
     whole = all(fits(content[key], shape) for key, shape in OWN_SHAPE.items() if key in content)
     if not whole or ("mcnemar" in content and "network_accuracy" not in content):
@@ -292,9 +285,12 @@ def _kept(task: Task) -> dict[str, Any] | None:
         task.dataset.fingerprint,
     ):
         return None
-    for name, key in ((PIPELINE, "pipeline_sha256"), (PREDICTIONS, "predictions_sha256")):
-        if content[key] != (found := sha256(read_bytes(folder / name))):
-            raise DamagedFile(folder / name, f"its SHA-256 is {found}, not svm.json's")
+    for beside, key in (
+        (directory.pipeline_path(name), "pipeline_sha256"),
+        (directory.predictions_path(name), "predictions_sha256"),
+    ):
+        if content[key] != (found := sha256(read_bytes(beside))):
+            raise DamagedFile(beside, f"its SHA-256 is {found}, not svm.json's")
     return content
 
 

@@ -1,41 +1,27 @@
-"""The run directory: where its files are, who may write them, resume, the ledger.
-
-`RunDirectory` reads. `WritableRunDirectory` writes too: one process at a time has one, from
-`begin_run` or `continue_run`.
-"""
+"""Reading a run: where its files are, what it is, its trials, its ledger."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import shutil
-import stat
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxmnist.errors import EnvironmentFailure, UsageError, disk_error, local_path, printable
-from jaxmnist.runs import ledger, lock
+from jaxmnist.errors import UsageError, disk_error, local_path
+from jaxmnist.runs import ledger
 from jaxmnist.runs.trial import Trial
 from jaxmnist.whole_files import (
     LARGEST_JSON,
     DamagedFile,
     MissingFile,
     content_sha256,
-    disk,
     fits,
     read_bytes,
     read_json,
     read_sealed,
-    sealed_bytes,
-    unfinished,
-    write_bytes,
-    write_json,
 )
 
 logger = logging.getLogger("jaxmnist")
@@ -155,14 +141,67 @@ class RunDirectory:
                 raise UsageError(f"{path}: is a link; a run must have its files in its own folder")
         return path
 
-    @property
-    def best(self) -> Path:
-        """The folder of the winner."""
-        return self.folder("best")
+    # --- the winner ---
 
-    def svm_folder(self, name: str) -> Path:
-        """The folder of the SVM on a dataset."""
-        return self.folder("svm", name)
+    @property
+    def config_path(self) -> Path:
+        """What the winner is."""
+        return self.folder("best") / "config.json"
+
+    @property
+    def model_path(self) -> Path:
+        """The winner's weights."""
+        return self.folder("best") / "model.safetensors"
+
+    @property
+    def summary_path(self) -> Path:
+        """The winner's layer table as text."""
+        return self.folder("best") / "summary.txt"
+
+    @property
+    def test_path(self) -> Path:
+        """The winner's report on the test set."""
+        return self.folder("best") / "test.json"
+
+    @property
+    def probabilities_path(self) -> Path:
+        """The winner's probabilities of the test images: float32[N, K]."""
+        return self.folder("best") / "test_probabilities.npy"
+
+    @property
+    def times_path(self) -> Path:
+        """The wall time of each stage."""
+        return self.folder("best") / "times.json"
+
+    # --- the SVM on a dataset ---
+
+    def svm_path(self, name: str) -> Path:
+        """The SVM's report."""
+        return self.folder("svm", name) / "svm.json"
+
+    def pipeline_path(self, name: str) -> Path:
+        """The fitted SVM."""
+        return self.folder("svm", name) / "pipeline.safetensors"
+
+    def predictions_path(self, name: str) -> Path:
+        """The SVM's classes of the test images: int64[N]."""
+        return self.folder("svm", name) / "test_predictions.npy"
+
+    def svm_paths(self) -> list[Path]:
+        """The reports of all SVMs."""
+        return sorted(self.folder("svm").glob("*/svm.json"))
+
+    # --- what shows it ---
+
+    @property
+    def page_path(self) -> Path:
+        """The page."""
+        return self.path / "report.html"
+
+    @property
+    def tensorboard_folder(self) -> Path:
+        """TensorBoard's log directory."""
+        return self.folder("tensorboard")
 
     # --- trials ---
 
@@ -230,285 +269,6 @@ class RunDirectory:
         Looks that can't be read may have been at it, and count.
         """
         return sum(look.get("data", data) == data for look in self.read_looks())
-
-
-class WritableRunDirectory(RunDirectory):
-    """A run's files, for the one process that holds its lock.
-
-    Args:
-      path: the run directory.
-      search: what its search.json says, or will say.
-      lock: the open lock file.
-    """
-
-    def __init__(self, path: Path | str, search: dict[str, Any], lock: int) -> None:
-        super().__init__(path, search)
-        self._lock = lock
-
-    def check_there(self) -> None:
-        """Raise `EnvironmentFailure` if the folder that was locked is not the one at its path."""
-        if not lock.held(self.path / "lock", self._lock):
-            raise EnvironmentFailure(f"{self.path}: was moved or deleted, or its disk is gone")
-
-    def write_search(self) -> list[str]:
-        """Write search.json; `sessions` keeps the versions and devices that had a part in the run.
-
-        Returns lines of what a person should know: other versions or another device than before.
-        """
-        search = self._search
-        session = {key: search[key] for key in ("versions", "device")}
-        before = read_search(self.path) if exists(self.path) else {"sessions": [session]}
-        sessions = before["sessions"]
-        changes = [
-            f"{key} was {sessions[-1][section].get(key)}, is {value}: what follows may differ"
-            for section, values in session.items()
-            for key, value in values.items()
-            if sessions[-1][section].get(key) != value
-        ]
-        sessions = [*sessions, session] if changes else sessions
-        now = threads_of(search)
-        threads = threads_of(before) or now
-        if threads != now:
-            changes.append(
-                f"XLA's thread pool has {now} threads, and had {threads} when this"
-                " run began: what follows may differ in the last digits (JAX had started already)"
-            )
-        self._write(
-            {
-                "program": PROGRAM,
-                "format": FORMAT,
-                "stacking": before.get("stacking"),
-                **search,
-                "threads": threads,
-                "sessions": sessions,
-            }
-        )
-        return [printable(line) for line in changes]
-
-    def write_stacking(self, stacking: dict[str, Any]) -> None:
-        """Keep in search.json how the trials of this run share programs."""
-        self.check_there()
-        self._write({**self._search, "stacking": stacking})
-
-    def _write(self, search: dict[str, Any]) -> None:
-        write_json(self.path / "search.json", search)
-        self._search = search
-
-    # --- damage ---
-
-    def set_aside(self, path: Path) -> Path:
-        """Move a file that can't be believed to damaged/; returns where it is now."""
-        target = self.folder("damaged") / f"{time.time_ns()}-{path.parent.name}-{path.name}"
-        with disk(target):
-            target.parent.mkdir(exist_ok=True)
-            os.replace(path, target)
-        return target
-
-    def mended(self, read: Callable[[], T | None]) -> T | None:
-        """What `read` gives; None where a file is missing, or damaged, which is said and set aside.
-
-        read: reads files of the run, and leaves `DamagedFile` to this.
-        """
-        while True:
-            try:
-                return read()
-            except MissingFile:
-                return None
-            except DamagedFile as problem:
-                moved = self.set_aside(problem.path)
-                logger.info(f"note: {problem}; moved to {moved}, and made again")
-
-    def set_aside_misplaced(self) -> None:
-        """Set aside files in the place of folders, and a ledger that is not a file."""
-        folders = [self.path / name for name in ("trials", "best", "svm")]
-        for above in (self.path / "trials", self.path / "svm"):
-            if above.is_dir():
-                folders += sorted(above.iterdir())
-        for path in folders:
-            if os.path.lexists(path) and not path.is_symlink() and not path.is_dir():
-                logger.info(f"note: {path}: is not a folder; moved to {self.set_aside(path)}")
-        path = self.path / "ledger.jsonl"
-        if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
-            logger.info(f"note: {path}: is not a ledger; moved to {self.set_aside(path)}")
-
-    # --- trials ---
-
-    def write_trial(self, trial: Trial) -> None:
-        """Keep the record of a trial."""
-        self.check_there()
-        path = self.trial_folder(trial.index) / "trial.json"
-        with disk(path):
-            self.folder("trials").mkdir(exist_ok=True)
-        write_json(path, {**trial.to_json(), "search_sha256": self.identity_sha256})
-
-    def write_weights(self, index: int, content: bytes) -> None:
-        """Keep a trial's weights."""
-        self.check_there()
-        write_bytes(self.weights_path(index), content)
-
-    def write_validation(self, index: int, content: bytes) -> None:
-        """Keep which validation images a trial had right."""
-        self.check_there()
-        write_bytes(self.validation_path(index), content)
-
-    def write_checkpoint(
-        self, index: int, arrays: dict[str, np.ndarray], content: dict[str, Any]
-    ) -> None:
-        """Keep a running trial's state."""
-        self.check_there()
-        content = {**content, "search_sha256": self.identity_sha256}
-        write_bytes(self.checkpoint_path(index), sealed_bytes(arrays, content))
-
-    def drop_checkpoint(self, index: int) -> None:
-        """Delete a trial's state, also one that a process was killed over writing."""
-        path = self.checkpoint_path(index)
-        for each in (path, unfinished(path)):
-            self._delete(each)
-
-    def keep_weights(self, kept: set[int]) -> None:
-        """Delete the weights of trials that are not in `kept`."""
-        for index in self.trial_indices():
-            if index not in kept:
-                self._delete(self.weights_path(index))
-
-    def _delete(self, path: Path) -> None:
-        """Delete a file or a link; a folder that stands there is set aside."""
-        if os.path.isdir(path) and not os.path.islink(path):
-            logger.info(f"note: {path}: is not a file; moved to {self.set_aside(path)}")
-        with disk(path, "can't be deleted"):
-            path.unlink(missing_ok=True)
-
-    # --- looks at the test set ---
-
-    def write_look(self, purpose: str, model_sha256: str, data: str) -> None:
-        """Write down a look before it happens: see `ledger.write_look`."""
-        self.check_there()
-        ledger.write_look(self.path / "ledger.jsonl", purpose, model_sha256, data)
-
-    def complete_ledger(self, result: dict[str, Any], data: str) -> None:
-        """Write down looks that were counted when a result was made and the ledger has lost.
-
-        Args:
-          result: with `evaluations`, the looks until then, and `model_sha256`.
-          data: the fingerprint of the dataset.
-        """
-        lost = result["evaluations"] - self.looks_at(data)
-        for _ in range(lost):
-            self.write_look("lost", result["model_sha256"], data)
-        if lost > 0:
-            counted = result["evaluations"]
-            logger.info(f"note: ledger.jsonl had lost {lost} of {counted} evaluations: added again")
-
-
-@contextmanager
-def begin_run(
-    path: Path | str,
-    search: dict[str, Any],
-    *,
-    overwrite: bool,
-) -> Iterator[WritableRunDirectory]:
-    """Hold a run directory in which a search may begin or go on.
-
-    Args:
-      path: the run directory; made if it is not there.
-      search: what its search.json is to say; `identity` makes the run what it is.
-      overwrite: delete the run that is there first, whatever it is; its ledger stays.
-
-    Raises:
-      UsageError: the run that is there has another identity, or can't be told; or another process
-        holds it, which the line names.
-    """
-    with _locked(Path(local_path(path))) as (folder, held):
-        if overwrite:
-            _delete_run(folder)
-        directory = WritableRunDirectory(folder, search, held)
-        _check_identity(directory)
-        yield directory
-
-
-@contextmanager
-def continue_run(path: Path | str) -> Iterator[WritableRunDirectory]:
-    """Hold a run that is there already; raises as `read_search` and `begin_run`."""
-    read_search(Path(local_path(path)))  # a folder that is no run gets no lock
-    with _locked(Path(local_path(path))) as (folder, held):
-        yield WritableRunDirectory(folder, read_search(folder), held)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[tuple[Path, int]]:
-    """The folder at `path`, made if it is not there, held for this process alone."""
-    check_ours(path)
-    with disk(path):
-        path.mkdir(parents=True, exist_ok=True)
-    with lock.hold(path / "lock") as held:
-        yield path, held
-
-
-def _check_identity(directory: WritableRunDirectory) -> None:
-    """Raise `UsageError` unless what is in the folder is of this run, or nothing is."""
-    path, identity = directory.path, directory.search["identity"]
-    try:
-        before = read_search(path)["identity"] if exists(path) else None
-    except DamagedFile as problem:
-        if not _are_trials_of(directory):
-            raise UsageError(
-                f"{problem}, and no trial shows which search it is; --overwrite starts anew"
-            ) from None
-        moved = directory.set_aside(problem.path)
-        logger.info(
-            f"note: {problem}; moved to {moved}, and written again: the trials are this run's"
-        )
-        return
-    if before is None:
-        left = [name for name in CONTENTS if name not in LASTING and (path / name).exists()]
-        if left and not _are_trials_of(directory):
-            raise UsageError(f"{path}: has {left[0]} but no search.json; --overwrite starts anew")
-        if left:
-            logger.info("note: search.json is gone, and written again: the trials are this run's")
-        return
-    different = _differences(before, identity)
-    if different:
-        raise UsageError(
-            f"{path}: is another search: {'; '.join(different)}"
-            " (--overwrite deletes it, --project-name starts one beside it)"
-        )
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two identities, a line each; of the space, the hyperparameters."""
-    lines = []
-    for key in dict.fromkeys((*now, *before)):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += _differences(old, new)
-        elif old != new:
-            lines.append(f"{key} was {old!r}, not {new!r}")
-    return lines
-
-
-def _are_trials_of(directory: RunDirectory) -> bool:
-    """Whether there are trials, and all that can be read are of this run."""
-    found = set()
-    for index in directory.trial_indices():
-        try:
-            record = read_json(directory.trial_folder(index) / "trial.json")
-        except DamagedFile:
-            continue
-        found.add(record.get("search_sha256"))
-    return found == {directory.identity_sha256}
-
-
-def _delete_run(path: Path) -> None:
-    with disk(path, "can't be deleted"):
-        # search.json goes first: without it what is left is no run.
-        for name in CONTENTS:
-            if name in LASTING:
-                continue
-            entry = path / name
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink(missing_ok=True)
 
 
 def threads_of(search: dict[str, Any]) -> int | None:

@@ -6,10 +6,10 @@ import time
 from typing import Any
 
 from jaxmnist.errors import UsageError
-from jaxmnist.runs.directory import RunDirectory, WritableRunDirectory
+from jaxmnist.runs.directory import RunDirectory
+from jaxmnist.runs.writing import WritableRunDirectory
 from jaxmnist.whole_files import read_json, write_json
 
-TIMES = "times.json"  # in best/
 TIMES_SHAPE = {"sessions": [{"finished": str, "seconds": {str: float}}]}
 
 
@@ -20,7 +20,7 @@ def write_times(directory: WritableRunDirectory, seconds: dict[str, float]) -> N
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
     }
     before = directory.mended(lambda: _read(directory)) or []
-    write_json(directory.best / TIMES, {"sessions": [*before, session]})
+    write_json(directory.times_path, {"sessions": [*before, session]})
 
 
 def read_times(directory: RunDirectory) -> list[dict[str, Any]]:
@@ -32,5 +32,5 @@ def read_times(directory: RunDirectory) -> list[dict[str, Any]]:
 
 
 def _read(directory: RunDirectory) -> list[dict[str, Any]]:
-    sessions: list[dict[str, Any]] = read_json(directory.best / TIMES, TIMES_SHAPE)["sessions"]
+    sessions: list[dict[str, Any]] = read_json(directory.times_path, TIMES_SHAPE)["sessions"]
     return sessions

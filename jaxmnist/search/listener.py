@@ -8,7 +8,7 @@ from jaxmnist.data.dataset import Dataset
 from jaxmnist.engine.events import Event
 from jaxmnist.models.network import Network
 from jaxmnist.results.run import Run
-from jaxmnist.runs.directory import WritableRunDirectory
+from jaxmnist.runs.writing import WritableRunDirectory
 from jaxmnist.settings import SearchSettings
 
 

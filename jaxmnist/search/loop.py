@@ -20,7 +20,7 @@ from jaxmnist.models.space import Space
 from jaxmnist.results import evaluation
 from jaxmnist.results.rbf import choose_backend
 from jaxmnist.results.run import Run
-from jaxmnist.runs.directory import begin_run
+from jaxmnist.runs.writing import begin_run
 from jaxmnist.search.checks import check_memory, rehearse
 from jaxmnist.search.description import describe_budget, describe_narrowed, describe_search
 from jaxmnist.search.listener import Listener, TrialListener

@@ -17,8 +17,8 @@ from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, Network
 from jaxmnist.results.selection import rule_of
 from jaxmnist.results.trained import TrainedModel
-from jaxmnist.runs.directory import WritableRunDirectory
 from jaxmnist.runs.trial import Trial, agree
+from jaxmnist.runs.writing import WritableRunDirectory
 from jaxmnist.settings import SearchSettings
 from jaxmnist.whole_files import (
     DamagedFile,

@@ -14,8 +14,6 @@ from jaxmnist.whole_files import (
     read_bytes,
     read_json,
     sha256,
-    write_bytes,
-    write_json,
 )
 
 logger = logging.getLogger("jaxmnist")
@@ -53,7 +51,7 @@ def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Liste
 def keep_winner(run: Run) -> None:
     """Write best/: the winner's weights, what they are, and their summary."""
 
-    trial, best = run.best_trial, run.directory.best
+    trial, files = run.best_trial, run.files
     model = run.load_model(trial)
     config = {
         "trial": trial.index,
@@ -70,14 +68,14 @@ def keep_winner(run: Run) -> None:
 
     def check() -> None:
         """What is there may be of an earlier winner, but not damaged."""
-        before = read_json(best / "config.json", CONFIG_SHAPE)
+        before = read_json(files.config_path, CONFIG_SHAPE)
         known = (before["model_sha256"], trial.weights_sha256)  # killed between the two files
-        if sha256(read_bytes(best / "model.safetensors")) not in known:
-            raise DamagedFile(best / "model.safetensors", "its SHA-256 is not config.json's")
-        if before["trial"] == trial.index and read_bytes(best / "summary.txt") != summary:
-            raise DamagedFile(best / "summary.txt", "is not the winner's summary")
+        if sha256(read_bytes(files.model_path)) not in known:
+            raise DamagedFile(files.model_path, "its SHA-256 is not config.json's")
+        if before["trial"] == trial.index and read_bytes(files.summary_path) != summary:
+            raise DamagedFile(files.summary_path, "is not the winner's summary")
 
-    run.files.mended(check)
-    write_bytes(best / "model.safetensors", weights)
-    write_bytes(best / "summary.txt", summary)
-    write_json(best / "config.json", config)
+    files.mended(check)
+    files.write_file(files.model_path, weights)
+    files.write_file(files.summary_path, summary)
+    files.write_json(files.config_path, config)

@@ -75,7 +75,6 @@ def facts(run: Run, images: np.ndarray) -> dict[str, Any]:
     """What must be equal bit for bit: all but times and the count of looks."""
     test = run.result("best/test.json")
     name = run.settings.dataset_name
-    svm_folder = run.directory.svm_folder(name)
     svm = run.result(f"svm/{name}/svm.json")
     # The table beside the confusion matrix is for other programs; this one doesn't read it.
     for content in (test, svm):
@@ -107,11 +106,11 @@ def facts(run: Run, images: np.ndarray) -> dict[str, Any]:
             if t.status == "completed"
         ],
         "winner": run.best_trial.index,
-        "best": sha256((run.directory.best / "model.safetensors").read_bytes()),
+        "best": sha256(run.directory.model_path.read_bytes()),
         "test": test,
         "svm": svm,
         "classes": model.predict(images).tolist(),
-        "svm classes": SvmPipeline.load(svm_folder / "pipeline.safetensors")
+        "svm classes": SvmPipeline.load(run.directory.pipeline_path(name))
         .predict(features)
         .tolist(),
     }
