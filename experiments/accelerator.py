@@ -27,7 +27,6 @@ from measure import (
     PEERS,
     PeerFailed,
     last_json,
-    machine,
     matrix_product_peak,
     present,
     run_together,
@@ -40,6 +39,7 @@ from jaxmnist.engine.lanes import group_trials
 from jaxmnist.engine.stacking import Stacking
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.study.space import HELP, widths
+from jaxmnist.runs.machine import machine
 from jaxmnist.settings import PRECISIONS, SearchSettings
 from jaxmnist.settings import flag as flag_of
 

@@ -23,7 +23,9 @@ from typing import Any
 
 import searches
 import steps
-from measure import machine, matrix_product_peak, present
+from measure import matrix_product_peak, present
+
+from jaxmnist.runs.machine import machine
 
 
 def positive(text: str) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -170,21 +169,6 @@ def alternate(
             results[case].append(result)
             print(f"round {i + 1}: {', '.join(case)}: {result[figure]:.1f}", file=sys.stderr)
     return results, failed
-
-
-def machine() -> dict[str, Any]:
-    """The processor, how many of its cores may be used, and the system."""
-    model = platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    return {
-        "processor": model,
-        "cores": len(processors()),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
 
 
 def matrix_product_peak(side: int = 2048, dtype: str = "float32") -> float:

@@ -11,6 +11,7 @@ import sys
 from types import ModuleType
 
 from jaxmnist.errors import EnvironmentFailure, one_line
+from jaxmnist.runs.machine import cores
 
 # XLA's own variables for the size of its thread pool on a CPU, the first one that is set winning
 # (`DefaultThreadPoolSize` in its sources; undocumented).
@@ -30,13 +31,6 @@ DEBUGGING = {
     "jax_transfer_guard_device_to_host": None,
     "jax_transfer_guard_host_to_device": None,
 }
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def import_jax() -> ModuleType:

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from jaxmnist.data.dataset import Dataset
-from jaxmnist.engine.devices import cores, start_jax
+from jaxmnist.engine.devices import start_jax
 from jaxmnist.engine.events import (
     Checkpoint,
     EpochFinished,
@@ -49,6 +49,7 @@ from jaxmnist.errors import UsageError, one_line
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import block_size
 from jaxmnist.models.network import DataSpec, Network
+from jaxmnist.runs.machine import cores
 from jaxmnist.runs.trial import Metrics, pack_right
 from jaxmnist.settings import TrainingSettings
 

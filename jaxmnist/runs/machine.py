@@ -7,11 +7,18 @@ import platform
 from typing import Any
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def machine() -> dict[str, Any]:
     """The machine that this runs on."""
     found: dict[str, Any] = {
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "system": platform.system() + " " + platform.release(),
         "python": platform.python_version(),
     }
