@@ -66,6 +66,7 @@ def load_named(name: str) -> Arrays:
 def _tamed_tfds() -> Iterator[Any]:
     """The module tensorflow_datasets, quiet and giving up in seconds; as it was, on leaving."""
     try:
+        # Only datasets by name need it; a search on other data goes without it.
         import tensorflow_datasets as tfds
         from absl import logging
         from tensorflow_datasets.core.download import downloader
@@ -228,6 +229,7 @@ def _examples(tfds: Any, builder: Any, part: str) -> Iterator[Any]:
 
 def _explain(what: str, error: Exception, folder: Path, advice: str) -> JaxmnistError:
     """The error to raise for one of tfds, requests or the file system: a line and its kind."""
+    # Both come with tensorflow-datasets, which only datasets by name need.
     import requests
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 

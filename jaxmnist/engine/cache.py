@@ -9,6 +9,8 @@ import platform
 import sys
 from pathlib import Path
 
+import platformdirs
+
 from jaxmnist.engine.devices import import_jax, start_jax
 from jaxmnist.errors import UsageError, local_path
 
@@ -31,8 +33,6 @@ def cache_folder(given: str | None) -> Path | None:
     if chosen:
         folder = Path(local_path(chosen, "--cache" if given else VARIABLE))
     else:
-        import platformdirs
-
         folder = Path(platformdirs.user_cache_dir("jaxmnist", appauthor=False))
         if not folder.is_absolute():  # a user without a home; `~` stays as it is
             return None

@@ -365,6 +365,7 @@ class Space:
         a configuration that no draw before has given. After 1,000 that were given before it takes
         one of those that are left, each as likely, or ends where they are not known.
         """
+        # --help reads the space too, and needn't wait for NumPy.
         import numpy as np
 
         drawn: set[Hyperparameters] = set()
@@ -446,6 +447,7 @@ class Space:
 
     def _sampled_parameters(self) -> dict[str, dict[Distribution, None]]:
         """What some draws ask for: the same on every machine, which a walk by the clock is not."""
+        # --help reads the space too, and needn't wait for NumPy.
         import numpy as np
 
         parameters: dict[str, dict[Distribution, None]] = {}

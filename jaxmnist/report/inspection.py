@@ -7,6 +7,7 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.results.run import Run
@@ -61,8 +62,6 @@ def picture(image: np.ndarray, scale: float) -> str:
 
     Pixels of 0 are black, of `scale` white.
     """
-    from PIL import Image
-
     pixels = image if image.shape[2] == 3 else image[..., 0]
     pixels = np.rint(pixels / scale * 255).clip(0, 255).astype(np.uint8)
     buffer = io.BytesIO()

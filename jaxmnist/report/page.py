@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.hyperparameters import text
@@ -56,8 +57,6 @@ def make_page(
       images: show what takes a computation on images.
       reload: let the page load itself again, as the search is running.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     facts = Facts(run, running)
     environment = Environment(
         loader=PackageLoader("jaxmnist.report"),

@@ -78,6 +78,7 @@ class Evaluation:
         return str(self._report(digits=3))
 
     def _report(self, **form: Any) -> Any:
+        # scikit-learn takes a second to import, for which the first trial shall not wait.
         from sklearn.metrics import classification_report
 
         classes = len(self.labels)

@@ -49,6 +49,7 @@ def choose_backend(wanted: str, platform: str) -> str:
 
 def classifier(backend: str) -> Callable[..., Any]:
     """The SVC class of a backend, with scikit-learn's parameters C and gamma."""
+    # Only the backend that is used has to be installed, and each takes seconds to import.
     if backend == "sklearnex":
         from sklearnex.svm import SVC
     elif backend == "cuml":
@@ -99,6 +100,7 @@ class RbfSvm:
     @staticmethod
     def space(default: dict[str, float]) -> dict[str, Any]:
         """What a search draws from: C from 0.5 to 50, gamma from a tenth to ten times."""
+        # SciPy's statistics take half a second to import, for which no trial shall wait.
         from scipy.stats import loguniform
 
         gamma = default["gamma"]

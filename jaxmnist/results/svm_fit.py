@@ -93,6 +93,7 @@ def _fit_projection(
     batches: Batches, width: int, images: np.ndarray, seed: int, clock: Clock
 ) -> tuple[np.ndarray, Projection]:
     """Scaled features on their principal components float32[N, P], and what gives them."""
+    # scikit-learn takes a second to import, for which the first trial shall not wait.
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
 
@@ -160,6 +161,7 @@ def _search(
     seed: int,
 ) -> list[dict[str, float]]:
     """Parameters and validation accuracy of the default ones and of each draw, best first."""
+    # As above: a second's import.
     from sklearn.model_selection import GridSearchCV, ParameterSampler, PredefinedSplit
 
     sampled = ParameterSampler(kind.space(default), draws, random_state=seed)

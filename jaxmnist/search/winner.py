@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from jaxmnist.data.dataset import Dataset
-from jaxmnist.results import evaluation
+from jaxmnist.results import evaluation, svm
 from jaxmnist.results.run import CONFIG_SHAPE, Run
 from jaxmnist.search.listener import Listener
 from jaxmnist.settings import SearchSettings
@@ -36,8 +36,6 @@ def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Liste
         )
     listener.result(evaluation.describe(test))
     if settings.svm:
-        from jaxmnist.results import svm
-
         listener.stage("SVM")
         content = svm.fit_on_run(
             run,
