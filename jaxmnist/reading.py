@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from typing import BinaryIO
+from io import BufferedIOBase
+from typing import IO
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def largest_file() -> int:
     return min(LARGEST_FILE, memory() // 2)
 
 
-def read_up_to(file: BinaryIO, size: int) -> bytearray:
+def read_up_to(file: BufferedIOBase | IO[bytes], size: int) -> bytearray:
     """At most `size` bytes; memory is taken only for those that are there."""
     content = bytearray()
     while len(content) < size and (piece := file.read(min(PIECE, size - len(content)))):
@@ -36,7 +37,7 @@ def read_up_to(file: BinaryIO, size: int) -> bytearray:
     return content
 
 
-def read_npy(name: str, file: BinaryIO, size: int) -> np.ndarray:
+def read_npy(name: str, file: BufferedIOBase | IO[bytes], size: int) -> np.ndarray:
     """The array in a `.npy` of `size` bytes; its header's claims are checked first.
 
     It holds plain numbers, which can't run code. `name` is for errors.

@@ -11,9 +11,9 @@ def main(arguments: list[str], program: str = "jaxmnist evaluate") -> None:
     add_run(parser)
     directory = parser.parse_args(arguments).run
     # JAX takes a second to import; until then a signal would meet no handler.
-    from jaxmnist.commands.notes import notes_printed
+    from jaxmnist.report.console import Console, notes_on
     from jaxmnist.results.evaluation import describe, look
     from jaxmnist.results.run import locked_run
 
-    with notes_printed(), locked_run(directory) as run:
+    with notes_on(Console()), locked_run(directory) as run:
         print(describe(look(run, run.load_dataset(), "evaluation")))

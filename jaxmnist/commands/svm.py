@@ -21,12 +21,12 @@ def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
         if own and name in given:
             raise UsageError(f"{flag(name)} goes with --dataset or --data-dir")
     # JAX takes a second to import; until then a signal would meet no handler.
-    from jaxmnist.commands.notes import notes_printed
     from jaxmnist.data.dataset import load_dataset
+    from jaxmnist.report.console import Console, notes_on
     from jaxmnist.results.run import locked_run
     from jaxmnist.results.svm import describe, fit_on_run
 
-    with notes_printed(), locked_run(directory) as run:
+    with notes_on(Console()), locked_run(directory) as run:
         settings = SearchSettings(**{"seed": run.settings.seed, **given})
         dataset = run.load_dataset() if own else load_dataset(settings)
         if not own and dataset.scale_note:

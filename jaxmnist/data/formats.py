@@ -76,7 +76,7 @@ def read_idx(path: Path, sha256: str | None = None) -> np.ndarray:
             if size > largest_file():
                 raise UsageError(f"{path}: its header claims {size} bytes, more than can be used")
             # One byte more than the header promises tells a longer file; a shorter one shows too.
-            content = read_up_to(file, size + 1)  # type: ignore[arg-type]
+            content = read_up_to(file, size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path}: can't be read: {reason(error)}") from None
     if len(content) != size:
@@ -139,7 +139,7 @@ def read_npz_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarr
     """The array `name` of the `.npz` at `path`: see `read_npy`."""
     entry = archive.getinfo(f"{name}.npy")
     with archive.open(entry) as member:
-        return read_npy(f"{path}: {name}", member, entry.file_size)  # type: ignore[arg-type]
+        return read_npy(f"{path}: {name}", member, entry.file_size)
 
 
 def check_arrays(

@@ -21,7 +21,6 @@ logger = logging.getLogger("jaxmnist")
 
 def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Listener) -> None:
     """The winner: its summary, its one evaluation on the test set, its features and the SVM."""
-
     listener.stage("test")
     keep_winner(run)
     listener.result("\n" + run.best_model.summary() + "\n")

@@ -98,8 +98,9 @@ def study_layers(h: Widths, classes: int) -> tuple[StudyLayer, ...]:
     """The network: first convolution 5×5, the others 3×3, each pooled; then dense layers."""
     layers: list[StudyLayer] = []
     for i in range(h.conv_layers):
-        size, padding = (3, "same") if i else (5, "valid")
-        layers.append(Convolution(_name("conv2d", i), h.filters, size, padding))  # type: ignore[arg-type]
+        padding: Padding = "same" if i else "valid"
+        size = 3 if i else 5
+        layers.append(Convolution(_name("conv2d", i), h.filters, size, padding))
         layers.append(MaxPooling(_name("max_pooling2d", i)))
     layers.append(Flatten())
     layers += [Dense(_name("dense", i), h.units, hidden=True) for i in range(h.dense_layers)]
