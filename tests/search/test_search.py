@@ -12,34 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import writing
+from processes import command, facts, flags
 
 import jaxmnist
 from jaxmnist import Run, UsageError, random_search
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION
 from jaxmnist.whole_files import read_json, write_json
-
-
-def command(name: str, *arguments: object, cwd: Path | None = None, **options):
-    """Run a command as a user does, in a process of its own."""
-    line = [sys.executable, "-m", "jaxmnist", name, *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, timeout=240, **options)
-
-
-def flags(options: dict) -> list[str]:
-    """A search's options as command-line flags."""
-    parts = []
-    for name, value in options.items():
-        flag = "--" + name.replace("_", "-")
-        if value is False:
-            flag = "--no-" + flag.removeprefix("--")
-        parts += [flag] if isinstance(value, bool) else [flag, str(value)]
-    return parts
-
-
-def facts(run: Run) -> list:
-    """What must be equal of two runs: everything of the trials but the seconds."""
-    return [(t.index, t.hyperparameters, t.status, t.history, t.weights_sha256) for t in run.trials]
 
 
 @pytest.fixture

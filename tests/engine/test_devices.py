@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import writing
-from test_search import command, facts, flags
+from processes import command, facts, flags
 
 import jaxmnist
 from jaxmnist import Run

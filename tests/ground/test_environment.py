@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from test_search import facts, flags
+from processes import facts, flags
 
 from jaxmnist import EnvironmentFailure, JaxmnistError, Run, UsageError, random_search
 from jaxmnist.errors import Stopped, one_line

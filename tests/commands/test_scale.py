@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_search import command
+from processes import command
 
 from jaxmnist import Run, UsageError, random_search
 from jaxmnist.data.dataset import load_arrays, load_dataset, split

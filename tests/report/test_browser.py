@@ -17,7 +17,7 @@ from PIL import Image
 from jaxmnist import Run
 from jaxmnist.report.page import make_page
 
-PICTURES = Path(__file__).parents[1] / "experiments" / "pictures.py"
+PICTURES = Path(__file__).parents[2] / "experiments" / "pictures.py"
 
 OVERFLOWING = """() => {
   const wide = document.documentElement.clientWidth;

@@ -13,7 +13,7 @@ import pytest
 
 from jaxmnist import Run
 
-NOTEBOOK = Path(__file__).parents[1] / "experiments" / "jaxmnist_colab.ipynb"
+NOTEBOOK = Path(__file__).parents[2] / "experiments" / "jaxmnist_colab.ipynb"
 
 
 def outputs(cell) -> str:

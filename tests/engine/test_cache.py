@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_search import flags
+from processes import flags
 
 from jaxmnist.engine import cache
 from jaxmnist.engine.cache import cache_folder

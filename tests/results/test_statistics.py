@@ -136,3 +136,12 @@ def test_two_components_are_scikit_learns():
     constant, nothing = ours.two_components(np.ones((5, 3)))
     assert not constant.any()
     assert not nothing.any()
+
+
+def test_mcnemar_by_the_binomial():
+    first = np.array([True] * 12 + [False] * 3 + [True] * 50 + [False] * 5)
+    second = np.array([False] * 12 + [True] * 3 + [True] * 50 + [False] * 5)
+    result = ours.mcnemar(first, second)
+    assert (result["only_first"], result["only_second"]) == (12, 3)
+    assert np.isclose(result["p_value"], 2 * stats.binom.cdf(3, 15, 0.5))
+    assert ours.mcnemar(first, first)["p_value"] == 1

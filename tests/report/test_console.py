@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import flags
 from rich.console import Console as RichConsole
-from test_search import flags
 
 from jaxmnist.engine.events import (
     EpochFinished,
