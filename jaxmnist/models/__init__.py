@@ -1,1 +1,1 @@
-"""Networks as functions of their hyperparameters; the only room that knows Flax."""
+"""Networks as functions of their hyperparameters; the only package that uses Flax."""

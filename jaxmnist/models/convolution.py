@@ -1,13 +1,13 @@
-"""How a convolution with its pooling is computed on each platform.
+"""Convolution, ReLU and max-pooling, computed in the way that suits each platform.
 
-On a CPU XLA's own convolution is slow inside a loop (jax-ml/jax issue 12868), so everything is
-matrix products there: a 3×3 'same' convolution by Winograd's minimal filtering, any other by its
-patches. Elsewhere it is `lax.conv_general_dilated`, which accelerators are built for.
+On a CPU, XLA's own convolution is slow inside a loop (jax-ml/jax issue 12868), so convolutions are
+computed as matrix products: a 3×3 'same' convolution by Winograd's minimal filtering, any other
+from its patches. Other platforms use `lax.conv_general_dilated`, which is fast on accelerators.
 
-Pooling comes with the convolution because max-pooling commutes with adding a bias and with
-ReLU: the two then touch a quarter of the numbers.
+Max-pooling commutes with adding a bias and with ReLU. Pooling is therefore done first, so that
+bias and ReLU process a quarter of the values.
 
-Source of the method: Lavin and Gray, 'Fast Algorithms for Convolutional Neural Networks', 2015.
+Reference: Lavin and Gray, 'Fast Algorithms for Convolutional Neural Networks', 2015.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from jax import lax
 
 Pair = tuple[jax.Array, jax.Array]
 Padding = Literal["valid", "same"]
-# 'tiles': products of tiles that stay in a CPU's cache; 'patches': one product of all patches,
-# which stacks well over trials; 'convolution': XLA's own.
+# 'tiles': matrix products of tiles that fit in a CPU's cache; 'patches': one matrix product of all
+# patches, which is efficient for stacked trials; 'convolution': XLA's own convolution.
 Method = Literal["tiles", "patches", "convolution"]
 
-# Images that pass through the network at a time on a CPU, so that their tiles stay in its cache.
+# Images that a CPU processes at a time, so that their tiles stay in its cache.
 CPU_BLOCK = 16
 
 
 def best_method(platform: str) -> Method:
-    """How one network's convolutions are best computed on 'cpu', 'gpu' or 'tpu'."""
+    """The fastest method for the convolutions of one network on 'cpu', 'gpu' or 'tpu'."""
     return "tiles" if platform == "cpu" else "convolution"
 
 
 def block_size(platform: str, batch_size: int) -> int:
-    """Images of a batch that `platform` best computes together (gradients of blocks add up)."""
+    """The number of images of a batch to process at a time on `platform`."""
     if platform != "cpu":
         return batch_size
     blocks = -(-batch_size // CPU_BLOCK)
@@ -54,10 +54,10 @@ def convolve_relu_pool(
       kernel: float[K, L, C, F].
       bias: float[F].
       padding: 'valid', or 'same' (then K and L are odd).
-      method: how to compute it.
+      method: how the convolution is computed.
 
     Returns:
-      float[N, H', W', F], with H' and W' half of the convolution's output, rounded down.
+      float[N, H', W', F]; H' and W' are half the convolution's output size, rounded down.
     """
     if method == "convolution":
         dimensions = ("NHWC", "HWIO", "NHWC")
@@ -75,10 +75,10 @@ def convolve_relu_pool(
 
 
 def transposed_product(a: jax.Array, b: jax.Array, method: Method) -> jax.Array:
-    """`a.T @ b` of float[N, P] and float[N, Q], added up in float32 where they are narrower.
+    """`a.T @ b` of float[N, P] and float[N, Q], accumulated in float32 or wider.
 
-    On a CPU a product over the rows of both goes to a routine that is slow where Q is small (five
-    times for the ten logits), so that the transpose is written out there.
+    On a CPU, XLA computes such a product with a routine that is slow for a small Q (five times
+    slower for the ten logits), so the transposed array is materialized first.
     """
     transposed = lax.optimization_barrier(a.T) if method == "tiles" else a.T
     wide = jnp.promote_types(a.dtype, jnp.float32)
@@ -86,7 +86,7 @@ def transposed_product(a: jax.Array, b: jax.Array, method: Method) -> jax.Array:
 
 
 def _padded(inputs: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
-    """The inputs whose 'valid' convolution is the one that `padding` asks for."""
+    """The inputs, zero-padded so that a 'valid' convolution gives the result for `padding`."""
     if padding == "valid":
         return inputs
     rows, columns = kernel.shape[0] // 2, kernel.shape[1] // 2
@@ -113,18 +113,18 @@ def _max_pool(x: jax.Array) -> jax.Array:
 
 
 def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The larger of two, and `b` where one of them is NaN.
+    """The elementwise maximum of two arrays; `b` where either of them is NaN.
 
-    A CPU does this in one instruction; `jnp.maximum`, which gives NaN for either, takes several.
-    A NaN that pooling loses so has neighbours that are infinite, or NaN too: they make the loss
-    NaN, which is what a trial that diverges is known by.
+    A CPU does this in one instruction; `jnp.maximum`, which propagates every NaN, takes several.
+    A NaN that pooling drops in this way has infinite or NaN neighbours, which make the loss NaN,
+    so a diverging trial is still detected.
     """
     return jnp.where(a > b, a, b)
 
 
 @jax.custom_vjp
 def _relu(x: jax.Array) -> jax.Array:
-    """The larger of x and 0, NaN for NaN, whose gradient is 0 at 0."""
+    """The maximum of x and 0, and NaN for NaN; the gradient at 0 is 0."""
     return _larger(jnp.zeros((), x.dtype), x)
 
 
@@ -146,7 +146,7 @@ _CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
 
 @jax.custom_vjp
 def _max_corner(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> jax.Array:
-    """The maximum of four arrays; its gradient goes to the first of them that has it."""
+    """The elementwise maximum of four arrays; the gradient goes to the first maximum."""
     return _max_corner_forward(a, b, c, d)[0]
 
 
@@ -154,7 +154,7 @@ def _max_corner_forward(
     a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     top, bottom = _larger(a, b), _larger(c, d)
-    # One byte remembers which corner won; the four need not be kept.
+    # One byte records which corner is the maximum, so the four arrays need not be kept.
     winner = jnp.where(top >= bottom, jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
     return _larger(top, bottom), winner.astype(jnp.int8)
 
@@ -168,7 +168,7 @@ _max_corner.defvjp(_max_corner_forward, _max_corner_backward)
 
 @jax.custom_vjp
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`a @ b`, whose gradients are products in the order that a CPU has no need to transpose."""
+    """`a @ b`, with gradients computed as products that a CPU need not transpose again."""
     return a @ b
 
 
@@ -179,7 +179,7 @@ def _product_forward(a: jax.Array, b: jax.Array) -> tuple[jax.Array, Pair]:
 def _product_backward(
     factors: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    # Dead code, which the compiler drops, where nobody asks for one of the two.
+    # The compiler removes the product whose gradient is not used.
     a, b = factors
     return cotangent @ b.mT, a.mT @ cotangent
 
@@ -187,18 +187,19 @@ def _product_backward(
 _product.defvjp(_product_forward, _product_backward)
 
 
-# --- Any convolution, by its patches -----------------------------------------------------------
+# --- Any convolution, from its patches ---------------------------------------------------------
 
 
 def _convolve_pool_by_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """2×2 max-pooled 'valid' convolution, float[N, H, W, C] → float[N, H', W', F].
 
-    A product for each corner of the pooling windows: of all that a window sees, the same for
-    the four, with the kernel between zeros. Making patches costs more than multiplying zeros.
+    One product for each corner of the pooling windows. All four use the same patches, which cover
+    the inputs of a whole window, and a kernel padded with zeros: building patches costs more than
+    multiplying by zeros.
     """
     rows, columns, channels, filters = kernel.shape
     height, width = (x.shape[1] - rows + 1) // 2, (x.shape[2] - columns + 1) // 2
-    r, s = rows // 2 + 1, columns // 2 + 1  # what a window sees, in cells of 2×2 pixels
+    r, s = rows // 2 + 1, columns // 2 + 1  # inputs of a window, in cells of 2×2 pixels
     patches = _cell_patches(x, r, s, height, width)
     corners = []
     for i, j in _CORNERS:
@@ -210,13 +211,13 @@ def _convolve_pool_by_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _cell_patches(x: jax.Array, r: int, s: int, height: int, width: int) -> jax.Array:
-    """Patches of r×s cells, a cell apart: (N, H, W, C) → (N·H'·W', r·s·4·C).
+    """Patches of r×s cells, with a stride of one cell: (N, H, W, C) → (N·H'·W', r·s·4·C).
 
     A cell is 2×2 pixels; H' and W' are `height` and `width`.
     """
     n, _, _, channels = x.shape
     t, u = height + r - 1, width + s - 1
-    rows, columns = 2 * t - x.shape[1], 2 * u - x.shape[2]  # negative to cut
+    rows, columns = 2 * t - x.shape[1], 2 * u - x.shape[2]  # negative: crop
     zero = jnp.zeros((), x.dtype)
     x = lax.pad(x, zero, ((0, 0, 0), (0, rows, 0), (0, columns, 0), (0, 0, 0)))
     cells = x.reshape(n, t, 2, u, 2, channels).transpose(0, 1, 3, 2, 4, 5)
@@ -230,7 +231,10 @@ def _cell_patches(x: jax.Array, r: int, s: int, height: int, width: int) -> jax.
 
 
 def _tile_size(height: int, width: int) -> int:
-    """The output tile, m = 2 or 4, with fewer multiplications; 2, which rounds less, if equal."""
+    """The size m of an output tile, 2 or 4, with fewer multiplications.
+
+    A tie goes to 2, which has the smaller rounding error.
+    """
 
     def multiplications(m: int) -> int:
         return -(-height // m) * -(-width // m) * (m + 2) ** 2
@@ -240,9 +244,9 @@ def _tile_size(height: int, width: int) -> int:
 
 @functools.lru_cache
 def _transforms(m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The transforms of output, kernel and input, each for both axes at once.
+    """The transforms of output, kernel and input, each over both axes at once.
 
-    They follow from evaluating polynomials at the points 0, ±1, ±2 and infinity (Toom and Cook).
+    They evaluate polynomials at the points 0, ±1, ±2 and infinity (the Toom-Cook method).
 
     Returns:
       float64[m², n²], float64[n², 9] and float64[n², n²], where n = m + 2.
@@ -272,8 +276,8 @@ def _input_tiles(x: jax.Array, m: int) -> jax.Array:
     t, u = -(-height // m), -(-width // m)
     rows, columns = (t + 1) * m - height - 1, (u + 1) * m - width - 1
     x = jnp.pad(x, ((0, 0), (1, rows), (1, columns), (0, 0)))
-    # A tile is m×m pixels and the first two rows and columns of its neighbours. Pixels come to the
-    # front first: whole planes are then put together, where memory is read as it lies.
+    # A tile has m×m pixels and the first two rows and columns of its neighbours. The pixel axes are
+    # moved to the front first, so that whole planes are concatenated and memory is read in order.
     cells = x.reshape(n, t + 1, m, u + 1, m, channels).transpose(2, 4, 0, 1, 3, 5)
     bands = jnp.concatenate([cells[:, :, :, :-1], cells[:2, :, :, 1:]], 0)
     tiles = jnp.concatenate([bands[:, :, :, :, :-1], bands[:, :2, :, :, 1:]], 1)
@@ -291,13 +295,13 @@ def _join_tiles(tiles: jax.Array) -> jax.Array:
 def _convolve_pool_by_winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """2×2 max-pooled 3×3 'same' convolution, float[N, H, W, C] → float[N, H', W', F].
 
-    It is pooled before the tiles are joined, so that a quarter of the numbers is moved.
+    Pooling comes before the tiles are joined, so that only a quarter of the values is moved.
     """
     _, height, width, channels = x.shape
     filters = kernel.shape[-1]
     m = _tile_size(height, width)
     to_output, to_kernel, to_input = _transforms(m)
-    # The tile's outputs by the corner of the pooling window that they are.
+    # The tile's outputs, grouped by their corner of the pooling window.
     k = m // 2
     by_corner = to_output.reshape(k, 2, k, 2, -1).transpose(1, 3, 0, 2, 4).reshape(m * m, -1)
     tiles = _transform(to_input, _input_tiles(x, m))  # ((m+2)², N, T, U, C)

@@ -1,6 +1,6 @@
-"""The distributions that the values of hyperparameters are drawn from.
+"""The distributions that hyperparameter values are drawn from.
 
-Only the standard library is imported, so that `--help` is quick.
+This module imports only the standard library, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 SAMPLINGS = ("linear", "log", "reverse_log")
-LARGEST_INT = 10**9  # a larger number is a typing error
+LARGEST_INT = 10**9  # a larger number is probably a typing error
 LARGEST_FLOAT = 3e38  # about the largest float32
-MOST_FLOATS = 100_000  # of a Float with a step
-DIGITS = 6  # significant digits of a Float that is drawn
+MOST_FLOATS = 100_000  # values of a Float with a step
+DIGITS = 6  # significant digits of a Float drawn without a grid of values
 
 
 def rounded(value: float) -> float:
@@ -32,10 +32,13 @@ def rounded(value: float) -> float:
 
 
 def check_bounds(low: float, high: float, step: float | None, sampling: Any, largest: float) -> str:
-    """Raise ValueError with half a sentence if numbers can't be drawn so; returns the sampling."""
+    """Return the normalized sampling; raise ValueError if the bounds and sampling are invalid.
+
+    The text of the error is a predicate, which follows the name of the hyperparameter.
+    """
     found = sampling.lower() if isinstance(sampling, str) else "linear" if sampling is None else ""
     if found not in SAMPLINGS:
-        raise ValueError(f"must have a sampling of {', '.join(SAMPLINGS)}, not {sampling!r}")
+        raise ValueError(f"must have one of the samplings {', '.join(SAMPLINGS)}, not {sampling!r}")
     if max(abs(low), abs(high)) > largest:
         raise ValueError(f"must lie between -{largest:g} and {largest:g}")
     if high < low:
@@ -44,13 +47,13 @@ def check_bounds(low: float, high: float, step: float | None, sampling: Any, lar
         raise ValueError(f"must have a step above 0, not {text(step)}")
     if found != "linear":
         if low <= 0:
-            raise ValueError(f"must start above 0, as its sampling is {found}, not at {text(low)}")
+            raise ValueError(f"must start above 0 with sampling {found}, not at {text(low)}")
         if step is not None and step <= 1:
-            raise ValueError(f"must have a factor above 1 as its step, as its sampling is {found}")
+            raise ValueError(f"must have a step above 1, as a factor, with sampling {found}")
         if step is not None and high > low and low * step > high:
             raise ValueError(
-                f"has one value only: as its sampling is {found}, its step is a factor, and"
-                f" {text(low)} times {text(step)} is above {text(high)}"
+                f"has only one value: with sampling {found} the step is a factor, and"
+                f" {text(low)} × {text(step)} is above {text(high)}"
             )
     return found
 
@@ -76,13 +79,13 @@ def _real(value: Any) -> float:
 
 
 def _grid(low: float, high: float, factor: float) -> list[float]:
-    """low, low × factor, low × factor², … up to high."""
+    """The numbers low, low × factor, low × factor², … up to high."""
     count = math.floor(math.log(high / low) / math.log(factor) + 1e-9) + 1
     return [low * factor**k for k in range(count)]
 
 
 def _at(share: float, low: float, high: float, sampling: str | None) -> float:
-    """The number that lies at a share, from 0 to 1, of the way from low to high."""
+    """The number at the fraction `share`, from 0 to 1, of the way from low to high."""
     if sampling == "linear":
         return low + share * (high - low)
     if sampling == "log":
@@ -94,9 +97,9 @@ def _at(share: float, low: float, high: float, sampling: str | None) -> float:
 class Int:
     """Whole numbers from `min` to `max`.
 
-    sampling 'linear': min, min + step, … (step 1 by default), each as likely as the others.
-    'log' with a step: min, min × step, …, each as likely; without one: uniform in the logarithm,
-    rounded down. 'reverse_log': the same, seen from the upper end.
+    sampling 'linear': min, min + step, … (step 1 by default), all equally likely.
+    'log' with a step: min, min × step, …, all equally likely; without one: uniform in the
+    logarithm, rounded down. 'reverse_log': 'log' mirrored, so that values near `max` are denser.
     """
 
     min: int
@@ -115,7 +118,7 @@ class Int:
 
     @cached_property
     def values(self) -> Sequence[int]:
-        """Its members, ascending."""
+        """All values, in ascending order."""
         if self.sampling == "linear" or self.step is None:
             return range(self.min, self.max + 1, self.step or 1)
         grid = [round(value) for value in _grid(self.min, self.max, self.step)]
@@ -124,7 +127,7 @@ class Int:
         return [self.max + self.min - value for value in reversed(grid)]
 
     def draw(self, generator: np.random.Generator) -> int:
-        """One of its members."""
+        """Draw one value."""
         if self.sampling == "linear" or self.step is not None:
             return self.values[int(generator.integers(len(self.values)))]
         value = math.floor(_at(generator.random(), self.min, self.max + 1, self.sampling))
@@ -136,9 +139,10 @@ class Int:
 
 @dataclass(frozen=True)
 class Float:
-    """Numbers from `min` to `max`, as `Int` has whole ones; without a step there is no end of them.
+    """Real numbers from `min` to `max`, with the same samplings as `Int`.
 
-    Those without a step are rounded to 6 significant digits, the others to the step's decimals.
+    Without a step the values are continuous, rounded to 6 significant digits; with a linear step
+    they are rounded to the decimals of `step` and `min`.
     """
 
     min: float
@@ -160,7 +164,7 @@ class Float:
 
     @cached_property
     def values(self) -> Sequence[float] | None:
-        """Its members, ascending; None where there is no end of them."""
+        """All values, in ascending order; None for a continuous range."""
         if self.min == self.max:
             return [self.min]
         if self.step is None:
@@ -175,7 +179,7 @@ class Float:
         return [rounded(value) for value in grid]
 
     def draw(self, generator: np.random.Generator) -> float:
-        """One of its members."""
+        """Draw one value."""
         if (values := self.values) is not None:
             return values[int(generator.integers(len(values)))]
         value = rounded(_at(generator.random(), self.min, self.max, self.sampling))
@@ -186,7 +190,7 @@ class Float:
 
 
 def _decimals(number: float) -> int:
-    """How many decimals a number is written with."""
+    """The number of decimal places that a number is written with."""
     exponent = Decimal(repr(number)).as_tuple().exponent
     return max(0, -exponent) if isinstance(exponent, int) else 0
 
@@ -204,11 +208,11 @@ def _range_text(low: float, high: float, step: float | None, sampling: str | Non
 
 @dataclass(frozen=True)
 class Choice:
-    """Values that are named one by one, each as likely as the others."""
+    """An explicit list of values, all equally likely."""
 
     values: tuple[Any, ...] = field(compare=False)
     kind: ClassVar[str] = "choice"
-    # What compares: JSON tells 1, 1.0 and true apart.
+    # The field that == compares: JSON distinguishes 1, 1.0 and true.
     key: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -217,15 +221,15 @@ class Choice:
         values = tuple(plain(value) for value in self.values)
         keys = [json.dumps(value) for value in values]
         if not values:
-            raise ValueError("has nothing to choose from")
+            raise ValueError("has an empty list of choices")
         for value, key in zip(values, keys, strict=True):
             if keys.count(key) > 1:
-                raise ValueError(f"names the value {text(value)} twice")
+                raise ValueError(f"lists the value {text(value)} twice")
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "key", f"[{', '.join(keys)}]")
 
     def draw(self, generator: np.random.Generator) -> Any:
-        """One of the values."""
+        """Draw one of the values."""
         return self.values[int(generator.integers(len(self.values)))]
 
     def __str__(self) -> str:
@@ -236,24 +240,24 @@ Distribution = Int | Float | Choice
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value can stand on an axis: an int or a float."""
+    """Whether a value is an int or a float, and so can be placed on an axis."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def distribution_to_json(distribution: Distribution) -> dict[str, Any]:
-    """A distribution as JSON's object."""
+    """A distribution as a JSON object."""
     if isinstance(distribution, Choice):
         return {"kind": "choice", "values": list(distribution.values)}
     return {"kind": distribution.kind, **asdict(distribution)}
 
 
 def distribution_from_json(content: Any) -> Distribution:
-    """The distribution of `distribution_to_json`; ValueError or TypeError if it is none."""
+    """The inverse of `distribution_to_json`; ValueError or TypeError for invalid content."""
     if not isinstance(content, dict):
-        raise ValueError("a distribution is an object")
+        raise ValueError("a distribution must be a JSON object")
     fields = {name: value for name, value in content.items() if name != "kind"}
     kinds = {"int": Int, "float": Float, "choice": Choice}
     if content.get("kind") not in kinds:
-        raise ValueError("a distribution of an unknown kind")
+        raise ValueError("the kind of a distribution must be int, float or choice")
     found: Distribution = kinds[content["kind"]](**fields)
     return found

@@ -1,4 +1,4 @@
-"""What an engine asks of any network: the room's one interface."""
+"""The interface between the training engine and every network."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from jaxmnist.runs.layers import Layer
 
 # A tree of named arrays: {"dense": {"kernel": …, "bias": …}}.
 Parameters = Mapping[str, Any]
-# From int32[B], which images a block has, to float or uint8[B, H, W, C].
+# Maps the indices of a block's images, int32[B], to the images, float or uint8[B, H, W, C].
 Images = Callable[[jax.Array], jax.Array]
-# From float[B, classes] and int32[B] to the block's part of the loss and a tree of sums.
+# Maps logits, float[B, classes], and image indices, int32[B], to the block's share of the loss and
+# a tree of sums.
 Loss = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a network must know of the data.
+    """The properties of a dataset that a network depends on.
 
-    image_shape: (H, W, C). scale: what pixels are divided by; see `Dataset`.
+    image_shape: (H, W, C). scale: the number that pixels are divided by; see `Dataset`.
     """
 
     image_shape: tuple[int, int, int]
@@ -38,15 +39,17 @@ class DataSpec:
 
     @classmethod
     def of(cls, dataset: Dataset) -> DataSpec:
-        """What a network must know of a dataset."""
+        """The specification of a dataset."""
         return cls(dataset.image_shape, dataset.classes, dataset.scale)
 
 
 class Outputs(NamedTuple):
-    """What a network gives for N images.
+    """The outputs of a network for N images.
 
     logits: float[N, classes].
-    features: float[N, D], the flatten layer; the compiler drops whichever of the two is not used.
+    features: float[N, D], the output of the flatten layer.
+
+    The compiler removes the computation of whichever is not used.
     """
 
     logits: jax.Array
@@ -58,22 +61,22 @@ class Model(ABC):
 
     @abstractmethod
     def outputs(self, parameters: Parameters, images: jax.Array) -> Outputs:
-        """Logits and features of images uint8 or float[N, H, W, C], with pixels up to the scale."""
+        """Logits and features of images, uint8 or float[N, H, W, C], pixels from 0 to `scale`."""
 
     def gradient(
         self, parameters: Parameters, images: Images, loss: Loss, blocks: jax.Array
     ) -> tuple[Any, Any]:
-        """The gradient of a loss that is a sum over images, of all images at once.
+        """The gradient of a loss that is a sum over images; here for all images at once.
 
         Args:
           parameters: the weights.
-          images: gives the images of a block.
-          loss: gives the part of the loss that is a block's, a scalar, and a tree of sums.
-          blocks: int32[K, B], which images each of the K blocks has; K is 1 unless the network's
-            `block_size` cuts batches.
+          images: returns the images of a block.
+          loss: returns a block's share of the loss, a scalar, and a tree of sums.
+          blocks: int32[K, B], the image indices of each of the K blocks; K is 1 unless the
+            network's `block_size` divides batches.
 
         Returns:
-          The gradient in the shape of `parameters`, and the sums of all blocks.
+          The gradient, a tree like `parameters`, and the sums over all blocks.
         """
         batch = blocks.reshape(-1)
 
@@ -87,32 +90,32 @@ class Model(ABC):
 class Network(ABC):
     """A network as a function of its hyperparameters.
 
-    definition: its hyperparameters, as far as nothing has to be computed for them.
+    definition: the network's name and hyperparameters, which need no JAX.
     """
 
     definition: Definition
 
     @abstractmethod
     def layers(self, hyperparameters: Hyperparameters, data: DataSpec) -> tuple[Layer, ...]:
-        """The layer table, in the order of the data."""
+        """The layer table, in the order in which data passes through the layers."""
 
     @abstractmethod
     def initial_parameters(
         self, hyperparameters: Hyperparameters, data: DataSpec, *, seed: int, index: int
     ) -> dict[str, Any]:
-        """The initial weights of trial `index` of `seed`: float32 arrays in the host's memory."""
+        """The initial weights of trial `index` with `seed`: float32 arrays in host memory."""
 
     @abstractmethod
     def model(
         self, hyperparameters: Hyperparameters, data: DataSpec, method: Method, precision: str
     ) -> Model:
-        """The functions of a configuration.
+        """The model of a configuration.
 
         method: how convolutions are computed. precision: see `TrainingSettings`.
         """
 
     def shapes(self, hyperparameters: Hyperparameters, data: DataSpec) -> dict[str, Any]:
-        """The shape and type of every parameter, in their tree."""
+        """A tree with the shape and dtype of every parameter."""
         initial = self.initial_parameters(hyperparameters, data, seed=0, index=0)
         shapes: dict[str, Any] = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), initial
@@ -120,24 +123,25 @@ class Network(ABC):
         return shapes
 
     def feature_count(self, hyperparameters: Hyperparameters, data: DataSpec) -> int:
-        """How many features an image has, D."""
+        """The number of features of an image, D."""
         model = self.model(hyperparameters, data, "convolution", "default")
         image = jax.ShapeDtypeStruct((1, *data.image_shape), np.float32)
         found = jax.eval_shape(model.outputs, self.shapes(hyperparameters, data), image)
         return int(found.features.shape[1])
 
     def block_size(self, platform: str, batch_size: int) -> int:
-        """Images of a batch that are computed together.
+        """The number of images of a batch to compute at a time.
 
-        Fewer than all only where no image has a part in the outputs of another one.
+        A network may return less than `batch_size` only if its outputs for an image do not depend
+        on the other images.
         """
         return batch_size
 
     def padding(self, platform: str) -> Mapping[str, int]:
-        """Hyperparameters that may be padded to multiples of these numbers, by name.
+        """The multiples to which hyperparameters may be padded, by name; by default none.
 
-        Trials that are equal then share compiled programs: `resize` makes their weights equal in
-        shape. By default there are none.
+        Trials whose padded hyperparameters are equal share compiled programs: `resize` gives their
+        weights the same shapes.
         """
         return {}
 
@@ -148,12 +152,12 @@ class Network(ABC):
         resized: Hyperparameters,
         data: DataSpec,
     ) -> dict[str, Any]:
-        """The parameters of a configuration in the shapes of another one that pads it, or back."""
-        raise NotImplementedError(f"{self.definition.name} is not padded")
+        """The parameters of a configuration in the shapes of its padded configuration, or back."""
+        raise NotImplementedError(f"{self.definition.name} does not support padding")
 
 
 def pixels(images: jax.Array, scale: float, precision: str) -> jax.Array:
-    """Images from 0 to 1: float32, the type of floating images, or bfloat16 where asked for."""
+    """Images scaled to 0–1, in bfloat16 for that precision, else float32 or their float dtype."""
     if precision == "bfloat16":
         dtype = jnp.dtype(jnp.bfloat16)
     else:
@@ -162,7 +166,7 @@ def pixels(images: jax.Array, scale: float, precision: str) -> jax.Array:
 
 
 def by_path(parameters: Parameters, above: str = "") -> Iterator[tuple[str, Any]]:
-    """The arrays of a tree by their paths: 'dense/kernel'."""
+    """Iterate over the arrays of a tree with their paths, such as 'dense/kernel'."""
     for name, part in parameters.items():
         if isinstance(part, Mapping):
             yield from by_path(part, f"{above}{name}/")
@@ -171,7 +175,7 @@ def by_path(parameters: Parameters, above: str = "") -> Iterator[tuple[str, Any]
 
 
 def from_paths(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of `by_path`; ValueError where a path leads through an array."""
+    """The inverse of `by_path`; ValueError for paths that repeat or lead through an array."""
     tree: dict[str, Any] = {}
     for path, array in arrays.items():
         *folders, name = path.split("/")
@@ -179,8 +183,8 @@ def from_paths(arrays: Mapping[str, Any]) -> dict[str, Any]:
         for folder in folders:
             part = part.setdefault(folder, {})
             if not isinstance(part, dict):
-                raise ValueError(f"{path} leads through an array")
+                raise ValueError(f"{path}: part of this path is an array")
         if name in part:
-            raise ValueError(f"{path} is there twice")
+            raise ValueError(f"{path}: duplicate path")
         part[name] = array
     return tree

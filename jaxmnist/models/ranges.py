@@ -1,8 +1,8 @@
-"""Ranges as a person gives them, for hyperparameters that a network asks for.
+"""The ranges that a user gives for a network's hyperparameters.
 
-The language: `first:last` has the declared step, else 1 (a Float has no step then);
-`first:last:step`; `first:last:log`; `a,b,c` are values; one value fixes it; `true,false`. In Python
-a tuple is a range and a list is values.
+Syntax: `first:last`, with the declared step, if any, else step 1 for an Int and a continuous range
+for a Float; `first:last:step`; `first:last:log`; `a,b,c` or `true,false`, a list of values; a
+single value, which fixes the hyperparameter. In Python, a tuple is a range and a list holds values.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ WANTED = {
 
 
 def read_range(given: Any, declared: Distribution) -> Distribution:
-    """The distribution that a person asks for in place of the one that the network declares.
+    """The distribution that a user gives in place of the one that the network declares.
 
     Args:
-      given: as `config.canonical` returns it.
-      declared: by the network. Numbers may leave its range, choices may not.
+      given: the user's range, as `config.canonical` returns it.
+      declared: the network's distribution. Given numbers may lie outside its range, but choices
+        must be among the declared ones.
 
     Raises:
-      ValueError: with half a sentence that says what is wrong.
+      ValueError: the range is invalid; the text is a predicate that follows the name.
     """
     if isinstance(declared, Choice):
         return _read_choice(given, declared)
@@ -43,12 +44,12 @@ def read_range(given: Any, declared: Distribution) -> Distribution:
         raise ValueError(f"must be {WANTED[declared.kind]}, not {shown(given)}")
     numbers = sorted(_number(part, declared) for part in parts)
     for number in numbers:
-        type(declared)(number, number)  # within the bounds of all numbers
+        type(declared)(number, number)  # raises if the number is outside all bounds
     return Choice(tuple(numbers))
 
 
 def _read_interval(given: str, declared: Int | Float) -> Distribution:
-    """The range of `first:last[:step or log]`."""
+    """The distribution that `first:last`, `first:last:step` or `first:last:log` stands for."""
     first, last, *rest = given.split(":")
     is_log = rest == ["log"]
     numbers = [first, last] if is_log else [first, last, *rest]
@@ -65,7 +66,7 @@ def _read_interval(given: str, declared: Int | Float) -> Distribution:
 
 
 def _read_choice(given: Any, declared: Choice) -> Choice:
-    """The choices that a person leaves."""
+    """The declared choices that the user selects."""
     by_text = {text(value): value for value in declared.values}
     if isinstance(given, str):
         names = [given] if given in by_text else given.split(",")
@@ -75,7 +76,7 @@ def _read_choice(given: Any, declared: Choice) -> Choice:
 
 
 def _chosen(name: str, by_text: dict[str, Any]) -> Any:
-    """The choice with this text; a number may be written differently, 1e-3 for 0.001."""
+    """The choice with this text; a number may be written differently, such as 1e-3 for 0.001."""
     if name in by_text:
         return by_text[name]
     for value in by_text.values():
@@ -84,7 +85,7 @@ def _chosen(name: str, by_text: dict[str, Any]) -> Any:
                 return value
         except ValueError:
             break
-    raise ValueError(f"must be of {', '.join(by_text)}, not {shown(name)}")
+    raise ValueError(f"must be one of {', '.join(by_text)}, not {shown(name)}")
 
 
 def _is_number(part: Any, declared: Int | Float) -> bool:
@@ -96,7 +97,7 @@ def _is_number(part: Any, declared: Int | Float) -> bool:
 
 
 def _number(part: Any, declared: Int | Float) -> Any:
-    """A number of the declared kind; ValueError or TypeError if `part` is none."""
+    """`part` as a number of the declared kind; ValueError or TypeError if it is not one."""
     if isinstance(part, bool) or (isinstance(part, str) and "_" in part):
         raise ValueError("not a number")
     if isinstance(declared, Float):

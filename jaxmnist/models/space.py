@@ -1,4 +1,4 @@
-"""The search space: what a network asks for when it is built, its size, its members, its draws."""
+"""The search space of a network: its hyperparameters, size, configurations and random draws."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from jaxmnist.models.distributions import (
 from jaxmnist.models.ranges import read_range
 from jaxmnist.settings import RESERVED, flag
 
-MOST_ANSWERS = 100_000  # that a walk through the space gives
-MOST_SECONDS = 2.0  # that a walk takes
-MOST_COLLISIONS = 1000  # draws in a row that were drawn before
-SHOWN_VALUES = 1000  # values of a hyperparameter that are looked at, to show it
-SAMPLES = 256  # draws that stand for a space that is too large to be walked through
+MOST_ANSWERS = 100_000  # answers after which a walk through the space stops
+MOST_SECONDS = 2.0  # time after which a walk stops
+MOST_COLLISIONS = 1000  # consecutive draws of configurations that were drawn before
+SHOWN_VALUES = 1000  # values of a hyperparameter that are examined to display it
+SAMPLES = 256  # draws that represent a space that is too large for a complete walk
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-# What images are before they are loaded: a network is asked for its space then, for the flags.
+# Assumed before the images are loaded, when the space is needed for the command-line flags.
 IMAGE_SHAPE, CLASSES = (28, 28, 1), 10
 
 Answer = Callable[[str, Distribution], Any]
@@ -39,12 +39,13 @@ Answer = Callable[[str, Distribution], Any]
 class Questions:
     """The `hp` of a network's `build_model(hp)`: each method asks for a hyperparameter's value.
 
-    Names and meanings are KerasTuner's, but where those would lose a value or change one silently.
-    Values are plain Python numbers, texts and bools.
+    Names and meanings are KerasTuner's, except where KerasTuner would silently lose or change a
+    value. Values are plain Python numbers, strings and bools.
 
     Attributes:
-      image_shape: (H, W, C) of the images. classes: how many there are.
-      asked: the distribution of each hyperparameter of this configuration, in order.
+      image_shape: (H, W, C) of the images.
+      classes: the number of classes.
+      asked: the distribution of each hyperparameter of this configuration, in the order of asking.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Questions:
     ) -> Any:
         """A whole number from `min_value` to `max_value`, both included: see `Int`.
 
-        `step` is a factor where the sampling is 'log' or 'reverse_log'.
+        With the samplings 'log' and 'reverse_log', `step` is a factor.
         """
         make = partial(Int, min_value, max_value, step, sampling)
         return self._ask(name, make, default, parent_name, parent_values)
@@ -105,7 +106,7 @@ class Questions:
         parent_name: str | None = None,
         parent_values: Any = None,
     ) -> Any:
-        """One of `values`, which are numbers, texts, bools, None, or lists of them."""
+        """One of `values`: numbers, strings, bools, None, or lists of them."""
         return self._ask(name, partial(Choice, values), default, parent_name, parent_values)
 
     def Boolean(
@@ -121,12 +122,12 @@ class Questions:
     def Fixed(
         self, name: str, value: Any, parent_name: str | None = None, parent_values: Any = None
     ) -> Any:
-        """Always `value`, unless a person gives others."""
+        """Always `value`, unless the user gives others."""
         return self._ask(name, partial(Choice, (value,)), value, parent_name, parent_values)
 
     @contextmanager
     def conditional_scope(self, parent_name: str, parent_values: Any) -> Iterator[None]:
-        """What is asked for inside counts only if `parent_name` has one of `parent_values`."""
+        """What is asked for inside is used only if `parent_name` has one of `parent_values`."""
         self._conditions.append(self._holds(parent_name, parent_values))
         try:
             yield
@@ -134,7 +135,7 @@ class Questions:
             self._conditions.pop()
 
     def get(self, name: str) -> Any:
-        """The value of a hyperparameter that this configuration has asked for before."""
+        """The value of a hyperparameter that was asked for before in this configuration."""
         if name not in self._values:
             raise UsageError(f"hp.get({name!r}): this configuration has not asked for {name} yet")
         return self._values[name]
@@ -144,7 +145,7 @@ class Questions:
 
     @property
     def values(self) -> Hyperparameters:
-        """What was asked for so far, with its values."""
+        """The hyperparameters asked for so far, with their values."""
         return Hyperparameters(self._values)
 
     def _ask(
@@ -157,12 +158,12 @@ class Questions:
     ) -> Any:
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise UsageError(
-                f"hyperparameter {name!r}: a name begins with a letter and goes on with letters,"
-                " digits and _"
+                f"hyperparameter {name!r}: a name must start with a letter and contain only"
+                " letters, digits and _"
             )
         if name in RESERVED:
             raise UsageError(
-                f"hyperparameter {name!r}: {flag(name)} is a flag of the search already; choose"
+                f"hyperparameter {name!r}: {flag(name)} is already an option of the search; choose"
                 " another name"
             )
         try:
@@ -172,7 +173,7 @@ class Questions:
         holds = all(self._conditions)
         if holds and parent_name is not None:
             holds = self._holds(parent_name, parent_values)
-        if not holds:  # its value plays no part, but what computes with it shall not fail
+        if not holds:  # the value is not used, but code that computes with it must not fail
             members = declared.values
             return default if default is not None or members is None else members[0]
         if name in self._values:
@@ -195,13 +196,13 @@ class Questions:
 
 @dataclass(frozen=True)
 class Definition:
-    """A network's hyperparameters, as far as nothing has to be computed for them.
+    """The name and hyperparameters of a network, without anything that needs JAX.
 
-    name: of the network, which belongs to a run's identity.
-    ask: asks `Questions` for the hyperparameters of a configuration; what it returns is not used.
-    check: raises `UsageError` if a configuration can't be built, or not for images of a shape
-      (H, W, C), which is None before they are loaded.
-    help: what the hyperparameters are, by name, for `--help`.
+    name: the network's name, which is part of a run's identity.
+    ask: asks `Questions` for the hyperparameters of a configuration; its return value is ignored.
+    check: raises `UsageError` if a configuration can't be built, or not for images of the given
+      shape (H, W, C); the shape is None before the images are loaded.
+    help: a description of each hyperparameter, by name, for `--help`.
     """
 
     name: str
@@ -212,11 +213,11 @@ class Definition:
 
 @dataclass(frozen=True)
 class SpaceDescription:
-    """What a run keeps of its space, for whoever shows it without the network.
+    """The description of a space that a run stores, which can be shown without the network.
 
-    size: configurations; None where it is not known. size_text: '357', 'more than 40,000' or
-      'infinite'.
-    parameters: the distributions of each hyperparameter; more than one where it depends on others.
+    size: the number of configurations; None if unknown.
+    size_text: the size for display: '357', 'more than 40,000' or 'infinite'.
+    parameters: the distributions of each hyperparameter; more than one if they depend on others.
     """
 
     size: int | None
@@ -229,7 +230,7 @@ class SpaceDescription:
         return [name for name in self.parameters if len(self.some_values(name)) > 1]
 
     def some_values(self, name: str) -> list[Any]:
-        """The first values of a hyperparameter, at most a thousand; of an endless one both ends."""
+        """The first values of a hyperparameter, at most 1,000; both ends of a continuous range."""
         found = {}
         for distribution in self.parameters[name]:
             for value in itertools.islice(ends_or_values(distribution), SHOWN_VALUES):
@@ -237,14 +238,14 @@ class SpaceDescription:
         return list(found.values())
 
     def ranges(self) -> dict[str, str]:
-        """Each hyperparameter with its range as text; 'or' stands between several."""
+        """The range of each hyperparameter as text; several ranges are joined by 'or'."""
         return {
             name: " or ".join(map(str, distributions))
             for name, distributions in self.parameters.items()
         }
 
     def to_json(self) -> dict[str, Any]:
-        """What search.json says under `space`."""
+        """The value of `space` in search.json."""
         return {
             "size": self.size,
             "size_text": self.size_text,
@@ -256,14 +257,14 @@ class SpaceDescription:
 
     @classmethod
     def from_json(cls, content: Any) -> SpaceDescription:
-        """The description of `to_json`; ValueError, TypeError or KeyError if it is none."""
+        """The inverse of `to_json`; ValueError, TypeError or KeyError for invalid content."""
         size = content["size"]
         if (
             isinstance(size, bool)
             or not isinstance(size, int | None)
             or (size is not None and size < 1)
         ):
-            raise ValueError("the size of a space is a number")
+            raise ValueError("the size of a space must be a positive whole number or null")
         parameters = {
             str(name): tuple(distribution_from_json(part) for part in parts)
             for name, parts in content["parameters"].items()
@@ -272,7 +273,7 @@ class SpaceDescription:
 
 
 def ends_or_values(distribution: Distribution) -> Sequence[Any]:
-    """The values of a distribution; both ends of one that has no end of values."""
+    """All values of a distribution, or the two ends of a continuous one."""
     if distribution.values is not None:
         return distribution.values
     assert isinstance(distribution, Float)
@@ -281,12 +282,12 @@ def ends_or_values(distribution: Distribution) -> Sequence[Any]:
 
 @dataclass(frozen=True)
 class Walk:
-    """A walk through the tree of all answers.
+    """The result of a depth-first walk through the tree of all answers.
 
-    members: the configurations that it met, in order.
+    members: the configurations found, in order.
     parameters: the distributions that were asked for, by name, in order.
-    whole: whether it came to its end.
-    finite: whether no hyperparameter was met that has no end of values.
+    whole: whether the walk was complete.
+    finite: whether no continuous hyperparameter was found.
     """
 
     members: tuple[Hyperparameters, ...]
@@ -296,16 +297,18 @@ class Walk:
 
 
 class Space:
-    """The configurations of a network, within the ranges that a person gave.
+    """The configurations of a network, within the ranges that the user gave.
 
     Args:
-      definition: of the network's hyperparameters.
-      ranges: what a person gave in place of declared ranges, by name, as `config.canonical` has it.
-      image_shape, classes: of the images; before they are loaded None, which stands for MNIST's.
+      definition: the network's definition.
+      ranges: the user's replacements for declared ranges, by name, as returned by
+        `config.canonical`.
+      image_shape, classes: (H, W, C) and number of classes of the images; None before they are
+        loaded, which stands for MNIST's.
 
     Raises:
-      UsageError: a range is of no hyperparameter, can't be read, or has values that the network
-        can't take; or the network asks in a way that makes no space.
+      UsageError: a range names no hyperparameter, can't be parsed, or has values that the network
+        can't take; or the network's definition is invalid.
     """
 
     def __init__(
@@ -324,13 +327,13 @@ class Space:
         unknown = [name for name in self._ranges if name not in self.parameters]
         if unknown:
             raise UsageError(
-                f"{flag(unknown[0])}: no configuration has a hyperparameter {unknown[0]!r}; there"
-                f" are {', '.join(self.parameters) or 'none'}"
+                f"{flag(unknown[0])}: no configuration has a hyperparameter {unknown[0]!r}; the"
+                f" hyperparameters are {', '.join(self.parameters) or 'none'}"
             )
 
     @property
     def size(self) -> int | None:
-        """How many configurations there are; None where that is not known."""
+        """The number of configurations; None if unknown."""
         return len(self._walk.members) if self._walk.whole and self._walk.finite else None
 
     @property
@@ -339,7 +342,7 @@ class Space:
         return self._walk.parameters
 
     def describe(self) -> SpaceDescription:
-        """What to keep of it in a run."""
+        """The description to store in a run."""
         if self.size is not None:
             shown = f"{self.size:,}"
         elif self._walk.finite:
@@ -349,7 +352,7 @@ class Space:
         return SpaceDescription(self.size, shown, self.parameters)
 
     def members(self) -> tuple[Hyperparameters, ...]:
-        """Every configuration once, in the order of their values, of a space of known size."""
+        """Every configuration once, in the order of their values; the size must be known."""
         if self.size is None:
             raise UsageError("a space of unknown size can't be listed")
         return self._walk.members
@@ -359,13 +362,14 @@ class Space:
         return self._ask(answer).values
 
     def draws(self, seed: int) -> Iterator[Hyperparameters]:
-        """The one sequence of `seed`, no configuration twice; values are independent.
+        """The sequence of distinct random configurations that `seed` determines.
 
-        Draw i comes from a generator of its own, seeded by (seed, i), which goes on until it gives
-        a configuration that no draw before has given. After 1,000 that were given before it takes
-        one of those that are left, each as likely, or ends where they are not known.
+        The values of a configuration are drawn independently. Draw i uses its own generator, seeded
+        with (seed, i), and repeats until it gives a new configuration. After 1,000 repetitions it
+        takes one of the remaining configurations, all equally likely; if the size of the space is
+        unknown, the sequence ends there.
         """
-        # --help reads the space too, and needn't wait for NumPy.
+        # Imported here because --help also builds the space and should not wait for NumPy.
         import numpy as np
 
         drawn: set[Hyperparameters] = set()
@@ -396,7 +400,7 @@ class Space:
         return questions
 
     def _read(self, name: str, declared: Distribution) -> Distribution:
-        """The distribution to use: what a person gave, or what is declared."""
+        """The distribution to use: the user's if there is one, else the declared one."""
         if name not in self._ranges:
             return declared
         if (name, declared) not in self._known:
@@ -408,12 +412,12 @@ class Space:
         return self._known[name, declared]
 
     def _walk_through(self) -> Walk:
-        """Every configuration, as far as the bounds of a walk allow."""
+        """Walk through all configurations, within the limits of a walk."""
         began = time.monotonic()
         members: dict[Hyperparameters, None] = {}
         parameters: dict[str, dict[Distribution, None]] = {}
-        path: list[int] = []  # which of its values each answer is
-        counts: list[int] = []  # of how many
+        path: list[int] = []  # the position of each answer among its values
+        counts: list[int] = []  # the number of values at each answer
         place, answers, finite = 0, 0, True
 
         def answer(name: str, distribution: Distribution) -> Any:
@@ -446,8 +450,11 @@ class Space:
         return Walk(tuple(members), found, not path, finite)
 
     def _sampled_parameters(self) -> dict[str, dict[Distribution, None]]:
-        """What some draws ask for: the same on every machine, which a walk by the clock is not."""
-        # --help reads the space too, and needn't wait for NumPy.
+        """The distributions that a fixed set of draws asks for.
+
+        They are the same on every machine, unlike those of a walk that ends at a time limit.
+        """
+        # Imported here because --help also builds the space and should not wait for NumPy.
         import numpy as np
 
         parameters: dict[str, dict[Distribution, None]] = {}
@@ -460,7 +467,7 @@ class Space:
 
 
 def answers_of(given: Mapping[str, Any]) -> Answer:
-    """The answers that lead to a configuration that is there already."""
+    """The answers that reproduce a given configuration."""
 
     def answer(name: str, distribution: Distribution) -> Any:
         if name not in given:

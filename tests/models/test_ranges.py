@@ -79,7 +79,7 @@ def read(name, given):
 )
 def test_what_works(name, given, found):
     if name == "size":  # a choice may not leave what is declared
-        with pytest.raises(UsageError, match="--size must be of 3, not '5'"):
+        with pytest.raises(UsageError, match="--size must be one of 3, not '5'"):
             read(name, given)
         return
     assert read(name, given) == found
@@ -110,8 +110,8 @@ def test_what_works(name, given, found):
         ("width", [1, 2.5], "must be a whole number"),
         ("width", [True, 2], "must be a whole number"),
         ("width", ["1:3", "5"], "must be a whole number"),
-        ("width", [8, 8], "names the value 8 twice"),
-        ("width", "8,16,8", "names the value 8 twice"),
+        ("width", [8, 8], "lists the value 8 twice"),
+        ("width", "8,16,8", "lists the value 8 twice"),
         ("width", "8,99999999999999999999", "must lie between"),
         ("width", "1:99999999999999999999", "must lie between"),
         pytest.param("width", 10**5000, "must lie between", id="more digits than Python writes"),
@@ -119,14 +119,14 @@ def test_what_works(name, given, found):
         ("rate", "0:inf", "must"),
         ("rate", "fast", "must be a number"),
         ("rate", "1e-4:1e-2:cubic", "must be a number"),
-        ("activation", "tanh", "must be of relu, gelu"),
-        ("activation", "relu,tanh", "must be of relu, gelu"),
-        ("activation", "1:3", "must be of relu, gelu"),
-        ("activation", 3, "must be of relu, gelu"),
-        ("deep", "yes", "must be of false, true, not 'yes'"),
-        ("deep", 1, "must be of false, true, not '1'"),
-        ("momentum", "0.5", "must be of 0.9, 0.99, not '0.5'"),
-        ("units", "3", "no configuration has a hyperparameter 'units'; there are width, depth"),
+        ("activation", "tanh", "must be one of relu, gelu"),
+        ("activation", "relu,tanh", "must be one of relu, gelu"),
+        ("activation", "1:3", "must be one of relu, gelu"),
+        ("activation", 3, "must be one of relu, gelu"),
+        ("deep", "yes", "must be one of false, true, not 'yes'"),
+        ("deep", 1, "must be one of false, true, not '1'"),
+        ("momentum", "0.5", "must be one of 0.9, 0.99, not '0.5'"),
+        ("units", "3", "no configuration has a hyperparameter 'units'; the hyperparameters are"),
     ],
 )
 def test_what_does_not(name, given, reason):
@@ -176,5 +176,5 @@ def test_random_search_has_the_settings_as_keywords():
 def test_messages_in_python_name_keywords(tmp_path):
     with pytest.raises(UsageError, match=r"^max_trials must be a whole number of at least 1"):
         random_search(max_trials=0)
-    with pytest.raises(UsageError, match=r"^conv_layers 9 would pool images"):
+    with pytest.raises(UsageError, match=r"^conv_layers 9 is too many for images"):
         random_search(conv_layers=9, directory=str(tmp_path))

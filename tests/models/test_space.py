@@ -107,7 +107,7 @@ def test_default_ranges_narrow_to_the_images():
 
 
 def test_given_ranges_are_refused():
-    with pytest.raises(UsageError, match=r"--conv-layers 3 would pool images of 8×8 pixels away"):
+    with pytest.raises(UsageError, match=r"--conv-layers 3 is too many for images of 8×8 pixels"):
         Space(DEFINITION, {"conv_layers": "1:3"}, (8, 8, 1), 10)
     with pytest.raises(UsageError, match="too small"):
         Space(DEFINITION, {}, (28, 5, 1), 10)
@@ -198,10 +198,10 @@ def test_floats_without_a_step(sampling):
         (lambda hp: hp.Int("x", 5, 3), "is empty: its last number 3 is below its first, 5"),
         (lambda hp: hp.Int("x", 1, 3, step=0), "must have a step above 0, not 0"),
         (lambda hp: hp.Float("x", 0, 1, step=-0.1), "must have a step above 0"),
-        (lambda hp: hp.Int("x", 0, 8, sampling="log"), "must start above 0, as its sampling is"),
-        (lambda hp: hp.Int("x", 32, 512, step=32, sampling="log"), "its step is a factor, and 32"),
-        (lambda hp: hp.Int("x", 1, 8, step=1, sampling="log"), "must have a factor above 1"),
-        (lambda hp: hp.Int("x", 1, 8, sampling="cubic"), "must have a sampling of linear"),
+        (lambda hp: hp.Int("x", 0, 8, sampling="log"), "must start above 0 with sampling log"),
+        (lambda hp: hp.Int("x", 32, 512, step=32, sampling="log"), "the step is a factor, and 32"),
+        (lambda hp: hp.Int("x", 1, 8, step=1, sampling="log"), "must have a step above 1, as a"),
+        (lambda hp: hp.Int("x", 1, 8, sampling="cubic"), "must have one of the samplings linear"),
         (lambda hp: hp.Int("x", 1.5, 8), "must be a whole number, not 1.5"),
         (lambda hp: hp.Int("x", True, 8), "must be a whole number, not True"),
         (lambda hp: hp.Int("x", 1, 10**12), "must lie between"),
@@ -209,12 +209,12 @@ def test_floats_without_a_step(sampling):
         (lambda hp: hp.Float("x", 0, math.inf), "must be a finite number, not inf"),
         (lambda hp: hp.Float("x", 0, 1, step=1e-9), "has more than 100,000 values"),
         (lambda hp: hp.Choice("x", "relu"), "must have a list of choices, not 'relu'"),
-        (lambda hp: hp.Choice("x", []), "has nothing to choose from"),
-        (lambda hp: hp.Choice("x", [1, 1, 2]), "names the value 1 twice"),
+        (lambda hp: hp.Choice("x", []), "has an empty list of choices"),
+        (lambda hp: hp.Choice("x", [1, 1, 2]), "lists the value 1 twice"),
         (lambda hp: hp.Choice("x", [max, min]), "max is not text: choose it by a name"),
-        (lambda hp: hp.Choice("x y", [1]), "a name begins with a letter"),
-        (lambda hp: hp.Choice("9x", [1]), "a name begins with a letter"),
-        (lambda hp: hp.Int("epochs", 1, 3), "--epochs is a flag of the search already"),
+        (lambda hp: hp.Choice("x y", [1]), "a name must start with a letter"),
+        (lambda hp: hp.Choice("9x", [1]), "a name must start with a letter"),
+        (lambda hp: hp.Int("epochs", 1, 3), "--epochs is already an option of the search"),
         (lambda hp: hp.get("x"), r"has not asked for x yet"),
     ],
 )

@@ -239,7 +239,7 @@ BAD = [
     (["--validation-split", "0.00001"], "--validation-split"),
     (["--filters", "128:32"], "--filters"),
     (["--filters", "-4"], "--filters"),
-    (["--conv-layers", "9"], "--conv-layers 9 would pool images of 28×28"),
+    (["--conv-layers", "9"], "--conv-layers 9 is too many for images of 28×28"),
     (["--select", "worst"], "--select"),
     (["--filters", "99999", "--max-trials", "1"], "GiB of memory; smaller values"),
     (["--max-trials", "1000000"], "--max-trials must be a whole number from 1 to 100000"),

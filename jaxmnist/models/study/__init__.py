@@ -1,1 +1,1 @@
-"""The study's network; the only room that knows its hyperparameters by name."""
+"""The study's network; the only package that refers to its hyperparameters by name."""

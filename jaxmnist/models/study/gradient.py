@@ -1,10 +1,10 @@
-"""The gradient of the study's network, made for a CPU's cache.
+"""The gradient of the study's network, computed block by block to suit a CPU's cache.
 
-Images pass through the network a block after another, so that what they become stays in the cache.
-The gradient of the convolutions is added up block by block. That of the dense layers is not, as
-adding it up would move all their weights each time: a dense layer's gradient is the product of what
-went into it and of the derivative by what came out, so that both are kept for all blocks, and
-multiplied once.
+The images of a batch pass through the network in blocks, so that a block's activations stay in the
+cache. The gradient of the convolutions is accumulated over the blocks. That of the dense layers is
+not, because accumulating it would move all their weights for each block. A dense layer's gradient
+is the product of its inputs and the derivative with respect to its outputs, so both are stored for
+all blocks and multiplied once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def gradient_over_blocks(
         return value, (sums, inputs)
 
     def add_block(total: Any, block: jax.Array) -> tuple[Any, Any]:
-        # Zeros are added to what comes out of dense layers, for the derivative by it.
+        # Zeros are added to the outputs of dense layers to get derivatives with respect to these.
         zeros = {
             name: jnp.zeros((len(block), layer["bias"].size), layer["bias"].dtype)
             for name, layer in dense.items()
@@ -62,5 +62,5 @@ def gradient_over_blocks(
 
 
 def _joined(blocks: jax.Array) -> jax.Array:
-    """Blocks one after another: (K, B, D) → (K·B, D)."""
+    """The blocks concatenated: (K, B, D) → (K·B, D)."""
     return blocks.reshape(-1, blocks.shape[-1])

@@ -1,4 +1,4 @@
-"""The layers of the study's network, written down once: the Flax module and all shapes follow."""
+"""The layers of the study's network, which the Flax module and all shapes are derived from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution with stride 1; its ReLU and the pooling after it are computed with it."""
+    """A convolution with stride 1; the ReLU and pooling that follow are computed with it."""
 
     name: str
     filters: int
@@ -31,12 +31,12 @@ class Convolution:
     kind = "Conv2D"
 
     def output_shape(self, inputs: Shape) -> Shape:
-        """Of an image (H, W, C)."""
+        """The output shape for inputs (H, W, C)."""
         less = self.kernel_size - 1 if self.padding == "valid" else 0
         return inputs[0] - less, inputs[1] - less, self.filters
 
     def parameter_shapes(self, inputs: Shape) -> dict[str, Shape]:
-        """By name, for inputs (H, W, C)."""
+        """The parameter shapes by name, for inputs (H, W, C)."""
         size = self.kernel_size
         return {"kernel": (size, size, inputs[2], self.filters), "bias": (self.filters,)}
 
@@ -49,33 +49,33 @@ class MaxPooling:
     kind = "MaxPooling2D"
 
     def output_shape(self, inputs: Shape) -> Shape:
-        """Of inputs (H, W, C)."""
+        """The output shape for inputs (H, W, C)."""
         return inputs[0] // 2, inputs[1] // 2, inputs[2]
 
     def parameter_shapes(self, inputs: Shape) -> dict[str, Shape]:
-        """It learns nothing."""
+        """Empty: the layer has no parameters."""
         return {}
 
 
 @dataclass(frozen=True)
 class Flatten:
-    """All numbers of an image in a row: the features."""
+    """Flattens the values of an image into one vector, the features."""
 
     name: str = "flatten"
     kind = "Flatten"
 
     def output_shape(self, inputs: Shape) -> Shape:
-        """Of inputs of any shape."""
+        """The output shape for inputs of any shape."""
         return (math.prod(inputs),)
 
     def parameter_shapes(self, inputs: Shape) -> dict[str, Shape]:
-        """It learns nothing."""
+        """Empty: the layer has no parameters."""
         return {}
 
 
 @dataclass(frozen=True)
 class Dense:
-    """A dense layer, with ReLU where it is hidden; the last one gives the logits."""
+    """A dense layer; hidden ones have a ReLU, the last one gives the logits."""
 
     name: str
     width: int
@@ -83,11 +83,11 @@ class Dense:
     kind = "Dense"
 
     def output_shape(self, inputs: Shape) -> Shape:
-        """Of inputs (D,)."""
+        """The output shape for inputs (D,)."""
         return (self.width,)
 
     def parameter_shapes(self, inputs: Shape) -> dict[str, Shape]:
-        """By name, for inputs (D,)."""
+        """The parameter shapes by name, for inputs (D,)."""
         return {"kernel": (inputs[0], self.width), "bias": (self.width,)}
 
 
@@ -95,7 +95,7 @@ StudyLayer = Convolution | MaxPooling | Flatten | Dense
 
 
 def study_layers(h: Widths, classes: int) -> tuple[StudyLayer, ...]:
-    """The network: first convolution 5×5, the others 3×3, each pooled; then dense layers."""
+    """The layers: a 5×5 convolution, then 3×3 ones, each followed by pooling; then dense layers."""
     layers: list[StudyLayer] = []
     for i in range(h.conv_layers):
         padding: Padding = "same" if i else "valid"
@@ -113,7 +113,7 @@ def _name(kind: str, i: int) -> str:
 
 
 class Row(NamedTuple):
-    """A layer for images of a shape."""
+    """A layer with its shapes for a given image shape."""
 
     layer: StudyLayer
     output_shape: Shape
@@ -121,7 +121,7 @@ class Row(NamedTuple):
 
 
 def rows(layers: tuple[StudyLayer, ...], image_shape: Shape) -> list[Row]:
-    """The layers with their shapes, in the order of the data."""
+    """The layers with their shapes, in the order in which data passes through them."""
     found, shape = [], image_shape
     for layer in layers:
         inputs, shape = shape, layer.output_shape(shape)
@@ -148,10 +148,10 @@ class ConvolutionReluPool(nn.Module):
 
 
 class ConvolutionalNetwork(nn.Module):
-    """The Flax module of a configuration: `layers`, one after another.
+    """The Flax module of a configuration, which applies `layers` in order.
 
-    method: how its convolutions are computed; precision: see `TrainingSettings`.
-    scale: what pixels are divided by; see `Dataset`.
+    method: how convolutions are computed. precision: see `TrainingSettings`.
+    scale: the number that pixels are divided by; see `Dataset`.
     """
 
     layers: tuple[StudyLayer, ...]
@@ -160,7 +160,7 @@ class ConvolutionalNetwork(nn.Module):
     scale: float = 255.0
 
     def setup(self) -> None:
-        """A module for each layer that learns, under the layer's name."""
+        """Create a module for each layer with parameters, under the layer's name."""
         dtype = jnp.bfloat16 if self.precision == "bfloat16" else None
         for layer in self.layers:
             if isinstance(layer, Convolution):
@@ -191,10 +191,10 @@ class ConvolutionalNetwork(nn.Module):
     def classify(
         self, features: jax.Array, added: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The logits float[N, classes] of flatten features, and what goes into each dense layer.
+        """The logits float[N, classes] of flatten features, and the inputs of each dense layer.
 
-        added: to what comes out of dense layers before their ReLU, by name. The derivative by it
-        is the derivative by those outputs.
+        added: arrays added to the outputs of dense layers before their ReLU, by layer name. A
+        derivative with respect to them is the derivative with respect to those outputs.
         """
         x, inputs = features, {}
         for layer in self.layers:
@@ -214,7 +214,7 @@ def build_model(
     precision: str = "default",
     scale: float = 255.0,
 ) -> ConvolutionalNetwork:
-    """The Flax module of a configuration, or of what `hp` answers.
+    """The Flax module of a configuration, or of the values that `hp` gives.
 
     >>> h = Hyperparameters(filters=112, conv_layers=2, dense_layers=1, units=224)
     >>> model = build_model(h)

@@ -1,4 +1,4 @@
-"""The study's network as an engine asks for it."""
+"""The study's network, implementing the interface that the engine uses."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from jaxmnist.runs.layers import Layer
 
 @dataclass(frozen=True)
 class StudyModel(Model):
-    """The pure functions of a configuration's module."""
+    """The outputs and gradient of a configuration's Flax module, as pure functions."""
 
     module: ConvolutionalNetwork
 
     def outputs(self, parameters: Parameters, images: jax.Array) -> Outputs:
-        """Logits and flatten features of images uint8 or float[N, H, W, C]."""
+        """Logits and flatten features of images, uint8 or float[N, H, W, C]."""
         with self._precision():
             result = self.module.apply({"params": parameters}, images)
         assert isinstance(result, Outputs)
@@ -54,23 +54,23 @@ class StudyModel(Model):
     def gradient(
         self, parameters: Parameters, images: Images, loss: Loss, blocks: jax.Array
     ) -> tuple[Any, Any]:
-        """The gradient, a block of images after another: see `gradient_over_blocks`."""
+        """The gradient, computed block by block: see `gradient_over_blocks`."""
         with self._precision():
             return gradient_over_blocks(self.module, parameters, images, loss, blocks)
 
     def _precision(self) -> AbstractContextManager[None]:
-        """Where products are traced in the model's precision, which their gradients then have."""
+        """A context in which products and their gradients are traced in the model's precision."""
         highest = self.module.precision == "highest"
         return jax.default_matmul_precision("highest") if highest else nullcontext()
 
 
 class StudyNetwork(Network):
-    """The study's network, whose images don't depend on each other."""
+    """The study's network; its outputs for an image do not depend on other images."""
 
     definition = DEFINITION
 
     def layers(self, hyperparameters: Hyperparameters, data: DataSpec) -> tuple[Layer, ...]:
-        """The layer table, in the order of the data."""
+        """The layer table, in the order in which data passes through the layers."""
         return tuple(
             Layer(row.layer.name, row.layer.kind, row.output_shape, _count(row.parameter_shapes))
             for row in _rows(hyperparameters, data)
@@ -79,11 +79,13 @@ class StudyNetwork(Network):
     def initial_parameters(
         self, hyperparameters: Hyperparameters, data: DataSpec, *, seed: int, index: int
     ) -> dict[str, Any]:
-        """Initial weights of trial `index` of `seed`, float32: Glorot-uniform kernels, zero biases.
+        """Initial weights of trial `index` with `seed`: Glorot-uniform kernels and zero biases.
 
-        Drawn by NumPy, so that no shape needs a compilation. A kernel's numbers are uniform within
-        ±√(6 / (fan-in + fan-out)): Glorot and Bengio, 'Understanding the difficulty of training
-        deep feedforward neural networks', 2010.
+        NumPy draws them, so that no shape needs compiling: float32, uniform within
+        ±√(6 / (fan-in + fan-out)).
+
+        Reference: Glorot and Bengio, 'Understanding the difficulty of training deep feedforward
+        neural networks', 2010.
         """
         generator = np.random.default_rng([seed, index, 1])
         parameters = {}
@@ -101,7 +103,7 @@ class StudyNetwork(Network):
     def model(
         self, hyperparameters: Hyperparameters, data: DataSpec, method: Method, precision: str
     ) -> StudyModel:
-        """The functions of a configuration."""
+        """The model of a configuration."""
         module = build_model(hyperparameters, data.classes, method, precision, data.scale)
         return StudyModel(module)
 
@@ -117,16 +119,16 @@ class StudyNetwork(Network):
         }
 
     def feature_count(self, hyperparameters: Hyperparameters, data: DataSpec) -> int:
-        """How many flatten features an image has, D."""
+        """The number of flatten features of an image, D."""
         flatten = [row for row in _rows(hyperparameters, data) if isinstance(row.layer, Flatten)]
         return flatten[0].output_shape[0]
 
     def block_size(self, platform: str, batch_size: int) -> int:
-        """Images that stay in a CPU's cache together."""
+        """The number of images to compute at a time, so that a block fits in a CPU's cache."""
         return block_size(platform, batch_size)
 
     def padding(self, platform: str) -> Mapping[str, int]:
-        """Widths are padded: few programs, or little waste."""
+        """The multiples to which widths are padded: see `PADDING`."""
         return PADDING.get(platform, PADDING["gpu"])
 
     def resize(
@@ -154,6 +156,6 @@ def _count(shapes: Mapping[str, Shape]) -> int:
 
 
 def _pixels(hyperparameters: Hyperparameters, data: DataSpec) -> int:
-    """Pixels of an image that goes into the flatten layer."""
+    """The number of pixels of an image at the input of the flatten layer."""
     pooled = [r for r in _rows(hyperparameters, data) if isinstance(r.layer, MaxPooling)][-1]
     return pooled.output_shape[0] * pooled.output_shape[1]

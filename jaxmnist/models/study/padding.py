@@ -1,7 +1,7 @@
-"""Trials of unequal widths in one program: their weights padded with zeros.
+"""Zero-padding of weights, so that trials of different widths can share a program.
 
-A trial whose weights are padded with zeros is the same trial, so that configurations of one depth
-can share a program.
+Padding the weights of a trial with zeros doesn't change its results, so configurations of the same
+depth can share a compiled program.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-# What widths are padded to multiples of: few programs, or little waste. A TPU computes with 128
-# channels at a time whatever is asked for.
+# The multiples to which widths are padded. Larger ones need fewer programs but waste more work. A
+# TPU always computes 128 channels at a time.
 PADDING = {
     "cpu": {"filters": 32, "units": 64},
     "gpu": {"filters": 64, "units": 256},
@@ -28,15 +28,15 @@ def resize_parameters(
 ) -> dict[str, Any]:
     """The parameters of a configuration in the shapes of another one of the same depth.
 
-    Where that is wider, the added weights are zeros, and training leaves them there: their
-    activations and gradients are zero under ReLU, so that the padded network is the narrow one.
-    Where it is narrower, weights are cut off, which undoes the padding.
+    If the other configuration is wider, the added weights are zero. They stay zero in training,
+    because their activations and gradients are zero under ReLU, so the padded network is equivalent
+    to the original one. If it is narrower, weights are cut off, which undoes the padding.
 
     Args:
       parameters: arrays by layer and name.
       before, after: the shapes of the two configurations.
-      pixels: of an image that goes into the flatten layer: the rows of the first dense kernel are
-        pixels times filters.
+      pixels: the number of pixels of an image at the input of the flatten layer; the first dense
+        kernel has pixels × filters rows.
     """
 
     def resize(layer: str, name: str, array: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ HELP = {
     "dense_layers": "number of hidden dense layers",
     "units": "units of each hidden dense layer",
 }
-# The least and the largest value that the network takes; memory or time would end before.
+# The smallest and largest value of each hyperparameter; memory or time run out well before these.
 BOUNDS = {
     "filters": (1, 10**5),
     "conv_layers": (1, 100),
@@ -25,7 +25,7 @@ BOUNDS = {
 
 
 class Widths(NamedTuple):
-    """What a configuration is: see `HELP`; `units` is 0 where there are no hidden dense layers."""
+    """The values of a configuration: see `HELP`. `units` is 0 without hidden dense layers."""
 
     filters: int
     conv_layers: int
@@ -49,12 +49,12 @@ def ask(hp: Questions) -> Widths:
 
 
 def widths(hyperparameters: Hyperparameters) -> Widths:
-    """What a configuration is; `UsageError` if it isn't one of the study's network."""
+    """The values of a configuration; `UsageError` if it isn't one of the study's network."""
     return ask(Questions(answers_of(hyperparameters)))
 
 
 def check(hyperparameters: Hyperparameters, image_shape: tuple[int, int, int] | None) -> None:
-    """Raise `UsageError` unless the network can be built so, and for images of this shape."""
+    """Raise `UsageError` if the network can't be built, or not for images of this shape."""
     for name, value in hyperparameters.items():
         low, high = BOUNDS[name]
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -67,15 +67,16 @@ def check(hyperparameters: Hyperparameters, image_shape: tuple[int, int, int] | 
     most = most_conv_layers(height, width)
     if hyperparameters["conv_layers"] > most:
         raise UsageError(
-            f"--conv-layers {hyperparameters['conv_layers']} would pool images of"
-            f" {height}×{width} pixels away: at most {most} fit"
+            f"--conv-layers {hyperparameters['conv_layers']} is too many for images of"
+            f" {height}×{width} pixels: at most {most} fit"
         )
 
 
 def most_conv_layers(height: int, width: int) -> int:
-    """Convolutions that an image can pass before pooling leaves nothing of it.
+    """The largest number of convolutions for which pooling leaves at least one pixel.
 
-    The first convolution takes 4 pixels off height and width; each pooling halves, rounding down.
+    The first convolution removes 4 pixels from height and width; each pooling halves them, rounding
+    down.
     """
     side = (min(height, width) - 4) // 2
     return max(side, 0).bit_length()
@@ -92,7 +93,7 @@ def configuration(
     given = {"filters": filters, "conv_layers": conv_layers, "dense_layers": dense_layers}
     if dense_layers:
         if units is None:
-            raise UsageError("units are needed where there are hidden dense layers")
+            raise UsageError("a configuration with hidden dense layers needs units")
         given["units"] = units
     return Hyperparameters(given)
 
