@@ -1,1 +1,1 @@
-"""What was found: a run read back, selection, the trained network, evaluation, features, SVM."""
+"""Results of a search: run, selection, trained network, evaluation, statistics, features, SVM."""

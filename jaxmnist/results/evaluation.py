@@ -23,9 +23,9 @@ from jaxmnist.whole_files import (
     sha256,
 )
 
-MOST_IMAGES = 10**7  # that a report may claim
-MOST_CLASSES = 20  # that a console shows whole; of more it shows this many
-# What the report on test images says, in test.json and in svm.json.
+MOST_IMAGES = 10**7  # the most images that a report read from disk may count
+MOST_CLASSES = 20  # reports on the console show all classes up to this many, then the worst ones
+# Fields of a test report, in test.json and in svm.json.
 REPORT_SHAPE = {
     "accuracy": float,
     "confidence_interval": (float, float),
@@ -45,10 +45,10 @@ TEST_SHAPE = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well predictions agree with the truth, on the same N images.
+    """The predictions for N images compared with their true labels.
 
-    labels: the K labels, in the order of rows and columns.
-    confusion_matrix: int64[K, K]; row: the truth, column: the prediction.
+    labels: the K labels, in the order of the matrix's rows and columns.
+    confusion_matrix: int64[K, K]; rows: true classes, columns: predicted classes.
     """
 
     labels: tuple[int, ...]
@@ -56,12 +56,12 @@ class Evaluation:
 
     @property
     def images(self) -> int:
-        """How many images were judged."""
+        """The number of images evaluated, N."""
         return int(self.confusion_matrix.sum())
 
     @property
     def accuracy(self) -> float:
-        """The share of images that were classified rightly."""
+        """The fraction of images classified correctly."""
         return int(np.trace(self.confusion_matrix)) / self.images
 
     def confidence_interval(self) -> tuple[float, float]:
@@ -69,16 +69,16 @@ class Evaluation:
         return wilson(self.accuracy, self.images)
 
     def classification_report(self) -> dict[str, Any]:
-        """scikit-learn's report: precision, recall, f1-score and support of labels and averages."""
+        """scikit-learn's report: precision, recall, f1-score and support by label, and averages."""
         report: dict[str, Any] = self._report(output_dict=True)
         return report
 
     def classification_table(self) -> str:
-        """The report as a table of text, to three digits."""
+        """The report as a text table with three decimals."""
         return str(self._report(digits=3))
 
     def _report(self, **form: Any) -> Any:
-        # scikit-learn takes a second to import, for which the first trial shall not wait.
+        # Imported here: scikit-learn takes a second to import, which would delay the first trial.
         from sklearn.metrics import classification_report
 
         classes = len(self.labels)
@@ -95,7 +95,7 @@ class Evaluation:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What test.json and svm.json say of it."""
+        """The fields `REPORT_SHAPE` of test.json and svm.json."""
         return {
             "accuracy": self.accuracy,
             "confidence_interval": list(self.confidence_interval()),
@@ -106,12 +106,12 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Evaluation:
-        """The evaluation of `to_json`; ValueError where it can't be that of any images."""
+        """The evaluation stored by `to_json`; ValueError if its confusion matrix is impossible."""
         labels = tuple(content["labels"])
         matrix = np.asarray(content["confusion_matrix"], np.int64)
         square = matrix.shape == (len(labels), len(labels))
         if not square or matrix.min() < 0 or not 0 < matrix.sum() <= MOST_IMAGES:
-            raise ValueError("no confusion matrix")
+            raise ValueError("invalid confusion matrix")
         return cls(labels, matrix)
 
 
@@ -121,13 +121,13 @@ def times(count: int) -> str:
 
 
 def prepare() -> None:
-    """Import what judging and describing predictions takes, which is a second's work."""
+    """Import in advance the modules that evaluation needs, which takes about a second."""
     for name in ("scipy.stats", "sklearn.metrics"):
         import_module(name)
 
 
 def judge(truth: np.ndarray, predictions: np.ndarray, labels: Sequence[int]) -> Evaluation:
-    """Compare classes int[N], 0 to K − 1, with the truth int[N]."""
+    """Evaluate predicted classes int[N], 0 to K − 1, against the true classes int[N]."""
     classes = len(labels)
     pairs = truth.astype(np.int64) * classes + predictions
     matrix = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
@@ -135,7 +135,7 @@ def judge(truth: np.ndarray, predictions: np.ndarray, labels: Sequence[int]) -> 
 
 
 def table(matrix: np.ndarray, labels: Sequence[int]) -> str:
-    """A confusion matrix with its labels: rows are the truth, columns the prediction."""
+    """A confusion matrix as text, with its labels: rows are true, columns predicted classes."""
     cells = [["", *map(str, labels)]]
     cells += [
         [str(label), *map(str, row)] for label, row in zip(labels, matrix.tolist(), strict=True)
@@ -145,9 +145,9 @@ def table(matrix: np.ndarray, labels: Sequence[int]) -> str:
 
 
 def describe_confusions(evaluation: Evaluation, file: str) -> str:
-    """The confusion matrix as text; of many classes, the most frequent confusions.
+    """The confusion matrix as text; with many classes, only the most frequent confusions.
 
-    `file` of the run has the whole matrix.
+    file: the run's file that has the whole matrix; the text refers to it.
     """
     labels, matrix = evaluation.labels, evaluation.confusion_matrix
     if len(labels) <= MOST_CLASSES:
@@ -170,15 +170,15 @@ def describe_confusions(evaluation: Evaluation, file: str) -> str:
 
 
 def describe_classes(evaluation: Evaluation, file: str) -> str:
-    """The classification report as text; of many classes, those of the lowest f1-score.
+    """The classification report as text; with many classes, only those of the lowest f1-score.
 
-    `file` of the run has the whole report.
+    file: the run's file that has the whole report; the text refers to it.
     """
     rows = evaluation.classification_table().rstrip()
     classes = len(evaluation.labels)
     if classes <= MOST_CLASSES:
         return f"Classification report:\n{rows}"
-    lines = rows.splitlines()  # the head, an empty line, a line a class, an empty line, averages
+    lines = rows.splitlines()  # header, empty line, one line per class, empty line, averages
     report = evaluation.classification_report()
     scores = [report[str(label)]["f1-score"] for label in evaluation.labels]
     worst = np.argsort(scores, kind="stable")[:MOST_CLASSES]
@@ -190,7 +190,7 @@ def describe_classes(evaluation: Evaluation, file: str) -> str:
 def describe_gap(validation: float, validation_images: int, test: Evaluation) -> str:
     """The gap between validation and test accuracy, and what it means, in a sentence or two.
 
-    The standard error is that of two independent shares which are equal in truth (pooled).
+    The standard error is the pooled one of the difference of two independent proportions.
     """
     gap = validation - test.accuracy
     right = validation * validation_images + test.accuracy * test.images
@@ -199,8 +199,8 @@ def describe_gap(validation: float, validation_images: int, test: Evaluation) ->
     line = f"Validation accuracy {validation:.4f} − test accuracy {test.accuracy:.4f} = {gap:+.4f}"
     if gap > 2 * error:
         return line + (
-            f", more than chance explains (two standard errors are {2 * error:.4f}): the choice"
-            " among trials has fitted the validation images, or the test images are harder."
+            f", more than chance explains (two standard errors are {2 * error:.4f}): selecting"
+            " among trials has overfitted the validation images, or the test images are harder."
         )
     if gap < -2 * error:
         return line + (
@@ -209,14 +209,14 @@ def describe_gap(validation: float, validation_images: int, test: Evaluation) ->
         )
     return line + (
         f", within chance: only a gap above {2 * error:.4f} (two standard errors) would have shown"
-        " that the choice among trials has fitted the validation images."
+        " that selecting among trials has overfitted the validation images."
     )
 
 
 def look(run: Run, dataset: Dataset, purpose: str) -> dict[str, Any]:
-    """Evaluate the winner on the test set, once, and keep what came of it.
+    """Evaluate the winner on the test set once, and save the results under best/.
 
-    The ledger records it before it happens. Returns the content of best/test.json.
+    The ledger records the evaluation before it happens. Returns the content of best/test.json.
     """
     config = run.result("best/config.json", CONFIG_SHAPE)
     model_sha256, data = config["model_sha256"], run.search["identity"]["data"]
@@ -238,9 +238,9 @@ def look(run: Run, dataset: Dataset, purpose: str) -> dict[str, Any]:
 
 
 def kept_look(run: Run) -> dict[str, Any] | None:
-    """The content of best/test.json; None if it is of another winner.
+    """The content of best/test.json; None if it belongs to another winner.
 
-    Raises `DamagedFile` if it is damaged, or its predictions are.
+    Raises `DamagedFile` if the file, or that of its predictions, is damaged.
     """
     return _kept(run)[0]
 
@@ -260,19 +260,19 @@ def _kept(run: Run) -> tuple[dict[str, Any] | None, np.ndarray]:
         return None, np.zeros((0, 0), np.float32)
     probabilities = read_array(beside, content["probabilities_sha256"])
     if probabilities.shape != (evaluation.images, len(evaluation.labels)):
-        raise DamagedFile(beside, "is not what the report was made of")
+        raise DamagedFile(beside, "does not match test.json")
     return content, probabilities
 
 
 def winner_predictions(run: Run) -> np.ndarray:
-    """The classes, int64[N], that the winner gave the test images when they were looked at."""
+    """The winner's stored predictions for the test images: classes int64[N]."""
     try:
         content, probabilities = _kept(run)
     except DamagedFile:
         content = None
     if content is None:
         raise UsageError(
-            f"{run.directory.path}: has no report on the test set that fits its winner:"
+            f"{run.directory.path}: has no test report of its winner; run"
             f" python -m jaxmnist evaluate {run.directory.path}"
         )
     classes: np.ndarray = probabilities.argmax(1)
@@ -280,7 +280,7 @@ def winner_predictions(run: Run) -> np.ndarray:
 
 
 def describe(content: dict[str, Any]) -> str:
-    """The test report of best/test.json as text."""
+    """The content of best/test.json as text."""
     evaluation = Evaluation.from_json(content)
     low, high = evaluation.confidence_interval()
     looks = content["evaluations"]

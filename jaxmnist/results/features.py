@@ -11,7 +11,7 @@ from jaxmnist.results.trained import TrainedModel
 
 
 class FlattenFeatures(TransformerMixin, BaseEstimator):
-    """Turns images into the flatten features of a network that is trained already.
+    """Turns images into the flatten features of a trained network.
 
     Args:
       model: the trained network; `fit` learns nothing.
@@ -27,7 +27,7 @@ class FlattenFeatures(TransformerMixin, BaseEstimator):
         self.model = model
 
     def fit(self, images: np.ndarray, labels: Any = None) -> FlattenFeatures:
-        """Learn nothing; returns self."""
+        """Do nothing and return self."""
         return self
 
     def transform(self, images: np.ndarray) -> np.ndarray:
@@ -38,5 +38,5 @@ class FlattenFeatures(TransformerMixin, BaseEstimator):
         return True
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """'flatten0', 'flatten1', …: object[D]."""
+        """The names 'flatten0', 'flatten1', …: object[D]."""
         return np.array([f"flatten{i}" for i in range(self.model.feature_count)], dtype=object)

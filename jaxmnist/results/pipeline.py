@@ -1,6 +1,6 @@
-"""Scaler → PCA → support vector machine as arrays: it predicts with NumPy alone.
+"""Scaler → PCA → support vector machine, stored as arrays; it predicts with NumPy alone.
 
-Its file can't run code, and is read without the library that fitted it.
+Loading its file runs no code from it and doesn't need the library that fitted it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from jaxmnist.errors import local_path
 from jaxmnist.results.rbf import RbfSvm
 from jaxmnist.whole_files import DamagedFile, content_sha256, fits, read_tensors, tensors_sha256
 
-SVM_METADATA = "svm"  # where the file keeps what isn't an array
+SVM_METADATA = "svm"  # the metadata key for everything that isn't an array
 SVMS = {svm.kind: svm for svm in (RbfSvm,)}
 
 
 @dataclass(frozen=True)
 class Projection:
-    """Scaled features on their principal components.
+    """Scales features and projects them onto principal components.
 
     scaler_mean, scaler_scale: float32[D].
     pca_mean: float32[D]; pca_components: float32[P, D].
@@ -41,7 +41,7 @@ class Projection:
         return projected
 
     def fits(self) -> bool:
-        """Whether the arrays fit together."""
+        """Whether the shapes of the arrays agree."""
         if self.pca_components.ndim != 2:
             return False
         width = (self.pca_components.shape[1],)
@@ -68,11 +68,11 @@ class SvmPipeline:
         return self.classifier.predict(self.project(features))
 
     def to_json(self) -> dict[str, Any]:
-        """What svm.json says of it."""
+        """The fields of svm.json that describe the pipeline."""
         return {**self.classifier.to_json(), "components": len(self.project.pca_components)}
 
     def to_bytes(self) -> bytes:
-        """As a safetensors file, with the SHA-256 of what it says."""
+        """The pipeline as a safetensors file that contains the SHA-256 of its content."""
         svm = self.classifier
         arrays = {name: np.ascontiguousarray(getattr(self.project, name)) for name in PROJECTION}
         arrays |= {name: np.ascontiguousarray(getattr(svm, name)) for name in svm.arrays}
@@ -82,9 +82,9 @@ class SvmPipeline:
 
     @classmethod
     def load(cls, path: Path) -> SvmPipeline:
-        """Read `to_bytes`; it can't run code, and needs no library that fits.
+        """Load a file with the content of `to_bytes`.
 
-        Raises `DamagedFile` if it isn't what `to_bytes` gave.
+        Raises `DamagedFile` if its content isn't what `to_bytes` returned.
         """
         path = Path(local_path(path))
         arrays, said = read_tensors(path, SVM_METADATA)

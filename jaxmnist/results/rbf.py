@@ -1,6 +1,6 @@
-"""A support vector machine with an RBF kernel: fitted by a library, kept as arrays.
+"""A support vector machine with an RBF kernel: fitted by a library, stored as arrays.
 
-It is what `pipeline.SvmPipeline` asks of a classifier; another one is a file like this one.
+`RbfSvm` has the interface that `pipeline.SvmPipeline` needs; another SVM is a module like this one.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 
 from jaxmnist.errors import UsageError
 
-C = 5.0  # unless it is searched for
-BLOCK = 1024  # rows that pass through the kernel at a time
+C = 5.0  # the default, used unless C is searched for
+BLOCK = 1024  # rows for which the kernel is computed at a time
 # How to install what a backend needs.
 INSTALL = {
     "sklearnex": "pip install scikit-learn-intelex",
@@ -29,12 +29,12 @@ def choose_backend(wanted: str, platform: str) -> str:
 
     Args:
       wanted: one of these, or 'auto': cuML on a GPU where it is installed, else scikit-learn. On
-        the features of a network scikit-learn-intelex takes longer at every size that was tried
+        the features of a network scikit-learn-intelex is slower at every size that was measured
         (experiments/README.md).
       platform: 'cpu', 'gpu' or 'tpu'.
 
     Raises:
-      UsageError: the one that is wanted isn't installed; names the command that installs it.
+      UsageError: `wanted` isn't installed; the message names the command that installs it.
     """
     if wanted == "auto":
         return "cuml" if platform == "gpu" and find_spec("cuml") else "sklearn"
@@ -67,11 +67,12 @@ def classifier(backend: str) -> Callable[..., Any]:
 class RbfSvm:
     """A fitted SVC with an RBF kernel, as arrays; it predicts with NumPy alone.
 
-    vectors: float32[V, P], those of class 0 first; counts: int32[K], vectors of each class.
-    dual: float64[K − 1, V], the coefficients as libsvm lays them out.
+    vectors: float32[V, P], the support vectors, ordered by class.
+    counts: int32[K], the number of support vectors of each class.
+    dual: float64[K − 1, V], the dual coefficients in libsvm's layout.
     intercept: float64[K (K − 1) / 2].
     labels: int64[K].
-    gamma, c: of the kernel and of the penalty.
+    gamma: coefficient of the kernel; c: the penalty C.
     """
 
     vectors: np.ndarray
@@ -93,14 +94,14 @@ class RbfSvm:
 
     @staticmethod
     def default(x: np.ndarray) -> dict[str, float]:
-        """C and gamma that are used without a search: 5, and scikit-learn's 'scale'."""
+        """The C and gamma used without a search: 5, and scikit-learn's 'scale'."""
         variance = float(x.var(dtype=np.float64))
         return {"C": C, "gamma": 1 / (x.shape[1] * variance) if variance else 1.0}
 
     @staticmethod
     def space(default: dict[str, float]) -> dict[str, Any]:
-        """What a search draws from: C from 0.5 to 50, gamma from a tenth to ten times."""
-        # SciPy's statistics take half a second to import, for which no trial shall wait.
+        """The distributions of a search: C from 0.5 to 50, gamma from 1/10 to 10 times default."""
+        # Imported here: scipy.stats takes half a second to import, which would delay trials.
         from scipy.stats import loguniform
 
         gamma = default["gamma"]
@@ -108,14 +109,14 @@ class RbfSvm:
 
     @staticmethod
     def estimator(backend: str, **parameters: float) -> Any:
-        """The library's classifier with these parameters, to be fitted."""
+        """The library's unfitted classifier with these parameters."""
         return classifier(backend)(kernel="rbf", **parameters)
 
     @classmethod
     def fit(
         cls, x: np.ndarray, y: np.ndarray, backend: str, parameters: dict[str, float]
     ) -> RbfSvm:
-        """Fit on float32[N, P] and labels int64[N]."""
+        """Fit on features float32[N, P] and labels int64[N]."""
         if backend == "cuml":
             arrays = one_against_one(classifier(backend), x, y, parameters)
         else:
@@ -123,9 +124,9 @@ class RbfSvm:
         return cls(**arrays, gamma=parameters["gamma"], c=parameters["C"])
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """Labels of float32[N, P]: int64[N].
+        """Labels of features float32[N, P]: int64[N].
 
-        Each pair of classes votes; of equal votes the class that comes first wins. This is
+        Each pair of classes votes; the first of the classes with equal votes wins. This is
         libsvm's rule: Chang and Lin, 'LIBSVM: a library for support vector machines', 2011.
         """
         return np.concatenate(
@@ -134,7 +135,7 @@ class RbfSvm:
         )
 
     def _votes(self, x: np.ndarray) -> np.ndarray:
-        """Won pairs of each class: float[N, P] → int64[N, K]."""
+        """The number of pairs that each class wins: float[N, P] → int64[N, K]."""
         x, vectors = x.astype(np.float64), self.vectors.astype(np.float64)
         squares = (x**2).sum(1)[:, None] + (vectors**2).sum(1) - 2 * (x @ vectors.T)
         kernel = np.exp(-self.gamma * squares)
@@ -154,7 +155,7 @@ class RbfSvm:
         return votes
 
     def fits(self, components: int) -> bool:
-        """Whether the arrays fit together, and `components` features, so that it can predict."""
+        """Whether the shapes of the arrays agree, and match features of `components` columns."""
         if self.labels.ndim != 1 or self.vectors.ndim != 2:
             return False
         classes, vectors = len(self.labels), len(self.vectors)
@@ -169,7 +170,7 @@ class RbfSvm:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What svm.json says of it."""
+        """The fields of svm.json that describe the SVM."""
         return {
             "kind": self.kind,
             "description": self.describe(),
@@ -179,7 +180,7 @@ class RbfSvm:
         }
 
     def describe(self) -> str:
-        """Its kernel, parameters and size."""
+        """The kernel, its parameters and the number of support vectors, as text."""
         return (
             f"RBF kernel with C = {self.c:.3g} and gamma = {self.gamma:.3g},"
             f" {len(self.vectors):,} support vectors"
@@ -190,7 +191,7 @@ def libsvm_arrays(svc: Any) -> dict[str, np.ndarray]:
     """Support vectors and coefficients of a fitted SVC, in libsvm's layout."""
     dual, intercept = np.asarray(svc.dual_coef_), np.asarray(svc.intercept_)
     if len(svc.classes_) == 2:
-        # scikit-learn turns the sign where there are two classes: the second is positive.
+        # With two classes scikit-learn flips the signs: the second class is positive.
         dual, intercept = -dual, -intercept
     return {
         "vectors": np.asarray(svc.support_vectors_, np.float32),
@@ -206,11 +207,11 @@ def one_against_one(
 ) -> dict[str, np.ndarray]:
     """One classifier for each pair of classes, in libsvm's layout.
 
-    This is what libsvm trains. It serves libraries that give away the support vectors of two
-    classes only.
+    libsvm trains the same classifiers. This serves libraries that expose the support vectors of
+    two-class problems only.
 
     Args:
-      make: an SVC of two classes with `support_`, `dual_coef_` and `intercept_`.
+      make: returns an SVC for two classes with `support_`, `dual_coef_` and `intercept_`.
       x: float32[N, P].
       y: labels int64[N].
       parameters: C and gamma.

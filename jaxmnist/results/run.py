@@ -31,17 +31,17 @@ SEARCH_SHAPE = {
     "identity": {"data": str, "network": str},
     "space": dict,
 }
-CONFIG_SHAPE = {"trial": int, "score": float, "model_sha256": str}  # what best/config.json says
-MENDS = "the search's own command sets it aside and makes it again"
+CONFIG_SHAPE = {"trial": int, "score": float, "model_sha256": str}  # fields of best/config.json
+MENDS = "repeat the search's command, which sets the file aside and recreates it"
 
 
 class Run:
-    """What a search found; the value of `random_search`, or `Run(directory)` of an earlier one.
+    """The results of a search: returned by `random_search`, or `Run(directory)` for an earlier one.
 
     Args:
-      directory: the run directory: its path, or the directory as somebody has opened it.
-      network: whose configurations were trained; by default the study's, where it is that one.
-      skip_damaged: leave records out that can't be read, and name them in `damaged`.
+      directory: path of the run directory, or an open `RunDirectory`.
+      network: the network whose configurations were trained; may be left out if it is the study's.
+      skip_damaged: leave out records that can't be read, and list them in `damaged`.
 
     >>> run = Run(directory)
     >>> run.best_trial.hyperparameters == run.get_best_hyperparameters(1)[0]
@@ -84,7 +84,7 @@ class Run:
 
     @property
     def damaged(self) -> list[str]:
-        """What is wrong with the records that were left out."""
+        """What is wrong with each record that was left out."""
         return self._records[1]
 
     @cached_property
@@ -108,7 +108,7 @@ class Run:
 
     @property
     def rule(self) -> Rule:
-        """How the run's settings rank trials."""
+        """The selection rule of the run's settings."""
         settings = self.settings
         return rule_of(settings.select, self.validation_images, settings.tolerance)
 
@@ -118,30 +118,30 @@ class Run:
 
     @property
     def network(self) -> Network:
-        """The network whose configurations were trained; `UsageError` if it has to be given."""
+        """The network that was trained; `UsageError` if it isn't the study's and wasn't given."""
         name = self.search["identity"]["network"]
         if self._network is not None:
             return self._network
-        # JAX takes a second to import; until then a signal would meet no handler of a command.
+        # Imported here: JAX takes a second, in which a command would have no signal handlers yet.
         from jaxmnist.models.study.network import STUDY
 
         if name != STUDY.definition.name:
             raise UsageError(
-                f"{self.directory.path}: its weights are of the network {name!r}, which has to be"
-                " given to read them"
+                f"{self.directory.path}: its weights are of the network {name!r}; pass it as"
+                " network= to read them"
             )
         return STUDY
 
     @property
     def files(self) -> WritableRunDirectory:
-        """The run directory for writing; `UsageError` where the run was opened for reading."""
+        """The run directory for writing; `UsageError` if the run was opened only for reading."""
         if not isinstance(self.directory, WritableRunDirectory):
-            raise UsageError(f"{self.directory.path}: was opened for reading")
+            raise UsageError(f"{self.directory.path}: was opened only for reading")
         return self.directory
 
     @property
     def best_trial(self) -> Trial:
-        """The winner; `UsageError` where no trial has completed."""
+        """The winner; `UsageError` if no trial has completed."""
         return self._completed()[0].trial
 
     def _completed(self) -> list[Ranked]:
@@ -154,10 +154,11 @@ class Run:
         return [entry.trial.hyperparameters for entry in self.ranked[:n]]
 
     def get_best_models(self, n: int = 1) -> list[TrainedModel]:
-        """The first n models, the winner first; `UsageError` where their weights weren't kept."""
+        """The first n models, the winner first; `UsageError` if their weights weren't kept."""
         if n > self.settings.keep:
             raise UsageError(
-                f"weights of {self.settings.keep} trials were kept, not of {n}: keep={n} keeps them"
+                f"weights of {self.settings.keep} trials were kept, not of {n};"
+                f" search with keep={n} to keep them"
             )
         return [self.load_model(entry.trial) for entry in self.ranked[:n]]
 
@@ -166,7 +167,7 @@ class Run:
         return self._load(self.directory.weights_path(trial.index), trial.weights_sha256)
 
     def results_table(self) -> list[tuple[str, ...]]:
-        """The head of the table of trials, and its rows: the winner first, the failed ones last."""
+        """The table of trials: its header, then rows, the winner first and failed trials last."""
         head = ("trial", "val_accuracy", self.rule.column, "seconds", "hyperparameters")
         rows = [
             (
@@ -198,22 +199,22 @@ class Run:
         return "\n".join([f"{self.space.size_text} configurations", *lines])
 
     def why(self) -> str:
-        """Why the winner won, what the rule passed over, and what that cost.
+        """Why the winner won, which better trials the rule passed over, and what that cost.
 
-        Raises `UsageError` where no trial has completed.
+        Raises `UsageError` if no trial has completed.
         """
         return self.rule.reason(self._completed())
 
     @cached_property
     def best_model(self) -> TrainedModel:
-        """The winner's network, as best/ keeps it."""
+        """The winner's trained network, loaded from best/."""
         config = self.result("best/config.json", CONFIG_SHAPE)
         return self._load(self.directory.model_path, config["model_sha256"])
 
     def result(self, name: str, shape: Any = None) -> dict[str, Any]:
-        """What a JSON file of the run says: 'best/test.json', 'svm/mnist/svm.json', ….
+        """The content of a JSON file of the run: 'best/test.json', 'svm/mnist/svm.json', ….
 
-        `shape` is what it must say, as `whole_files.fits` knows it.
+        shape: the fields that it must have; see `whole_files.fits`.
         """
         *folders, file = name.split("/")
         try:
@@ -226,16 +227,17 @@ class Run:
             raise UsageError(f"{problem}; {MENDS}") from None
 
     def load_dataset(self) -> Dataset:
-        """The run's own data, split as it was; `UsageError` if they have changed since."""
+        """The run's own dataset, split as in the search; `UsageError` if it has changed since."""
         dataset = load_dataset(self.settings)
         if dataset.fingerprint != self.search["identity"]["data"]:
             raise UsageError(
-                f"{self.directory.path}: its data are not those of {dataset.name} any more"
+                f"{self.directory.path}: the data of {dataset.name} have changed: they"
+                " are not those of the search"
             )
         return dataset
 
     def _load(self, path: Path, sha256: str | None) -> TrainedModel:
-        # JAX takes a second to import; until then a signal would meet no handler of a command.
+        # Imported here: JAX takes a second, in which a command would have no signal handlers yet.
         from jaxmnist.results.trained import TrainedModel
 
         if sha256 is None:
@@ -251,7 +253,7 @@ def locked_run(
     directory: str,
     network: Network | None = None,
 ) -> Iterator[Run]:
-    """A run that is there already, held for this process; what it says is read under the lock."""
+    """Open an existing run and hold its lock; its files are read under the lock."""
     if threads := threads_of(RunDirectory.open(directory).search):
         set_pool_size(threads)
     with continue_run(directory) as opened:

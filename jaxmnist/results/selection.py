@@ -1,4 +1,4 @@
-"""Which trial wins, and why: a rule of selection is an object here, and is known nowhere else."""
+"""Which trial wins, and why: each selection rule is a class here, and no other module knows it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from jaxmnist.runs.trial import History, Trial
 class Fall:
     """A decrease of validation accuracy from one epoch to the next.
 
-    epoch: the one it fell in, counted from 1.
+    epoch: the epoch in which it fell, counted from 1.
     size: accuracy before minus accuracy after, above 0.
-    tolerance: how large it may be for the trial to count as steady.
+    tolerance: the largest size that a steady trial may have.
     """
 
     epoch: int
@@ -27,8 +27,8 @@ class Fall:
 
     @property
     def exceeds(self) -> bool:
-        """Whether it is more than its tolerance."""
-        # Accuracies are ratios of whole numbers; their difference is off by some 1e-16.
+        """Whether the size is above the tolerance."""
+        # Accuracies are ratios of integers; the rounding error of a difference is about 1e-16.
         return self.size > self.tolerance + 1e-12
 
 
@@ -38,8 +38,8 @@ def falls(accuracies: Sequence[float], images: int, tolerance: float | None = No
     Args:
       accuracies: validation accuracy after each epoch.
       images: validation images.
-      tolerance: one for every fall; None for the standard error of the accuracy p before the
-        fall, √(p(1 − p)/images), and at least 1/images.
+      tolerance: of every fall; None for the standard error of the accuracy p before the fall,
+        √(p(1 − p)/images), and at least 1/images.
     """
     found = []
     for epoch, (before, after) in enumerate(itertools.pairwise(accuracies), 2):
@@ -53,7 +53,7 @@ def falls(accuracies: Sequence[float], images: int, tolerance: float | None = No
 
 @dataclass(frozen=True)
 class Ranked:
-    """A completed trial in its place, with the falls that put it there."""
+    """A completed trial of a ranking, with its falls."""
 
     trial: Trial
     falls: tuple[Fall, ...]
@@ -81,16 +81,16 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Rule(ABC):
-    """How completed trials are ranked.
+    """A rule that ranks completed trials.
 
-    images: validation images.
+    images: number of validation images.
     tolerance: as for `falls`.
     """
 
     images: int
     tolerance: float | None = None
     name: ClassVar[str]
-    column: ClassVar[str] = "largest fall"  # what a table shows beside the score
+    column: ClassVar[str] = "largest fall"  # heading of the table column beside the score
 
     def falls(self, history: History) -> tuple[Fall, ...]:
         """The falls of a completed trial."""
@@ -99,25 +99,25 @@ class Rule(ABC):
 
     @abstractmethod
     def key(self, history: History, index: int) -> tuple[float, ...]:
-        """What completed trials are sorted by: the smallest wins, equal scores rank by index."""
+        """The sort key of a completed trial: the smallest wins; equal scores rank by index."""
 
     @abstractmethod
     def reason(self, ranked: Sequence[Ranked]) -> str:
-        """Why the first of `ranked` won, what the rule passed over, and what that cost."""
+        """Why the first of `ranked` won, which better trials were passed over, at what cost."""
 
     def cell(self, entry: Ranked) -> str:
-        """What a table shows of a trial beside its score."""
+        """The trial's entry in the table column beside the score."""
         return f"{entry.fall:.4f}"
 
     def rank(self, trials: Sequence[Trial]) -> list[Ranked]:
-        """Completed trials, the winner first; the others never win."""
+        """Completed trials, the winner first; other trials are left out."""
         done = [trial for trial in trials if trial.status == "completed"]
         done.sort(key=lambda trial: self.key(trial.history, trial.index))
         return [Ranked(trial, self.falls(trial.history)) for trial in done]
 
 
 class Best(Rule):
-    """By score alone."""
+    """Ranks trials by score alone."""
 
     name = "best"
 
@@ -126,24 +126,24 @@ class Best(Rule):
         return (-history[-1].val_accuracy, index)
 
     def reason(self, ranked: Sequence[Ranked]) -> str:
-        """That its score is the highest."""
+        """State that the winner's score is the highest."""
         return f"{_winner(ranked)}: the highest of all."
 
 
 class Steady(Rule):
-    """Trials without a fall beyond its tolerance first, by score; the others by smaller fall."""
+    """Ranks trials without a fall beyond its tolerance first, by score; then others by fall."""
 
     name = "steady"
 
     def key(self, history: History, index: int) -> tuple[float, ...]:
-        """Steady trials first; the score, or the fall before it."""
+        """Steady trials come first, by score; the others by largest fall, then score."""
         found, score = self.falls(history), history[-1].val_accuracy
         if any(fall.exceeds for fall in found):
             return (1, max(fall.size for fall in found), -score, index)
         return (0, -score, index)
 
     def reason(self, ranked: Sequence[Ranked]) -> str:
-        """That it is the best of the steady ones, and which better ones fell."""
+        """State that the winner is the best steady trial, and which better trials fell."""
         winner, line = ranked[0], _winner(ranked)
         if winner.steady:
             line += ", the highest of the steady ones"
@@ -172,9 +172,9 @@ RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (Steady, Best)}
 
 
 def rule_of(select: str, images: int, tolerance: float | None = None) -> Rule:
-    """The rule of a name; ValueError if there is none."""
+    """The rule with this name; ValueError if there is none."""
     if select not in RULES:
-        raise ValueError(f"there is no rule {select!r}; there are {', '.join(RULES)}")
+        raise ValueError(f"unknown selection rule {select!r}; known rules: {', '.join(RULES)}")
     return RULES[select](images, tolerance)
 
 

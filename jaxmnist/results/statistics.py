@@ -12,19 +12,19 @@ from typing import Any
 
 import numpy as np
 
-FEWEST_FOR_IMPORTANCE = 8  # trials; with fewer, resampling them says next to nothing
+FEWEST_FOR_IMPORTANCE = 8  # trials; with fewer, resampling them shows next to nothing
 RESAMPLES = 2000
 
 
 def _scipy() -> Any:
-    """SciPy's statistics: half a second's import, for which the first trial shall not wait."""
+    """scipy.stats, imported here as its half second would delay the first trial."""
     from scipy import stats
 
     return stats
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share that was seen in `count` cases, a multiple of 1/count.
+    """The 95 % Wilson interval of a proportion of `count` cases, a multiple of 1/count.
 
     (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n)
 
@@ -39,7 +39,7 @@ def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict[str, floa
     """McNemar's exact test that two classifiers err equally often on the same images.
 
     Args:
-      first_right, second_right: bool[N], which images each classified rightly.
+      first_right, second_right: bool[N], the images that each classified correctly.
 
     Returns:
       only_first, only_second: images that only one of them got right; p_value: two-sided,
@@ -54,7 +54,7 @@ def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict[str, floa
 
 
 def standard_error(share: float, count: int) -> float:
-    """The standard error of a share that was seen in `count` cases: √(p(1 − p)/n)."""
+    """The standard error of a proportion of `count` cases: √(p(1 − p)/n)."""
     return math.sqrt(share * (1 - share) / count)
 
 
@@ -101,7 +101,7 @@ def luck_of_the_best(count: int) -> float:
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Pearson's correlation along the last axis; NaN where one of both does not vary."""
+    """Pearson's correlation along the last axis; NaN where either array does not vary."""
     x = x - x.mean(-1, keepdims=True)
     y = y - y.mean(-1, keepdims=True)
     scale = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
@@ -115,12 +115,12 @@ def correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 class Importance:
     """How strongly scores rise or fall with a hyperparameter.
 
-    name: of the hyperparameter.
-    trials: that have a value of it.
+    name: the hyperparameter's name.
+    trials: number of trials that have a value of it.
     rho: Spearman's rank correlation, −1 to 1; NaN where it is not estimable.
     low, high: its 95 % interval; NaN where it is not estimable.
-    p_value: the share of shuffles of the scores whose correlation is at least as strong.
-    tests: how many hyperparameters are asked about at once.
+    p_value: the fraction of shuffles of the scores whose correlation is at least as strong.
+    tests: number of hyperparameters tested together.
     """
 
     name: str
@@ -134,9 +134,9 @@ class Importance:
 
     @property
     def known(self) -> bool:
-        """Whether the trials show more than chance would, asked of `tests` hyperparameters.
+        """Whether the correlation is significant at 5 %, and its interval excludes 0.
 
-        Bonferroni's correction: of that many answers together, one in twenty is wrong.
+        Bonferroni's correction: 5 % is the error rate of all `tests` hyperparameters together.
         """
         if self.trials < FEWEST_FOR_IMPORTANCE or not math.isfinite(self.low):
             return False
@@ -146,13 +146,13 @@ class Importance:
 def importance(
     name: str, values: Sequence[Any], scores: Sequence[float], tests: int = 1
 ) -> Importance:
-    """Spearman's correlation of a hyperparameter with the scores, and how sure it is.
+    """Spearman's correlation of a hyperparameter with the scores, its interval and p-value.
 
     Args:
-      name: of the hyperparameter.
-      values: of it, one a trial; None where the trial has none, and then it counts for nothing.
-      scores: of the trials.
-      tests: how many hyperparameters are asked about at once.
+      name: the hyperparameter's name.
+      values: its value in each trial; None where the trial has none, and is then left out.
+      scores: the score of each trial.
+      tests: number of hyperparameters tested together.
 
     References:
       Spearman, 'The proof and measurement of association between two things', 1904. The interval
@@ -167,7 +167,7 @@ def importance(
     if n < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return Importance(name, n, unknown, unknown, unknown, unknown, tests)
     rho = float(correlation(rankdata(x), rankdata(y)))
-    generator = np.random.default_rng(0)  # so that a report made again is the same
+    generator = np.random.default_rng(0)  # fixed, so that a report made again is the same
     drawn = generator.integers(n, size=(RESAMPLES, n))
     resampled = correlation(rankdata(x[drawn], axis=-1), rankdata(y[drawn], axis=-1))
     resampled = resampled[np.isfinite(resampled)]
@@ -180,7 +180,7 @@ def importance(
 
 @dataclass(frozen=True)
 class Distribution:
-    """Where the best score stands among all.
+    """How far the best score is from the others.
 
     skewness: of the scores, 0 for a symmetric distribution.
     distance: of the best score from the mean, in standard deviations (Grubbs' G).
@@ -196,10 +196,10 @@ class Distribution:
 
 
 def distribution(scores: Sequence[float]) -> Distribution | None:
-    """Grubbs' question of the best score: is it an outlier? None with fewer than 4 scores.
+    """Grubbs' test whether the best score is an outlier; None for fewer than 4 or equal scores.
 
-    The p-value is the share of simulated normal samples whose largest value lies at least as far
-    out, so that it needs no table.
+    The p-value is the fraction of simulated normal samples whose largest value lies at least as far
+    out, so that no table is needed.
 
     References:
       Grubbs, 'Sample criteria for testing outlying observations', 1950.
@@ -212,7 +212,7 @@ def distribution(scores: Sequence[float]) -> Distribution | None:
     distance = float(values.max() - mean) / deviation
     generator = np.random.default_rng(0)
     further, parts = 0, 20
-    for _ in range(parts):  # of hundreds of trials they would not all fit in memory
+    for _ in range(parts):  # with hundreds of trials all samples together would not fit in memory
         samples = generator.standard_normal((20_000 // parts, n))
         simulated = (samples.max(1) - samples.mean(1)) / samples.std(1, ddof=1)
         further += int((simulated >= distance).sum())
@@ -222,7 +222,7 @@ def distribution(scores: Sequence[float]) -> Distribution | None:
 
 
 def bins(scores: Sequence[float], most: int = 12) -> np.ndarray:
-    """Edges of a histogram's bars: √n of them, rounded up, at most `most`, at least one."""
+    """Edges of a histogram's bins: √n bins, rounded up, at most `most`, at least one."""
     low, high = min(scores), max(scores)
     if high - low < 1e-9:
         return np.array([low - 5e-4, high + 5e-4])
@@ -232,11 +232,11 @@ def bins(scores: Sequence[float], most: int = 12) -> np.ndarray:
 def two_components(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The first two principal components of features float[N, D].
 
-    Through the N×N matrix of inner products, as there are fewer images than features.
+    Computed from the N×N matrix of inner products, as there are fewer images than features.
 
     Returns:
-      The coordinates float64[N, 2], each with its largest one positive, and the shares of the
-      variance float64[2] that the two explain.
+      The coordinates float64[N, 2], with signs such that the largest absolute value of each
+      component is positive, and the fractions of the variance float64[2] that the two explain.
 
     References:
       Pearson, 'On lines and planes of closest fit to systems of points in space', 1901.

@@ -47,7 +47,7 @@ FITTED_SHAPE = {
     "components": int,
     "search": [{str: float}],
 }
-# What svm.json says, as far as the program reads it again.
+# Fields of svm.json that are read again.
 SVM_SHAPE = {
     **FITTED_SHAPE,
     "model_sha256": str,
@@ -59,7 +59,7 @@ SVM_SHAPE = {
     "predictions_sha256": str,
     "evaluations": int,
 }
-# What it says besides, on the run's own data.
+# Further fields for the run's own dataset.
 OWN_SHAPE = {
     "network_accuracy": float,
     "mcnemar": {"only_first": int, "only_second": int, "p_value": float},
@@ -67,7 +67,7 @@ OWN_SHAPE = {
 
 
 def raw_pixels(images: np.ndarray, scale: float) -> Iterator[tuple[int, np.ndarray]]:
-    """Pixels divided by `scale` in place of features, a block of rows at a time."""
+    """Pixels divided by `scale`, to be used in place of features, a block of rows at a time."""
     for first in range(0, len(images), SCALER_ROWS):
         part = images[first : first + SCALER_ROWS]
         yield first, part.reshape(len(part), -1).astype(np.float32) / np.float32(scale)
@@ -75,7 +75,7 @@ def raw_pixels(images: np.ndarray, scale: float) -> Iterator[tuple[int, np.ndarr
 
 @dataclass(frozen=True)
 class Tested:
-    """A fitted SVM with what the test set says of it.
+    """A fitted SVM with its evaluation on the test set.
 
     predictions: classes int64[N] of the test images, 0 to K − 1.
     """
@@ -85,7 +85,7 @@ class Tested:
     predictions: np.ndarray
 
     def to_json(self) -> dict[str, Any]:
-        """What svm.json says of it."""
+        """The fields `FITTED_SHAPE` of svm.json."""
         seconds = {stage: round(value, 3) for stage, value in self.fit.seconds.items()}
         return {
             **self.evaluation.to_json(),
@@ -101,8 +101,8 @@ def fit_and_test(
 ) -> Tested:
     """Fit on the training part of `dataset`, evaluate on its test part once.
 
-    BLAS computes with as many threads as XLA's pool, so that a run that goes on on other cores
-    gives the same SVM, to the bit.
+    BLAS uses as many threads as XLA's pool, so that a run resumed on another number of cores gives
+    the same SVM, bit for bit.
     """
     with threadpool_limits(pool_size(), user_api="blas"):
         return _fit_and_test(batches, width, dataset, how=how, seed=seed)
@@ -132,11 +132,11 @@ def _fit_and_test(
 
 @dataclass(frozen=True)
 class Task:
-    """What an SVM on a run is fitted on.
+    """A run and the dataset to fit its SVM on.
 
-    name: of its folder below svm/.
+    name: name of the SVM's folder in svm/.
     own: whether `dataset` is the run's own.
-    model_sha256: of the winner, trial `index`.
+    model_sha256: SHA-256 of the weights of the winner, trial `index`.
     """
 
     run: Run
@@ -148,12 +148,12 @@ class Task:
 
     @classmethod
     def of(cls, run: Run, dataset: Dataset) -> Task:
-        """The task of fitting on `dataset`; `UsageError` if the network can't take its images."""
+        """The task for `dataset`; `UsageError` if its image shape is not the network's."""
         config = run.result("best/config.json", CONFIG_SHAPE)
         takes = run.best_model.image_shape
         if dataset.image_shape != takes:
             raise UsageError(
-                f"{dataset.name}: its images are {dataset.image_shape}; the network of"
+                f"{dataset.name}: its images have shape {dataset.image_shape}; the network of"
                 f" {run.directory.path} takes {takes}"
             )
         own = dataset.fingerprint == run.search["identity"]["data"]
@@ -168,7 +168,7 @@ class Task:
         return dataclasses.replace(self.run.best_model, scale=self.dataset.scale)
 
     def test(self, batches: Batches, width: int, purpose: str, *, how: Fitting) -> Tested:
-        """Record the evaluation, fit, and test on features."""
+        """Record the evaluation in the ledger, fit on features, and evaluate."""
         self.run.files.write_look(purpose, self.model_sha256, self.dataset.fingerprint)
         seed = self.run.settings.seed
         return fit_and_test(batches, width, self.dataset, how=how, seed=seed)
@@ -202,16 +202,16 @@ def fit_on_run(
     draws: int,
     baselines: bool = False,
 ) -> dict[str, Any]:
-    """Fit the SVM on the winner's features of `dataset`, and keep it under svm/.
+    """Fit the SVM on the winner's features of `dataset`, and save it under svm/.
 
-    What is there already for the same network, data and settings is used again: the test set is not
-    evaluated again.
+    An SVM saved for the same network, data and settings is reused without evaluating the test set
+    again.
 
     Args:
-      run: a run whose winner is kept, locked.
+      run: a run with its winner in best/, locked by the caller.
       dataset: the run's own, or another with images of the same shape.
       wanted: the backend, or 'auto'.
-      draws: of the search for C and gamma.
+      draws: number of draws of the search for C and gamma; 0 for no search.
       baselines: fit the same SVM on raw pixels and on the untrained network's features too.
 
     Returns:
@@ -265,9 +265,9 @@ def _keep(task: Task, content: dict[str, Any], result: Tested) -> None:
 
 
 def _kept(task: Task) -> dict[str, Any] | None:
-    """What svm.json says; None if it is of another network or other data.
+    """The content of svm.json; None if it belongs to another network or dataset.
 
-    Raises `DamagedFile` if it is damaged, or what it names is.
+    Raises `DamagedFile` if it is damaged, or a file whose hash it contains.
     """
     directory, name = task.run.directory, task.name
     path = directory.svm_path(name)
@@ -295,21 +295,21 @@ def _kept(task: Task) -> dict[str, Any] | None:
 
 
 def compare(content: dict[str, Any]) -> str | None:
-    """How the SVM compares with the network on the same test images; None on other data."""
+    """How the SVM compares with the network on the same test images; None on another dataset."""
     if "mcnemar" not in content:
         return None
     pairs, difference = content["mcnemar"], content["accuracy"] - content["network_accuracy"]
     verdict = "within chance" if pairs["p_value"] >= 0.05 else "more than chance explains"
     return (
         f"The network has {content['network_accuracy']:.4f}, so the SVM's difference is"
-        f" {difference:+.4f}: {pairs['only_first']} images are classified rightly by the network"
+        f" {difference:+.4f}: {pairs['only_first']} images are classified correctly by the network"
         f" alone, {pairs['only_second']} by the SVM alone (McNemar's exact test: p ="
         f" {pairs['p_value']:.3g}, {verdict})."
     )
 
 
 def describe(content: dict[str, Any]) -> str:
-    """The SVM's report of svm.json as text."""
+    """The content of svm.json as text."""
     evaluation = Evaluation.from_json(content)
     low, high = evaluation.confidence_interval()
     stages = ", ".join(

@@ -16,16 +16,16 @@ from jaxmnist.results.pipeline import SVMS, Projection, SvmPipeline
 from jaxmnist.results.rbf import RbfSvm
 
 COMPONENTS = 64
-SCALER_ROWS = 1024  # rows that pass through the scaler at a time
+SCALER_ROWS = 1024  # rows that are scaled at a time
 
 
 @dataclass(frozen=True)
 class Fitting:
     """How an SVM is fitted.
 
-    backend: as `rbf.choose_backend` gives it.
-    draws: of its parameters to try; 0 for the default ones.
-    kind: which SVM, a name of `pipeline.SVMS`.
+    backend: the library, as returned by `rbf.choose_backend`.
+    draws: number of draws of its parameters to try; 0 for the default parameters.
+    kind: the SVM's name in `pipeline.SVMS`.
     """
 
     backend: str
@@ -35,7 +35,7 @@ class Fitting:
 
 @dataclass
 class Fit:
-    """What fitting gave.
+    """A fitted SVM, and how it was fitted.
 
     seconds: wall time of each stage, by name.
     search: C, gamma and validation accuracy of each draw of the search, best first.
@@ -61,16 +61,16 @@ def fit(
 ) -> Fit:
     """Fit scaler, PCA and SVC on training images alone.
 
-    The features are one float32 matrix, which scaler and PCA then work in: beside it only
-    blocks of rows are taken, so that memory stays under twice its size.
+    The features are one float32 matrix that scaler and PCA modify in place. Beyond it only blocks
+    of rows are allocated, so that memory stays under twice its size.
 
     Args:
-      batches: from images [N, …] to (index of the first, features float32[B, width]).
-      width: features of an image, D.
+      batches: yields for images [N, …] batches (index of the first, features float32[B, width]).
+      width: number of features of an image, D.
       train: images and labels to fit on.
       validation: images and labels that the search scores its draws on.
-      how: which SVM, by which library, with how many draws.
-      seed: of PCA and of the search.
+      how: the SVM, the backend and the number of draws.
+      seed: seed of PCA and of the search.
     """
     clock = Clock()
     x, project = _fit_projection(batches, width, train[0], seed, clock)
@@ -92,8 +92,8 @@ def fit(
 def _fit_projection(
     batches: Batches, width: int, images: np.ndarray, seed: int, clock: Clock
 ) -> tuple[np.ndarray, Projection]:
-    """Scaled features on their principal components float32[N, P], and what gives them."""
-    # scikit-learn takes a second to import, for which the first trial shall not wait.
+    """The projected features float32[N, P] of the images, and the fitted projection."""
+    # Imported here: scikit-learn takes a second to import, which would delay the first trial.
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
 
@@ -120,27 +120,27 @@ def _fit_projection(
 
 
 class Clock:
-    """Wall time of stages, one after another."""
+    """Wall time of consecutive stages."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
-        """End a stage."""
+        """End a stage and begin the next one."""
         now = time.perf_counter()
         self.seconds[stage] = now - self._last
         self._last = now
 
 
 def _interruptible(work: Callable[[], Any]) -> Any:
-    """What `work` returns; a signal ends the waiting for it, which libsvm itself never hears."""
+    """What `work` returns, run in a thread so that a signal can end the wait: libsvm ignores it."""
     result: Future[Any] = Future()
 
     def run() -> None:
         try:
             with warnings.catch_warnings():
-                # It uses all threads, which is what is wanted here.
+                # The warning is that all threads are used, which is intended here.
                 warnings.filterwarnings("ignore", "'Threading' parallel backend is not supported")
                 result.set_result(work())
         except BaseException as error:
@@ -160,8 +160,8 @@ def _search(
     draws: int,
     seed: int,
 ) -> list[dict[str, float]]:
-    """Parameters and validation accuracy of the default ones and of each draw, best first."""
-    # As above: a second's import.
+    """Parameters and validation accuracy of the default and of each draw, best first."""
+    # Imported here for the same reason as above.
     from sklearn.model_selection import GridSearchCV, ParameterSampler, PredefinedSplit
 
     sampled = ParameterSampler(kind.space(default), draws, random_state=seed)

@@ -1,4 +1,4 @@
-"""A trained network: classes, probabilities and features of images, in batches; its file."""
+"""A trained network: predicts classes, probabilities and features in batches; its file format."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from jaxmnist.models.study.network import STUDY
 from jaxmnist.runs.layers import Layer, summary
 from jaxmnist.whole_files import DamagedFile, fits, read_tensors
 
-MODEL_METADATA = "jaxmnist"  # where the file says what model it holds
+MODEL_METADATA = "jaxmnist"  # the metadata key for the description of the model
 MODEL_SHAPE = {
     "network": str,
     "hyperparameters": dict,
@@ -34,15 +34,15 @@ MODEL_SHAPE = {
     "labels": [int],
     "scale": float,
 }
-BATCH_SIZE = 512  # a multiple of what any platform computes together
-AHEAD = 3  # batches that are started before the one that is waited for
+BATCH_SIZE = 512  # a multiple of every platform's block size
+AHEAD = 3  # batches in flight beyond the one that is waited for
 
 
 @functools.lru_cache(maxsize=8)
 def _program(
     network: Network, hyperparameters: Hyperparameters, data: DataSpec, platform: str, output: str
 ) -> Callable[..., jax.Array]:
-    """The compiled function of (parameters, images) that gives 'logits' or 'features'."""
+    """The compiled function of (parameters, images) that returns 'logits' or 'features'."""
     model = network.model(hyperparameters, data, best_method(platform), "default")
     return jax.jit(apply(model, output, network.block_size(platform, BATCH_SIZE)))
 
@@ -52,10 +52,10 @@ class TrainedModel:
     """A network with its weights.
 
     labels: class k stands for label `labels[k]` of the data.
-    image_shape: (H, W, C) of the images that it takes, with pixels in the scale of the data that
+    image_shape: (H, W, C) of the images that it takes, with pixels on the scale of the data that
       it was trained on.
     scale: what pixels are divided by; see `Dataset`.
-    network: whose configuration it is.
+    network: the network that `hyperparameters` configure.
 
     >>> model = run.get_best_models(1)[0]
     >>> model.predict(images).shape, model.features(images).shape == (5, model.feature_count)
@@ -96,7 +96,7 @@ class TrainedModel:
 
     @functools.cached_property
     def feature_count(self) -> int:
-        """How many flatten features an image has, D."""
+        """The number of flatten features of an image, D."""
         return self.network.feature_count(self.hyperparameters, self._data)
 
     @property
@@ -104,7 +104,7 @@ class TrainedModel:
         return DataSpec(self.image_shape, len(self.labels), self.scale)
 
     def untrained(self, seed: int, index: int) -> TrainedModel:
-        """The network of trial `index` of `seed` as it was before training."""
+        """The same network with the initial weights of trial `index` of `seed`."""
         parameters = self.network.initial_parameters(
             self.hyperparameters, self._data, seed=seed, index=index
         )
@@ -127,12 +127,12 @@ class TrainedModel:
 
         def start(first: int) -> tuple[int, int, jax.Array]:
             batch = images[first : first + BATCH_SIZE]
-            # The last one is filled up, so that one program serves all.
+            # The last batch is padded, so that one compiled program serves all.
             padded = np.zeros((BATCH_SIZE, *self.image_shape), images.dtype)
             padded[: len(batch)] = batch
             return first, len(batch), program(parameters, padded)
 
-        # JAX computes what was started while the host waits for what came before.
+        # JAX computes the batches in flight while the host waits for an earlier one.
         started: deque[tuple[int, int, jax.Array]] = deque()
         for first in range(0, len(images), BATCH_SIZE):
             started.append(start(first))
@@ -172,10 +172,10 @@ class TrainedModel:
 
     @classmethod
     def load(cls, path: Path, sha256: str | None = None, network: Network = STUDY) -> TrainedModel:
-        """The model of a safetensors file, a configuration of `network`.
+        """Load a model, a configuration of `network`, from a safetensors file.
 
-        Raises `DamagedFile` if it is no model, or one of another hash, and `UsageError` if it is
-        one of another network.
+        Raises `DamagedFile` if the file isn't a model or its SHA-256 isn't `sha256`, and
+        `UsageError` if it holds another network.
         """
         path = Path(local_path(path))
         arrays, metadata = read_tensors(path, MODEL_METADATA, sha256)
