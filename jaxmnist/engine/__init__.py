@@ -1,1 +1,1 @@
-"""Where trials train: pure training functions, lanes, compiled programs, devices, events."""
+"""The training engine: pure training functions, lanes, compiled programs, devices, events."""

@@ -1,4 +1,4 @@
-"""The folder that keeps between runs what is costly to find: compiled programs, measurements."""
+"""The cache folder, which keeps compiled programs and measurements between runs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from jaxmnist.errors import UsageError, local_path
 
 VARIABLE = "JAXMNIST_CACHE"
 OFF = "off"
-MOST_BYTES = 2**30  # bytes of compiled programs that are kept
+MOST_BYTES = 2**30  # upper limit on the size of the compiled programs
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
-JAX_LOG_LEVEL = "1"  # which JAX sets where nobody did; programs that it starts inherit it
+JAX_LOG_LEVEL = "1"  # JAX sets this if the variable is unset; child processes inherit it
 
 
 def cache_folder(given: str | None) -> Path | None:
-    """The folder that `--cache` names, else `$JAXMNIST_CACHE`, else the user's; None for 'off'.
+    """The cache folder from `--cache`, else `$JAXMNIST_CACHE`, else the user's; None for 'off'.
 
-    Programs that were compiled for one kind of processor may crash another, which shares the
-    home folder: each has a folder of its own.
+    Each kind of processor has its own subfolder: machines may share a home folder, and a program
+    compiled for one processor may crash on another.
     """
     chosen = given or os.environ.get(VARIABLE)
     if chosen == OFF:
@@ -34,37 +34,38 @@ def cache_folder(given: str | None) -> Path | None:
         folder = Path(local_path(chosen, "--cache" if given else VARIABLE))
     else:
         folder = Path(platformdirs.user_cache_dir("jaxmnist", appauthor=False))
-        if not folder.is_absolute():  # a user without a home; `~` stays as it is
+        if not folder.is_absolute():  # the user has no home folder, so `~` was not expanded
             return None
     return folder / f"{platform.machine() or 'machine'}-{_processor()[:12]}"
 
 
 def _processor() -> str:
-    """A hash of what the processor is and can do."""
+    """A hash of the processor's model and instruction-set features."""
     try:
         lines = set(Path("/proc/cpuinfo").read_text().splitlines())
         known = {line for line in lines if line.startswith(("flags", "Features", "model"))}
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         known = {platform.processor()}
     return hashlib.sha256("\n".join(sorted(known)).encode()).hexdigest()
 
 
 def keep_programs(folder: Path | None, wanted: bool = False) -> str | None:
-    """Let JAX keep compiled programs in `folder`, unless the user has settings of their own.
+    """Make JAX cache compiled programs in `folder`, unless the user has configured JAX's cache.
+
+    Call it before JAX is imported if possible. Whenever XLA loads a cached program for a CPU, it
+    logs a 4 kB warning that the processor lacks two 'features', which are only tuning hints for the
+    compiler, and the log level can't be changed later. If JAX is already imported, CPU programs are
+    not cached.
 
     Args:
-      folder: to keep them in; None for nowhere.
-      wanted: whether a person asked for this folder.
+      folder: the cache folder; None to cache nothing.
+      wanted: whether the user asked for this folder.
 
     Returns:
       A note for the user if the folder can't be used, else None.
 
-    Best called before JAX is imported. Whenever XLA loads a program for a CPU, it complains in
-    4 kB that the processor lacks two 'features' that are only tuning advice to the compiler; its
-    log can't be quieted later. Where JAX is there already, programs for a CPU are not kept.
-
     Raises:
-      UsageError: the folder that a person asked for can't be used.
+      UsageError: the folder that the user asked for can't be used.
     """
     late = "jax" in sys.modules
     if os.environ.get(LOG_LEVEL, JAX_LOG_LEVEL) == JAX_LOG_LEVEL and not late:
@@ -85,7 +86,7 @@ def keep_programs(folder: Path | None, wanted: bool = False) -> str | None:
     if problem:
         line = (
             f"{programs}: can't keep compiled programs: {problem}"
-            f" (--cache names another folder, or {OFF})"
+            f" (choose another folder with --cache, or --cache {OFF})"
         )
         if wanted:
             raise UsageError(line)
@@ -100,7 +101,7 @@ def keep_programs(folder: Path | None, wanted: bool = False) -> str | None:
 
 
 def _drop_oldest(programs: Path) -> None:
-    """Delete the programs that were used longest ago, beyond `MOST_BYTES` bytes."""
+    """Delete the least recently used programs until the rest take at most `MOST_BYTES` bytes."""
     try:
         entries = [(path.stat(), path) for path in programs.iterdir() if path.is_file()]
         total = sum(status.st_size for status, _ in entries)
@@ -110,5 +111,5 @@ def _drop_oldest(programs: Path) -> None:
             path.unlink(missing_ok=True)
             total -= status.st_size
     except OSError:
-        # Another process tidies up as well.
+        # Another process may be deleting files at the same time.
         return

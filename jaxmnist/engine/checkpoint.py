@@ -1,4 +1,4 @@
-"""A running trial as named arrays and JSON, so that it can go on after a restart."""
+"""Conversion of checkpoints to and from named arrays and JSON, for resuming after a restart."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ CHECKPOINT_SHAPE = {
     "history": {key: list for key in METRICS},
     "seconds": float,
 }
-VALIDATION = "validation"  # which validation images are right, uint8[epochs, B], beside the state
+VALIDATION = "validation"  # name of the bits, uint8[epochs, B], of the correctly classified images
 
 
 def to_arrays(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of a checkpoint by name, and what else there is to it."""
+    """The arrays of a checkpoint by name, and its other values as JSON."""
     content = {
         "index": checkpoint.index,
         "epoch": checkpoint.epoch,
@@ -39,7 +39,7 @@ def to_arrays(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray], dict[str, 
 
 
 def rows(validation: tuple[bytes, ...]) -> np.ndarray:
-    """The bits of epochs as uint8[epochs, B]."""
+    """The packed bits of each epoch as an array uint8[epochs, B]."""
     width = len(validation[0]) if validation else 0
     return np.frombuffer(b"".join(validation), np.uint8).reshape(len(validation), width)
 
@@ -54,23 +54,24 @@ def from_arrays(
     images: int,
     settings: TrainingSettings,
 ) -> Checkpoint:
-    """The checkpoint of `to_arrays`; ValueError if it isn't one of this trial and these settings.
+    """The inverse of `to_arrays`; ValueError if the checkpoint doesn't fit trial and settings.
 
-    images: for validation. Another version of Optax may keep other moments: that is such an error
-    too.
+    A checkpoint from an Optax version with a different optimizer state doesn't fit either.
+
+    images: the number of validation images.
     """
     if not fits(content, CHECKPOINT_SHAPE) or content["index"] != index:
-        raise ValueError("another trial's")
+        raise ValueError("it belongs to another trial")
     epoch, step = content["epoch"], content["step"]
     history = history_from_json(content["history"])
     if not (0 <= epoch < settings.epochs and step >= 0 and len(history) == epoch):
-        raise ValueError("epochs that can't be right")
+        raise ValueError("its epochs and steps are inconsistent")
     bits = arrays.get(VALIDATION)
     if bits is None or bits.dtype != np.uint8 or bits.ndim != 2:
-        raise ValueError("no bits of the validation images")
+        raise ValueError("the bits of the validation images are missing")
     validation = tuple(row.tobytes() for row in bits)
     if not agree(history, validation, images):
-        raise ValueError("bits that are not those of its validation accuracies")
+        raise ValueError("its bits don't match its validation accuracies")
     empty = jax.tree.map(
         lambda x: np.zeros(x.shape, x.dtype), network.shapes(hyperparameters, data)
     )
@@ -79,7 +80,7 @@ def from_arrays(
     for name, wanted in _named(template):
         array = arrays.get(name)
         if array is None or (array.shape, array.dtype) != (wanted.shape, wanted.dtype):
-            raise ValueError(f"no {name} of this configuration")
+            raise ValueError(f"{name} doesn't fit this configuration")
         found.append(array)
     state = jax.tree.unflatten(jax.tree.structure(template), found)
     assert isinstance(state, TrainingState)
@@ -87,6 +88,6 @@ def from_arrays(
 
 
 def _named(state: TrainingState) -> list[tuple[str, Any]]:
-    """The arrays of a state in their order, each with its place: '.parameters['dense']['bias']'."""
+    """The arrays of a state in order, each with its path: '.parameters['dense']['bias']'."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return [(jax.tree_util.keystr(path), array) for path, array in leaves]

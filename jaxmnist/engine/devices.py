@@ -1,6 +1,6 @@
-"""JAX as it starts here: its platform, the size of XLA's thread pool, settings that break training.
+"""Starting JAX: its platform, the size of XLA's thread pool, settings that break training.
 
-What goes wrong when JAX starts is one line, whichever command starts it.
+Every command reports an error at JAX's start in one line.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from types import ModuleType
 from jaxmnist.errors import EnvironmentFailure, one_line
 from jaxmnist.runs.machine import cores
 
-# XLA's own variables for the size of its thread pool on a CPU, the first one that is set winning
+# XLA's variables for the size of its thread pool on a CPU; the first one that is set is used
 # (`DefaultThreadPoolSize` in its sources; undocumented).
 POOL_SIZE = ("PJRT_NPROC", "NPROC")
-# JAX's settings for finding faults, and what they are where nobody is looking for any.
+# JAX's debugging settings and their default values.
 DEBUGGING = {
     "jax_check_tracer_leaks": False,
     "jax_debug_infs": False,
@@ -34,7 +34,7 @@ DEBUGGING = {
 
 
 def import_jax() -> ModuleType:
-    """JAX; `EnvironmentFailure` where it can't be imported with the settings that it is given."""
+    """The `jax` module; `EnvironmentFailure` if it can't be imported with the current settings."""
     try:
         import jax
     except Exception as error:
@@ -43,7 +43,7 @@ def import_jax() -> ModuleType:
 
 
 def start_jax() -> str:
-    """The platform that JAX computes on, 'cpu', 'gpu' or 'tpu', started if it is not yet.
+    """Start JAX if necessary, and return its platform: 'cpu', 'gpu' or 'tpu'.
 
     Raises:
       EnvironmentFailure: the platform can't be started.
@@ -52,20 +52,20 @@ def start_jax() -> str:
     try:
         platform: str = jax.default_backend()
         jax.local_devices()
-    except Exception as error:  # a RuntimeError or, for a plugin that is missing, AssertionError
+    except Exception as error:  # RuntimeError, or AssertionError for a missing plugin
         asked = os.environ.get("JAX_PLATFORMS") or jax.config.values.get("jax_platforms")
         named = f" with JAX_PLATFORMS={asked}" if asked else ""
         raise EnvironmentFailure(
-            f"JAX has no device to compute on{named}: {one_line(error, named=True)}; install what"
-            " that platform needs, or set JAX_PLATFORMS=cpu"
+            f"JAX has no device to compute on{named}: {one_line(error, named=True)}; install the"
+            " packages for that platform, or set JAX_PLATFORMS=cpu"
         ) from None
     return platform
 
 
 def pool_size() -> int:
-    """Threads that XLA's pool on a CPU has, or will have when JAX starts.
+    """The number of threads that XLA's CPU pool has, or will have when JAX starts.
 
-    Results depend on it: it is how large products are cut.
+    Results depend on it, because XLA splits large matrix products among the threads.
     """
     for name in POOL_SIZE:
         if re.fullmatch(r"\s*\+?\d+\s*", text := os.environ.get(name, "")):
@@ -74,7 +74,7 @@ def pool_size() -> int:
 
 
 def set_pool_size(wanted: int) -> None:
-    """Let XLA's pool have `wanted` threads; where JAX has started already, nothing changes."""
+    """Set the number of threads of XLA's pool; this has no effect once JAX has started."""
     if wanted != pool_size() and not _is_started():
         os.environ[POOL_SIZE[0]] = str(wanted)
 
@@ -83,7 +83,7 @@ def _is_started() -> bool:
     if "jax" not in sys.modules:
         return False
     try:
-        from jax._src import xla_bridge  # there is no public way to ask
+        from jax._src import xla_bridge  # there is no public API for this
 
         return bool(xla_bridge.backends_are_initialized())
     except (ImportError, AttributeError):
@@ -91,7 +91,7 @@ def _is_started() -> bool:
 
 
 def debugging_settings() -> str:
-    """JAX's settings for finding faults that somebody has changed: 'jax_disable_jit=True, …'."""
+    """JAX's debugging settings that differ from their defaults: 'jax_disable_jit=True, …'."""
     values = import_jax().config.values
     changed = {
         name: values[name]

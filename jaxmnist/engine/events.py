@@ -1,4 +1,4 @@
-"""The events that an engine yields."""
+"""The events that the engine yields."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxmnist.runs.trial import History, Metrics
 class TrialStarted:
     """A trial has begun to compile and train.
 
-    history: the epochs that it had finished before it was interrupted.
+    history: the epochs finished before an interruption.
     """
 
     index: int
@@ -25,9 +25,10 @@ class TrialStarted:
 
 @dataclass(frozen=True)
 class TrialCompiled:
-    """A trial's programs are there: its first step follows, or the next one where it goes on.
+    """A trial's programs are compiled; its first step follows, or the next one if it was resumed.
 
-    epoch: finished epochs. images: of the next one, so far. seconds: since the trial began.
+    epoch: finished epochs. images: images of the next epoch so far.
+    seconds: wall time since the trial began.
     """
 
     index: int
@@ -38,10 +39,10 @@ class TrialCompiled:
 
 @dataclass(frozen=True)
 class StepsFinished:
-    """Where a trial is within an epoch, about twice a second.
+    """The progress of a trial within an epoch, reported about twice a second.
 
-    epoch: counted from 1. images: of the epoch, so far; accuracy is theirs.
-    seconds: since the trial began.
+    epoch: counted from 1. images: images of the epoch so far. accuracy: over these images.
+    seconds: wall time since the trial began.
     """
 
     index: int
@@ -55,8 +56,8 @@ class StepsFinished:
 class EpochFinished:
     """A trial has finished an epoch, counted from 1.
 
-    seconds: since the trial began.
-    validation: which validation images are right, a bit each: see `record.pack_right`.
+    seconds: wall time since the trial began.
+    validation: one bit per validation image, 1 if correctly classified: see `trial.pack_right`.
     """
 
     index: int
@@ -70,12 +71,13 @@ class EpochFinished:
 class TrialFinished:
     """A trial has ended.
 
-    history: its epochs, the one that diverged included.
-    parameters: its weights, a tree of float32 NumPy arrays; None where it failed.
-    seconds: wall time, compiling included.
+    history: its epochs, including one that diverged.
+    parameters: its weights, a tree of float32 NumPy arrays; None if it failed.
+    seconds: wall time, including compilation.
     error: why it failed, or None.
-    diverged: whether it failed because its loss stopped being finite, which it would do again.
-    validation: of each epoch, which validation images are right; none where it wasn't evaluated.
+    diverged: whether it failed because its loss stopped being finite; a retry would fail too.
+    validation: for each epoch, the bits of the correctly classified validation images, all 0 if
+      the epoch was not evaluated.
     """
 
     index: int
@@ -89,13 +91,13 @@ class TrialFinished:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trial between two steps, in the host's memory: what it takes to go on from there.
+    """The state of a trial between two steps, in host memory, from which it can be resumed.
 
-    state: in the configuration's own shapes, NumPy arrays; its sums are those of the epoch so far.
+    state: NumPy arrays in the configuration's own shapes; its sums are those of the epoch so far.
     epoch, step: finished epochs, and finished steps of the next one.
     history: the finished epochs.
-    seconds: wall time so far; of a stack, divided by its trials.
-    validation: of each finished epoch, which validation images are right.
+    seconds: wall time so far; for a group, divided by the number of its trials.
+    validation: for each finished epoch, the bits of the correctly classified validation images.
     """
 
     index: int
@@ -109,9 +111,9 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class StackingChosen:
-    """How the trials of this run share programs, from now on.
+    """The choice of how the trials of this run share programs.
 
-    rates: steps a second, all lanes counted, of the ways that were measured; empty where none was.
+    rates: steps per second, summed over all lanes, of each way that was measured; may be empty.
     """
 
     stacking: Stacking

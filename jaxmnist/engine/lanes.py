@@ -1,6 +1,7 @@
-"""Groups of trials that share a program as its lanes, and the devices they are spread over.
+"""Groups of trials that share a program as its lanes, and the devices they are distributed over.
 
-Where a network can be padded (`Network.padding`), configurations of unequal widths share one.
+If a network supports padding (`Network.padding`), configurations of different widths can share a
+program.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from jaxmnist.hyperparameters import Hyperparameters
 
 @dataclass(frozen=True)
 class Group:
-    """Trials that train at once in one program.
+    """Trials that train together in one program.
 
     widest: the configuration that all are padded to.
-    trials: (index, hyperparameters) of each.
-    lanes: of the program; those beyond the trials are idle.
+    trials: (index, hyperparameters) of each trial.
+    lanes: the number of lanes of the program; those beyond the trials are idle.
     """
 
     widest: Hyperparameters
@@ -31,11 +32,11 @@ class Group:
 
     @property
     def program(self) -> tuple[Hyperparameters, int]:
-        """Groups with equal ones share their compiled programs."""
+        """A key: groups whose keys are equal share their compiled programs."""
         return self.widest, self.lanes
 
     def halves(self, devices: int) -> tuple[Group, Group]:
-        """Two groups of half as many trials each."""
+        """Two groups with half of the trials each."""
         middle = len(self.trials) // 2
         parts = self.trials[:middle], self.trials[middle:]
         first, second = (
@@ -50,9 +51,10 @@ def group_trials(
     devices: int,
     positions: Mapping[int, Hashable] | None = None,
 ) -> list[Group]:
-    """The trials in groups that `stacking` allows, each in the order of its first trial.
+    """The trials in groups that `stacking` allows, ordered by the first trial of each group.
 
-    positions: where trials go on; those of a group take the same batches, so must be at one place.
+    positions: the (epoch, step) from which trials resume, by index; those of a group must be equal,
+      because its trials train on the same batches.
     """
     alike: dict[tuple[Hyperparameters, Hashable], list[tuple[int, Hyperparameters]]] = {}
     for index, hyperparameters in trials:
@@ -68,7 +70,7 @@ def group_trials(
 
 
 class Devices:
-    """The devices that lanes are spread over, by JAX's own sharding."""
+    """The devices that lanes are distributed over with JAX's sharding."""
 
     def __init__(self, devices: list[jax.Device]) -> None:
         mesh = Mesh(devices, ("lanes",))
@@ -80,7 +82,7 @@ class Devices:
     def spread(
         self, function: Callable[..., Any], stacking: Stacking, shared: int
     ) -> Callable[..., Any]:
-        """`function` of one lane's x and of `shared` arrays, for stacks of x over all devices."""
+        """`function` of one lane's x and `shared` arrays, for stacks of x over all devices."""
         run = stacking.over_lanes(function)
         if self.count == 1:
             return run

@@ -1,6 +1,6 @@
-"""Where trials run: one a core on a CPU, stacked on an accelerator.
+"""The engine that trains trials: one per core on a CPU, stacked on an accelerator.
 
-The engine takes trials and yields events; only this room knows threads, compiled programs and
+It takes trials and yields events; only this package deals with threads, compiled programs and
 devices. A trial that fails doesn't affect the others.
 """
 
@@ -53,13 +53,13 @@ from jaxmnist.runs.machine import cores
 from jaxmnist.runs.trial import Metrics, pack_right
 from jaxmnist.settings import TrainingSettings
 
-# Steps of one call of the compiled program; between calls the host can stop the trial. An
-# accelerator has done its steps so soon that the host's part would show.
+# Steps in one call of the compiled program; between calls the host can stop the trial. An
+# accelerator takes more, because it finishes them so quickly that the host's overhead matters.
 CPU_STEPS, STEPS = 16, 64
 Arguments = tuple[Any, ...]
 TELL_EVERY = 0.5  # seconds
-# On a CPU the work is in matrix products that are compiled already: optimising the rest further
-# makes it no faster, and takes the cores from training. (Level 0 trains four times slower.)
+# On a CPU, most of the work is in precompiled matrix products: optimizing the rest further doesn't
+# make training faster, but compiling competes with it for cores. (Level 0 is four times slower.)
 COMPILER_OPTIONS = {
     "xla_backend_optimization_level": 1,
     "xla_llvm_disable_expensive_passes": True,
@@ -68,11 +68,11 @@ COMPILER_OPTIONS = {
 
 @dataclass
 class _Lanes:
-    """The trials of a group as they train.
+    """The state of a group of trials during training.
 
     epoch, step: finished epochs, and finished steps of the next one.
-    histories, validation, errors: of each trial, its finished epochs, which validation images were
-      right after each of them, and why it failed.
+    histories, validation, errors: for each trial, its finished epochs, the bits of the correctly
+      classified validation images after each of them, and why it failed.
     before: wall time of earlier sessions, in seconds.
     told, kept: when their progress was last reported, and when their state was last checkpointed.
     """
@@ -92,30 +92,30 @@ class _Lanes:
 
     @property
     def live(self) -> np.ndarray:
-        """Which trials have not failed: bool[trials]."""
+        """Whether each trial has not failed: bool[trials]."""
         return np.array([error is None for error in self.errors])
 
     @property
     def loss_sum(self) -> np.ndarray:
-        """The epoch's cross-entropy so far of each trial: float64[trials]."""
+        """The summed cross-entropy of each trial in this epoch so far: float64[trials]."""
         return np.asarray(self.state.loss_sum, np.float64)[: len(self.trials)]
 
     @property
     def seconds(self) -> float:
-        """Wall time so far."""
+        """Wall time so far, including earlier sessions."""
         return self.before + time.perf_counter() - self._started
 
 
 @dataclass
 class Engine:
-    """Trains configurations of a network on one dataset, whose images lie on the device.
+    """Trains configurations of a network on one dataset, whose images are on the device.
 
-    jobs: groups of trials at once; None for one a core on a CPU, and one on an accelerator.
-    lanes: trials in one program; None to measure what is best (on a CPU: one).
-    stacking: how trials shared programs when this run began; None where it begins now.
-    memory: folder that remembers what was measured; None to remember nothing.
-    checkpoint_every: seconds between a trial's checkpoints; None for none.
-    compiled: how many pairs of programs, to train and to evaluate, were compiled so far.
+    jobs: groups of trials that run at once; None for one per core on a CPU, one on an accelerator.
+    lanes: trials in one program; None to measure the fastest number (on a CPU: one).
+    stacking: how the trials of a resumed run share programs; None for a new run.
+    memory: the folder that stores measurements; None to store nothing.
+    checkpoint_every: seconds between a trial's checkpoints; None for no checkpoints.
+    compiled: the number of pairs of programs, for training and evaluation, compiled so far.
     """
 
     network: Network
@@ -136,7 +136,8 @@ class Engine:
         if self.jobs is None:
             self.jobs = cores() if self.platform == "cpu" else 1
         if self.lanes is None and self.platform == "cpu":
-            # Bit for bit the same whatever runs beside it: unpadded, alone in its program.
+            # Unpadded and alone in its program, so that a trial's results don't depend, to the
+            # bit, on the trials that run beside it.
             self.stacking = Stacking()
             self._devices = Devices(jax.local_devices()[:1])
         else:
@@ -147,11 +148,11 @@ class Engine:
         data, everywhere = self.dataset, self._devices.everywhere
         self._data = DataSpec.of(data)
         self._train = jax.device_put((data.x_train, data.y_train), everywhere)
-        # A batch larger than the data is one short batch: its padding need not be computed.
+        # A batch size above the number of images is reduced, to avoid computing padding.
         self._batch_size = min(self.settings.batch_size, len(data.y_train))
         self._block = self.network.block_size(self.platform, self._batch_size)
         self._steps = CPU_STEPS if self.platform == "cpu" else STEPS
-        # Evaluation has no batch size to respect, so that it takes whatever the platform likes.
+        # Evaluation doesn't depend on a batch size, so it uses the platform's preferred one.
         size = block_size(self.platform, 1024)
         order = np.arange(len(data.y_validation), dtype=np.int32)
         validation = (data.x_validation, data.y_validation, batches(order, size, size)[:, 0])
@@ -163,11 +164,10 @@ class Engine:
         trials: Iterable[tuple[int, Hyperparameters]],
         checkpoints: Mapping[int, Checkpoint] | None = None,
     ) -> Iterator[Events]:
-        """Train trials, given as (index, hyperparameters); a context whose value iterates events.
+        """Train trials, given as (index, hyperparameters); the context's value iterates events.
 
-        Trials that have a checkpoint go on from there. Leaving the context early stops the trials
-        that are running at their next pause, and waits for them; they have then left nothing
-        behind.
+        Trials that have a checkpoint resume from it. Leaving the context early stops the running
+        trials at their next pause and waits for their threads to end.
         """
         assert self.jobs is not None
         trials, checkpoints = list(trials), dict(checkpoints or {})
@@ -175,11 +175,11 @@ class Engine:
         assert self.stacking is not None
         positions = {index: (found.epoch, found.step) for index, found in checkpoints.items()}
         groups = group_trials(trials, self.stacking, self._devices.count, positions)
-        # A CPU's cores are busy training; the host of an accelerator has nothing else to do.
+        # Compile ahead only on the host of an accelerator: on a CPU, the cores are busy training.
         programs = Programs(self._build, groups, 0 if self.platform == "cpu" else cores())
 
         def run_group(group: Group, stop: threading.Event) -> Iterator[Event]:
-            # What a group goes on from is not held longer than the group runs.
+            # Take the group's checkpoints out of the mapping, to free their memory when it ends.
             own = {i: checkpoints.pop(i) for i, _ in group.trials if i in checkpoints}
             for index, hyperparameters in group.trials:
                 history = own[index].history if index in own else ()
@@ -223,7 +223,7 @@ class Engine:
         programs: Programs,
         stop: threading.Event,
     ) -> Iterator[Event]:
-        """The events after the start; what goes wrong in a group is tried again in halves."""
+        """The events after the start; if a group fails, its two halves are tried separately."""
         started = time.perf_counter()
         try:
             yield from self._train_group(group, checkpoints, programs, stop)
@@ -238,7 +238,7 @@ class Engine:
             index = group.trials[0][0]
             yield TrialFinished(index, (), None, time.perf_counter() - started, error)
             return
-        # Memory ran out, or one of them is bad: the others shall not suffer for it.
+        # Memory ran out, or one of the trials raises: the others must not fail with it.
         for half in group.halves(self._devices.count):
             yield from self._attempt(half, checkpoints, programs, stop)
 
@@ -249,7 +249,7 @@ class Engine:
         programs: Programs,
         stop: threading.Event,
     ) -> Iterator[Event]:
-        """Train a group; its trials finish together, those that diverged too."""
+        """Train a group; all its trials finish together, including those that diverged."""
         lanes = self._start(group, checkpoints)
         train, evaluate = programs.get(group)
         for index, _ in group.trials:
@@ -268,7 +268,7 @@ class Engine:
         yield from self._finish(lanes)
 
     def _pause(self, lanes: _Lanes) -> Iterator[Event]:
-        """Between two calls of the program: report progress and take checkpoints at intervals."""
+        """Between two calls of the program, report progress and yield checkpoints at intervals."""
         now = time.perf_counter()
         if now - lanes.told >= TELL_EVERY:
             lanes.told = now
@@ -282,11 +282,11 @@ class Engine:
             yield from self._checkpoints(lanes)
 
     def _images(self, lanes: _Lanes) -> int:
-        """Training images of the epoch so far."""
+        """The number of training images of the epoch so far."""
         return min(lanes.step * self._batch_size, len(self.dataset.y_train))
 
     def _checkpoints(self, lanes: _Lanes) -> Iterator[Event]:
-        """What it takes to go on from here with each trial that has not failed."""
+        """The checkpoints of all trials that have not failed."""
         state = jax.device_get(lanes.state)
         for lane in np.flatnonzero(lanes.live):
             index, hyperparameters = lanes.trials[lane]
@@ -302,7 +302,7 @@ class Engine:
             )
 
     def _end_epoch(self, lanes: _Lanes, evaluate: Callable[..., Any]) -> Iterator[Event]:
-        """Validate what is still finite; the state is then that before the next epoch."""
+        """Evaluate the trials whose loss is finite, and set the state for the next epoch."""
         found = self._metrics(lanes.state, lanes.loss_sum, evaluate)
         lanes.state, lanes.step = start_epoch(lanes.state), 0
         lanes.epoch += 1
@@ -318,7 +318,7 @@ class Engine:
                 lanes.errors[lane] = f"the {name} stopped being finite in epoch {lanes.epoch}"
 
     def _finish(self, lanes: _Lanes) -> Iterator[Event]:
-        """What came of the trials."""
+        """Yield the results of the trials."""
         weights = jax.device_get(lanes.state.parameters)
         seconds = lanes.seconds / len(lanes.trials)
         for lane, (index, hyperparameters) in enumerate(lanes.trials):
@@ -339,9 +339,10 @@ class Engine:
     def _metrics(
         self, state: TrainingState, loss_sum: np.ndarray, evaluate: Callable[..., Any]
     ) -> list[tuple[Metrics, bytes]]:
-        """An epoch's metrics of each trial of a group, and which validation images are right.
+        """Each trial's metrics for the epoch, and the bits of its validation images.
 
-        A trial whose training loss is not finite is not evaluated: no image counts as right.
+        A bit is 1 if the image is correctly classified. A trial whose training loss is not finite
+        is not evaluated; all its bits are 0.
         """
         images, validated = len(self.dataset.y_train), len(self.dataset.y_validation)
         none_right = pack_right(np.zeros(validated, bool))
@@ -351,7 +352,7 @@ class Engine:
         if not np.isfinite(loss_sum).any():
             return unknown
         found = jax.device_get(evaluate(state.parameters, *self._validation))
-        # Batches have the images in their order, and are filled up behind the last one.
+        # The batches contain the images in order, followed by padding.
         right = found.right.reshape(len(found.right), -1)[:, :validated]
         correct = np.asarray(state.correct)
         return [
@@ -370,19 +371,19 @@ class Engine:
         ]
 
     def _resize(self, tree: Any, hyperparameters: Hyperparameters, resized: Hyperparameters) -> Any:
-        """A tree with weights of one configuration, or moments of them, in another one's shapes."""
+        """A tree of a configuration's weights or moments, resized to the shapes of another one."""
         if hyperparameters == resized:
             return tree
 
         def resize(part: Any) -> Any:
             if not isinstance(part, dict):
-                return part  # a count or a sum
+                return part  # a count or a sum, which has no shape to resize
             return self.network.resize(part, hyperparameters, resized, self._data)
 
         return jax.tree.map(resize, tree, is_leaf=lambda part: isinstance(part, dict))
 
     def _start(self, group: Group, checkpoints: Mapping[int, Checkpoint]) -> _Lanes:
-        """The trials of a group before their next step; idle lanes repeat the last trial."""
+        """The state of a group before its next step; idle lanes repeat the last trial."""
         states: list[TrainingState] = []
         for index, hyperparameters in group.trials:
             if index in checkpoints:
@@ -412,7 +413,7 @@ class Engine:
         return batches(order, self._batch_size, self._block)
 
     def _build(self, group: Group) -> Compilers:
-        """What compiles the program that trains a group, and the one that evaluates it."""
+        """The functions that compile the training and the evaluation program of a group."""
         options = COMPILER_OPTIONS if self.platform == "cpu" else None
 
         def compiler(function: Any, arguments: Arguments) -> Callable[[], jax.stages.Compiled]:
@@ -422,7 +423,7 @@ class Engine:
         return compiler(*train), compiler(*validate)
 
     def functions(self, group: Group) -> tuple[tuple[Any, Arguments], tuple[Any, Arguments]]:
-        """What trains a group and what evaluates it, jitted, each with its arguments' shapes."""
+        """The jitted training and evaluation functions of a group, with arguments to lower them."""
         assert self.stacking is not None
         by_lane, method = self._devices.by_lane, self.stacking.method(self.platform)
         state = jax.tree.map(
@@ -440,7 +441,7 @@ class Engine:
         return (train, arguments), (validate, (state.parameters, *self._validation))
 
     def _rate(self, group: Group) -> float:
-        """Steps a second of all lanes together, compiling not counted."""
+        """Steps per second, summed over all lanes, without compilation."""
         train = self._build(group)[0]()
         state, order = self._start(group, {}).state, self._batches(0)
         last = np.int32(min(self._steps, len(order)))

@@ -1,4 +1,4 @@
-"""Compiled programs: kept while a group of trials needs them, compiled ahead where that helps."""
+"""Compiled programs, kept while a group needs them, and compiled ahead if that is faster."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import jax
 
 from jaxmnist.engine.lanes import Group
 
-TIDY_EVERY = 8  # programs
+TIDY_EVERY = 8  # dropped pairs of programs between two releases of memory
 
 
 class Pair(NamedTuple):
-    """The programs of a group: one trains some steps of all its lanes, one evaluates them."""
+    """The programs of a group: one trains all its lanes for some steps, one evaluates them."""
 
     train: jax.stages.Compiled
     evaluate: jax.stages.Compiled
@@ -29,17 +29,17 @@ Halves = tuple[Future[jax.stages.Compiled], Future[jax.stages.Compiled]]
 
 
 class Programs:
-    """The programs of groups of trials; groups of the same shape share theirs.
+    """The programs of groups of trials; groups of the same shape share them.
 
     Args:
-      build: gives the two functions that compile the programs of a group.
-      groups: that will ask for their programs, in this order.
-      ahead: threads that compile before anybody asks. Zero leaves it to who asks, which is best
-        where compiling would take the cores from training. Otherwise all programs are compiled at
-        once, those that are needed first before the others where there are more than threads.
+      build: returns the two functions that compile the programs of a group.
+      groups: the groups that will request their programs, in this order.
+      ahead: the number of threads that compile programs before they are requested, in the order of
+        the groups. With zero, the thread that requests a program compiles it, which is best if
+        compiling competes with training for cores.
 
     Attributes:
-      compiled: how many pairs were compiled so far.
+      compiled: the number of pairs compiled so far.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Programs:
                     self.compiled += 1
 
     def get(self, group: Group) -> Pair:
-        """The programs of a group; whoever asks first compiles them, the others wait."""
+        """The programs of a group; the first caller compiles them, the others wait."""
         with self._lock:
             pair = self._pairs.get(group.program)
             mine = pair is None
@@ -93,23 +93,23 @@ class Programs:
             _give_back_memory()
 
     def close(self) -> None:
-        """Compile nothing more."""
+        """Cancel compilations that have not begun, and wait for the others."""
         if self._threads:
             self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _compile(self, group: Group, i: int) -> jax.stages.Compiled:
-        # Building is a part of it, so that what fails there is the group's failure too.
+        # Building is done here, so that an error in it also counts as an error of the group.
         return self._build(group)[i]()
 
 
 def _give_back_memory() -> None:
-    """Release what dropped programs left in memory.
+    """Release memory that dropped programs still occupy.
 
-    JAX keeps what it traced, about 1 MB a program; the C library keeps what the compiler freed,
-    about 20 MB a program.
+    JAX caches traced functions, about 1 MB per program; the C library retains memory that the
+    compiler freed, about 20 MB per program.
     """
     jax.clear_caches()
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only in glibc
         if trim is not None:
             trim(0)

@@ -1,6 +1,6 @@
-"""How the lanes of a program are computed: the ways of stacking, and which is fastest on a device.
+"""The ways of computing the lanes of a program, and the choice of the fastest one on a device.
 
-The choice is measured once, and remembered.
+The choice is measured once and stored.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ MEMORY = "stacking.json"
 class Way:
     """A way of computing lanes.
 
-    description: for a person.
-    over: of (a function of one lane, a tree whose arrays have a leading axis of lanes): its values
-      for all lanes.
-    method: how convolutions are computed; None for what the platform does best with one lane.
+    description: the way in words, for messages.
+    over: maps (a function of one lane, a tree whose arrays have a leading axis of lanes) to the
+      function's values for all lanes.
+    method: how convolutions are computed; None for the platform's fastest method for one lane.
     """
 
     description: str
@@ -50,7 +50,7 @@ def _at_once(function: Callable[[Any], Any], lanes: Any) -> Any:
 WAYS = {
     "alone": Way("one after another", _only_lane),
     "map": Way("one after another in one program", lax.map),
-    # Tiles in blocks that stay in a CPU's cache are for one lane at a time.
+    # The method 'tiles', which suits a CPU's cache, computes one lane at a time.
     "grouped": Way("together, by grouped convolution", _at_once, "convolution"),
     "products": Way("together, by stacked matrix products", _at_once, "patches"),
 }
@@ -60,11 +60,11 @@ WAYS = {
 class Stacking:
     """How trials share compiled programs.
 
-    way: 'alone', a lane on each device; 'map', the lanes of a device one after another in one
-      program; 'products' and 'grouped', all lanes at once, convolutions being stacked products of
-      patches or XLA's grouped convolution.
-    lanes: trials in one program, on all devices together; a multiple of the devices.
-    padding: hyperparameters that are padded to multiples of these numbers, by name.
+    way: 'alone', one lane on each device; 'map', the lanes of a device one after another in one
+      program; 'products' and 'grouped', all lanes at once, with convolutions as stacked products of
+      patches or as XLA's grouped convolution.
+    lanes: trials in one program, on all devices together; a multiple of the number of devices.
+    padding: the multiples that hyperparameters are padded to, by name.
     """
 
     way: str = "alone"
@@ -73,14 +73,14 @@ class Stacking:
 
     def __post_init__(self) -> None:
         if self.way not in WAYS or min(self.lanes, 1, *self.padding.values()) < 1:
-            raise ValueError(f"no way of stacking trials: {self!r}")
+            raise ValueError(f"invalid stacking: {self!r}")
 
     def method(self, platform: str) -> Method:
-        """How one lane's convolutions are computed."""
+        """The method that computes the convolutions of one lane."""
         return WAYS[self.way].method or best_method(platform)
 
     def over_lanes(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function` of (x, *shared) for a stack of x, with a leading axis of lanes."""
+        """`function` of (x, *shared), extended to a stack of x with a leading axis of lanes."""
 
         def run(lanes: Any, *shared: jax.Array) -> Any:
             return WAYS[self.way].over(lambda lane: function(lane, *shared), lanes)
@@ -88,7 +88,7 @@ class Stacking:
         return run
 
     def widest(self, hyperparameters: Hyperparameters) -> Hyperparameters:
-        """The padded configuration of whose program this one is a lane."""
+        """The padded configuration, whose program this configuration shares."""
         return hyperparameters.replace(
             **{
                 name: round_up(hyperparameters[name], multiple)
@@ -98,16 +98,16 @@ class Stacking:
         )
 
     def __str__(self) -> str:
-        return f"up to {self.lanes} trials at a time {WAYS[self.way].description}"
+        return f"up to {self.lanes} trials at a time, {WAYS[self.way].description}"
 
 
 def round_up(number: int, multiple: int) -> int:
-    """The next multiple of `multiple` from `number` on."""
+    """The smallest multiple of `multiple` that is not less than `number`."""
     return -(-number // multiple) * multiple
 
 
 def lanes_for(trials: int, devices: int, most: int) -> int:
-    """Lanes of a program for so many trials: a power of two on each device, at most `most`."""
+    """The lanes of a program for `trials` trials: a power of two per device, at most `most`."""
     each = -(-trials // devices)
     lanes: int = 2 ** (each - 1).bit_length() * devices
     return min(lanes, max(most, devices))
@@ -120,13 +120,13 @@ def candidates(
     lanes: int | None,
     padding: Mapping[str, int] | None = None,
 ) -> list[Stacking]:
-    """The ways of stacking to choose from, for programs that at most `trials` trials can share.
+    """The stackings to choose from, for programs that at most `trials` trials can share.
 
-    On a TPU there is nothing to choose: its compiler expects other ways than one trial after
-    another to take 1.1 to 3.5 times the cycles, and each candidate takes seconds to compile.
+    On a TPU there is only one: its compiler estimates that the others take 1.1 to 3.5 times the
+    cycles of training one trial after another, and each candidate takes seconds to compile.
 
-    lanes: what a person asked for, on all devices together.
-    padding: of the network on this platform.
+    lanes: the number of lanes that the user asked for, on all devices together.
+    padding: the network's padding on this platform.
     """
     alone = Stacking("alone", devices, padding or {})
     if platform == "tpu":
@@ -151,13 +151,14 @@ def candidates(
 def choose(
     ways: list[Stacking], measure: Callable[[Stacking], float], memory: Path | None, device: str
 ) -> tuple[Stacking, dict[str, float]]:
-    """The fastest of `ways`, and the rates that were measured, by name; none if remembered.
+    """The fastest of `ways`, and the measured rates by name, empty if the choice was stored.
 
     Args:
-      ways: to choose from.
-      measure: steps a second of all lanes together; a way that raises is none for this device.
-      memory: the folder that remembers earlier choices; None to remember nothing.
-      device: what a choice is remembered for.
+      ways: the stackings to choose from.
+      measure: returns the steps per second, summed over all lanes; a stacking for which it raises
+        is not used.
+      memory: the folder that stores earlier choices; None to store nothing.
+      device: the description of the device and task that a choice is stored for.
     """
     if len(ways) == 1:
         return ways[0], {}
@@ -173,7 +174,7 @@ def choose(
         try:
             rate = measure(way)
         except Exception:
-            # Memory that runs out, or an operation that the device lacks.
+            # Memory ran out, or the device doesn't support an operation.
             rate = 0.0
         rates[f"{way.way} {way.lanes}"] = rate
         if rate > fastest:
@@ -184,7 +185,7 @@ def choose(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What is remembered; nothing where the file is missing or damaged."""
+    """The stored choices; empty if the file is missing or damaged."""
     try:
         content = json.loads(read_bytes(path, LARGEST_JSON))
     except (UsageError, EnvironmentFailure, ValueError, RecursionError):
@@ -193,7 +194,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    # A cache that can't be written costs a second measurement, no more.
+    # If the cache can't be written, the measurement is only repeated next time.
     with suppress(OSError, UsageError, EnvironmentFailure):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, json.dumps(content, indent=1).encode())

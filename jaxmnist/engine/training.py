@@ -1,4 +1,4 @@
-"""Training and evaluation as pure functions of arrays that lie on the device."""
+"""Training and evaluation as pure functions of arrays on the device."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from jax import lax
 from jaxmnist.models.network import Model, Parameters
 from jaxmnist.settings import TrainingSettings
 
-# Where a batch has no image: the last batch of an epoch, or of an evaluation, may be short.
+# Stands for a missing image: the last batch of an epoch or of an evaluation may be short.
 NO_IMAGE = -1
 
 
 class TrainingState(NamedTuple):
-    """A trial between two steps.
+    """The state of a trial between two steps.
 
-    loss_sum: float[], the epoch's cross-entropy so far, summed over its images.
-    correct: int32[], the epoch's images so far that were classified rightly.
+    loss_sum: float[], the cross-entropy summed over the images of the epoch so far.
+    correct: int32[], the number of these images that were correctly classified.
     """
 
     parameters: Any
@@ -32,16 +32,18 @@ class TrainingState(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Cross-entropy and right answers, summed over images: float[] and int32[]."""
+    """Cross-entropy and number of correct classifications, summed over images: float[], int32[]."""
 
     loss_sum: jax.Array
     correct: jax.Array
 
 
 class Validation(NamedTuple):
-    """What an evaluation finds: the summed cross-entropy float[], and which images are right.
+    """The result of an evaluation.
 
-    right: bool[S, B], in the shape of the batches; False where a batch has no image.
+    loss_sum: float[], the cross-entropy summed over the images.
+    right: bool[S, B], whether each image of the batches is correctly classified; False where a
+      batch has no image.
     """
 
     loss_sum: jax.Array
@@ -52,19 +54,19 @@ OPTIMIZERS = {"adam": optax.adam}
 
 
 def optimizer(settings: TrainingSettings) -> optax.GradientTransformation:
-    """The optimizer of `settings`, with their learning rate."""
+    """The optimizer of `settings`, with its learning rate."""
     return OPTIMIZERS[settings.optimizer](settings.learning_rate)
 
 
 def epoch_order(images: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of `images` images in an epoch, the same for all trials: int32[images]."""
+    """The random order of images in an epoch, the same for all trials: int32[images]."""
     return np.random.default_rng([seed, epoch, 2]).permutation(images).astype(np.int32)
 
 
 def batches(order: np.ndarray, batch_size: int, block: int) -> np.ndarray:
-    """`order` cut into batches, and each batch into blocks, filled up with `NO_IMAGE`.
+    """`order` divided into batches, and each batch into blocks, padded with `NO_IMAGE`.
 
-    Returns int32[S, K, block]: S batches, each in its K blocks.
+    Returns int32[S, K, block]: S batches of K blocks.
     """
     steps, blocks = -(-len(order) // batch_size), -(-batch_size // block)
     rows = np.full((steps, batch_size), NO_IMAGE, np.int32)
@@ -75,9 +77,9 @@ def batches(order: np.ndarray, batch_size: int, block: int) -> np.ndarray:
 
 
 def start_training(parameters: Parameters, settings: TrainingSettings) -> TrainingState:
-    """The state before the first step, in the host's memory.
+    """The state before the first step, in host memory.
 
-    Adam's moments and count start at zero: nothing has to be compiled for their shapes.
+    Adam's moments and count start at zero, so nothing has to be compiled to create them.
     """
 
     def start(parameters: Parameters) -> TrainingState:
@@ -90,30 +92,30 @@ def start_training(parameters: Parameters, settings: TrainingSettings) -> Traini
 
 
 def start_epoch(state: TrainingState) -> TrainingState:
-    """The same weights with the epoch's sums at zero, for one trial or a stack of them."""
+    """The state with the epoch's sums reset to zero, for one trial or a stack of trials."""
     sums = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state[2:])
     return TrainingState(*state[:2], *sums)
 
 
 def _no_sums(parameters: Any) -> Sums:
-    """Sums over no images, in the precision of the parameters."""
+    """Sums of zero; the loss has the dtype of the parameters."""
     precision = jnp.result_type(*jax.tree.leaves(parameters))
     return Sums(jnp.zeros((), precision), jnp.zeros((), jnp.int32))
 
 
 def _judge(logits: jax.Array, labels: jax.Array, present: jax.Array) -> Validation:
-    """The cross-entropy of the images that are present, summed, and which of them are right."""
+    """The summed cross-entropy of the present images, and which are correctly classified."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     right = (logits.argmax(-1) == labels) & present
     return Validation(jnp.where(present, losses, 0).sum(), right)
 
 
 def train_block(model: Model, settings: TrainingSettings) -> Callable[..., TrainingState]:
-    """The function that trains through the batches first, …, last − 1 of an epoch.
+    """The function that trains on the batches first, …, last − 1 of an epoch.
 
     Returns a pure function of (state, images [N, H, W, C], labels int32[N],
-    batches int32[S, K, B], first int32[], last int32[]) that gives the state after them. A
-    batch's gradient is that of the mean over its real images, added up over its K blocks.
+    batches int32[S, K, B], first int32[], last int32[]) that returns the state after these batches.
+    A batch's gradient is that of the mean loss over its real images, summed over its K blocks.
     """
     update = optimizer(settings).update
 
@@ -154,10 +156,10 @@ def train_block(model: Model, settings: TrainingSettings) -> Callable[..., Train
 
 
 def evaluate(model: Model) -> Callable[..., Validation]:
-    """The function that finds the loss over images, and which of them are right.
+    """The function that computes a network's loss and which images it classifies correctly.
 
     Returns a pure function of (parameters, images [N, H, W, C], labels int32[N],
-    batches int32[S, B]), every image once where `batches` names it once.
+    batches int32[S, B]) that evaluates the images whose indices are in `batches`.
     """
 
     def run(
@@ -174,9 +176,10 @@ def evaluate(model: Model) -> Callable[..., Validation]:
 
 
 def apply(model: Model, output: str, block: int) -> Callable[..., jax.Array]:
-    """The function of (parameters, images [N, H, W, C]) that gives 'logits' or 'features'.
+    """The function of (parameters, images [N, H, W, C]) that returns 'logits' or 'features'.
 
-    N is a multiple of `block`, the images that are computed together; the result is float32[N, D].
+    N must be a multiple of `block`, the number of images computed at a time; the result is
+    float32[N, D].
     """
 
     def run(parameters: Parameters, images: jax.Array) -> jax.Array:
@@ -191,7 +194,7 @@ def apply(model: Model, output: str, block: int) -> Callable[..., jax.Array]:
 def frozen_where_diverged(
     train: Callable[..., TrainingState],
 ) -> Callable[..., TrainingState]:
-    """`train` of one lane, which keeps its old weights once its loss is no number."""
+    """`train` of one lane, modified to keep the old weights once the loss is not finite."""
 
     def run(state: TrainingState, *shared: jax.Array) -> TrainingState:
         after = train(state, *shared)

@@ -1,4 +1,4 @@
-"""Threads that run groups of trials, and their events as one sequence."""
+"""Threads that run groups of trials, and an iterator over their events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Interrupted(Exception):
 
 
 class Events:
-    """The events of the trials of a run, in their order: an iterator."""
+    """An iterator over the events of a run's trials, in the order in which they happen."""
 
     def __init__(
         self,
@@ -29,14 +29,14 @@ class Events:
             self._waiting.put(group)
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._stop = threading.Event()
-        self._room = threading.Semaphore(jobs)  # for checkpoints that wait to be written
+        self._room = threading.Semaphore(jobs)  # for checkpoints waiting to be written
         self._failure: BaseException | None = None
         self._running = 0
         count = min(jobs, len(groups))
         self._workers = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
 
     def start(self, *events: Event) -> None:
-        """Let the trials begin, after `events`."""
+        """Start the trials; the iterator yields `events` first."""
         for event in events:
             self._events.put(event)
         for worker in self._workers:
@@ -44,7 +44,7 @@ class Events:
             worker.start()
 
     def stop(self) -> None:
-        """Ask the trials to stop; what happens before they do can still be iterated."""
+        """Ask the trials to stop; the events until then can still be iterated over."""
         self._stop.set()
 
     @property
@@ -83,13 +83,13 @@ class Events:
         except (queue.Empty, Interrupted):
             pass
         except BaseException as failure:
-            # Not a trial's failure, which is an event: who iterates must know of it.
+            # A trial's failure is an event; any other exception is raised in the iterating thread.
             self._failure = failure
         finally:
             self._events.put(None)
 
     def _wait_for_room(self) -> None:
-        """Checkpoints are large, and who writes them may be slower than who makes them."""
+        """Wait until earlier checkpoints were read, to limit how many of them are in memory."""
         while not self._room.acquire(timeout=0.1):
-            if self._stop.is_set():  # perhaps nobody takes any
+            if self._stop.is_set():  # the reader may be gone
                 return
