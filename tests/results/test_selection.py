@@ -28,7 +28,7 @@ def order(trials, *args):
 
 def test_every_rule_that_can_be_asked_for_is_there():
     assert tuple(RULES) == SELECTIONS
-    with pytest.raises(ValueError, match="no rule 'worst'; there are steady, best"):
+    with pytest.raises(ValueError, match="rule 'worst'; known rules: steady, best"):
         rule_of("worst", 100)
 
 
