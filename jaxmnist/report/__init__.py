@@ -1,1 +1,1 @@
-"""What a person sees of a search."""
+"""What users see of a search: console, TensorBoard, page and notebook."""

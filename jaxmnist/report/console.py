@@ -1,6 +1,6 @@
-"""A search on a console: a plain line for each thing that happens, which greps well.
+"""Plain console output of a search: one line for each event, easy to grep.
 
-`show.open_console` chooses it where the output is not watched: in a pipe, a file, a log.
+`show.open_console` chooses it where the output can't be redrawn: in a pipe, a file or a log.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Console:
-    """Prints what happens; `quiet` leaves all but results out."""
+    """Prints a line for each event; `quiet` leaves only results and warnings."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -37,7 +37,7 @@ class Console:
         self.progress: Progress | None = None
 
     def stage(self, name: str) -> None:
-        """Begin a stage of the run; the one before it ends."""
+        """Begin a stage of the run and end the one before."""
         self._stages.append((name, time.perf_counter()))
 
     def seconds(self) -> dict[str, float]:
@@ -46,16 +46,16 @@ class Console:
         return {name: end - began for (name, began), end in zip(self._stages, ends, strict=True)}
 
     def times(self) -> str:
-        """The wall time of each stage, and of all."""
+        """The wall time of each stage, and the total, as text."""
         parts = [f"{name} {value:.1f} s" for name, value in self.seconds().items()]
         return f"{', '.join(parts)}; {time.perf_counter() - self._started:.1f} s in all"
 
     def begin(self, progress: Progress) -> None:
-        """Training begins; events keep `progress` up to date from now on."""
+        """Begin training; from now on events update `progress`."""
         self.progress = progress
 
     def close(self) -> None:
-        """Training has ended."""
+        """End training."""
 
     def note(self, line: str) -> None:
         """Print a note."""
@@ -63,9 +63,9 @@ class Console:
             print(printable(line), flush=True)
 
     def warn(self, line: str) -> None:
-        """Print what failed without ending the search, even if quiet."""
+        """Print a failure that doesn't end the search, even if quiet."""
         if sys.stderr is not None:
-            with suppress(OSError):  # nobody can see it
+            with suppress(OSError):  # standard error may be full or closed
                 print(f"jaxmnist: {printable(line)}", file=sys.stderr, flush=True)
 
     def result(self, text: str) -> None:
@@ -73,7 +73,7 @@ class Console:
         print(text, flush=True)
 
     def results(self, run: Run) -> None:
-        """Print how the trials rank, and why the first one won."""
+        """Print the ranking of the trials, and why the winner won."""
         self.result(f"\n{run.results_summary()}\n\n{run.why()}")
 
     def event(self, event: Event) -> None:
@@ -89,7 +89,7 @@ class Console:
         self.show(event, self.progress)
 
     def show(self, event: TrialEvent, progress: Progress) -> None:
-        """Show a trial's event, which `progress` has taken in."""
+        """Show a trial's event, after which `progress` is already updated."""
         index = event.index
         clock = f"[{time.perf_counter() - self._started:6.1f} s] trial {index}"
         if isinstance(event, TrialStarted):
@@ -110,21 +110,21 @@ class Console:
 
 
 class _Notes(logging.Handler):
-    """Shows on a console what is logged."""
+    """A logging handler that shows log records on a console."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show a note, or what went wrong."""
+        """Show a record as a note, or as a warning if its level is WARNING or above."""
         show = self._console.warn if record.levelno >= logging.WARNING else self._console.note
         show(record.getMessage())
 
 
 @contextmanager
 def notes_on(console: Console) -> Iterator[None]:
-    """What is logged is shown on this console."""
+    """While in this context, show jaxmnist's log records on the console."""
     logger, handler = logging.getLogger("jaxmnist"), _Notes(console)
     level = logger.level
     logger.addHandler(handler)

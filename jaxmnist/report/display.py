@@ -1,4 +1,4 @@
-"""A search on a terminal or in a notebook: what runs now, drawn again as it goes on, by rich."""
+"""Live display of a search, by rich, on a terminal or in a notebook: redrawn as trials run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def can_display(console: RichConsole | None = None) -> bool:
-    """Whether what is drawn can be drawn again: a real terminal, or a notebook with widgets."""
+    """Whether output can be redrawn: on a real terminal, or in a notebook with ipywidgets."""
     console = console or RichConsole()
     if console.is_jupyter:
         return find_spec("ipywidgets") is not None
@@ -31,7 +31,7 @@ def can_display(console: RichConsole | None = None) -> bool:
 
 
 class Display(Console):
-    """A line for each trial that has ended, and below them those that run."""
+    """Shows a line for each trial that has ended, and below them a table of the running trials."""
 
     def __init__(self, console: RichConsole | None = None) -> None:
         super().__init__()
@@ -39,14 +39,14 @@ class Display(Console):
         self._live: Live | None = None
 
     def stage(self, name: str) -> None:
-        """Begin a stage; what follows training has nothing running to show."""
+        """Begin a stage; after training, remove the display of running trials."""
         super().stage(name)
         if name != "training":
             self.close()
             self.note(f"{name} …")
 
     def begin(self, progress: Progress) -> None:
-        """Show what runs, from now on."""
+        """Show the running trials from now on."""
         super().begin(progress)
         self._live = Live(
             console=self._console,
@@ -71,7 +71,7 @@ class Display(Console):
         self._console.print(Text(text), soft_wrap=True)
 
     def results(self, run: Run) -> None:
-        """The trials as a table, best first, and why the first one won."""
+        """Print the trials as a table, best first, and why the winner won."""
         self.close()
         table = Table(header_style="dim", show_edge=False, pad_edge=False, box=SIMPLE)
         head, *rows = run.results_table()
@@ -100,7 +100,7 @@ class Display(Console):
         self._console.print(line)
 
     def picture(self) -> RenderableType:
-        """The running trials, and how far the search is."""
+        """The running trials, and the progress of the search."""
         progress = self.progress
         assert progress is not None
         table = Table(header_style="dim", show_edge=False, pad_edge=False, box=None)

@@ -1,7 +1,7 @@
-"""How figures become part of the page: matplotlib's SVG, in the page's own colours and letters.
+"""Figures of the page: matplotlib's SVG with the page's own colours and fonts.
 
-A figure is drawn once. Its colours are stand-ins, replaced by the page's CSS variables, so that the
-same drawing is right in light, in dark and on paper.
+A figure is drawn once, with placeholder colours that are replaced by the page's CSS variables, so
+that the same drawing suits light mode, dark mode and print.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-# Stand-ins; no figure has these colours by chance.
+# Placeholders; no figure has these colours by chance.
 COLOURS = {
     name: f"#0a0b{number:02x}"
     for number, name in enumerate(
@@ -25,9 +25,9 @@ COLOURS = {
     )
 }
 SETTINGS: Any = {
-    "svg.fonttype": "none",  # letters stay letters: smaller, and they can be searched
-    "text.parse_math": False,  # a dollar sign is a dollar sign
-    "font.size": 10.0,  # on a telephone a point is about a pixel
+    "svg.fonttype": "none",  # text stays text: smaller, and searchable
+    "text.parse_math": False,  # a dollar sign does not begin a formula
+    "font.size": 10.0,  # on a phone a point is about a pixel
     "axes.edgecolor": COLOURS["grid"],
     "axes.labelcolor": COLOURS["muted"],
     "axes.spines.top": False,
@@ -43,7 +43,7 @@ SETTINGS: Any = {
     "grid.color": COLOURS["grid"],
     "grid.linewidth": 0.6,
 }
-STRETCHED = "The axis is stretched towards 1: the same step up is the same factor fewer errors."
+STRETCHED = "The accuracy axis is stretched towards 1: equal steps are equal ratios of errors."
 TICKS = (0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
 
 
@@ -51,8 +51,9 @@ TICKS = (0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.99
 class Figure:
     """A figure of the page.
 
-    name: unique in the page; begins the ids in its SVG.
-    title: what stands above it.
+    name: unique in the page; prefix of the ids in its SVG.
+    title: its heading.
+    svg: an SVG element.
     caption: how to read it.
     """
 
@@ -64,24 +65,24 @@ class Figure:
 
 @dataclass
 class Canvas:
-    """A figure being drawn: its axes, and what its marks say when pointed at."""
+    """A figure being drawn: its axes, and the tooltips of its marks by SVG id."""
 
     figure: Any
     axes: Any
     titles: dict[str, str] = field(default_factory=dict)
 
     def mark(self, artist: Any, title: str) -> Any:
-        """Give a mark the words that are shown when it is pointed at."""
+        """Give a mark of the figure a tooltip, and return it."""
         artist.set_gid(f"mark-{len(self.titles)}")
         self.titles[artist.get_gid()] = title
         return artist
 
 
 def plotting() -> Any:
-    """matplotlib, with its figures and tickers.
+    """matplotlib with its modules `figure` and `ticker`.
 
-    Half a second's import, for which the first trial shall not wait. It tells of its font cache
-    and its folder when it is imported, which is nothing to a reader of a search.
+    Imported here as its half second would delay the first trial. What it logs on import about its
+    font cache and its folder is hidden.
     """
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib.figure
@@ -92,7 +93,7 @@ def plotting() -> Any:
 
 @contextmanager
 def canvas(width: float, height: float) -> Iterator[Canvas]:
-    """An empty figure with axes, in inches; drawn at a size that a telephone shows as it is."""
+    """An empty figure with axes; width and height in inches, small enough for a phone."""
     matplotlib = plotting()
     with matplotlib.rc_context(SETTINGS):
         figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
@@ -100,17 +101,20 @@ def canvas(width: float, height: float) -> Iterator[Canvas]:
 
 
 def inline_svg(drawn: Canvas, name: str, alternative: str) -> str:
-    """The figure as an SVG element of an HTML page; call it within the `canvas` context."""
+    """The figure as an SVG element of an HTML page; call it within the `canvas` context.
+
+    alternative: describes the figure to readers who can't see it.
+    """
     buffer = io.StringIO()
     nothing: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with plotting().rc_context({"svg.hashsalt": name}):  # the same ids whenever it is drawn
+    with plotting().rc_context({"svg.hashsalt": name}):  # the same ids each time it is drawn
         drawn.figure.savefig(buffer, format="svg", metadata=nothing)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     for colour, value in COLOURS.items():
         svg = svg.replace(value, f"var(--{colour})")
-    # Two digits of a point are enough; numbers in the text stay as they are.
+    # Two decimals of a coordinate are enough; numbers in text stay unchanged.
     svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), svg)
     svg = svg.replace("xlink:href", "href")
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
@@ -131,9 +135,9 @@ def draw(
     plot: Callable[[Canvas], None],
     size: tuple[float, float] = (4.7, 3.0),
 ) -> Figure:
-    """A picture that `plot` draws on a canvas of this width and height, in inches.
+    """A figure that `plot` draws on a canvas of this width and height, in inches.
 
-    alternative: what it shows, for readers who can't see it.
+    alternative: describes the figure to readers who can't see it.
     """
     with canvas(*size) as drawn:
         plot(drawn)
@@ -145,9 +149,9 @@ def accuracy_axis(axes: Any, accuracies: Sequence[float], images: int) -> None:
     """Stretch the y axis towards 1: equal steps are equal ratios of errors.
 
     Args:
-      axes: matplotlib's.
-      accuracies: that will be drawn.
-      images: they were counted on; sets how far up 1 itself is.
+      axes: the figure's matplotlib axes.
+      accuracies: all accuracies that will be drawn.
+      images: number of images they were measured on; sets how far up 1 itself is.
     """
     least = 0.5 / max(images, 1)
 
@@ -174,7 +178,7 @@ def accuracy_axis(axes: Any, accuracies: Sequence[float], images: int) -> None:
 
 
 def log_axis(axes: Any, which: str, values: Sequence[float]) -> None:
-    """A logarithmic axis, 'x' or 'y', with plain numbers as ticks: 0.5, 10, 20k, 1M."""
+    """Make the axis 'x' or 'y' logarithmic, with plain numbers as ticks: 0.5, 10, 20k, 1M."""
     low, high = min(values) / 1.2, max(values) * 1.2
     for digits in ((1,), (1, 2, 5), (1, 2, 3, 4, 5, 6, 8)):
         steps = [digit * 10.0**power for power in range(-9, 12) for digit in digits]
@@ -197,7 +201,7 @@ def _short(number: float) -> str:
 
 
 def _spread(ticks: Sequence[float], forward: Callable[[Any], Any], span: float) -> list[float]:
-    """Those of the ticks that keep a tenth of the axis between them, from the top."""
+    """The ticks that are at least a tenth of the axis apart, chosen from the top down."""
     kept: list[float] = []
     for tick in sorted(ticks, reverse=True):
         if not kept or float(forward(kept[-1])) - float(forward(tick)) >= 0.1 * span:

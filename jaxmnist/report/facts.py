@@ -1,4 +1,4 @@
-"""What a report knows of a run: whatever of its files can be read, and notes about the rest."""
+"""What a report knows of a run: the content of readable files, and notes about the others."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ SEARCH_SHAPE = {
 
 
 def plainly(problem: Exception) -> str:
-    """An exception as half a sentence of a note, with its type unless it is one of jaxmnist's."""
+    """An exception as one line of a note, with its type unless it is one of jaxmnist's."""
     return one_line(problem, named=not isinstance(problem, JaxmnistError))
 
 
 class Facts:
-    """A run as far as it has come.
+    """The current state of a run.
 
     Args:
-      run: finished or not.
-      running: the histories so far of trials that are running, which their records don't have yet.
+      run: the run, finished or not.
+      running: the histories so far of running trials, which aren't in their records yet.
 
     Attributes:
-      run: the same, but for records that can't be read.
-      trials: whose records can be read.
-      ranked: the completed ones, the winner first.
-      notes: by section of the page, what could not be read or made.
+      run: the same run without the records that can't be read.
+      trials: the trials whose records can be read.
+      ranked: the completed trials, the winner first.
+      notes: for each section of the page, what could not be read or made.
     """
 
     def __init__(self, run: Run, running: Mapping[int, History] | None = None) -> None:
@@ -62,13 +62,13 @@ class Facts:
             self.note("run", f"a trial is left out: {problem}")
 
     def note(self, section: str, text: str) -> None:
-        """Say in a section what a reader should know of it."""
+        """Add a note to a section of the page."""
         self.notes.setdefault(section, []).append(text)
 
     def attempt(self, section: str, make: Callable[..., T], *arguments: Any) -> T | None:
-        """What `make` gives; where it fails, None, and a note in the section.
+        """What `make` returns; if it fails, None, and the section gets a note.
 
-        A report of a damaged run is a page with holes, so that no error may escape from here.
+        No exception may escape from here: a damaged run gets a page with parts missing.
         """
         try:
             return make(*arguments)
@@ -78,7 +78,7 @@ class Facts:
 
     @property
     def validation_images(self) -> int:
-        """How many images a score was counted on."""
+        """The number of images that scores are measured on."""
         return self.run.validation_images
 
     @property
@@ -88,17 +88,17 @@ class Facts:
 
     @property
     def scores(self) -> list[float]:
-        """Of the completed trials, in the order of their indices."""
+        """The scores of the completed trials, in the order of their indices."""
         return [trial.score for trial in self.trials if trial.score is not None]
 
     @property
     def space(self) -> SpaceDescription:
-        """The configurations that the search draws from."""
+        """The search space."""
         return self.run.space
 
     @property
     def budget(self) -> int:
-        """Trials that the search was asked for, and that its space has."""
+        """The number of trials to run: `max_trials`, or the space's size if it is smaller."""
         wanted = self.run.settings.max_trials
         return wanted if self.space.size is None else min(wanted, self.space.size)
 
@@ -108,7 +108,10 @@ class Facts:
 
     @cached_property
     def tested(self) -> dict[str, Any] | None:
-        """best/test.json, if it is of the present winner; a note where it can't be read."""
+        """The content of best/test.json if it belongs to the current winner, else None.
+
+        If it can't be read, the section gets a note.
+        """
         return self.attempt("test", self._test)
 
     def _test(self) -> dict[str, Any] | None:
@@ -120,7 +123,7 @@ class Facts:
             return None
 
     def svm(self) -> dict[str, Any] | None:
-        """svm.json on the run's own data, if it is of the present winner."""
+        """The content of svm.json for the run's own data, if it belongs to the current winner."""
         winner, identity = self.winner, self.run.search["identity"]
         for path in self.run.directory.svm_paths():
             try:
@@ -134,5 +137,5 @@ class Facts:
         return None
 
     def dataset(self) -> Dataset:
-        """The run's data, as they were."""
+        """The run's own dataset; `UsageError` if it has changed since."""
         return self.run.load_dataset()

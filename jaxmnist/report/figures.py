@@ -1,4 +1,4 @@
-"""The figures of trials, cost, budget and features. Each gives a `Figure`."""
+"""Figures of learning curves, cost, budget and features. Each function returns a `Figure`."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ NAMES = {
 
 
 def curves(trials: Sequence[Trial], winner: int | None, metric: str, images: int) -> Figure | None:
-    """A metric of every trial by epoch, the winner's in front; None where no epoch is finished.
+    """A metric of every trial by epoch, the winner's in front; None if no epoch is finished.
 
-    images: that the metric is a mean over.
+    images: number of images that the metric is a mean over.
     """
     shown = [trial for trial in trials if np.isfinite(trial.metric(metric)).any()]
     if not shown:
@@ -40,6 +40,7 @@ def curves(trials: Sequence[Trial], winner: int | None, metric: str, images: int
     values = [v for trial in shown for v in trial.metric(metric) if np.isfinite(v)]
 
     def plot(drawn: Canvas) -> None:
+        """Draw a line for each trial, the winner's last."""
         axes = drawn.axes
         if metric.endswith("accuracy"):
             accuracy_axis(axes, values, images)
@@ -69,11 +70,11 @@ def curves(trials: Sequence[Trial], winner: int | None, metric: str, images: int
         axes.set_xlim(1 - 0.04 * last, last + 0.04 * last)
 
     scale = STRETCHED if metric.endswith("accuracy") else "The axis is logarithmic."
-    caption = "A line is a trial"
+    caption = "Each line is a trial"
     if any(trial.index == winner for trial in shown):
         caption += ", the thick orange one the winner"
     caption += (
-        "; dotted lines failed or still run. "
+        "; dotted lines are trials that failed or are still running. "
         if any(trial.status != "completed" for trial in shown)
         else ". "
     )
@@ -87,13 +88,14 @@ def curves(trials: Sequence[Trial], winner: int | None, metric: str, images: int
 
 
 def against(trials: Sequence[Trial], winner: int | None, cost: str, images: int) -> Figure | None:
-    """Scores against 'parameters' or 'seconds', with the interval of each."""
+    """Scores against 'parameters' or 'seconds', with 95 % intervals; None without scores."""
     shown = [t for t in trials if t.score is not None and getattr(t, cost) > 0]
     if not shown:
         return None
     intervals = {t.index: wilson(t.score or 0.0, images) for t in shown}
 
     def plot(drawn: Canvas) -> None:
+        """Draw a dot and an interval for each trial."""
         axes = drawn.axes
         accuracy_axis(axes, [bound for pair in intervals.values() for bound in pair], images)
         log_axis(axes, "x", [getattr(t, cost) for t in shown])
@@ -112,12 +114,12 @@ def against(trials: Sequence[Trial], winner: int | None, cost: str, images: int)
     return draw(
         f"against-{cost}",
         f"Accuracy against {cost}",
-        "Up is better, left is cheaper. A dot is a trial, the orange one the winner; its line is"
+        "Up is better, left is cheaper. Each dot is a trial, the orange one the winner; its line is"
         f" the 95 % interval on {images:,} validation images (Wilson). Trials whose lines overlap"
         f" widely may be equally good. {STRETCHED}"
         + (
-            " A trial's time has compiling in it, and depends on what ran beside it; trials that"
-            " trained together share their time equally."
+            " A trial's time includes compiling and depends on what ran at the same time; trials"
+            " that trained together share their time equally."
             if cost == "seconds"
             else ""
         ),
@@ -127,11 +129,12 @@ def against(trials: Sequence[Trial], winner: int | None, cost: str, images: int)
 
 
 def budget(scores: Sequence[float], expected: np.ndarray, images: int) -> Figure:
-    """The best score so far by completed trials: as it went, and as is `expected` on average."""
+    """The best score by number of completed trials: in this run, and `expected` on average."""
     went = np.maximum.accumulate(scores)
     numbers = np.arange(1, len(scores) + 1)
 
     def plot(drawn: Canvas) -> None:
+        """Draw the run's own steps, and the expected curve."""
         axes = drawn.axes
         accuracy_axis(axes, [*expected, *went], images)
         axes.step(numbers, went, where="post", color=COLOURS["trial"], linewidth=1.2, label="run")
@@ -146,8 +149,8 @@ def budget(scores: Sequence[float], expected: np.ndarray, images: int) -> Figure
     return draw(
         "budget",
         "Expected best so far against budget",
-        "The thick line is the mean best score of all ways to choose so many of the trials run"
-        " (Tang et al., 2020); the steps are the order that they were run in. Where the thick line"
+        "The thick line is the mean best score over all choices of that many of the trials"
+        " (Tang et al., 2020); the steps show them in this run's order. Where the thick line"
         f" is flat, more trials bring little. {STRETCHED}",
         f"Expected best validation accuracy by completed trials: {steps}.",
         plot,
@@ -155,9 +158,13 @@ def budget(scores: Sequence[float], expected: np.ndarray, images: int) -> Figure
 
 
 def scatter(points: np.ndarray, classes: np.ndarray, labels: Sequence[int], share: Any) -> Figure:
-    """Features in two dimensions, coloured by class, each class named at its middle."""
+    """Features in two dimensions, coloured by class, with a label at each class's median.
+
+    points: float[N, 2]; classes: int[N]; share: fraction of the variance of both dimensions.
+    """
 
     def plot(drawn: Canvas) -> None:
+        """Draw the points, and the labels of the classes."""
         axes = drawn.axes
         for k in range(len(labels)):
             members = points[classes == k]
@@ -192,11 +199,11 @@ def scatter(points: np.ndarray, classes: np.ndarray, labels: Sequence[int], shar
     return draw(
         "features",
         "Validation features in two dimensions",
-        f"A dot is one of {len(points):,} validation images, placed by the first two principal"
+        f"Each dot is one of {len(points):,} validation images, placed by the first two principal"
         " components of the winner's flatten features and coloured by its true class"
-        + (" (ten colours, used again and again)" if len(labels) > 10 else "")
+        + (" (ten colours, used repeatedly)" if len(labels) > 10 else "")
         + "; a circled label stands at, or points to, the median of its class."
-        " Classes that overlap here may still be apart in the other"
+        " Classes that overlap here may still be separate in the other"
         f" {100 - 100 * float(sum(share)):.0f} % of the variance.",
         f"Two principal components of the features of {len(points)} validation images of"
         f" {len(labels)} classes; they explain {100 * float(sum(share)):.0f} % of the variance.",
@@ -206,10 +213,10 @@ def scatter(points: np.ndarray, classes: np.ndarray, labels: Sequence[int], shar
 
 
 def _apart(middles: np.ndarray, extent: np.ndarray) -> np.ndarray:
-    """Places for labels near the middles of their classes, moved until none covers another."""
+    """Places for labels near the medians of their classes, moved until none covers another."""
     scale = np.where(extent > 0, extent, 1) * [0.055, 0.07]  # a label's width and height
     places = middles / scale
-    # Labels at one point need a direction to part in.
+    # Labels at the same point need a direction in which to move apart.
     angles = np.arange(len(places)) * 2.4
     places = places + 1e-3 * np.column_stack([np.cos(angles), np.sin(angles)])
     for _ in range(200):

@@ -1,4 +1,4 @@
-"""What is only seen by looking at images: confident mistakes, and features in two dimensions."""
+"""Results computed from the images: confident mistakes, and features in two dimensions."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from jaxmnist.results.run import Run
 from jaxmnist.results.statistics import two_components
 
 SHOWN = 24
-MOST_DOTS = 1000  # validation images in the picture of the features
-MOST_NUMBERS = 10**8  # numbers of their features that are held in memory
+MOST_DOTS = 1000  # validation images in the figure of the features
+MOST_NUMBERS = 10**8  # feature values held in memory
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A test image that the winner took for something else.
+    """A test image that the winner misclassified.
 
-    picture: as a data address for an HTML page.
-    probability: that the winner gave the wrong label.
+    picture: the image as a data URL.
+    index: of the image in the test set.
+    truth, taken_for: the true label and the predicted one.
+    probability: the probability that the winner gave the predicted label.
     """
 
     picture: str
@@ -34,13 +36,13 @@ class Mistake:
 
 
 def mistakes(run: Run, dataset: Dataset, count: int = SHOWN) -> list[Mistake]:
-    """The mistakes that the winner was surest of, the surest first.
+    """The winner's most confident mistakes, the most confident first.
 
-    From the predictions that were kept: the test set is not evaluated again.
+    They come from the stored predictions: the test set is not evaluated again.
     """
     probabilities = np.load(run.directory.probabilities_path, allow_pickle=False)
     if probabilities.shape != (len(dataset.y_test), dataset.classes):
-        raise ValueError("the kept predictions are not of these test images")
+        raise ValueError("the stored predictions don't match these test images")
     predictions = probabilities.argmax(1)
     surest = probabilities.max(1)
     wrong = np.flatnonzero(predictions != dataset.y_test)
@@ -58,9 +60,9 @@ def mistakes(run: Run, dataset: Dataset, count: int = SHOWN) -> list[Mistake]:
 
 
 def picture(image: np.ndarray, scale: float) -> str:
-    """An image [H, W, C] as a PNG in a data address; of other than 3 channels the first.
+    """An image [H, W, C] as a PNG in a data URL; only its first channel unless there are 3.
 
-    Pixels of 0 are black, of `scale` white.
+    Pixels of value 0 are black, of value `scale` white.
     """
     pixels = image if image.shape[2] == 3 else image[..., 0]
     pixels = np.rint(pixels / scale * 255).clip(0, 255).astype(np.uint8)
@@ -70,10 +72,13 @@ def picture(image: np.ndarray, scale: float) -> str:
 
 
 def features_in_two(run: Run, dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Validation images by their features' first two components: points, classes, shares."""
+    """The first two principal components of the features of validation images.
+
+    Returns points float64[N, 2], classes int[N], and the fractions of the variance float64[2].
+    """
     model = run.best_model
     dots = min(MOST_DOTS, len(dataset.y_validation), max(3, MOST_NUMBERS // model.feature_count))
-    # The data may lie in the order of their classes.
+    # Evenly spread images, as the data may be sorted by class.
     chosen = np.linspace(0, len(dataset.y_validation) - 1, dots).round().astype(int)
     points, shares = two_components(model.features(dataset.x_validation[chosen]))
     return points, dataset.y_validation[chosen], shares

@@ -1,6 +1,6 @@
-"""A search as it runs, shown in every way: console, TensorBoard and page.
+"""Reports on a running search: console, TensorBoard and page.
 
-Showing never harms the search: a failure is reported once, and the trials go on.
+Reporting never harms the search: a failure is reported once, and the trials go on.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from jaxmnist.settings import SearchSettings
 if TYPE_CHECKING:
     from jaxmnist.report.tensorboard import TensorBoard
 
-PAGE_EVERY = 30.0  # seconds at least between two pages while trials run
-PAGE_SHARE = 0.02  # of the time may go into pages
+PAGE_EVERY = 30.0  # minimum seconds between two pages while trials run
+PAGE_SHARE = 0.02  # maximum fraction of the time spent on pages
 
 
 class Reports(AbstractContextManager["Reports"], TrialListener):
-    """Shows every event of a search; a context whose end writes the last page.
+    """A context that reports every event of a search, and writes the last page at its end.
 
     Args:
       directory: the run directory, for writing, with its search.json.
-      network: whose configurations are trained.
-      settings: of the search.
-      dataset: that it runs on.
-      budget: trials of the search.
-      console: which a person sees.
+      network: the network whose configurations are trained.
+      settings: the search's settings.
+      dataset: the dataset that it trains on.
+      budget: number of trials of the search.
+      console: where to print.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
         self._console = console
         self._tensorboard: TensorBoard | None = None
         self._running: dict[int, History] = {}
-        self._uneven: set[int] = set()  # trials whose epochs did not come one after another
+        self._uneven: set[int] = set()  # trials whose epochs did not come in order
         self._next_page = time.monotonic() + PAGE_EVERY
         self._said: set[str] = set()
         self._trained = False
@@ -95,7 +95,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with nullcontext() if error is None else suppress(OSError):  # a closed terminal
+        with nullcontext() if error is None else suppress(OSError):  # the terminal may be closed
             self._console.close()
         if error is None:
             self._safely("the times", self._write_times)
@@ -103,14 +103,14 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
         if self._tensorboard:
             self._safely("TensorBoard's files", self._tensorboard.close)
         if error is not None:
-            self._said.add("the page")  # the error itself is what there is to say
+            self._said.add("the page")  # only the error itself is to be reported
         if self._settings.report:
-            # Who stops a search waits for this, so that it is the quick one.
+            # A user who stops the search waits for this page, so it leaves out the slow sections.
             quick = isinstance(error, Stopped | KeyboardInterrupt)
             self._safely("the page", self._write_page, last=True, quick=quick)
 
     def event(self, event: Event) -> None:
-        """Show what happened to a trial."""
+        """Report an event of the search."""
         self._console.event(event)
         if not isinstance(event, TrialStarted | EpochFinished | TrialFinished):
             return
@@ -120,7 +120,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
         elif isinstance(event, EpochFinished):
             history = self._running[event.index]
             if event.epoch != len(history) + 1:
-                # Of a group that fell apart a trial is tried again by itself.
+                # Trials of a group that failed are tried again from an earlier epoch.
                 self._uneven.add(event.index)
             self._running[event.index] = (*history[: event.epoch - 1], event.metrics)
         if self._tensorboard:
@@ -131,7 +131,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
             self._safely("the page", self._write_page)
 
     def trained(self) -> None:
-        """All trials are done: the page, if there is one, waits for no more, whatever comes."""
+        """Rewrite the page, if there is one, when all trials are done: it stops reloading."""
         if self._settings.report and self._directory.page_path.exists():
             self._safely("the page", self._write_page, last=True, quick=True)
 
@@ -145,7 +145,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
             board.epoch(index, event.epoch, event.metrics)
             return
         told = len(self._running[index])
-        # The epoch that diverged, for one, has no event.
+        # For example, an epoch that diverged has no event.
         anew = index in self._uneven or len(event.history) != told
         if isinstance(event, TrialStarted) or anew:
             board.start(index, hyperparameters)
@@ -198,17 +198,17 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
                 images=not live,
                 reload=not last,
             )
-        finally:  # also one that can't be made is not tried at every event
+        finally:  # so that a page that can't be made isn't tried again at every event
             now = time.monotonic()
             self._next_page = now + max(PAGE_EVERY, (now - began) / PAGE_SHARE)
 
     def _safely(self, what: str, do: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-        """Call it; report a failure once, and go on."""
+        """Call `do`; report a failure to write `what` once, and go on."""
         try:
             do(*arguments, **options)
         except Exception as problem:
             if self._tensorboard and what.startswith("TensorBoard"):
-                # A file with a hole is no use; the next session catches up.
+                # A file with a gap is useless; the next session writes it again.
                 self._tensorboard.close()
                 self._tensorboard = None
             if what not in self._said:

@@ -9,9 +9,9 @@ from jaxmnist.results.run import Run
 
 
 class InNotebook:
-    """A page that a notebook shows in a frame of its own, where the styles of both stay apart.
+    """A page that a notebook shows in an iframe, which keeps the styles of the two separate.
 
-    height: of the frame, in pixels.
+    height: height of the iframe in pixels.
     """
 
     def __init__(self, text: str, height: int) -> None:
@@ -20,14 +20,17 @@ class InNotebook:
 
     def _repr_html_(self) -> str:
         return (
-            # The file may have been changed: no script in it runs.
+            # The run's files may have been changed: the sandbox runs no script.
             f'<iframe sandbox="" srcdoc="{html.escape(self._text)}" title="report of a search"'
             f' style="width: 100%; height: {self._height}px; border: 1px solid #8886"></iframe>'
         )
 
 
 def show(run: Run, *sections: str, height: int = 900) -> InNotebook:
-    """The page of `run`, made anew, or only the named sections of it, such as 'curves'."""
+    """Make the page of `run` for a notebook, or only its named sections, such as 'curves'.
+
+    height: height of the page in pixels.
+    """
     text = make_page(run)
     if sections:
         kept = ", ".join(f"section#{name}" for name in sections)

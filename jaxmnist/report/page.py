@@ -1,6 +1,6 @@
-"""The page of a run: one HTML file that opens without a network.
+"""The page of a run: one HTML file that opens without a network connection.
 
-It is made from the run's files; the test set is not looked at again.
+It is made from the run's files; the test set is not evaluated again.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from jaxmnist.runs.times import read_times
 from jaxmnist.runs.trial import History
 from jaxmnist.whole_files import write_bytes
 
-RELOAD = 30  # seconds; while the search runs
+RELOAD = 30  # seconds between reloads while the search runs
 NO_IMAGES: dict[str, Any] = {"mistakes": None, "features": None}
-LATER = "This part comes when the search has finished."
+LATER = "This section comes when the search has finished."
 
 
 def write_page(run: Run, dataset: Dataset | None = None, **options: Any) -> Path:
-    """Write report.html into the run; the options are those of `make_page`."""
+    """Write report.html into the run directory; the options are those of `make_page`."""
     path = run.directory.page_path
     write_bytes(path, make_page(run, dataset, **options).encode())
     return path
@@ -48,14 +48,14 @@ def make_page(
     images: bool = True,
     reload: bool = False,
 ) -> str:
-    """The page as text. The same files give the same page.
+    """The page as HTML text. The same files give the same page.
 
     Args:
-      run: finished or not, or with failed trials only.
-      dataset: the run's data; loaded where they are needed, if they aren't given.
-      running: the histories so far of trials that are running.
-      images: show what takes a computation on images.
-      reload: let the page load itself again, as the search is running.
+      run: the run; it may be unfinished, or have only failed trials.
+      dataset: the run's dataset; if not given, it is loaded when needed.
+      running: the histories so far of running trials.
+      images: show the sections that are computed from images.
+      reload: make the page reload itself, as the search is running.
     """
     facts = Facts(run, running)
     environment = Environment(
@@ -85,7 +85,7 @@ def make_page(
 
 
 def search_context(facts: Facts, running: bool) -> dict[str, Any]:
-    """What the top of the page says: how far the search is, and what has won."""
+    """Variables of the page's head and ranking: the state of the search, and the winner."""
     run, winner = facts.run, facts.winner
     state = words.state(facts, running)
     why = run.rule.reason(facts.ranked) if winner else None
@@ -114,7 +114,7 @@ def search_context(facts: Facts, running: bool) -> dict[str, Any]:
 
 
 def trial_context(facts: Facts) -> dict[str, Any]:
-    """The figures of the trials, and what they say in words."""
+    """Variables of the sections on trials: figures, and sentences about them."""
     trials, scores, images = facts.trials, facts.scores, facts.validation_images
     done = [trial for trial in trials if trial.status == "completed"]
     index = facts.winner.index if facts.winner else None
@@ -165,12 +165,12 @@ def trial_context(facts: Facts) -> dict[str, Any]:
 
 
 def _has_order(values: list[Any]) -> bool:
-    """Whether values can rise: numbers, or false and true."""
+    """Whether values are ordered: numbers, or false and true."""
     return all(map(is_number, values)) or all(isinstance(value, bool) for value in values)
 
 
 def test_context(facts: Facts) -> dict[str, Any]:
-    """What the test set said, from the files that keep it."""
+    """Variables of the sections on the network and the test set, from the run's files."""
     test = facts.tested
     svm = facts.attempt("test", facts.svm)
     context: dict[str, Any] = {"test": None, "svm": None, "summary": None, "mcnemar": None}
@@ -185,7 +185,7 @@ def test_context(facts: Facts) -> dict[str, Any]:
 
 
 def _tested(content: dict[str, Any]) -> dict[str, Any]:
-    """An evaluation as the template wants it."""
+    """Variables of one evaluation."""
     evaluation = Evaluation.from_json(content)
     matrix = evaluation.confusion_matrix
     wrong = [int(n) for i, row in enumerate(matrix) for j, n in enumerate(row) if i != j]
@@ -214,7 +214,7 @@ def _tested(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def image_context(facts: Facts, dataset: Dataset | None) -> dict[str, Any]:
-    """What needs the images themselves: mistakes and features."""
+    """Variables of the sections that need the images: mistakes and features."""
     if not facts.tested:
         for section in NO_IMAGES if "test" in facts.notes else ():
             facts.notes[section] = facts.notes["test"]
@@ -235,7 +235,7 @@ def image_context(facts: Facts, dataset: Dataset | None) -> dict[str, Any]:
 
 
 def record_context(facts: Facts) -> dict[str, Any]:
-    """How the run was made, and how to make it again."""
+    """Variables of the sections on how the run was made, and how to repeat it."""
     run = facts.run
     times = read_times(run.directory)
     looks = facts.attempt("record", run.directory.read_looks) or []

@@ -1,4 +1,4 @@
-"""The progress of a search, for who watches it."""
+"""The progress of a search, as the console shows it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from jaxmnist.runs.trial import History
 
 @dataclass
 class Running:
-    """A running trial, as far as its events say.
+    """The state of a running trial, from its events.
 
-    compiled: whether its programs are there.
-    epochs: finished ones.
-    share: of the next epoch, from 0 to 1.
+    compiled: whether its programs are compiled.
+    epochs: number of finished epochs.
+    share: finished fraction of the next epoch, from 0 to 1.
     accuracy: training accuracy of that part, or of the last epoch.
-    val_accuracy: of the last epoch.
-    rate: training images a second in the latest epoch.
-    since: from where that is counted: images of the epoch, and seconds since the trial began.
+    val_accuracy: validation accuracy after the last epoch.
+    rate: training images per second in the latest epoch.
+    since: where `rate` starts: images of the epoch, and seconds since the trial began.
     """
 
     compiled: bool = False
@@ -41,21 +41,21 @@ class Running:
     since: tuple[int, float] = (0, 0.0)
 
     def clock(self, images: int, seconds: float) -> None:
-        """Set `rate` by where the trial has come to in the epoch, and when."""
+        """Set `rate`, with `images` of the epoch done `seconds` after the trial began."""
         self.rate = (images - self.since[0]) / max(seconds - self.since[1], 1e-9)
 
 
 @dataclass
 class Progress:
-    """How far a search is.
+    """The progress of a search.
 
-    budget: trials that there are to do.
-    epochs, images: of a trial, and training images of an epoch.
-    rule: that ranks the completed trials.
-    ended: the trials that have ended.
-    completed: the histories of those that have completed.
-    running: the trials that run.
-    configurations: the hyperparameters of each trial that has begun.
+    budget: number of trials to run.
+    epochs, images: epochs of a trial, and training images of an epoch.
+    rule: the rule that ranks completed trials.
+    ended: indices of the trials that have ended.
+    completed: histories of the completed trials, by index.
+    running: the running trials, by index.
+    configurations: hyperparameters of each trial that has begun, by index.
     """
 
     budget: int
@@ -83,7 +83,7 @@ class Progress:
                 accuracy=last.accuracy if last else None,
                 val_accuracy=last.val_accuracy if last else None,
             )
-            # One that ended may be tried again.
+            # A trial that ended may be tried again.
             self._before += len(event.history) - self.epochs * (index in self.ended)
             self.ended.discard(index)
         elif isinstance(event, TrialFinished):
@@ -98,7 +98,8 @@ class Progress:
         """Update a running trial from one of its events."""
         if isinstance(event, TrialCompiled):
             trial.share = event.images / self.images
-            # What an earlier session did; half of a group that failed is compiled once more.
+            # An earlier session did this part. It counts once, though after a failure half of a
+            # group is compiled again.
             self._before += 0 if trial.compiled else trial.share
             trial.compiled, trial.epochs = True, event.epoch
             trial.since = event.images, event.seconds
@@ -115,13 +116,13 @@ class Progress:
 
     @property
     def share(self) -> float:
-        """How much of the training that there was to do is done, from 0 to 1."""
+        """The finished fraction of this session's training, from 0 to 1."""
         running = sum(trial.epochs + trial.share for trial in list(self.running.values()))
         done = self.epochs * len(self.ended) + running - self._before
         return min(1.0, max(0.0, done / max(1, self.epochs * self.budget - self._before)))
 
     def left(self) -> str:
-        """The time left, as far as the time taken tells."""
+        """The time left, extrapolated from the time taken, as text."""
         share = self.share
         if share <= 0:
             return "time left not known yet"

@@ -1,4 +1,4 @@
-"""The figures of what the search shows: values of hyperparameters, scores, importance."""
+"""Figures of hyperparameters' values, scores and importance. Each returns a `Figure`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from jaxmnist.report.words import signed
 from jaxmnist.results.statistics import Importance, bins
 from jaxmnist.runs.trial import Trial
 
-MOST_COLUMNS = 9  # values of a hyperparameter that have room beside each other
-MOST_VALUES = 1000  # more are cut into bins
+MOST_COLUMNS = 9  # values of a hyperparameter that fit side by side
+MOST_VALUES = 1000  # more values than this are divided into bins
 BINS = 8
 
 
 def columns(
     name: str, distributions: Sequence[Distribution], trials: Sequence[Trial]
 ) -> list[tuple[str, list[Trial]]]:
-    """Trials by the value of a hyperparameter: a column a value, or neighbours together.
+    """Trials by the value of a hyperparameter: a column for each value or range of values.
 
-    distributions: of the hyperparameter, whose values are columns also where no trial has them.
+    distributions: those of the hyperparameter; their values are columns even without trials.
     """
     drawn = [t.hyperparameters[name] for t in trials if name in t.hyperparameters]
     values = {text(v): v for d in distributions for v in islice(ends_or_values(d), MOST_VALUES)}
@@ -70,7 +70,7 @@ def _ends(distribution: Distribution) -> tuple[float, float]:
 
 
 def _parts(count: int) -> list[np.ndarray]:
-    """The places of `count` values in `BINS` parts of about the same size."""
+    """The indices of `count` values in `BINS` parts of about the same size."""
     return np.array_split(np.arange(count), BINS)
 
 
@@ -81,9 +81,9 @@ def quality(
     winner: int | None,
     images: int,
 ) -> Figure | None:
-    """Scores of completed trials by the value of a hyperparameter.
+    """Scores of completed trials by the value of a hyperparameter; None without scores.
 
-    distributions: of the hyperparameter. Trials that have none are a column of their own.
+    distributions: those of the hyperparameter. Trials without it have a column of their own.
     """
     groups = columns(name, distributions, trials)
     without = [t for t in trials if name not in t.hyperparameters]
@@ -94,6 +94,7 @@ def quality(
         return None
 
     def plot(drawn: Canvas) -> None:
+        """Draw a bar for each value, with a dot for each of its trials."""
         axes = drawn.axes
         accuracy_axis(axes, scores, images)
         floor = axes.get_ylim()[0]
@@ -119,19 +120,19 @@ def quality(
         for label, found in groups
     ]
     caption = (
-        "A dot is a trial, the orange one the winner; a bar ends at the mean of its n trials and"
-        f" begins at the foot of the axis, not at 0. {STRETCHED}"
+        "Each dot is a trial, the orange one the winner; a bar ends at the mean of its n trials and"
+        f" begins at the bottom of the axis, not at 0. {STRETCHED}"
     )
     return draw(f"quality-{name.replace('_', '-')}", name, caption, "; ".join(parts) + ".", plot)
 
 
 def _beside(count: int) -> np.ndarray:
-    """Where dots of one column stand, so that they don't cover each other."""
+    """Offsets of the dots in one column, so that they don't cover each other."""
     return np.linspace(-0.2, 0.2, count) if count > 1 else np.zeros(1)
 
 
 def dot(drawn: Canvas, x: float, trial: Trial, winner: int | None) -> None:
-    """A trial's score as a dot that says which trial it is."""
+    """Draw a trial's score as a dot with a tooltip that names the trial."""
     won = trial.index == winner
     (dot,) = drawn.axes.plot(
         [x],
@@ -148,11 +149,12 @@ def dot(drawn: Canvas, x: float, trial: Trial, winner: int | None) -> None:
 
 
 def histogram(scores: Sequence[float], winner: float) -> Figure:
-    """How the scores are distributed, and where the winner is."""
+    """The distribution of the scores, with the winner's."""
     edges = bins(scores)
     counts, _ = np.histogram(scores, edges)
 
     def plot(drawn: Canvas) -> None:
+        """Draw the bars, a normal distribution, a tick for each trial, and the winner."""
         axes = drawn.axes
         bars = axes.bar(
             edges[:-1],
@@ -198,20 +200,22 @@ def histogram(scores: Sequence[float], winner: float) -> Figure:
     return draw(
         "histogram",
         "Trials by validation accuracy",
-        "A bar's number counts its trials, each a tick below; the orange line is the winner. The"
-        " dashed line is the normal distribution of the same mean and deviation.",
+        "The number on a bar counts its trials; each tick below is a trial; the orange line is the"
+        " winner. The dashed line is the normal distribution of the same mean and standard"
+        " deviation.",
         f"Trials by validation accuracy: {', '.join(rows)}. The winner has {winner:.4f}.",
         plot,
     )
 
 
 def importances(found: Sequence[Importance]) -> Figure | None:
-    """Each hyperparameter's rank correlation with the score, with its interval."""
+    """Each hyperparameter's rank correlation with the score, with its interval; None if unknown."""
     order = sorted(found, key=lambda item: abs(item.rho) if np.isfinite(item.rho) else -1)
     if not any(np.isfinite(item.rho) for item in order):
         return None
 
     def plot(drawn: Canvas) -> None:
+        """Draw a dot and an interval for each hyperparameter."""
         axes = drawn.axes
         axes.axvline(0, color=COLOURS["muted"], linewidth=0.8)
         for place, item in enumerate(order):
@@ -247,9 +251,9 @@ def importances(found: Sequence[Importance]) -> Figure | None:
         "importance",
         "Importance of each hyperparameter",
         "The dot is Spearman's rank correlation: right of 0 larger values scored higher, left of 0"
-        " lower, and further from 0 is more important. The line is its 95 % interval, from drawing"
-        " the trials again with replacement; what is known for sure enough is orange. A value that"
-        " is best in the middle shows as no importance: look at the bars above for that.",
+        " lower, and further from 0 is more important. The line is its 95 % interval, from a"
+        " bootstrap over trials; significant correlations are orange. A hyperparameter that is best"
+        " at a middle value shows no importance here: see the bars above for that.",
         "; ".join(rows) + ".",
         plot,
     )

@@ -1,4 +1,4 @@
-"""What a finished run remembers of how it was made: the machine, and the time of each stage."""
+"""How to repeat a run: its settings, and the search as a command line and as a line of Python."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from jaxmnist.hyperparameters import text
 from jaxmnist.settings import SearchSettings, flag
 
-# What doesn't belong to a repetition elsewhere.
+# Settings that don't belong to a repetition elsewhere, and ranges, which are added apart.
 LEFT_OUT = ("overwrite", "quiet", "directory", "cache", "ranges")
 
 
@@ -42,7 +42,7 @@ def session(settings: SearchSettings) -> str:
 
 
 def settings_rows(search: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The settings of search.json as rows of a table, ranges as they were searched."""
+    """The settings of search.json as rows of a table, with the ranges that were searched."""
     identity, settings = search["identity"], dict(search["settings"])
     settings.pop("ranges", None)
     rows = {**settings, "network": identity["network"], "optimizer": identity["optimizer"]}

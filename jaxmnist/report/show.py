@@ -1,4 +1,4 @@
-"""A search as its listeners show it: console, TensorBoard and page together."""
+"""The listener that shows a search: console, TensorBoard and page together."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ class Show(Listener):
         dataset: Dataset,
         budget: int,
     ) -> Reports:
-        """Show the trials in every way."""
+        """Reports on the trials: console, TensorBoard and page."""
         return Reports(directory, network, settings, dataset, budget, self._console)
 
     def ranked(self, run: Run) -> None:
-        """Show how the trials rank."""
+        """Show the ranking of the trials."""
         self._console.results(run)
 
     def result(self, text: str) -> None:
-        """Print what was asked for."""
+        """Print a result."""
         self._console.result(text)
 
 
 def open_console(quiet: bool = False) -> Console:
-    """The console for where the output goes: a terminal, a notebook, or anything else."""
+    """The console that suits the output: a terminal, a notebook, or anything else."""
     if not quiet and can_display():
         return Display()
     return Console(quiet)

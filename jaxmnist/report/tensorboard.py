@@ -1,7 +1,7 @@
-"""A search in TensorBoard: a run for each trial, its curves and its line in HParams.
+"""A search in TensorBoard: a run for each trial, with its curves and its row in HParams.
 
-Written by tensorboardX, record by record in this thread, so that a full disk is an error here and
-not a message from elsewhere. `tensorboard --logdir RUN/tensorboard` shows it.
+Written by tensorboardX, record by record in this thread, so that a full disk raises an error here
+and not in another thread. `tensorboard --logdir RUN/tensorboard` shows it.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from jaxmnist.models.space import SpaceDescription
 from jaxmnist.report.drawing import plotting
 from jaxmnist.runs.trial import METRICS, Metrics, Trial
 
-CLOSED = b"_hparams_/session_end_info"  # what the file of a trial that ended has in it
-MOST_CELLS = 300  # of a side of the confusion matrix
-MOST_NAMES = 30  # of classes beside it
-LARGEST_FIGURE = 16.0  # inches of a side, 1600 pixels
-WINNER = ".winner"  # ends the name of the file with the winner's summary
+CLOSED = b"_hparams_/session_end_info"  # contained in the file of a trial that ended
+MOST_CELLS = 300  # along a side of the confusion matrix
+MOST_NAMES = 30  # class names along a side of it
+LARGEST_FIGURE = 16.0  # inches along a side, 1600 pixels
+WINNER = ".winner"  # suffix of the file with the winner's summary
 
 
 class TensorBoard:
-    """The files under a run's tensorboard/.
+    """Writes the files under a run's tensorboard/.
 
-    A trial's file is begun anew when the trial is, so that a resumed run has nothing twice.
+    A trial's file is replaced when the trial begins again, so that a resumed run has no duplicates.
 
     Args:
-      folder: to write them in.
-      space: that the trials are from; hyperparameters that it varies are columns of HParams.
+      folder: the folder to write them in.
+      space: the search space; the hyperparameters that it varies are columns of HParams.
     """
 
     def __init__(self, folder: Path, space: SpaceDescription) -> None:
@@ -62,7 +62,7 @@ class TensorBoard:
             self._writers.pop(index).close()
         folder = self.trial_folder(index)
         if folder.is_symlink():
-            folder.unlink()  # it may lead out of the run
+            folder.unlink()  # it may point outside the run directory
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         self._writers[index] = EventsWriter(str(folder / "events"))
@@ -83,7 +83,7 @@ class TensorBoard:
         self._writers.pop(index).close()
 
     def catch_up(self, trials: Sequence[Trial]) -> None:
-        """Write what is missing of trials that have ended: before TensorBoard, or without disk."""
+        """Write files that ended trials lack: TensorBoard was off, or the disk was full."""
         for trial in trials:
             if trial.status == "running" or self._closed(trial.index):
                 continue
@@ -95,7 +95,7 @@ class TensorBoard:
     def winner(
         self, index: int, epoch: int, summary: str, matrix: np.ndarray, labels: Sequence[int]
     ) -> None:
-        """Put the winner's summary and confusion matrix beside its curves, and nowhere else."""
+        """Write the winner's summary and confusion matrix beside its curves; delete older ones."""
         for old in self.folder.glob(f"trial-*/*{WINNER}"):
             old.unlink()
         writer = EventsWriter(str(self.trial_folder(index) / "events"), WINNER)
@@ -126,8 +126,8 @@ def _event(summary: Any, step: int) -> Any:
 def columns(space: SpaceDescription, hyperparameters: Hyperparameters) -> dict[str, Any]:
     """The values of HParams' columns: every hyperparameter that the space varies.
 
-    The first run that TensorBoard reads says what columns there are and of which type, so that
-    every one must have them all: a hyperparameter that plays no part is 0, or '–' among words.
+    The first run that TensorBoard reads determines the columns and their types, so every run must
+    have all of them: a hyperparameter that a trial doesn't have is 0, or '–' in a text column.
     """
     found: dict[str, Any] = {}
     for name in space.varied:
@@ -141,13 +141,13 @@ def columns(space: SpaceDescription, hyperparameters: Hyperparameters) -> dict[s
 
 
 def _hparams(values: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """What HParams needs to know before a trial's curves, twice, and after them."""
+    """HParams' three summaries of a trial: two to write before its curves, and one after them."""
     experiment, began, ended = hparams(values, dict.fromkeys(METRICS, 0.0))
     return experiment, began, ended
 
 
 def _failed() -> Any:
-    """The end of a trial that failed; tensorboardX itself knows only of success."""
+    """HParams' summary of the end of a failed trial; tensorboardX itself has only success."""
     summary = _hparams({})[2]
     state = Status.Value("STATUS_FAILURE")
     content = HParamsPluginData(session_end_info=SessionEndInfo(status=state), version=0)
@@ -156,10 +156,10 @@ def _failed() -> Any:
 
 
 def _picture(matrix: np.ndarray, labels: Sequence[int]) -> Any:
-    """The confusion matrix as an image: right in blue, wrong in orange, counts in the cells.
+    """The confusion matrix as an image: correct in blue, wrong in orange, counts in the cells.
 
-    Its size is bounded: of many classes a cell is a few pixels, of very many it stands for a block
-    of classes, and not every one is named.
+    Its size is bounded: with many classes a cell is a few pixels, with very many it stands for a
+    block of classes, and not every class is named.
     """
     figure_class = plotting().figure.Figure
     wrong = matrix - np.diag(np.diag(matrix))

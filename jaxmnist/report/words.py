@@ -1,4 +1,4 @@
-"""What the page says in sentences: numbers first, and how sure they are."""
+"""The sentences of the page: numbers, and how certain they are."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from jaxmnist.results.statistics import (
 if TYPE_CHECKING:
     from jaxmnist.report.facts import Facts
 
-MORE = 10  # trials that a reader may think of adding
+MORE = 10  # trials that a reader may consider adding
 
 
 def accuracy(value: float | None) -> str:
-    """An accuracy to four digits; a dash where there is none."""
+    """An accuracy with four decimals; a dash if there is none."""
     return "–" if value is None or not np.isfinite(value) else f"{value:.4f}"
 
 
@@ -35,7 +35,7 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 8.2 s, 3 min 05 s, 2 h 10 min."""
+    """Seconds as readable text: 8.2 s, 3 min 05 s, 2 h 10 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -50,23 +50,23 @@ def count(number: int, thing: str) -> str:
 
 
 def state(facts: Facts, running: bool) -> dict[str, str]:
-    """How far the search is: a word for it, and a sentence."""
+    """The state of the search: one word for it, and a sentence."""
     budget = facts.budget
     done = sum(t.status in ("completed", "failed") and t.index < budget for t in facts.trials)
     if running:
-        sentence = f"{done} of {count(budget, 'trial')} are done; this page loads itself again."
+        sentence = f"{done} of {count(budget, 'trial')} are done; this page reloads itself."
         return {"word": "running", "sentence": sentence}
     if not facts.trials:
         return {"word": "started", "sentence": "No trial has begun yet."}
     if done < budget:
-        left = f"{done} of {count(budget, 'trial')} are done. The same command goes on from here."
+        left = f"{done} of {count(budget, 'trial')} are done. The same command continues from here."
         return {"word": "unfinished", "sentence": left}
     if not facts.ranked:
-        return {"word": "failed", "sentence": "Every trial failed, so that there is no winner."}
+        return {"word": "failed", "sentence": "Every trial failed, so there is no winner."}
     if facts.tested is None:
         sentence = "All trials are done; the winner has not been tested yet."
         if "test" in facts.notes:
-            sentence = "All trials are done; what was found on the test set can't be read."
+            sentence = "All trials are done; the results on the test set can't be read."
         return {"word": "untested", "sentence": sentence}
     failed = facts.count("failed")
     sentence = f"{count(done, 'trial')}" + (f", {failed} of them failed." if failed else ".")
@@ -74,7 +74,7 @@ def state(facts: Facts, running: bool) -> dict[str, str]:
 
 
 def about_scores(facts: Facts) -> list[str]:
-    """Whether the best score is an outlier, and how much of it is luck."""
+    """Sentences: whether the best score is an outlier, and how much of it is luck."""
     scores, images, winner = facts.scores, facts.validation_images, facts.winner
     if winner is None or winner.score is None:
         return []
@@ -82,7 +82,7 @@ def about_scores(facts: Facts) -> list[str]:
     place = 1 + sum(score > winner.score for score in scores)
     said = [f"By score alone the winner is number {place} of {len(scores)}."]
     if found is None:
-        said.append("That is too few different scores to say how they are distributed.")
+        said.append("There are too few different scores to say how they are distributed.")
     else:
         verdict = (
             "so the best is not shown to be an outlier"
@@ -93,19 +93,19 @@ def about_scores(facts: Facts) -> list[str]:
             f"The scores have mean {found.mean:.4f}, standard deviation {found.deviation:.4f} and"
             f" skewness {signed(found.skewness)} (0 is symmetric). The highest lies"
             f" {found.distance:.2f} standard deviations above the mean; in a normal sample of"
-            f" {found.count} the highest lies at least so far out with probability"
-            f" {found.p_value:.2f} (Grubbs' test), {verdict}. That the scores are normally"
-            f" distributed is not shown by it: {found.count} trials can't show that."
+            f" {found.count} the highest lies at least that far out with probability"
+            f" {found.p_value:.2f} (Grubbs' test), {verdict}. The test assumes that scores are"
+            f" normally distributed, which {found.count} trials can't show."
         )
     low, high = wilson(winner.score, images)
     inside = sum(low <= trial.score <= high for trial in facts.trials if trial.score is not None)
     said.append(
         f"The winner's own 95 % interval, {low:.4f} to {high:.4f} on {images:,} validation images,"
-        f" holds the scores of {inside - 1} of the other {count(len(scores) - 1, 'trial')}:"
+        f" contains the scores of {inside - 1} of the other {count(len(scores) - 1, 'trial')}:"
         " these images may not tell them apart."
         if inside > 1
         else f"The winner's own 95 % interval, {low:.4f} to {high:.4f} on {images:,} validation"
-        " images, holds no other trial's score."
+        " images, contains no other trial's score."
     )
     if len(scores) > 1:
         luck = luck_of_the_best(len(scores))
@@ -113,7 +113,7 @@ def about_scores(facts: Facts) -> list[str]:
         said.append(
             f"Of {len(scores)} equally good networks the best would score up to {luck:.2f} standard"
             f" errors, {luck * error:.4f}, above their true accuracy by luck alone (less, as all"
-            " are scored on the same images). That is why the test set has the last word."
+            " are scored on the same images). That is why the winner is evaluated on the test set."
         )
     return said
 
@@ -121,14 +121,14 @@ def about_scores(facts: Facts) -> list[str]:
 def about_importance(
     found: Sequence[Importance], scores: Sequence[float], unordered: Sequence[str] = ()
 ) -> str:
-    """What the importances say, or why they say nothing.
+    """What the importances show, or why they show nothing.
 
-    unordered: hyperparameters whose values have no order, so that nothing can rise with them.
+    unordered: hyperparameters whose values have no order, and so no rank correlation.
     """
     said = _about_importance(found, scores)
     if unordered:
         names = ", ".join(unordered)
-        said += f" The values of {names} have no order: the bars above show what they are worth."
+        said += f" The values of {names} have no order: see the bars above for their scores."
     return said
 
 
@@ -136,27 +136,27 @@ def _about_importance(found: Sequence[Importance], scores: Sequence[float]) -> s
     trials = len(scores)
     if trials < FEWEST_FOR_IMPORTANCE:
         return (
-            f"With {count(trials, 'completed trial')} the importance of no hyperparameter is known;"
-            f" at least {FEWEST_FOR_IMPORTANCE} are needed before resampling them says anything."
+            f"With {count(trials, 'completed trial')} the importance of hyperparameters can't be"
+            f" estimated; at least {FEWEST_FOR_IMPORTANCE} are needed."
         )
     if len(set(scores)) == 1:
-        return "All trials have the same score, so that no hyperparameter made a difference."
+        return "All trials have the same score, so no hyperparameter made a difference."
     known = [item for item in found if item.known]
     few = [item.name for item in found if item.trials < FEWEST_FOR_IMPORTANCE]
     if not known:
-        only = f" ({', '.join(few)}: too few trials have it to ask.)" if few else ""
+        only = f" (Too few trials have {', '.join(few)} to tell.)" if few else ""
         return (
-            f"{trials} trials do not show that any hyperparameter matters, asked of all"
-            f" {len(found)} together. That is not to say that none does.{only}"
+            f"{trials} trials do not show that any hyperparameter matters, with all"
+            f" {len(found)} tested together. That does not mean that none does.{only}"
         )
     parts = [f"{item.name} ({'larger' if item.rho > 0 else 'smaller'} is better)" for item in known]
     others = len(found) - len(known)
-    rest = "" if not others else f" Of the other {others} the {trials} trials do not tell."
-    return f"More than chance explains: {', '.join(parts)}.{rest}"
+    rest = "" if not others else f" For the other {others}, {trials} trials show no clear effect."
+    return f"These matter more than chance explains: {', '.join(parts)}.{rest}"
 
 
 def about_budget(facts: Facts, expected: np.ndarray) -> list[str]:
-    """Would ten more trials help? By the expected best of each number of trials."""
+    """Sentences: whether ten more trials would help, from the expected best of each number."""
     scores, images = facts.scores, facts.validation_images
     ended = len(scores) + facts.count("failed")
     size = facts.space.size
@@ -174,22 +174,22 @@ def about_budget(facts: Facts, expected: np.ndarray) -> list[str]:
         return [*said, "The search has tried its whole space: there are no more trials to run."]
     chance = chance_of_new_best(ended, more)
     verdict = (
-        "no more than one standard error: these validation images could hardly tell, and more of"
+        "no more than one standard error: these validation images can hardly show it, and more of"
         " them may help more than more trials"
         if gain <= error
-        else "more than one standard error, so more trials may well pay"
+        else "more than one standard error, so more trials may be worthwhile"
     )
     said.append(
         f"Would {more} more help? If trials come from the same distribution, the best of all"
         f" {ended + more} is among the {more} new ones with probability"
-        f" {more}/{ended + more} = {chance:.2f} at most. What going from {half} to {len(scores)}"
-        f" has brought is {verdict}."
+        f" {more}/{ended + more} = {chance:.2f} at most. The gain from going from {half} to"
+        f" {len(scores)} trials is {verdict}."
     )
     return said
 
 
 def most_confused(evaluation: Evaluation, most: int = 3) -> str:
-    """The most frequent confusions in words."""
+    """The most frequent confusions as a sentence."""
     matrix = evaluation.confusion_matrix - np.diag(np.diag(evaluation.confusion_matrix))
     order = np.argsort(-matrix, axis=None, kind="stable")[:most]
     places = [tuple(int(x) for x in np.unravel_index(k, matrix.shape)) for k in order]

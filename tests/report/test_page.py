@@ -67,7 +67,7 @@ def test_the_page_of_a_finished_run(finished):
     test = finished.result("best/test.json")
     assert f"Test accuracy {test['accuracy']:.4f} on 200 images" in page.text["test"]
     assert f"{test['classification_report']['macro avg']['recall']:.3f}" in page.text["test"]
-    assert "4 completed trials the importance of no hyperparameter is known" in " ".join(
+    assert "4 completed trials the importance of hyperparameters can't be estimated" in " ".join(
         page.text["importance"].split()
     )
     assert finished.best_model.summary() in page.text["network"]
@@ -161,7 +161,7 @@ def test_a_run_that_has_not_begun_or_only_failed(copy):
 
 DAMAGE = {
     "trials/0001/trial.json": ("head", "a trial is left out"),
-    "best/test.json": ("head", "what was found on the test set can't be read"),
+    "best/test.json": ("head", "the results on the test set can't be read"),
     "best/test_probabilities.npy": ("test", "test_probabilities.npy"),
     "best/model.safetensors": ("features", "model.safetensors"),
     "best/times.json": ("record", "time of each stage"),
@@ -348,7 +348,7 @@ def test_perfect_scores_do_not_ask_for_more_trials(copy):
     text = text_of(records(copy, [1.0] * 5))
     assert "raised the expected best by 0.0000" in text["budget"]
     assert "no more than one standard error" in text["budget"]
-    assert "may well pay" not in text["budget"]
+    assert "may be worthwhile" not in text["budget"]
 
 
 def test_failed_trials_count_as_tried(copy):
