@@ -1,13 +1,13 @@
-"""The whole space on one GPU or TPU, beside Keras on JAX on the same one; one call measures all.
+"""A search of the whole space on one GPU or TPU, compared with Keras on JAX on the same device.
 
-Measured, one after the other, each in a process of its own and from empty caches:
+One call measures the following, one after the other, each in its own process with empty caches:
 
 - the matrix-product peak of the device in float32 (as JAX computes it by default) and bfloat16;
 - a search of the whole space, compiling included, then the same again with the programs that the
-  first kept; the fraction of the peak, counted in FLOPs of direct convolutions;
+  first one cached; the fraction of the peak, counted in FLOPs of direct convolutions;
 - a sample of its configurations trained one after another by Keras on JAX and by the plain Flax
   loop, compiling included, scaled up to all configurations of the search;
-- the precisions: time and validation accuracy of the same trials.
+- for each precision, time and validation accuracy of the same trials.
 
     python experiments/accelerator.py --json accelerator.json
 """
@@ -97,7 +97,7 @@ def one_at_a_time(
 ) -> dict[str, Any]:
     """Seconds that a peer takes for a sample of configurations, scaled up to all of them."""
     peer = STEP_PEERS[name]
-    # Spread evenly over the configurations in the order of their work.
+    # Evenly spread over the configurations, which are ordered by their work.
     ordered = sorted(configurations, key=training_flops)
     step = max(1, len(ordered) // sample)
     chosen = ordered[step // 2 :: step][:sample]

@@ -1,16 +1,16 @@
-"""jaxmnist beside its peers, on this machine.
+"""jaxmnist compared with its peers on this machine.
 
-`step` compares training speed, `search` whole searches. Each measurement is made in processes
-of their own; rounds alternate among the peers, and each figure is the median of the rounds with
+`step` compares training speed, `search` whole searches. Each measurement runs in its own
+processes; rounds alternate among the peers, and each result is the median of the rounds with
 the lowest and the highest. Every peer trains the same networks on the same images in memory
-with the same batch size and epochs, in float32, with loss and accuracy added up as it goes; each
-runs as one process on all cores and as one process a core.
+with the same batch size and epochs, in float32, accumulating loss and accuracy during the epoch;
+each runs as one process on all cores and as one process per core.
 
     python experiments/benchmark.py step --rounds 5 --json step.json
     python experiments/benchmark.py search --rounds 3 --json search.json
 
-A peer that isn't installed is left out, with a line that says how to install it. Peers may have
-an environment of their own: `--python PATH` runs all but jaxmnist and the plain Flax loop there.
+A peer that isn't installed is left out, and a line says how to install it. Peers may have their
+own environment: `--python PATH` runs everything but jaxmnist and the plain Flax loop there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What both comparisons need: processes of peers, cold and pinned; the machine; spread."""
+"""What both comparisons need: cold and pinned processes of peers, the machine, the spread."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from typing import Any
 
 PEERS = Path(__file__).parent / "peers"
 ONE_PROCESS, ONE_A_CORE = "one process", "one a core"
-# A process that is pinned to a core still has to be told to use one thread. JAX needs no telling.
+# A process that is pinned to a core must also be told to use one thread, unless it uses JAX.
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "TF_NUM_INTRAOP_THREADS": "1",
     "TF_NUM_INTEROP_THREADS": "1",
 }
-# Becomes the command after the number of a core, on that core alone. JAX, which may run in this
-# process already, does not bear being forked.
+# Arguments: a core's number, then a command, which replaces this process and runs on that core
+# alone. A fork is no way to do that: JAX may already run in the parent, and can't be forked.
 PINNED = [
     sys.executable,
     "-c",

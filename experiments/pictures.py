@@ -1,7 +1,7 @@
-"""README's pictures of the page, made from a run: `python experiments/pictures.py RUN FOLDER`.
+"""README's screenshots of the page, made from a run: `python experiments/pictures.py RUN FOLDER`.
 
-They are screenshots of the run's own report.html in Chromium, light and dark: its head, the
-learning curves by accuracy, and the quality of two hyperparameters.
+They show the run's own report.html in Chromium, in light and in dark mode: its head, the learning
+curves of accuracy, and the quality of two hyperparameters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SHOWN = {
     "figure": ("curves-accuracy", "curves-val-accuracy", "quality-filters", "quality-dense-layers"),
 }
 WIDTH = 1000
-COLOURS = 256  # of the picture's palette: a third of the bytes, and nobody sees it
+COLOURS = 256  # in a screenshot's palette: a third of the bytes, without a visible difference
 
 
 def style() -> str:

@@ -1,4 +1,4 @@
-"""Whole searches from a cold start, imports and compiling counted, beside KerasTuner."""
+"""Whole searches from a cold start, compared with KerasTuner; imports and compiling count."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SEARCH_PEERS = {
 }
 
 
-# What a search imports, timed in a process of its own.
+# The imports of a search, timed in their own process.
 IMPORTS = """
 import json, time
 started = time.perf_counter()

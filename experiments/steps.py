@@ -1,4 +1,4 @@
-"""Training speed: steady images a second of the whole machine, beside peers."""
+"""Training speed compared with peers: steady images per second of the whole machine."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def compare(
         tasks = {name: replace(task, images=images) for name, task in tasks.items()}
 
     def one(configuration: str, name: str, arrangement: str) -> dict[str, Any]:
-        # Several trials at once in one process are jaxmnist's default.
+        # By default jaxmnist trains several trials at once in one process.
         at_once = len(processors()) if name == OURS else 1
         task = replace(tasks[configuration], trials=at_once)
         return measure(STEP_PEERS[name], task, arrangement, python)

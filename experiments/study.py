@@ -1,7 +1,7 @@
-"""The study repeated: its own winner, its figures beside ours.
+"""The study repeated: its own winner trained again, its results compared with ours.
 
-Trains 112 filters, 2 convolutions and a dense layer of 224 units for 5 epochs, tests it once, and
-fits the SVM on its flatten features.
+Trains the network of 112 filters, 2 convolutions and a dense layer of 224 units for 5 epochs,
+evaluates it on the test set once, and fits the SVM on its flatten features.
 
     python experiments/study.py
 """
@@ -14,7 +14,7 @@ from typing import Any
 from jaxmnist import random_search
 
 PARAMETERS = 1_021_562
-# Test accuracy: the study rounds the network's to 0.989. Its confusion matrix has a slip: row 0
+# Test accuracy: the study rounds the network's to 0.989. Its confusion matrix has a typo: row 0
 # sums to 1000 where the test set has 980 zeros; with 977 for 997 there the accuracy is 0.9885.
 ACCURACY = {"network": 0.9885, "SVM": 0.982}
 # Precision, recall and f1 of each digit in the study's classification reports.

@@ -1,13 +1,13 @@
-"""What the TPU's own compiler makes of the training programs, on a machine without a TPU.
+"""The TPU compiler's estimates for the training programs, on a machine without a TPU.
 
-libtpu compiles for a TPU that isn't there. For each depth of the default space, at its greatest
-widths, this prints what compiling the training program takes and how many cycles the compiler
-expects a step to take: its own estimate, not a measurement.
+libtpu can compile for a TPU that isn't present. For each depth of the default space, at its largest
+widths, this prints the CPU time of compiling the training program and the number of cycles that the
+compiler expects a step to take: an estimate, not a measurement.
 
 The estimate is the sum of "estimated_cycles" over the instructions of the loop's body. (The
-compiler's 'bytes accessed' and 'optimal_seconds' don't tell the chip's own memory from HBM.)
+compiler's 'bytes accessed' and 'optimal_seconds' don't distinguish on-chip memory from HBM.)
 
-It needs an environment of its own, as libtpu makes JAX look for a TPU:
+It needs its own environment, as libtpu makes JAX look for a TPU:
 
     python3 -m venv .venv-tpu
     .venv-tpu/bin/python -m pip install '.[tpu]'
@@ -22,7 +22,7 @@ import re
 import time
 from typing import Any
 
-# Before JAX is imported: no TPU is looked for, and the compiler's target is a v5e.
+# Set before JAX is imported: JAX looks for no TPU, and the compiler's target is a v5e.
 os.environ |= {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
