@@ -1,4 +1,4 @@
-"""`python -m jaxmnist.search`, the command that was there first."""
+"""`python -m jaxmnist.search`: the search command under its original name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What would fail every trial, found out before the first one."""
+"""Checks before the first trial for problems that would make trials fail."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def check_memory(
     dataset: Dataset,
     network: Network,
 ) -> None:
-    """Raise `UsageError` if a network that was drawn can't be trained in this machine's memory.
+    """Raise `UsageError` if a drawn configuration can't be trained in this machine's memory.
 
-    Counted is the least that it takes: weights as they are drawn (float64), trained, averaged
-    twice by Adam, and their gradients; outputs and gradients of all layers for 32 images.
+    The estimate is a lower bound: initial weights as drawn (float64), weights, Adam's two moments
+    and gradients; outputs of all layers and their gradients for up to 32 images.
     """
     images = min(settings.batch_size, 32)
     for draw in set(draws):
@@ -35,22 +35,22 @@ def check_memory(
         needed = 4 * (6 * weights + 2 * images * outputs)
         if needed > memory():
             raise UsageError(
-                f"{draw}: training it takes {needed / 2**30:.0f} GiB or more, and there are"
-                f" {memory() / 2**30:.0f} GiB of memory; smaller values take less"
+                f"{draw}: training needs at least {needed / 2**30:.0f} GiB, and this machine has"
+                f" {memory() / 2**30:.0f} GiB of memory; choose smaller values"
             )
 
 
 def rehearse(
     network: Network, hyperparameters: Hyperparameters, dataset: Dataset, debugging: str
 ) -> None:
-    """Raise `UsageError` if nothing can be trained with JAX's settings for finding faults.
+    """Raise `UsageError` if training fails with the current debugging settings of JAX.
 
-    Otherwise every trial would fail, each with the same error.
+    Without this check, every trial would fail with the same error.
 
     Args:
-      network, hyperparameters: what is trained.
-      dataset: whose first two images it is trained on.
-      debugging: the settings, for the error.
+      network, hyperparameters: the configuration to train.
+      dataset: its first two training and validation images are used.
+      debugging: the changed settings, for the error message.
     """
     few = replace(
         dataset,

@@ -1,4 +1,4 @@
-"""What a search says of itself: in search.json, and to a person before it begins."""
+"""The description of a search in search.json, and the notes shown before it begins."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxmnist.settings import SearchSettings
 def describe_narrowed(
     declared: SpaceDescription, found: SpaceDescription, image_shape: tuple[int, int, int]
 ) -> str | None:
-    """A note on ranges that are narrower for these images than for MNIST's; None without any."""
+    """A note on ranges that are narrower for these images than for MNIST's, or None."""
     before, now = declared.ranges(), found.ranges()
     different = [
         f"{name} {now[name]}" + (f", not {before[name]}" if name in before else "")
@@ -29,25 +29,25 @@ def describe_narrowed(
     if not different:
         return None
     height, width = image_shape[:2]
-    return f"images of {height}×{width} pixels have room for {'; '.join(different)}"
+    return f"ranges for images of {height}×{width} pixels: {'; '.join(different)}"
 
 
 def describe_budget(drawn: int, wanted: int, space: SpaceDescription) -> str | None:
-    """A note if fewer configurations were drawn than trials were wanted; else None."""
+    """A note if fewer configurations were drawn than trials were requested, or None."""
     if drawn == wanted:
         return None
     if space.size == drawn:
         return f"the space has {drawn} configurations, fewer than {wanted}: all are trained"
     return (
-        f"after {drawn} configurations 1,000 draws in a row gave one of them again: the search ends"
-        " with these"
+        f"after {drawn} configurations, 1,000 consecutive draws gave no new one: the search trains"
+        " only these"
     )
 
 
 def describe_search(
     settings: SearchSettings, dataset: Dataset, network: str, space: SpaceDescription
 ) -> dict[str, Any]:
-    """What search.json says; its `identity` makes the run what it is."""
+    """The content of search.json; a search with a different `identity` is a different run."""
 
     device = jax.devices()[0]
     return {

@@ -1,4 +1,4 @@
-"""The interface of whatever follows a search: a console, a page, TensorBoard."""
+"""The interface of listeners, which show a search: console, page, TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxmnist.settings import SearchSettings
 
 
 class Listener:
-    """Follows a search; this one shows nothing."""
+    """Receives the stages and results of a search; this base class shows nothing."""
 
     def stage(self, name: str) -> None:
         """A stage begins: 'training', 'test' or 'SVM'."""
@@ -30,17 +30,17 @@ class Listener:
         return nullcontext(TrialListener())
 
     def ranked(self, run: Run) -> None:
-        """All trials are done, and ranked."""
+        """All trials are done and ranked."""
 
     def result(self, text: str) -> None:
-        """Something that was asked for: the summary, the test report, the SVM's."""
+        """A result to show: the summary, or the report of the test-set evaluation or the SVM."""
 
 
 class TrialListener:
-    """Follows the events of trials; this one shows nothing."""
+    """Receives the events of trials; this base class shows nothing."""
 
     def event(self, event: Event) -> None:
-        """Something happened to a trial."""
+        """An event of the engine has happened."""
 
     def trained(self) -> None:
         """All trials are done."""

@@ -33,18 +33,18 @@ logger = logging.getLogger("jaxmnist")
 
 
 def search(settings: SearchSettings, network: Network, listener: Listener) -> Run:
-    """The whole way of the data, from settings to the finished run.
+    """Run the whole search, from settings to the finished run.
 
     Args:
-      settings: of the search; JAX was prepared for them.
-      network: whose configurations are tried.
-      listener: receives what happens.
+      settings: the settings of the search, for which JAX was started (`start.prepare`).
+      network: the network whose configurations are trained.
+      listener: receives stages, events and results.
     """
     if settings.data_dir is not None:
-        # The run is read again from other folders.
+        # The run may later be read from another working directory.
         settings = replace(settings, data_dir=os.path.abspath(settings.data_dir))
     if settings.svm:
-        choose_backend(settings.svm_backend, "cpu")  # complain before the search, not after it
+        choose_backend(settings.svm_backend, "cpu")  # fail before the search, not after it
     dataset = load_dataset(settings)
     declared = Space(network.definition, settings.ranges).describe()
     space = Space(network.definition, settings.ranges, dataset.image_shape, dataset.classes)
@@ -76,8 +76,8 @@ def search(settings: SearchSettings, network: Network, listener: Listener) -> Ru
             ThreadPoolExecutor(1) as beside,
             listener.training(directory, network, settings, dataset, len(draws)) as told,
         ):
-            # Beside the trials, so that nobody waits for it afterwards; but whatever ends this
-            # waits until it is done, as modules can't be imported while Python shuts down.
+            # Runs beside the trials to save time afterwards. Leaving the context waits for it,
+            # because modules can't be imported while Python shuts down.
             beside.submit(evaluation.prepare)
             train(trials, network, settings, dataset, told)
             told.trained()
@@ -96,7 +96,7 @@ def train(
     dataset: Dataset,
     listener: TrialListener,
 ) -> None:
-    """Train what is not finished; records and listener receive each event as it happens."""
+    """Train the trials that are not done; each event is recorded and passed to the listener."""
     engine = Engine(
         network,
         dataset,
@@ -120,7 +120,7 @@ def train(
                     trials.record(event)
                     listener.event(event)
             except BaseException:
-                # The disk is full, or the terminal gone: what can be kept is.
+                # For example, the disk is full or the terminal is closed: record what is possible.
                 events.stop()
                 for event in events:
                     with suppress(Exception):
@@ -133,7 +133,7 @@ def train(
 
 
 def lost_trials(trials: Trials) -> dict[int, Hyperparameters]:
-    """The best trials whose weights are gone or damaged; what was left behind is tidied up."""
+    """The best trials whose weights are missing or damaged; deletes leftover files first."""
     trials.set_aside_damaged_weights()
     trials.delete_leftovers()
     return trials.without_weights()

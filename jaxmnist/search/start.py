@@ -1,4 +1,4 @@
-"""What has to be settled before JAX is imported."""
+"""Preparations that must precede the import of JAX."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from jaxmnist.settings import SearchSettings
 
 
 def prepare(settings: SearchSettings, definition: Definition) -> str | None:
-    """Start JAX as the search needs it, once its ranges are known to be right.
+    """Check the ranges of the search, then configure and start JAX.
 
-    Returns a note for the user if the folder of compiled programs can't be used, else None.
+    Returns a note for the user if compiled programs can't be cached, else None.
     """
     Space(definition, settings.ranges)
     if threads := recorded_threads(settings):
@@ -24,12 +24,12 @@ def prepare(settings: SearchSettings, definition: Definition) -> str | None:
 
 
 def recorded_threads(settings: SearchSettings) -> int | None:
-    """The size of XLA's thread pool in the run that goes on; None for a new one.
+    """The size of XLA's thread pool that a resumed run has recorded; None for a new run.
 
-    It is read before anything else of the run, as it can't be set once JAX has started.
+    It is read before the rest of the run, because it can't be set once JAX has started.
     """
     try:
         opened = RunDirectory.open(settings.run_directory)
         return None if settings.overwrite else threads_of(opened.search)
-    except JaxmnistError:  # nothing there, or damage, which is met again under the lock
+    except JaxmnistError:  # no run, or a damaged one, which is handled later under the lock
         return None

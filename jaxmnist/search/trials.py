@@ -1,4 +1,4 @@
-"""The trials of a search: in which state each is, which to train next, whose weights to keep."""
+"""The trials of a search: their states, which to train next, and whose weights to keep."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ from jaxmnist.whole_files import (
     sha256,
 )
 
-# A process that dies leaves its trials marked as running. Its cause is not known, so a trial may be
-# running that often when a process dies, beside the retries, before it counts as failed.
+# A process that dies leaves its trials marked as running. It is unknown which trial caused it, so a
+# trial counts as failed only after it was running in this many deaths plus the number of retries.
 DEATHS = 5
 logger = logging.getLogger("jaxmnist")
 
 
 class State(Enum):
-    """What a trial's record says of it, and what becomes of it."""
+    """The state of a trial according to its record, and how the search treats it."""
 
     FRESH = "has no record: it is trained first"
-    INTERRUPTED = "was running when a process ended: it goes on with the fresh ones"
-    RETRY = "was ended by an exception: it is trained again after all of these"
-    SUSPECT = "was running when several processes ended: it is trained last, alone"
-    GIVEN_UP = "was running when too many processes ended: it has failed"
+    INTERRUPTED = "was running when a process died: it is resumed together with the fresh ones"
+    RETRY = "was ended by an exception: it is trained again after the fresh and interrupted ones"
+    SUSPECT = "was running when several processes died: it is trained last, alone"
+    GIVEN_UP = "was running when too many processes died: it has failed"
     FAILED = "diverged, or was ended by exceptions too often: it has failed"
     COMPLETED = "is done"
 
 
-# What is trained together, one group after another; of the last group one trial at a time.
+# The states whose trials are trained together, in order; those of the last set one at a time.
 QUEUE = ({State.FRESH, State.INTERRUPTED}, {State.RETRY}, {State.SUSPECT})
 DONE = {State.GIVEN_UP, State.FAILED, State.COMPLETED}
 
 
 def state_of(trial: Trial | None, max_retries: int) -> State:
-    """The state of a trial by its record; the first line that fits decides.
+    """The state of a trial according to its record; the first matching row applies.
 
     | record                                              | state       |
     | --------------------------------------------------- | ----------- |
@@ -82,16 +82,16 @@ def state_of(trial: Trial | None, max_retries: int) -> State:
 
 
 class Trials:
-    """The records of a run, kept on disk as they change.
+    """The trial records of a run, written to disk whenever they change.
 
-    Records that can't be believed are set aside when this is made, and those of trials that are
-    given up are written.
+    On construction, invalid records are set aside, and trials that are given up are recorded as
+    failed.
 
     Args:
       directory: the run directory, for writing.
-      network: whose configurations are trained.
-      dataset: that the trials train on.
-      settings: of the search.
+      network: the network whose configurations are trained.
+      dataset: the dataset that the trials train on.
+      settings: the settings of the search.
       draws: the hyperparameters of each trial of the budget, by index.
 
     Raises:
@@ -130,15 +130,15 @@ class Trials:
         for index in done:
             self._write_given_up(index)
         if done:
-            logger.info(f"{len(done)} trials are finished already")
+            logger.info(f"{len(done)} trials are already finished")
 
     @property
     def stacking(self) -> Stacking | None:
-        """How the trials share programs, if that was settled already."""
+        """How the trials share programs; None if that was not chosen yet."""
         kept = self._directory.search.get("stacking")
         try:
             return None if kept is None else Stacking(**kept)
-        except (TypeError, ValueError):  # of a later version; it is measured again
+        except (TypeError, ValueError):  # written by a later version; measured again
             return None
 
     def state(self, index: int) -> State:
@@ -146,7 +146,7 @@ class Trials:
         return state_of(self._records.get(index), self._settings.max_retries)
 
     def pending(self) -> dict[int, Hyperparameters]:
-        """The draws to train next, as `QUEUE` has them; none when all are done."""
+        """The draws to train next, in the order of `QUEUE`; empty when all are done."""
         for states in QUEUE:
             found = [index for index in self.draws if self.state(index) in states]
             if found:
@@ -155,30 +155,30 @@ class Trials:
         return {}
 
     def without_weights(self) -> dict[int, Hyperparameters]:
-        """The best trials whose weights are gone, when all are done.
+        """The best trials whose weights are missing; to be called when all trials are done.
 
-        They may have been lost, or were not kept because other rules ranked the trials then. What
-        goes wrong when these are trained again ends the search: their records stand.
+        The weights may have been lost, or were not kept because a different rule ranked the trials.
+        If training such a trial again fails, the search ends, and the trial's record is kept.
         """
         lost = [i for i in self._best() if not self._directory.weights_path(i).is_file()]
         return {index: self.draws[index] for index in lost}
 
     def why_again(self, index: int) -> str | None:
-        """Why a trial is trained that was trained before; None for the others."""
+        """The reason why a trial is trained again; None for other trials."""
         if self._is_done(index):
-            return f"trial {index} is among the best, but its weights are gone: once more"
+            return f"trial {index} is among the best, but its weights are missing: trained again"
         if self.state(index) is State.RETRY:
             error = self._records[index].error
-            return f"trial {index} is tried again" + (f"; it failed: {error}" if error else "")
+            return f"trial {index} is trained again" + (f"; it failed: {error}" if error else "")
         return None
 
     def set_aside_damaged_weights(self) -> None:
-        """Set aside the weights of the best trials that are not those that their records name."""
+        """Set aside weights of the best trials whose SHA-256 differs from that in their records."""
         for index in self._best():
             self._directory.mended(partial(self._check_weights, index))
 
     def delete_leftovers(self) -> None:
-        """Delete what a process that was killed was about to delete, when all trials are done."""
+        """Delete files that a killed process left behind; to be called when all trials are done."""
         best = set(self._best())
         missing = self.without_weights()
         for index in self._records:
@@ -187,7 +187,7 @@ class Trials:
         self._directory.keep_weights(best)
 
     def set_aside_damaged_checkpoints(self, indices: Iterable[int]) -> dict[int, Checkpoint]:
-        """Where those of these trials that have a checkpoint can go on; damaged ones are moved."""
+        """The checkpoints of these trials, where they exist; damaged ones are set aside."""
         found = {
             index: self._directory.mended(partial(self._read_checkpoint, index))
             for index in indices
@@ -197,7 +197,7 @@ class Trials:
         return kept
 
     def record(self, event: Event) -> None:
-        """Keep on disk what happened to a trial."""
+        """Write an event to disk."""
         if isinstance(event, StackingChosen):
             self._directory.write_stacking(asdict(event.stacking))
         elif isinstance(event, TrialStarted):
@@ -208,24 +208,24 @@ class Trials:
             self._end(event)
 
     def stopped(self) -> None:
-        """The process ends regularly, which is not a trial's fault: the attempt doesn't count."""
+        """Uncount the attempts of running trials, which did not cause this end of the process."""
         for index in self._running:
             trial = self._records[index]
             trial = replace(trial, attempts=trial.attempts - 1, deaths=max(0, trial.deaths - 1))
             self._directory.write_trial(trial)
 
-    # --- what happens to a trial ---
+    # --- the events of a trial ---
 
     def _start(self, index: int) -> None:
         if self._is_done(index):
-            return  # its record stands until its weights are there again
+            return  # its record is kept until its weights exist again
         trial, before = self._new(index, "running"), self._records.get(index)
         if before:
             attempts, failures = before.attempts + 1, before.failures
             trial = replace(trial, attempts=attempts, failures=failures, deaths=before.deaths)
-        # Deaths are counted before they happen, as nobody could afterwards.
+        # A death is counted in advance, because a process that dies can't count it.
         trial = replace(trial, deaths=trial.deaths + 1)
-        self._records[index] = trial  # also if the disk is full: it runs, and may be kept later
+        self._records[index] = trial  # before writing: the trial runs even if the disk is full
         self._running.add(index)
         self._directory.write_trial(trial)
 
@@ -234,7 +234,7 @@ class Trials:
         trial = self._records[event.index]
         further = (event.epoch, event.step) > self._from.get(event.index, (0, 0))
         if trial.deaths and further:
-            # It gets on: however this attempt ends, the next one begins from here.
+            # The trial makes progress: the next attempt will resume from this checkpoint.
             self._records[event.index] = replace(trial, deaths=0)
             if trial.status == "running":
                 self._directory.write_trial(self._records[event.index])
@@ -244,13 +244,13 @@ class Trials:
         trial = self._finish(event, before)
         if before.status == "completed":
             if trial.status != "completed":
-                raise EnvironmentFailure(f"trial {index} failed this time: {trial.error}")
+                raise EnvironmentFailure(f"trial {index} failed when trained again: {trial.error}")
             same = (trial.history, trial.validation_sha256) == (
                 before.history,
                 before.validation_sha256,
             )
             if not same:
-                logger.info(f"note: trial {index} did not repeat its first result")
+                logger.info(f"note: trial {index} did not reproduce its first result")
             elif trial.weights_sha256 == before.weights_sha256:
                 trial = before
         if trial is not before:
@@ -260,12 +260,12 @@ class Trials:
         if not self._is_done(index):
             return
         self._directory.drop_checkpoint(index)
-        # Of a trial that is not done the weights may be what its record will name again.
+        # The weights of a trial that is not done are kept, because its record may name them again.
         others = {i for i in self._directory.trial_indices() if not self._is_done(i)}
         self._directory.keep_weights(others | set(self._best()))
 
     def _finish(self, event: TrialFinished, before: Trial) -> Trial:
-        """The record of a trial that ended; what it names is written before it is."""
+        """The record of a trial that ended; writes the weights and bits that it names first."""
         trial = self._new(event.index, "completed" if event.error is None else "failed")
         validation = array_bytes(rows(event.validation))
         weights_sha256, data = None, self._dataset
@@ -302,12 +302,12 @@ class Trials:
     def _write_given_up(self, index: int) -> None:
         trial = self._records[index]
         if self.state(index) is State.GIVEN_UP and trial.status == "running":
-            error = f"the process ended {trial.deaths} times while it ran"
-            error += "; a larger --max-retries tries it again"
+            error = f"the process died {trial.deaths} times while this trial was running"
+            error += "; a larger --max-retries trains it again"
             self._records[index] = replace(trial, status="failed", error=error)
             self._directory.write_trial(self._records[index])
 
-    # --- what the files say ---
+    # --- reading and checking files ---
 
     def _is_done(self, index: int) -> bool:
         return self.state(index) in DONE
@@ -319,7 +319,7 @@ class Trials:
         return [entry.trial.index for entry in ranked[: self._settings.keep]]
 
     def _read(self, index: int) -> Trial | None:
-        """The record of a trial; `DamagedFile` if it can't be believed, or its bits can't."""
+        """The record of a trial; `DamagedFile` if the record or its validation bits are invalid."""
         trial = self._directory.read_trial(index)
         if trial is None:
             return None
@@ -334,19 +334,19 @@ class Trials:
         if trial.validation_sha256 is None or (
             trial.validation_data_sha256 != self._dataset.validation_sha256
         ):
-            raise DamagedFile(path, "lacks which of these validation images were right")
+            raise DamagedFile(path, "does not refer to results on these validation images")
         try:
             bits = read_array(self._directory.validation_path(index), trial.validation_sha256)
         except MissingFile:
-            logger.info(f"note: trial {index} has no validation.npy, so that it is trained again")
+            logger.info(f"note: trial {index} has no validation.npy and is trained again")
             raise
         images = len(self._dataset.y_validation)
         if not agree(trial.history, [row.tobytes() for row in bits], images):
-            raise DamagedFile(path, "its validation accuracies are not those of validation.npy")
+            raise DamagedFile(path, "its validation accuracies do not match validation.npy")
         return trial
 
     def _read_checkpoint(self, index: int) -> Checkpoint:
-        """The checkpoint of a trial; `DamagedFile` if it can't be believed."""
+        """The checkpoint of a trial; `DamagedFile` if it is invalid."""
         arrays, content = self._directory.read_checkpoint(index)
         try:
             return from_arrays(
@@ -364,8 +364,8 @@ class Trials:
             raise DamagedFile(path, f"is not a checkpoint of this trial: {problem}") from None
 
     def _check_weights(self, index: int) -> bool:
-        """True if a trial's weights are there; `DamagedFile` if its record names others."""
+        """True if a trial's weights match its record; `DamagedFile` if they don't."""
         path = self._directory.weights_path(index)
         if sha256(read_bytes(path)) != self._records[index].weights_sha256:
-            raise DamagedFile(path, "its SHA-256 is not the one that its trial's record names")
+            raise DamagedFile(path, "its SHA-256 differs from the one in the trial's record")
         return True

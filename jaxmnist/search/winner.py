@@ -1,4 +1,4 @@
-"""What follows the trials: the winner, its evaluation on the test set, the SVM on its features."""
+"""The steps after the trials: the winner, its test-set evaluation, the SVM on its features."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger("jaxmnist")
 
 
 def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Listener) -> None:
-    """The winner: its summary, its one evaluation on the test set, its features and the SVM."""
+    """Write and show the winner, its single test-set evaluation and the SVM on its features."""
     listener.stage("test")
     keep_winner(run)
     listener.result("\n" + run.best_model.summary() + "\n")
@@ -30,8 +30,8 @@ def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Liste
     unreadable = sum(look["purpose"] == "unreadable" for look in run.directory.read_looks())
     if unreadable:
         logger.info(
-            f"note: {unreadable} lines of ledger.jsonl can't be read; each counts as an evaluation"
-            " on the test set"
+            f"note: {unreadable} lines of ledger.jsonl can't be read; each counts as a test-set"
+            " evaluation"
         )
     listener.result(evaluation.describe(test))
     if settings.svm:
@@ -46,7 +46,7 @@ def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Liste
 
 
 def keep_winner(run: Run) -> None:
-    """Write best/: the winner's weights, what they are, and their summary."""
+    """Write best/: the winner's weights, their description and the network's summary."""
 
     trial, files = run.best_trial, run.files
     model = run.load_model(trial)
@@ -64,11 +64,11 @@ def keep_winner(run: Run) -> None:
     summary = (model.summary() + "\n").encode()
 
     def check() -> None:
-        """What is there may be of an earlier winner, but not damaged."""
+        """Raise `DamagedFile` unless best/ is intact; it may hold an earlier winner."""
         before = read_json(files.config_path, CONFIG_SHAPE)
-        known = (before["model_sha256"], trial.weights_sha256)  # killed between the two files
+        known = (before["model_sha256"], trial.weights_sha256)  # killed between two writes
         if sha256(read_bytes(files.model_path)) not in known:
-            raise DamagedFile(files.model_path, "its SHA-256 is not config.json's")
+            raise DamagedFile(files.model_path, "its SHA-256 differs from the one in config.json")
         if before["trial"] == trial.index and read_bytes(files.summary_path) != summary:
             raise DamagedFile(files.summary_path, "is not the winner's summary")
 

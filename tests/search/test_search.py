@@ -241,7 +241,7 @@ BAD = [
     (["--filters", "-4"], "--filters"),
     (["--conv-layers", "9"], "--conv-layers 9 is too many for images of 28×28"),
     (["--select", "worst"], "--select"),
-    (["--filters", "99999", "--max-trials", "1"], "GiB of memory; smaller values"),
+    (["--filters", "99999", "--max-trials", "1"], "GiB of memory; choose smaller values"),
     (["--max-trials", "1000000"], "--max-trials must be a whole number from 1 to 100000"),
     (["--project-name", "a/b"], "--project-name"),
     (["--svm-backend", "cuml"], "--svm-backend cuml is not installed"),
@@ -352,7 +352,7 @@ def test_an_interrupted_search_goes_on(options, tmp_path, finished):
     assert read_json(tmp_path / "small" / "trials" / "0001" / "trial.json")["status"] == "completed"
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 0
-    assert "2 trials are finished already" in done.stdout
+    assert "2 trials are already finished" in done.stdout
     assert facts(Run(tmp_path / "small")) == facts(finished)
 
 

@@ -93,8 +93,8 @@ def test_an_exception_is_tried_again_after_the_others(opened):
         finish(trials, 1)
         finish(trials, 2)
         assert list(trials.pending()) == [0]
-        assert trials.why_again(0) == "trial 0 is tried again; it failed: MemoryError: no"
-        assert trials.why_again(1) is None or "weights are gone" in trials.why_again(1)
+        assert trials.why_again(0) == "trial 0 is trained again; it failed: MemoryError: no"
+        assert trials.why_again(1) is None or "weights are missing" in trials.why_again(1)
         fail(trials, 0, "MemoryError: again")
         assert list(trials.pending()) == []
         record = trials.directory.read_trial(0)
@@ -174,7 +174,7 @@ def test_who_kills_the_process_comes_last_and_alone_and_is_given_up(opened):
         assert list(trials.pending()) == []
         record = trials.directory.read_trial(1)
         assert (record.status, record.attempts) == ("failed", DEATHS + 1)
-        assert record.error.startswith(f"the process ended {DEATHS + 1} times while it ran")
+        assert record.error.startswith(f"the process died {DEATHS + 1} times while")
     with opened() as trials:
         assert list(trials.pending()) == []  # given up is given up, until more is allowed
     with opened(max_retries=2) as trials:
@@ -366,9 +366,9 @@ def test_weights_that_can_not_be_made_again(opened):
         assert list(trials.pending()) == []
         assert list(lost_trials(trials)) == [2]
         assert trials.why_again(2) == (
-            "trial 2 is among the best, but its weights are gone: once more"
+            "trial 2 is among the best, but its weights are missing: trained again"
         )
-        with pytest.raises(EnvironmentFailure, match="trial 2 failed this time: MemoryError: no"):
+        with pytest.raises(EnvironmentFailure, match="trial 2 failed when trained again"):
             fail(trials, 2)
         assert trials.directory.read_trial(2).status == "completed"
         assert np.isclose(trials.directory.read_trial(2).score, 0.7)
