@@ -1,4 +1,4 @@
-"""A page as a parser sees it, for tests."""
+"""A parser of the page, for tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands as a user runs them, and what must be equal of two runs."""
+"""Commands run as a user runs them, and the facts in which two runs must agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripts of experiments/, small."""
+"""The scripts of experiments/, on a small scale."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def test_geometric_mean_and_spread():
 
 
 def test_the_steady_rate_counts_while_all_trials_are_past_their_first_epoch():
-    # From second 5 to second 9 the first trial does 2 epochs of 100 images, the other one.
+    # From second 5 to second 9 the first trial does 2 epochs of 100 images, the other one 1.
     assert steps.steady_rate([[0, 3, 5, 7, 9, 11], [1, 5, 9]], 100) == pytest.approx(75)
-    # Trials one after the other don't disturb each other: 100 images in 2 s, and in 4 s.
+    # Consecutive trials don't disturb each other: 100 images in 2 s, and in 4 s.
     assert steps.steady_rate([[0, 1, 3], [3, 4, 8]], 100) == pytest.approx(75)
 
 

@@ -1,4 +1,4 @@
-"""What README promises, run as it stands there."""
+"""README's commands and examples, run as they are printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The house: imports go one way between its rooms and within them; what each room may know."""
+"""The package's layers ("rooms"): imports go one way; what each room may know."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "jaxmnist"
-# A module imports only from its own room and from rooms that stand above it.
+# A module imports only from its own room and from rooms above it in this list.
 ROOMS = (
     ("errors", "hyperparameters", "reading", "settings", "signals", "whole_files"),
     ("data",),
@@ -23,7 +23,7 @@ ROOMS = (
     ("api",),
     ("commands",),
 )
-# Two names are common words: they count where they stand as a hyperparameter's name.
+# `filters` and `units` are common words: only their uses as hyperparameter names count.
 STUDY = re.compile(
     r"conv_layers|dense_layers|conv-layers|dense-layers"
     r"|[\"'](filters|units)[\"']|(?<!environment)\.(filters|units)\b|--(filters|units)\b"
@@ -61,7 +61,7 @@ def room(name: str) -> int:
     return next(i for i, names in enumerate(ROOMS) if first in names)
 
 
-# The package itself names what others use; `__main__` files start commands.
+# The package itself exports what others use; `__main__` files start commands.
 INSIDE = {
     name: path
     for name, path in modules().items()

@@ -1,4 +1,4 @@
-"""Images on other scales than 0 to 255: what they are divided by, in all that looks at them."""
+"""Images on other scales than 0 to 255: whatever uses them divides them by the same number."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_pixels_that_are_no_numbers():
         check_images("here", images([0, 1], np.complex64))
 
 
-# Forms of the same black and white digits, which all are k / scale exactly.
+# The same black and white digits in several forms; in each, pixels are exactly k / scale.
 FORMS = {
     "usual": lambda white: white.astype(np.uint8) * 255,
     "ones": lambda white: white.astype(np.uint8),
@@ -132,7 +132,7 @@ def test_every_scale_gives_the_same_run(runs, name):
     x, other = run.load_dataset().x_test, usual.load_dataset().x_test
     assert np.array_equal(run.best_model.predict_proba(x), usual.best_model.predict_proba(other))
     assert np.array_equal(run.best_model.features(x), usual.best_model.features(other))
-    # Pictures in the page are as bright.
+    # Images in the page are equally bright.
     page = (run.directory.path / "report.html").read_text()
     drawn = [part.split('"')[0] for part in page.split("data:image/png;base64,")[1:]]
     page = (usual.directory.path / "report.html").read_text()

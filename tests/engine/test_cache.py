@@ -1,4 +1,4 @@
-"""Compiled programs that are kept between runs, in processes of their own."""
+"""Compiled programs that are cached between runs, tested in separate processes."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"can't keep compiled programs: .*--cache"):
         cache.keep_programs(cache_folder(str(tmp_path / "file")), wanted=True)
-    # Nobody asked for the user's own folder: the search goes on without.
+    # The default folder was not asked for: the search continues without a cache.
     assert "note: " in cache.keep_programs(cache_folder(str(tmp_path / "file")))
 
 
@@ -113,7 +113,7 @@ def test_a_home_that_cannot_be_written_costs_only_the_cache(options, tmp_path):
     line = [sys.executable, "-m", "jaxmnist.search", *flags(given), "--directory", str(tmp_path)]
     left_out = ("JAXMNIST_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR")
     environment = {name: text for name, text in os.environ.items() if name not in left_out}
-    environment["HOME"] = "/dev/null"  # not even root makes a folder there
+    environment["HOME"] = "/dev/null"  # not even root can make a folder there
     done = subprocess.run(line, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("note: /dev/null/") == 1

@@ -1,4 +1,4 @@
-"""A trial that goes on from a checkpoint is the trial that was never interrupted."""
+"""A trial resumed from a checkpoint equals the trial that was never interrupted."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_lanes_go_on_too(dataset, tmp_path):
     _, went_on = run(engine(), TRIALS, middle)
     for index in TRIALS:
         same(went_on[index], ended[index])
-    apart = {3: middle[3]}  # the other one begins anew, in a program of its own
+    apart = {3: middle[3]}  # the other trial starts over, in its own program
     _, went_on = run(engine(), TRIALS, apart)
     for index in TRIALS:
         for a, b in zip(went_on[index].history, ended[index].history, strict=True):
@@ -180,7 +180,7 @@ def test_a_sealed_file_shows_any_change(written, tmp_path):
             arrays, content = read_sealed(path)
         except DamagedFile:
             continue
-        # Only what means nothing may change: white space, or how JSON spells a character.
+        # Only changes without meaning are allowed: white space, or how JSON escapes a character.
         expected, said = to_arrays(written)
         assert json.dumps(content) == json.dumps(json.loads(json.dumps(said)))
         assert all(np.array_equal(arrays[name], expected[name]) for name in expected)

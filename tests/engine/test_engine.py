@@ -37,7 +37,7 @@ def run(dataset, settings=SETTINGS, trials=TRIALS, **options):
     found = {index: [] for index in trials}
     with Engine(STUDY, dataset, settings, 0, **options).run(trials.items()) as events:
         for event in events:
-            if not isinstance(event, StepsFinished):  # which come by the clock
+            if not isinstance(event, StepsFinished):  # whose times depend on the clock
                 found[event.index].append(event)
     return found
 

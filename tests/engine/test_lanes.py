@@ -110,7 +110,7 @@ def test_a_padded_trial_is_the_unpadded_one(conv_layers, dense_layers):
             padded = jax.tree.map(lambda x, lane=lane: np.asarray(x[lane]), stack.parameters)
             own = STUDY.resize(padded, widest, h, DATA)
             assert difference(own, alone[lane][0]) < 1e-10
-            # What was added is still nothing.
+            # The padding is still zero.
             assert difference(STUDY.resize(own, h, widest, DATA), padded) == 0
             for (loss, correct), (own_loss, own_correct) in zip(sums, alone[lane][1], strict=True):
                 assert abs(loss[lane] - own_loss) < 1e-10
@@ -281,7 +281,7 @@ def test_memory_that_runs_out_halves_the_group(dataset, alone, monkeypatch):
     monkeypatch.setattr(Engine, "_build", small)
     found, _ = run(stacked(dataset))
     same(found, alone)
-    assert set(asked) == {4, 2, 1}  # compiled side by side, so in any order
+    assert set(asked) == {4, 2, 1}  # compiled concurrently, so in any order
 
 
 def test_one_bad_trial_of_a_group_fails_alone(dataset, alone, monkeypatch):
@@ -317,7 +317,7 @@ def test_choosing(tmp_path):
     assert {(way.way, way.lanes) for way in ways} == {("alone", 1)} | {
         (way, lanes) for way in ("products", "grouped", "map") for lanes in (8, 32)
     }
-    for trials in (3, 100):  # a TPU has nothing to choose from, so that nothing is measured
+    for trials in (3, 100):  # a TPU has only one way, so nothing is measured
         (way,) = candidates("tpu", 4, trials=trials, lanes=None)
         assert (way.way, way.lanes) == ("alone", 4)
     (way,) = candidates("tpu", 4, trials=100, lanes=5)

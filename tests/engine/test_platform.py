@@ -1,4 +1,4 @@
-"""What the project needs of the libraries under it."""
+"""Behaviour of libraries that the project relies on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiled programs: compiled at once where there are threads for it, shared, dropped when done."""
+"""Compiled programs: compiled concurrently if there are threads, shared, and dropped when done."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def problem(images: int, dtype=np.float32):
     parameters = STUDY.initial_parameters(HYPERPARAMETERS, DATA, seed=0, index=0)
     parameters = jax.tree.map(lambda x: x.astype(dtype), parameters)
     x = rng.integers(0, 256, (images, *SHAPE), np.uint8)
-    # Floats make the network compute in their precision.
+    # The network computes in the precision of float images.
     x = x if dtype == np.float32 else x.astype(dtype)
     return parameters, x, rng.integers(0, CLASSES, images).astype(np.int32)
 

@@ -1,6 +1,6 @@
 """Full, read-only and vanishing disks, forbidden files, closed terminals and outputs.
 
-Each ends with what was finished kept, one clear line and the agreed status.
+Each time the finished work is kept, and the command ends with one clear line and the right status.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def test_a_run_that_is_deleted_while_it_is_in_use(options, tmp_path, monkeypatch
     assert not run.exists()
 
 
-# What may be forbidden in a run, and what has its permissions taken.
+# What is made unreadable in a run, by name, and the file or folder that loses its permissions.
 FORBIDDEN = {
     "a record": "trials/0001/trial.json",
     "a trial": "trials/0001",
@@ -275,7 +275,7 @@ def test_a_closed_terminal(options, tmp_path, kind, until):
         while until not in seen:
             seen += os.read(window, 1024)
         os.close(window)
-        process.send_signal(signal.SIGHUP)  # shells tell their jobs, too
+        process.send_signal(signal.SIGHUP)  # shells signal their jobs, too
         assert process.wait(timeout=60) == 129
     trials = Run(tmp_path / "small").trials
     assert trials[0].status == "completed"
@@ -283,7 +283,7 @@ def test_a_closed_terminal(options, tmp_path, kind, until):
     assert not (tmp_path / "small" / "best").exists()
 
 
-# Where nothing is buffered argparse itself passes over what can't be written.
+# With unbuffered output argparse itself ignores what can't be written.
 BUFFERED = {**os.environ, "PYTHONUNBUFFERED": ""}
 
 
@@ -368,7 +368,7 @@ def test_the_same_signal_twice_at_once_is_one(monkeypatch):
     with pytest.raises(Stopped):
         twice()
     assert called == [True]
-    # A second thought comes later, and does what a first one would do elsewhere.
+    # A second signal that comes later acts like a first one.
     monkeypatch.setattr("jaxmnist.signals.TWICE", -1.0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     order = []
@@ -421,7 +421,7 @@ def test_handlers_of_others_are_left_alone():
 
 
 def test_ctrl_c_in_a_session_of_python_waits_too():
-    # Where the tests run in the background it is ignored.
+    # If the tests run in the background, SIGINT is ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), signals_call(lambda: None):
         signal.raise_signal(signal.SIGINT)

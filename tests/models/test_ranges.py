@@ -1,4 +1,4 @@
-"""Every range, list, tuple and name that a person can give for a hyperparameter."""
+"""Every range, list, tuple and name that a user can give for a hyperparameter."""
 
 from __future__ import annotations
 

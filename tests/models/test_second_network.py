@@ -1,4 +1,4 @@
-"""A second network goes the whole way by the same code: a perceptron that nobody else knows."""
+"""A second network, a perceptron defined only here, is searched by the same code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: Debian's Chromium, without a window and without a network."""
+"""The page in a real browser: Debian's Chromium, headless and offline."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def browser() -> Iterator:
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         assert not os.environ.get("CI"), "Chromium is not installed: apt-get install chromium"
-        pytest.skip("Chromium is not installed: the page was not looked at in a browser")
+        pytest.skip("Chromium is not installed: the page was not tested in a browser")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
         chromium = driver.chromium.launch(
             executable_path=path,
-            # Root may not use the sandbox; the page is our own.
+            # Root can't use the sandbox; the page is our own.
             args=["--no-sandbox"] if os.geteuid() == 0 else [],
         )
         yield chromium
@@ -79,7 +79,7 @@ def test_the_page_in_chromium(browser, finished, scheme, width):
     page.goto(address)
     page.mouse.wheel(0, 20_000)
     assert said == []
-    # Pictures are part of the page; nothing else is asked for.
+    # Images are part of the page; nothing else is requested.
     assert [url for url in requests if not url.startswith("data:image/png")] == [address]
     for section in SECTIONS:
         assert page.locator(f"section#{section} h2").is_visible()

@@ -1,4 +1,4 @@
-"""What a person sees of a running search: in a pipe, on a terminal, and if quiet."""
+"""Console output of a running search: in a pipe, on a terminal, and if quiet."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ def test_progress_of_a_resumed_run_counts_what_is_left():
         found.update(event)
     assert found.share == pytest.approx(1 / 2)
     found.update(TrialStarted(3, DRAWS[3], (metrics(0.7),)))
-    assert found.share == pytest.approx(2 / 3)  # 2 of the 3 epochs that there are to do
+    assert found.share == pytest.approx(2 / 3)  # 2 of the 3 epochs that remained
 
 
 def test_progress_within_an_epoch():
     found = progress()
     found.update(TrialStarted(0, DRAWS[0]))
-    found.update(TrialCompiled(0, 0, 0, 1.0))  # which took a second
+    found.update(TrialCompiled(0, 0, 0, 1.0))  # compiling took a second
     found.update(EpochFinished(0, 1, metrics(0.8), 2.0))
     assert found.running[0].rate == pytest.approx(100)
     found.update(StepsFinished(0, 2, 50, 0.85, 2.5))
@@ -104,8 +104,8 @@ def test_the_rate_of_a_trial_that_goes_on():
     assert found.running[0].rate == pytest.approx(40)
     found.update(EpochFinished(0, 2, metrics(0.8), 181.0))
     assert found.running[0].rate == pytest.approx(40)
-    assert found.share == pytest.approx(0.4 / 6.4)  # of the 8 epochs 1.6 had been done
-    # A group that fell apart begins anew, with a clock of its own.
+    assert found.share == pytest.approx(0.4 / 6.4)  # 1.6 of the 8 epochs were done before
+    # A group that was split starts over, with its own clock.
     found.update(TrialCompiled(0, 0, 0, 0.5))
     found.update(StepsFinished(0, 1, 50, 0.85, 1.0))
     assert (found.running[0].epochs, found.running[0].rate) == (0, 100.0)
@@ -155,7 +155,7 @@ def test_quiet_says_only_results_and_what_went_wrong(capsys):
 
 
 def test_who_gets_what(monkeypatch):
-    assert type(open_console()) is Console  # the tests' output is no terminal
+    assert type(open_console()) is Console  # the tests' output is not a terminal
     terminal = RichConsole(force_terminal=True, file=io.StringIO())
     monkeypatch.setenv("TERM", "xterm-256color")
     assert can_display(terminal)
@@ -198,7 +198,7 @@ def test_what_a_terminal_shows(finished):
     assert [table.index(score) for score in dict.fromkeys(scores)] == sorted(
         table.index(score) for score in dict.fromkeys(scores)
     )
-    assert "\x1b[?25h" in file.getvalue()  # the cursor is back
+    assert "\x1b[?25h" in file.getvalue()  # the cursor is visible again
 
 
 def test_failed_trials_on_a_terminal(finished):
@@ -227,7 +227,7 @@ def test_a_search_on_a_real_terminal(options: dict, tmp_path: Path):
     while True:
         try:
             part = os.read(leader, 65536)
-        except OSError:  # what Linux says when the other end has closed
+        except OSError:  # Linux raises it when the other end has closed
             break
         if not part:
             break
@@ -239,8 +239,8 @@ def test_a_search_on_a_real_terminal(options: dict, tmp_path: Path):
     assert "✓" in text
     assert "of 2 trials" in text
     assert "wins with validation accuracy" in text
-    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is back
-    assert "trial 0 epoch" not in text  # the lines for pipes
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is visible again
+    assert "trial 0 epoch" not in text  # such lines are for pipes
 
 
 def test_results_summary_is_the_same_table(finished):

@@ -1,4 +1,4 @@
-"""Showing a search never harms it, and the page comes while it runs."""
+"""Reporting never harms a search, and the page is written while it runs."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_page_while_a_trial_runs(reports, finished, tmp_path):
         assert len(curves) == 2
         assert all("of 4 trials" in label for label in curves)
         (folder / "trial.json").write_text(record)
-        # A signal may end the process from now on, and the page must not wait for ever.
+        # From now on a signal may end the process, and the page must not reload for ever.
         reports.trained()
         page = check((tmp_path / "small" / "report.html").read_text("utf-8"))
         assert not any(a.get("http-equiv") == "refresh" for a in page.all("meta"))

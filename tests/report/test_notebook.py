@@ -45,7 +45,7 @@ def test_the_notebook(options, tmp_path: Path):
     small = {**options, "quiet": False, "report": True, "max_trials": 2, "epochs": 2}
     cell.source += f"\nOPTIONS = {small | {'directory': str(tmp_path / 'runs')}!r}"
     nbformat.write(notebook, tmp_path / "notebook.ipynb")
-    # In a process of its own: what the kernel's libraries warn of is not ours.
+    # In a separate process, as warnings of the kernel's libraries are not ours.
     line = [sys.executable, "-m", "jupyter", "execute", "--inplace", "notebook.ipynb"]
     environment = {
         **os.environ,

@@ -1,4 +1,4 @@
-"""report.html: what is in it, and that nothing breaks it."""
+"""report.html: its content, also of unfinished and damaged runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def changed_search(path: Path, **changes: object) -> None:
         records[index] = before.read_trial(index)
     write_json(path / "search.json", {**before.search, **changes})
     after = writing(path)
-    for record in records.values():  # now it belongs to this search
+    for record in records.values():  # rewritten, to belong to the changed search
         after.write_trial(record)
 
 
@@ -110,7 +110,7 @@ def test_made_again_it_is_the_same_and_looks_at_nothing(copy):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{copy / 'report.html'}\n"
     after = (copy / "report.html").read_text("utf-8")
-    # Only where the run lies has changed.
+    # Only the path of the run has changed.
     at_home = Path(str(Run(copy).settings.directory)) / "small"
     assert after.replace(str(copy), str(at_home)) == before.decode()
     assert len(Run(copy).directory.read_looks()) == looks

@@ -1,4 +1,4 @@
-"""What a real TensorBoard server says of a search."""
+"""What a real TensorBoard server shows of a search."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_tensorboard_lists_exactly_the_trials(finished):
         for group in groups:
             (session,) = group["sessions"]
             trial = names[session["name"]]
-            # Every column is there; `units` has one value only, and is none.
+            # Every column is there; `units` has only one value, and so no column.
             wanted = ("filters", "conv_layers", "dense_layers")
             assert group["hparams"] == {name: trial.hyperparameters[name] for name in wanted}
             assert session["status"] == "STATUS_SUCCESS"
@@ -123,7 +123,7 @@ def test_a_resumed_run_has_nothing_twice(finished, options, tmp_path):
     board = tmp_path / "small" / "tensorboard"
     cut = next((board / "trial-0000").glob("*tfevents*"))
     cut.write_bytes(cut.read_bytes()[:700])  # its trial is done, its file is not
-    shutil.rmtree(board / "trial-0001")  # as a run from before TensorBoard has it
+    shutil.rmtree(board / "trial-0001")  # as in a run without TensorBoard
     (tmp_path / "small" / "trials" / "0002" / "trial.json").unlink()  # to be run again
     given = {**options, "tensorboard": True, "max_trials": 5, "svm": False}
     run = random_search(**given, directory=str(tmp_path))

@@ -62,7 +62,7 @@ def test_importance_is_spearmans():
     assert found.low < found.rho < found.high
     assert found.p_value == pytest.approx(p, abs=0.05)
     assert not found.known
-    assert ours.importance("x", values, scores) == found  # the same when it is made again
+    assert ours.importance("x", values, scores) == found  # the same when it is computed again
 
 
 def test_importance_that_is_known():
@@ -107,7 +107,7 @@ def test_distribution():
 
     far = [0.970, 0.972, 0.971, 0.974, 0.973, 0.979]
     found, n = ours.distribution(far), len(far)
-    # Grubbs' own bound by Student's distribution, which is exact where the highest lies far out.
+    # Grubbs' own bound by Student's distribution, which is exact if the highest lies far out.
     t = math.sqrt(found.distance**2 * n * (n - 2) / ((n - 1) ** 2 - n * found.distance**2))
     assert found.p_value == pytest.approx(min(1, n * stats.t.sf(t, n - 2)), abs=0.02)
     outlier = ours.distribution([0.9, 0.901, 0.902, 0.899, 0.9, 0.9005, 0.99])

@@ -1,12 +1,12 @@
-"""Damage a finished run, file by file, and see that nothing is lost and nothing silently wrong.
+"""Damage a run's files one by one, and check that nothing is lost and nothing silently wrong.
 
 Claim: whatever happens to a file of a run (cut, emptied, bits flipped, replaced by something else,
-deleted, made by a later version), reading the run and going on with its search either give what
-the undisturbed run gave, bit for bit, or end in one clear line. What can't be believed is set
-aside, which is said, and no other file is touched.
+deleted, made by a later version), reading the run and resuming its search either give the results
+of the undisturbed run, bit for bit, or end with one clear line. A file that can't be trusted is set
+aside with a message, and no other file is touched.
 
-It makes a small run, and the same run interrupted in its third trial, whose checkpoint is there.
-Then it does to a copy of one of them what each damage says, all in one process.
+It makes a small run, and the same run interrupted in its third trial, with a checkpoint. Then it
+applies each damage to a copy of one of them, all in one process.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from jaxmnist.errors import Stopped
 from jaxmnist.results import evaluation
 from jaxmnist.whole_files import write_json
 
-SHARE_INTERRUPTED = 0.3  # of the damages
+SHARE_INTERRUPTED = 0.3  # fraction of the damages that are applied to the interrupted run
 OUTCOMES = ("as it was", "recovered", "refused", "BROKEN")
 
 
-# --- What is done to a file ---------------------------------------------------------------------
+# --- Kinds of damage ----------------------------------------------------------------------------
 
 
 def truncate(path: Path, rng: np.random.Generator) -> None:
@@ -89,7 +89,7 @@ def replace(path: Path, rng: np.random.Generator) -> None:
         path.with_name("object.npz").rename(path)
     elif kind == 7:
         path.touch()
-        os.truncate(path, 2**40)  # it has a terabyte, all of it a hole
+        os.truncate(path, 2**40)  # a sparse file of a terabyte
     else:
         path.write_bytes(other)
 
@@ -149,7 +149,7 @@ def damage_folder(path: Path, rng: np.random.Generator) -> None:
         path.write_text("a file")
 
 
-# --- What must hold ------------------------------------------------------------------------------
+# --- Guarantees ----------------------------------------------------------------------------------
 
 
 def run_folder(path: Path) -> Path:
@@ -261,9 +261,9 @@ def outcome(
     must(len(run.directory.read_looks()) >= 2, "no look is forgotten")
     after = tree(folder)
     aside = {name: what for name, what in after.items() if name.startswith("damaged/")}
-    # The record of a trial that had ended, if it was good, is still there, byte for byte.
+    # An undamaged record of an ended trial is still there, byte for byte.
     for name in ended:
-        # A completed trial whose bits are not what they were is trained again.
+        # A completed trial whose validation.npy was damaged is trained again.
         beside = name.replace("trial.json", "validation.npy")
         if damaged.get(name) == before[name] and damaged.get(beside) == before.get(beside):
             must(after[name] == before[name], f"{name} was good")
@@ -271,9 +271,9 @@ def outcome(
         bad = before.get(name) != what
         if bad and what != "folder" and not name.endswith(("/inside", "ledger.jsonl")):
             kept = what in aside.values() or after.get(name) == what
-            # What a later version wrote there may be right, and is written anew in any case.
+            # What a later version wrote there may be valid, and is rewritten in any case.
             derived = name in ("search.json", "best/config.json") and kind == LATER
-            # So is the record of a trial that goes on.
+            # So is the record of a trial that is resumed.
             derived |= name.endswith("trial.json") and name not in ended and kind == LATER
             # Weights that are no longer among the best are deleted, damaged or not.
             derived |= name.endswith("model.safetensors") and name not in after
@@ -288,7 +288,7 @@ def outcome(
 
 def interrupt(options: dict) -> None:
     """Run the search until its third trial begins, and stop it there: it leaves a checkpoint."""
-    # Not above: JAX must be imported after its log was quieted.
+    # Imported here: `main` sets XLA's log level before JAX is imported.
     from jaxmnist.engine.events import Event, TrialStarted
     from jaxmnist.search.trials import Trials
 
@@ -315,7 +315,7 @@ def main() -> int:
     parser.add_argument("--damages", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    # XLA warns of each program that it reads again from the cache of compiled ones.
+    # XLA warns about each compiled program that it reads from the cache.
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import jax
 
@@ -324,7 +324,7 @@ def main() -> int:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        # Retraining costs next to nothing where its program is compiled already.
+        # Retraining costs next to nothing if its program is already compiled.
         jax.config.update("jax_compilation_cache_dir", str(place / "cache"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         (place / "outside").write_text("not the run's")

@@ -1,6 +1,7 @@
 """Memory and time over hundreds of trials of distinct configurations in one process.
 
-Claim: after the twentieth trial neither the resident memory nor the time of a trial grows. Linux.
+Claim: after the twentieth trial neither the resident memory nor the time of a trial grows. It runs
+on Linux only.
 
     python tests/robustness/growth.py --trials 300 --json growth.json
 """

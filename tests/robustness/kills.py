@@ -1,16 +1,15 @@
-"""Kill a search at every boundary of what it writes, and at random; it must end as if undisturbed.
+"""Kill a search at every change of its files, and at random; it must end as if undisturbed.
 
-Claim: SIGKILL at any moment costs nothing that was finished. The same command goes on, and in the
-end every trial's hyperparameters, history and weights, the winner, its test and its SVM are those
-of a run that nobody disturbed, bit for bit; nothing is ever found damaged, and nothing is left
-behind.
+Claim: SIGKILL at any moment loses no finished work. The same command resumes the search, and in the
+end every trial's hyperparameters, history and weights, the winner, its test report and its SVM are
+those of an undisturbed run, bit for bit; no file is ever found damaged, and none is left behind.
 
-- Boundaries: a small search is killed just before its first, second, third, … change of its
-  folder (a file opened for writing, renamed or deleted, a folder made), each time anew, then run
-  again to its end. Where a file is about to be renamed it is cut in half first, every other time,
-  as if the process had died while it wrote.
-- Random: the search, its page and TensorBoard's files included, is killed at random moments until
-  it is through, again and again.
+- Boundaries: a small search is killed just before its first, second, third, … change of its run
+  directory (a file opened for writing, renamed or deleted, a folder made), always a new search,
+  then run again to its end. Every other time, a file that is about to be renamed is first cut in
+  half, as if the process had died while writing it.
+- Random: a search that also writes its page and TensorBoard's files is killed at random moments
+  until it finishes, again and again.
 
     python tests/robustness/kills.py --boundaries all --random 100
 """
@@ -35,8 +34,8 @@ from tiny import facts, flags, search_options, start
 
 import jaxmnist
 
-# The search's command, which kills itself before change number MOMENT of a folder; it prints how
-# many there were where it was not.
+# The search's command, which kills itself before change number MOMENT of a folder; if it was not
+# killed, it prints the number of changes.
 PROGRAM = """
 import os, signal, sys
 

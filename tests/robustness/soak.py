@@ -1,12 +1,13 @@
-"""A thousand tiny trials, with failures and kills mixed in; nothing may be lost and nothing leak.
+"""A thousand tiny trials, with failures and kills mixed in; nothing may be lost, and nothing leak.
 
 Claim: a search of hundreds of trials, of which some diverge, some raise, some raise only once, and
 which is killed or stopped every few seconds, ends with exactly the results of the same search left
-alone; its run directory has then the files of a finished run and no others, no temporary file is
-left anywhere, and within a process neither descriptors nor memory grow with the trials.
+alone; its run directory then has the files of a finished run and no others, no temporary file is
+left anywhere, and within a process neither file descriptors nor memory grow with the trials.
 
-The search is run twice: once in one process, whose descriptors and memory are watched; once ended
-at random moments by SIGKILL (half of the time), Ctrl-C, TERM or a hang-up, and gone on with. Linux.
+The search is run twice: once in one process, whose file descriptors and memory are watched; once
+ended at random moments by SIGKILL (half of the time), SIGINT, SIGTERM or SIGHUP, and resumed. It
+runs on Linux only.
 
     python tests/robustness/soak.py --trials 1000
 """
@@ -32,11 +33,11 @@ from tiny import facts, flags, search_options, start
 
 import jaxmnist
 
-# What becomes of every PERIOD-th trial, by its index.
+# How trials fail, by their index modulo PERIOD.
 PERIOD, DIVERGES, RAISES, RAISES_ONCE = 50, 7, 17, 27
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ENDINGS = (signal.SIGKILL,) * len(SIGNALS) + SIGNALS
-# The search's command, with trials made bad at the only place where one alone can be: its weights.
+# The search's command; trials are made to fail through their weights, as only those are their own.
 PROGRAM = """
 import signal, sys
 from pathlib import Path
@@ -108,7 +109,7 @@ class Soaked:
                     "megabytes": resident_megabytes(pid),
                 }
             )
-        except (OSError, ValueError, IndexError):  # it has just ended
+        except (OSError, ValueError, IndexError):  # the process has just ended
             return
 
     def leaked(self) -> list[str]:
@@ -197,7 +198,7 @@ def main() -> int:
         seconds = rng.uniform(0.1, 1) * given.longest
         status = disturbed.session(seconds, ending)
         ended["finished" if status == 0 else ending.name] += 1
-        # Before the command has begun a signal ends Python itself.
+        # Before the command has begun, a signal ends Python itself.
         assert status in (0, -ending, 128 + ending), f"{ending.name} ended with {status}"
     images = jaxmnist.load_arrays("mnist").x_test[:50]
     runs = [jaxmnist.Run(soaked.path) for soaked in (alone, disturbed)]

@@ -1,4 +1,4 @@
-"""Searches that are killed, damaged, soaked and watched: small on each change, large by hand.
+"""Searches that are killed, damaged, soaked and watched: by default on a small scale.
 
 `python -m pytest tests/robustness --size full` takes an hour and a half;
 `python -m pytest -m "not robustness"` leaves these out.

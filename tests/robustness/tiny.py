@@ -1,4 +1,4 @@
-"""A search that takes seconds, for what does it hundreds of times; what two must have in common."""
+"""A search that takes seconds, for scripts that run it often; facts in which two must agree."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def facts(run: Run, images: np.ndarray) -> dict[str, Any]:
     test = run.result("best/test.json")
     name = run.settings.dataset_name
     svm = run.result(f"svm/{name}/svm.json")
-    # The table beside the confusion matrix is for other programs; this one doesn't read it.
+    # The classification report is for other programs; jaxmnist doesn't read it.
     for content in (test, svm):
         for key in (
             "evaluations",
@@ -99,7 +99,7 @@ def facts(run: Run, images: np.ndarray) -> dict[str, Any]:
             )
             for t in run.trials
         ],
-        # Of the files themselves, which must be those that the records name.
+        # Hashes of the files themselves, which must be those that the records name.
         "validation": [
             sha256(run.directory.validation_path(t.index).read_bytes())
             for t in run.trials

@@ -40,7 +40,7 @@ def test_a_lost_look_is_a_look_all_the_same(tmp_path, said):
     path.write_bytes(b"".join(lines).replace(b"\n", b"x", 1))
     assert len(run.read_looks()) == 4
     assert run.looks_at("data") == 4
-    assert run.looks_at("other") == 2  # what can't be read may have been at it
+    assert run.looks_at("other") == 2  # unreadable lines may have been about it
     path.unlink()
     run.complete_ledger({"evaluations": 4, "model_sha256": "abc"}, "data")
     assert [look["purpose"] for look in run.read_looks()] == ["lost"] * 4
@@ -59,7 +59,7 @@ def test_looks_outlast_an_overwrite(tmp_path):
     with begin_run(tmp_path, other, overwrite=True):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["ledger.jsonl", "lock"]
         assert not exists(tmp_path)
-    # A process that was killed just then starts anew, too.
+    # So does a search that is repeated after a kill at that moment.
     with begin_run(tmp_path, SEARCH, overwrite=False) as run:
         run.write_search()
         run.write_look("winner", "def", "data")

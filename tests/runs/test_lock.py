@@ -1,4 +1,4 @@
-"""One process at a time: what the system's lock gives, and what is there where it is local."""
+"""One process at a time: the system's lock, and the heartbeat where that lock is local."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def test_a_second_process_is_told_of_the_first_and_takes_over_from_the_dead(tmp_
     first = holder(path)
     in_use = f"{tmp_path}: is in use by process {first.pid} on {socket.gethostname()}"
     assert refusal(path) == in_use
-    assert refusal(path) == in_use  # being refused changes nothing
+    assert refusal(path) == in_use  # a refusal changes nothing
     first.kill()
     first.communicate()
     assert f"process {first.pid}" in path.read_text()
     started = time.monotonic()
     with lock.hold(path):
         assert path.read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
-    assert time.monotonic() - started < 2  # a death on this machine needs no watching
+    assert time.monotonic() - started < 2  # no heartbeat is awaited on the same machine
     assert path.read_text() == ""
     with lock.hold(path):
         assert refusal(path).endswith(f"in use by process {os.getpid()} on {socket.gethostname()}")

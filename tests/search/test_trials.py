@@ -1,4 +1,4 @@
-"""Which trials are done, tried again, or given up; and where they go on."""
+"""Which trials are done, tried again, or given up; and where they are resumed."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_who_kills_the_process_comes_last_and_alone_and_is_given_up(opened):
     with opened() as trials:
         trials.record(started(0))
         trials.record(started(1))
-    with opened() as trials:  # killed once: that may happen to anybody
+    with opened() as trials:  # one kill is not held against a trial
         assert list(trials.pending()) == [0, 1, 2]
         trials.record(started(0))
         trials.record(started(1))
@@ -176,7 +176,7 @@ def test_who_kills_the_process_comes_last_and_alone_and_is_given_up(opened):
         assert (record.status, record.attempts) == ("failed", DEATHS + 1)
         assert record.error.startswith(f"the process died {DEATHS + 1} times while")
     with opened() as trials:
-        assert list(trials.pending()) == []  # given up is given up, until more is allowed
+        assert list(trials.pending()) == []  # given up until more retries are allowed
     with opened(max_retries=2) as trials:
         assert list(trials.pending()) == [1]
         finish(trials, 1)
@@ -382,7 +382,7 @@ def test_weights_that_a_killed_process_left_are_deleted(opened):
         extra.write_bytes(b"weights")
     with opened() as trials:
         assert list(trials.pending()) == []
-        assert extra.exists()  # that was a question
+        assert extra.exists()  # `pending` changes no file
         assert lost_trials(trials) == {}
         assert not extra.exists()
         assert trials.directory.weights_path(2).exists()
