@@ -59,7 +59,7 @@ def state(facts: Facts, running: bool) -> dict[str, str]:
     if not facts.trials:
         return {"word": "started", "sentence": "No trial has begun yet."}
     if done < budget:
-        left = f"{done} of {count(budget, 'trial')} are done. The same command continues from here."
+        left = f"{done} of {count(budget, 'trial')} are done. The same command goes on from here."
         return {"word": "unfinished", "sentence": left}
     if not facts.ranked:
         return {"word": "failed", "sentence": "Every trial failed, so there is no winner."}
