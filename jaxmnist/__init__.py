@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jaxmnist.results.trained import TrainedModel
     from jaxmnist.settings import SearchSettings
 
-# Loaded when first asked for, so that importing the package, and `--help`, cost nothing.
+# Imported on first access, so that importing the package, and `--help`, stay fast.
 _HOMES = {
     "FlattenFeatures": "results.features",
     "Hyperparameters": "hyperparameters",

@@ -1,4 +1,4 @@
-"""The search for Python and for the command line alike: what shows it, wired into it."""
+"""The search as Python and the command line call it, connected to what displays it."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ def random_search(
     quiet: bool = False,
     **ranges: Any,
 ) -> Run:
-    """Search, test the winner, fit and test the SVM; or go on where the same call was interrupted.
+    """Search, test the winner, fit and test the SVM; or resume the same call where it stopped.
 
     Args:
-      dataset, …, quiet: the words of the command line, whose `--help` explains them.
-      **ranges: of hyperparameters, by name: text such as '32:128:16', a tuple (first, last[, step
-        or 'log']), a list of values, or one value.
+      dataset, …, quiet: the options of the command line; its `--help` explains them.
+      **ranges: ranges of hyperparameters by name: text such as '32:128:16', a tuple (first, last[,
+        step or 'log']), a list of values, or one value.
 
     Returns:
-      The run, as it can also be read from its directory later.
+      The run, which can also be read from its directory later.
 
     Raises:
-      UsageError: a wrong option, a bad file, or a directory that is in use or another search's.
+      UsageError: an invalid option or file, or a directory that is in use or holds another search.
       EnvironmentFailure: a full disk, no network, or every trial failed.
 
     >>> random_search(max_trails=3)
@@ -83,7 +83,7 @@ def random_search(
 
 
 def with_keywords(line: str, names: Iterable[str]) -> str:
-    """A message of the command line with Python's keywords in place of flags.
+    """Return a command-line message with its flags replaced by Python's keywords.
 
     >>> with_keywords("--max-trials must be a whole number", ["max_trials"])
     'max_trials must be a whole number'
@@ -93,7 +93,7 @@ def with_keywords(line: str, names: Iterable[str]) -> str:
 
 
 def settings_of(options: Mapping[str, Any], space: Space) -> SearchSettings:
-    """The settings that options say, some of which are ranges of hyperparameters."""
+    """Return the settings for `options`, which may include ranges of hyperparameters by name."""
     known = [item.name for item in fields(SearchSettings) if item.name != "ranges"]
     ranges = {name: options[name] for name in space.parameters if name in options}
     for name in options:
@@ -107,15 +107,15 @@ def settings_of(options: Mapping[str, Any], space: Space) -> SearchSettings:
 
 
 def run_search(settings: SearchSettings, network: Network | None = None) -> Run:
-    """Search with these settings, and show how it goes.
+    """Search with these settings and display the progress.
 
-    network: whose configurations are tried; by default the study's.
+    network: the network to search over; by default the study's.
     """
-    # NumPy and JAX take a second to import, which --help and a mistake in a flag shouldn't.
+    # NumPy and JAX take a second to import; --help and errors in flags should not wait for them.
     from jaxmnist.search.start import prepare
 
     note = prepare(settings, network.definition if network else DEFINITION)
-    # What follows imports JAX, which has to be prepared first.
+    # These modules import JAX, which `prepare` has to configure first.
     from jaxmnist.models.study.network import STUDY
     from jaxmnist.report.console import notes_on
     from jaxmnist.report.show import Show, open_console
@@ -126,6 +126,6 @@ def run_search(settings: SearchSettings, network: Network | None = None) -> Run:
         if note:
             logger.info(note)
         run = search(settings, network or STUDY, Show(console))
-    page = ", report.html among them" if settings.report else ""
+    page = ", including report.html" if settings.report else ""
     console.result(f"\n{console.times()}; results are in {run.directory.path}{page}")
     return run

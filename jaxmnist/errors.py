@@ -1,4 +1,4 @@
-"""The errors that a user can meet, each with the exit status of a command."""
+"""The errors that users can see, each with the exit status of a command."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 
 
 def printable(text: str) -> str:
-    """`text` as one line that can't command a terminal: what isn't printable is escaped.
+    """Return `text` as one line that is safe for a terminal: unprintable characters are escaped.
 
     >>> printable("a\\x1b[2Jb\\nc")
     'a\\\\x1b[2Jb\\\\nc'
@@ -17,18 +17,18 @@ def printable(text: str) -> str:
 
 
 def one_line(error: BaseException, named: bool = False) -> str:
-    """An exception's message in one line, cut off where it is long; it may begin with its type."""
+    """Return an exception's message as one line, cut off if long; `named` puts its type first."""
     text, kind = " ".join(str(error).split())[:300], type(error).__name__
     return (f"{kind}: {text}" if named else text) if text else kind
 
 
 class JaxmnistError(Exception):
-    """Base of every error that jaxmnist raises on purpose; its text is one clear line."""
+    """Base class of every error that jaxmnist raises on purpose; its message is one line."""
 
     exit_status = 1
 
     def __init__(self, line: str) -> None:
-        # Names of files and strings in them go into messages, and may hold anything.
+        # Messages include file names and strings from files, which may hold any character.
         super().__init__(printable(line))
 
 
@@ -39,26 +39,26 @@ class UsageError(JaxmnistError, ValueError):
 
 
 class EnvironmentFailure(JaxmnistError, RuntimeError):
-    """The environment failed: a full disk, no network, or every trial of a search."""
+    """The environment failed: the disk is full, there is no network, or every trial failed."""
 
 
 def local_path(path: str | os.PathLike[str], name: str = "a path") -> str:
-    """`path` with its `~` expanded; `UsageError` if it looks like an address of another machine.
+    """Return `path` with `~` expanded; raise `UsageError` if it looks like a URL.
 
-    Python would make a folder called 's3:' of one. `name` is what to call it in the error.
+    Python would take 's3://bucket' for a folder called 's3:'. `name` names the path in the error.
     """
     text = os.fspath(path)
-    # Two letters at least, as Windows has C:/; pathlib leaves one slash of two.
+    # At least two letters, since Windows has C:/; one slash, since pathlib merges two.
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         raise UsageError(
-            f"{name}: {text} looks like an address; a path on this machine is needed (a bucket can"
-            " be mounted as a folder)"
+            f"{name}: {text} looks like a URL; a path on this machine is needed (a bucket can be"
+            " mounted as a folder)"
         )
     return os.path.expanduser(text)
 
 
 class Stopped(BaseException):
-    """A signal asked the process to end; what is finished has been kept."""
+    """A signal asked the process to end; finished work has been saved."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
@@ -66,7 +66,7 @@ class Stopped(BaseException):
 
 
 def disk_error(what: str, error: OSError) -> JaxmnistError:
-    """The error to raise for one of the file system: a user's mistake, or the environment's."""
+    """Return the error to raise for a file-system error: `UsageError` or `EnvironmentFailure`."""
     mistakes = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR)
     mistaken = error.errno in (*mistakes, errno.EEXIST, errno.EISDIR, errno.ELOOP)
     return (UsageError if mistaken else EnvironmentFailure)(f"{what}: {error.strerror or error}")

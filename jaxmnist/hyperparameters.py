@@ -1,4 +1,4 @@
-"""Hyperparameters as an immutable mapping, and the values that it may have."""
+"""Hyperparameters as an immutable mapping, and the values that they may have."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: not at any length."""
+    """Return the `repr` of a value for a message, cut off if long."""
     try:
         text = repr(value)
-    except ValueError:  # Python doesn't write out a number of thousands of digits
-        text = "a number of very many digits"
+    except ValueError:  # Python refuses to convert an int of thousands of digits to text
+        text = "a number with too many digits to show"
     return text if len(text) <= 100 else text[:100] + "…"
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can carry it: NumPy's numbers become Python's, lists become tuples.
+    """Return `value` as JSON can represent it: NumPy scalars become Python's, lists become tuples.
 
-    Raises ValueError with half a sentence for anything else.
+    Raises ValueError for anything else; the caller prefixes its message with a name.
     """
     if value is None or isinstance(value, bool | str):
         return value
@@ -34,27 +34,27 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, list | tuple):
         return tuple(plain(member) for member in value)
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a scalar of NumPy
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a NumPy scalar
         return plain(value.item())
     if callable(value):
         name = getattr(value, "__name__", type(value).__name__)
-        raise ValueError(f"{name} is not text: choose it by a name, and look the name up")
-    raise ValueError(f"a {type(value).__name__} is neither text, a number, true or false, nor none")
+        raise ValueError(f"{name} is a callable: use its name as text, and look the name up")
+    raise ValueError(f"a {type(value).__name__} is not text, a number, a boolean or None")
 
 
 def text(value: Any) -> str:
-    """A value as the command line has it: 0.001, relu, true."""
+    """Return a value as the command line has it: 0.001, relu, true."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return json.dumps(value) if isinstance(value, tuple) else str(value)
 
 
 class Hyperparameters(Mapping[str, Any]):
-    """One configuration: names and their values, in the order in which they were asked for.
+    """One configuration: names and their values, in the order in which the network asks for them.
 
-    Values are ints, floats, strings, bools, None, or tuples of them. What the configuration does
-    not ask for is not in it. Two configurations are equal if they have the same names, values and
-    types of values, in any order.
+    Values are ints, floats, strings, bools, None, or tuples of them. Hyperparameters that the
+    configuration does not use are absent. Two configurations are equal if they have the same
+    names, values and types of values, in any order.
 
     >>> h = Hyperparameters(learning_rate=0.01, activation="relu", bias=True)
     >>> print(h)
@@ -70,12 +70,12 @@ class Hyperparameters(Mapping[str, Any]):
     def __init__(self, values: Mapping[str, Any] | None = None, /, **named: Any) -> None:
         given = {**(values or {}), **named}
         if not all(isinstance(name, str) for name in given):
-            raise ValueError("the name of a hyperparameter is text")
+            raise ValueError("the names of hyperparameters must be text")
         object.__setattr__(self, "_values", {name: plain(v) for name, v in given.items()})
         object.__setattr__(self, "_key", json.dumps(self._values, sort_keys=True))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError("hyperparameters can't be changed; replace() gives changed ones")
+        raise AttributeError("hyperparameters can't be changed; replace() returns a changed copy")
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
@@ -90,18 +90,18 @@ class Hyperparameters(Mapping[str, Any]):
         return hash(self._key)
 
     def __eq__(self, other: object) -> bool:
-        # By JSON's text, as Python takes 1, 1.0 and True for the same.
+        # The JSON text is compared, since 1 == 1.0 == True in Python.
         return self._key == other._key if isinstance(other, Hyperparameters) else NotImplemented
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Hyperparameters, (self._values,)
 
     def replace(self, **changes: Any) -> Hyperparameters:
-        """These hyperparameters with other values under some of their names."""
+        """Return a copy with some values replaced."""
         return Hyperparameters({**self._values, **changes})
 
     def to_json(self) -> dict[str, Any]:
-        """The hyperparameters as JSON's object."""
+        """Return the hyperparameters as a JSON object."""
         return dict(self._values)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Files of unknown size and origin: never more memory is taken than a file has bytes."""
+"""Reading files of unknown size and origin, with no more memory than a file has bytes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 from jaxmnist.errors import UsageError
 
 LARGEST_FILE = 8 * 2**30  # bytes, uncompressed; see `largest_file`
-PIECE = 2**20  # bytes that are read at a time where only a header says how many will come
+PIECE = 2**20  # bytes to read at a time where only a header states how many there are
 
 
 def memory() -> int:
-    """Bytes of memory that this machine has; twice the largest file's if the system doesn't say."""
+    """Return this machine's memory in bytes; `2 * LARGEST_FILE` if the system doesn't report it."""
     try:
         found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
@@ -25,12 +25,12 @@ def memory() -> int:
 
 
 def largest_file() -> int:
-    """Bytes that a file may unpack to: half of the memory, and 8 GiB at most."""
+    """Return how many bytes a file may unpack to: half of the memory, at most 8 GiB."""
     return min(LARGEST_FILE, memory() // 2)
 
 
 def read_up_to(file: BufferedIOBase | IO[bytes], size: int) -> bytearray:
-    """At most `size` bytes; memory is taken only for those that are there."""
+    """Read at most `size` bytes; memory is allocated only for bytes that exist."""
     content = bytearray()
     while len(content) < size and (piece := file.read(min(PIECE, size - len(content)))):
         content += piece
@@ -38,21 +38,21 @@ def read_up_to(file: BufferedIOBase | IO[bytes], size: int) -> bytearray:
 
 
 def read_npy(name: str, file: BufferedIOBase | IO[bytes], size: int) -> np.ndarray:
-    """The array in a `.npy` of `size` bytes; its header's claims are checked first.
+    """Read the array in a `.npy` file of `size` bytes; its header is checked first.
 
-    It holds plain numbers, which can't run code. `name` is for errors.
+    Only plain numbers are read, which can't run code. `name` is for errors.
     """
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    else:  # 3.0 differs from 2.0 in the encoding of the names of fields, which are refused
+    else:  # 3.0 differs from 2.0 only in how it encodes names of fields, which are refused
         shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(file)
     if dtype.kind not in "biuf":
-        raise UsageError(f"{name}: an array of {dtype.name}; only plain numbers are read")
+        raise UsageError(f"{name}: is an array of {dtype.name}; only plain numbers are read")
     promised, found = math.prod(shape) * dtype.itemsize, size - file.tell()
     if promised != found or min(shape, default=0) < 0:
-        raise UsageError(f"{name}: its header promises {promised} bytes of data, it has {found}")
+        raise UsageError(f"{name}: its header states {promised} bytes of data, but it has {found}")
     if promised > largest_file():
-        raise UsageError(f"{name}: has {promised} bytes of data, more than can be used")
+        raise UsageError(f"{name}: has {promised} bytes of data, more than can be loaded")
     array = np.frombuffer(read_up_to(file, promised), dtype)
     return array.reshape(shape, order="F" if is_fortran else "C")

@@ -1,7 +1,7 @@
 """Settings: frozen dataclasses that check themselves.
 
-Each field of `SearchSettings` is a word of the command line and of `random_search`; its help
-text stands here once. Only the standard library is imported, so that `--help` is quick.
+Each field of `SearchSettings` is an option of the command line and of `random_search`; its help
+text is defined only here. Only the standard library is imported, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ OPTIMIZERS = ("adam",)
 PRECISIONS = ("default", "highest", "bfloat16")
 SELECTIONS = ("steady", "best")
 SVM_BACKENDS = ("auto", "sklearn", "sklearnex", "cuml")
-LARGEST_NUMBER = 10**9  # of anything that is counted here; larger is a slip of the hand
-# Of some less, where memory or time would end before.
+LARGEST_NUMBER = 10**9  # the largest value of any count; a larger one is a typing error
+# Smaller limits, where memory or time would run out earlier.
 LARGEST_VALUES = {
     "max_trials": 10**5,
     "lanes": 10**4,
@@ -30,14 +30,14 @@ LARGEST_VALUES = {
 
 
 def flag(name: str) -> str:
-    """The command-line flag of a setting: `max_trials` is `--max-trials`."""
+    """Return the command-line flag of a setting: `--max-trials` for `max_trials`."""
     return "--" + name.replace("_", "-")
 
 
 def check_whole(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """`value` as an int; `UsageError` unless it is a whole number from `low` to `high`.
+    """Return `value` as an int; `UsageError` unless it is a whole number from `low` to `high`.
 
-    Without `high` the bound is that of `LARGEST_VALUES`, or `LARGEST_NUMBER`.
+    Without `high` the bound is that of `LARGEST_VALUES`, or else `LARGEST_NUMBER`.
     """
     bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
     high = LARGEST_VALUES.get(name, LARGEST_NUMBER) if high is None else high
@@ -53,7 +53,7 @@ def check_whole(name: str, value: Any, low: int, high: int | None = None) -> int
 
 
 def check_number(name: str, value: Any, accepts: Callable[[float], bool], wanted: str) -> None:
-    """Raise `UsageError` unless `value` is a finite number that `accepts` holds for."""
+    """Raise `UsageError` unless `value` is a finite number for which `accepts` is true."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not abs(value) <= 3e38 or not accepts(value):  # the largest float32
         raise UsageError(f"{flag(name)} must be a number {wanted}, not {shown(value)}")
@@ -66,9 +66,10 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def canonical(given: Any) -> Any:
-    """What a person gave, as JSON carries it: a tuple becomes the text of a range, a list stays.
+    """Return a given range as JSON can represent it: a tuple becomes text, a list stays a list.
 
-    Raises ValueError with half a sentence if it can be neither a range, values nor one value.
+    Raises ValueError unless it can be a range, values or one value; the caller prefixes the
+    message with a name.
     """
     if isinstance(given, tuple):
         if not 1 <= len(given) <= 3:
@@ -80,7 +81,7 @@ def canonical(given: Any) -> Any:
         return ":".join(text(plain(part)) for part in given)
     if isinstance(given, list):
         if not given:
-            raise ValueError("must have at least one value, and the list is empty")
+            raise ValueError("must have at least one value, but the list is empty")
         return [plain(member) for member in given]
     if given is None:
         raise ValueError("must be a range, values or one value, not None")
@@ -89,11 +90,11 @@ def canonical(given: Any) -> Any:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How each candidate is trained: what `training` needs and nothing else.
+    """How each trial is trained: the settings that `engine.training` needs, and no others.
 
     learning_rate is the optimizer's step size; batch_size counts images. precision: 'default' is
-    JAX's own for the device, 'highest' computes products in full float32, 'bfloat16' the network
-    in bfloat16 with weights and loss in float32.
+    JAX's own for the device, 'highest' computes products in full float32, 'bfloat16' computes the
+    network in bfloat16 with weights and loss in float32.
     """
 
     epochs: int = 5
@@ -113,19 +114,19 @@ class TrainingSettings:
 def _setting(
     default: Any, help: str, metavar: str | None = None, *, identifies: bool = False
 ) -> Any:
-    """A setting; `identifies` says that a run with another value of it is another run."""
+    """Declare a setting; with `identifies`, a run with another value of it is another run."""
     metadata = {"help": help, "metavar": metavar, "identifies": identifies}
     return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """The settings of a search, under the names of the command line.
+    """The settings of a search, named like the flags of the command line.
 
-    Raises `UsageError` with one line that names the flag, the value and what would be right.
+    Raises `UsageError` with one line that names the flag, the value and what is accepted.
 
-    ranges: what the person gives in place of the ranges of hyperparameters, by name. Which names
-      there are, and what the ranges mean, the network knows.
+    ranges: ranges of hyperparameters, by name, in place of the default ones. The network defines
+      which names there are and what the ranges mean.
 
     >>> SearchSettings(epochs=3).run_directory
     'runs/mnist'
@@ -142,18 +143,20 @@ class SearchSettings:
     batch_size: int = _setting(128, "images per batch", "N")
     learning_rate: float = _setting(1e-3, "learning rate of Adam", "RATE")
     validation_split: float = _setting(
-        0.1, "fraction of the training images that validate", "FRACTION", identifies=True
+        0.1, "fraction of the training images for validation", "FRACTION", identifies=True
     )
     train_limit: int | None = _setting(
         None, "use the first N training images only", "N", identifies=True
     )
-    seed: int = _setting(0, "seed of draws, initial weights, order and split", "N", identifies=True)
+    seed: int = _setting(
+        0, "seed of draws, initial weights, image order and split", "N", identifies=True
+    )
     directory: str = _setting("runs", "folder that holds all runs", "PATH")
     project_name: str | None = _setting(
         None, "name of this run's folder (default: the name of the dataset)", "NAME"
     )
     overwrite: bool = _setting(
-        False, "delete the run in this folder, except for its ledger, and start anew"
+        False, "delete the run in this folder, except for its ledger, and start over"
     )
     select: str = _setting(
         "steady",
@@ -175,7 +178,7 @@ class SearchSettings:
         "N",
     )
     keep: int = _setting(3, "number of the best trials whose weights are kept", "N")
-    jobs: int | None = _setting(None, "trials that train at once (default: one per core)", "N")
+    jobs: int | None = _setting(None, "trials to train at once (default: one per core)", "N")
     lanes: int | None = _setting(
         None,
         "trials stacked in one program (default: measured on a GPU; 1 on a CPU and each TPU chip)",
@@ -199,10 +202,10 @@ class SearchSettings:
         "library that fits the SVM; auto is cuml on a GPU where it is installed, else sklearn",
         "NAME",
     )
-    svm_search: int = _setting(0, "draws of C and gamma that tune the SVM", "N")
-    report: bool = _setting(True, "write the page report.html")
+    svm_search: int = _setting(0, "number of pairs of C and gamma to try for the SVM", "N")
+    report: bool = _setting(True, "write the report page report.html")
     tensorboard: bool = _setting(True, "write files for TensorBoard")
-    quiet: bool = _setting(False, "print the result only")
+    quiet: bool = _setting(False, "print only the result")
     ranges: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -249,24 +252,24 @@ class SearchSettings:
         if not is_plain_name(self.dataset_name):
             if self.dataset is None:
                 raise UsageError(
-                    f"--data-dir {shown(self.data_dir)} can't name a run: --dataset NAME does"
+                    f"--data-dir {shown(self.data_dir)} gives no valid name: add --dataset NAME"
                 )
             raise UsageError(f"--dataset must be the name of a dataset, not {shown(self.dataset)}")
 
     @property
     def dataset_name(self) -> str:
-        """What to call the data: by `dataset`, else after the folder or file they lie in."""
+        """The name of the data: `dataset`, or else the name of their folder or file."""
         if self.dataset is None and self.data_dir is not None:
             return os.path.basename(os.path.abspath(self.data_dir)).removesuffix(".npz") or "data"
         return (self.dataset or "mnist").replace("/", "_")
 
     @property
     def run_directory(self) -> str:
-        """The folder of the run."""
+        """The path of the run directory."""
         return os.path.join(self.directory, self.project_name or self.dataset_name)
 
     def training(self) -> TrainingSettings:
-        """The part that training needs."""
+        """Return the settings that training needs."""
         return TrainingSettings(
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -275,7 +278,7 @@ class SearchSettings:
         )
 
     def identity(self) -> dict[str, Any]:
-        """What of the settings makes a run what it is: all of training, and what says so."""
+        """Return the settings that identify a run: those of training, and those marked so."""
         own = {item.name for item in fields(self) if item.metadata.get("identifies")}
         return {
             **{name: value for name, value in self.to_json().items() if name in own},
@@ -283,12 +286,12 @@ class SearchSettings:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """All settings as JSON's object."""
+        """Return all settings as a JSON object."""
         found = {item.name: getattr(self, item.name) for item in fields(self)}
         return {**found, "ranges": dict(self.ranges)}
 
 
-# No hyperparameter may be called like a word of the command line.
+# Names of command-line options, which no hyperparameter may have.
 RESERVED = frozenset(item.name for item in fields(SearchSettings)) | {
     "config",
     "help",
@@ -298,7 +301,7 @@ RESERVED = frozenset(item.name for item in fields(SearchSettings)) | {
 
 
 def _checked_ranges(given: Any) -> dict[str, Any]:
-    """Ranges as `canonical` has them; `UsageError` for what can't be one."""
+    """Return the ranges as `canonical` gives them; raise `UsageError` for an invalid one."""
     if not isinstance(given, Mapping):
         raise UsageError(f"ranges must be a mapping of names to ranges, not {shown(given)}")
     found = {}
@@ -311,7 +314,7 @@ def _checked_ranges(given: Any) -> dict[str, Any]:
 
 
 def is_plain_name(name: Any) -> bool:
-    """Whether `name` can be one folder below another, and nothing else."""
+    """Return whether `name` can name a single folder, and can't be any other path."""
     return (
         isinstance(name, str)
         and name not in ("", ".", "..")

@@ -1,4 +1,4 @@
-"""What Ctrl-C, TERM and a hang-up do."""
+"""How SIGINT (Ctrl-C), SIGTERM and SIGHUP (hang-up) are handled."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from typing import Any
 from jaxmnist.errors import Stopped
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
-TWICE = 1.0  # seconds within which a signal may be the same one, come on two ways
+TWICE = 1.0  # seconds within which a repeated signal may be the same one, delivered twice
 
 
 @dataclass(frozen=True)
 class _EndsProcess:
-    """What a signal does: it ends the process, with its line and its status."""
+    """A signal handler that ends the process with one line and the signal's exit status."""
 
     advice: str
 
     def __call__(self, number: int, frame: Any) -> None:
-        with suppress(OSError):  # nobody can see it
+        with suppress(OSError):  # the terminal may be closed
             if os.isatty(1):
-                os.write(1, b"\x1b[?25h")  # the cursor, if it was hidden
+                os.write(1, b"\x1b[?25h")  # show the cursor, which may be hidden
             os.write(2, f"jaxmnist: {stopped_by(number)}{self.advice}\n".encode())
         os._exit(128 + number)
 
 
 @contextmanager
 def signals(advice: str = "") -> Iterator[None]:
-    """End the process at Ctrl-C, TERM or hang-up, with its line and its status.
+    """End the process on Ctrl-C, SIGTERM or SIGHUP, with one line and the signal's exit status.
 
-    At once, as whatever is written may be cut anywhere; an exception that is raised anywhere, in
-    the middle of an import or of a callback from compiled code, may be lost there or crash it.
-    What has to be brought to an end first stands in `signals_call`. The line ends with `advice`.
+    The process ends at once, which is safe because every write may be cut off anywhere. An
+    exception, by contrast, may be lost or crash the process if it is raised during an import or a
+    callback from compiled code. Work that has to finish first runs inside `signals_call`. The line
+    ends with `advice`.
     """
-    # nohup ignores hang-ups; so does a search that it starts.
+    # nohup ignores SIGHUP; a search that it starts must ignore it, too.
     numbers = [number for number in _numbers() if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, _EndsProcess(advice)) for number in numbers}
     try:
@@ -51,11 +52,11 @@ def signals(advice: str = "") -> Iterator[None]:
 
 @contextmanager
 def signals_call(action: Callable[[], None]) -> Iterator[None]:
-    """Let a signal that would end the process call `action`, and raise when the context ends.
+    """Call `action` on a signal that would end the process, and raise when the context ends.
 
-    It is `Stopped` that is raised then, or KeyboardInterrupt where nobody set a handler; other
-    handlers are left alone. Work in progress finishes first. A second signal does what it would
-    have done without this.
+    It raises `Stopped`, or KeyboardInterrupt where Python's default handler is set; other handlers
+    are left alone. Work in progress finishes first. A second signal does what it would have done
+    without this context.
     """
     came: list[tuple[int, float]] = []
 
@@ -63,13 +64,13 @@ def signals_call(action: Callable[[], None]) -> Iterator[None]:
         if not came:
             came.append((number, time.monotonic()))
             action()
-        # A closed terminal hangs up twice, of its shell's and of its own; so may a Ctrl-C come
-        # from the terminal and from whoever started this. That is not a second thought.
+        # Closing a terminal sends SIGHUP twice, from the shell and from the terminal; a Ctrl-C may
+        # come from the terminal and from the parent process. Neither is a second request.
         elif number != came[0][0] or time.monotonic() - came[0][1] > TWICE:
             before[number](number, frame)
 
     before: dict[int, Callable[[int, Any], Any]] = {}
-    if threading.current_thread() is threading.main_thread():  # no other one gets signals
+    if threading.current_thread() is threading.main_thread():  # only it receives signals
         for number in _numbers():
             handler = signal.getsignal(number)
             if isinstance(handler, _EndsProcess) or handler is signal.default_int_handler:
@@ -88,10 +89,10 @@ def signals_call(action: Callable[[], None]) -> Iterator[None]:
 
 
 def _numbers() -> list[int]:
-    """The signals that end a command, those that this system has."""
+    """Return the numbers of those `SIGNALS` that this system has."""
     return [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
 
 
 def stopped_by(number: int) -> str:
-    """Which signal ended the process, in words."""
+    """Return a phrase that names the signal that ended the process."""
     return f"stopped by {signal.Signals(number).name}"

@@ -1,8 +1,8 @@
-"""Files that are there whole or not at all, and that show when they are damaged.
+"""Files that are written whole or not at all, and whose damage is detected.
 
-A file is written beside its place, flushed to disk and renamed, so that a reader finds the old or
-the new one. JSON carries the SHA-256 of its content. Reading never follows a link, waits for a
-pipe or runs what a file says.
+A file is written under a temporary name, flushed to disk and renamed, so that a reader finds the
+old or the new one. JSON files contain the SHA-256 of their content. Reading never follows a link,
+waits for a pipe or runs code from a file.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from safetensors.numpy import save as save_tensors
 from jaxmnist.errors import UsageError, disk_error
 from jaxmnist.reading import largest_file, read_npy
 
-LARGEST_JSON = 2**26  # bytes; a run's own are a thousandth of it
-SEALED = "sealed"  # where a safetensors file keeps JSON with the SHA-256 of everything in it
+LARGEST_JSON = 2**26  # bytes; the files of a run have about a thousandth of that
+SEALED = "sealed"  # metadata key of the JSON with the SHA-256 of all that a safetensors file holds
 
 
 class DamagedFile(UsageError):
-    """A file of a run that is not as it was written.
+    """A file of a run whose content is not what was written.
 
-    path: of the file.
+    path: the file.
     """
 
     def __init__(self, path: Path, problem: str) -> None:
@@ -42,12 +42,12 @@ class DamagedFile(UsageError):
 
 
 class MissingFile(DamagedFile):
-    """A file of a run that is not there."""
+    """A file of a run that does not exist."""
 
 
 @contextmanager
 def disk(path: Path, what: str = "can't be written") -> Iterator[None]:
-    """Say a failure of the file system in one line that names `path`."""
+    """Turn a file-system error into one whose single line names `path`."""
     try:
         yield
     except OSError as error:
@@ -55,19 +55,20 @@ def disk(path: Path, what: str = "can't be written") -> Iterator[None]:
 
 
 def unfinished(path: Path) -> Path:
-    """What a file is called until it is whole; a process that is killed leaves it behind."""
+    """Return the temporary name of a file being written; a killed process leaves that behind."""
     return path.with_name(f".{path.name}.tmp")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole, or not at all.
+    """Write a file whole or not at all.
 
-    Its folder is made, but not the one above that: a run that vanished with its disk stays so.
+    Its folder is created if missing, but not the parent of that: a run that vanished with its disk
+    must not be created again.
     """
     temporary = unfinished(path)
     with disk(path):
         path.parent.mkdir(exist_ok=True)
-        temporary.unlink(missing_ok=True)  # of a process that was killed; or a link elsewhere
+        temporary.unlink(missing_ok=True)  # left by a killed process, or a link elsewhere
         try:
             with open(temporary, "xb") as file:
                 file.write(content)
@@ -85,27 +86,27 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def read_bytes(path: Path, largest: int | None = None) -> bytes:
-    """The content of a file of a run.
+    """Read the content of a file of a run.
 
     Args:
-      path: of a regular file; links are not followed.
-      largest: bytes that it may have; None for what suits the memory.
+      path: a regular file; links are not followed.
+      largest: bytes that it may have; None for `largest_file()`.
 
     Raises:
-      MissingFile: there is none.
-      DamagedFile: something else is there, or it is too large to be a file of a run.
-      UsageError, EnvironmentFailure: the file system refuses or fails, which says nothing of the
-        file.
+      MissingFile: the file does not exist.
+      DamagedFile: it is not a regular file, or is too large to be a file of a run.
+      UsageError, EnvironmentFailure: the file system denies access or fails, which does not mean
+        that the file is damaged.
     """
     largest = largest_file() if largest is None else largest
     try:
-        # Opened so, a pipe without a writer doesn't block.
+        # With O_NONBLOCK, a pipe without a writer doesn't block.
         opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            raise MissingFile(path, "is not there") from None
+            raise MissingFile(path, "does not exist") from None
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV):
-            raise DamagedFile(path, "is a link, or not a file") from None
+            raise DamagedFile(path, "is a link or not a file") from None
         raise disk_error(f"{path}: can't be read", error) from None
     try:
         status = os.fstat(opened)
@@ -120,12 +121,12 @@ def read_bytes(path: Path, largest: int | None = None) -> bytes:
 
 
 def sha256(content: bytes) -> str:
-    """The SHA-256 of some bytes, in hexadecimal digits."""
+    """Return the SHA-256 of some bytes, in hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
 def content_sha256(content: Any) -> str:
-    """The SHA-256 of what JSON says, however it is laid out."""
+    """Return the SHA-256 of a JSON value, which doesn't depend on layout or the order of keys."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return sha256(text.encode())
 
@@ -137,14 +138,14 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_json(path: Path, shape: Any = None) -> dict[str, Any]:
-    """Read what `write_json` wrote, without `sha256`.
+    """Read the object that `write_json` wrote, without its `sha256`.
 
     Args:
-      path: of the file.
-      shape: what it must say, as `fits` knows it.
+      path: the file.
+      shape: the shape that the object must have; see `fits`.
 
-    Raises as `read_bytes`, and `DamagedFile` if the file isn't JSON, has another SHA-256, or
-    doesn't say that.
+    Raises like `read_bytes`, and `DamagedFile` if the file isn't a JSON object, doesn't match its
+    SHA-256, or doesn't have that shape.
     """
     found = read_bytes(path, LARGEST_JSON)
     try:
@@ -162,11 +163,12 @@ def read_json(path: Path, shape: Any = None) -> dict[str, Any]:
 
 
 def fits(value: Any, shape: Any) -> bool:
-    """Whether a value from JSON has a shape.
+    """Return whether a value from JSON has a shape.
 
-    A shape is a type (float: any finite number; int: no bool), None for anything, `{key: shape}`
-    for an object that has at least these keys, `{str: shape}` for one of any keys, `[shape]` for
-    a list, `(shape, shape)` for one of just these members, or a set of strings to choose from.
+    A shape is a type (float: any finite number; int: not a bool), None for anything,
+    `{key: shape}` for an object that has at least these keys, `{str: shape}` for an object with
+    any keys, `[shape]` for a list, `(shape, shape)` for a list of exactly these members, or a set
+    of permitted strings.
 
     >>> fits({"a": [1, 2.5], "b": 1}, {"a": [float]}), fits([1, True], (int, int))
     (True, False)
@@ -194,14 +196,14 @@ def fits(value: Any, shape: Any) -> bool:
 
 
 def array_bytes(array: np.ndarray) -> bytes:
-    """An array as a `.npy` file, which can't hold code."""
+    """Return an array as a `.npy` file, without pickles, which could run code."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
 
 
 def read_array(path: Path, expected: str) -> np.ndarray:
-    """The array of `array_bytes`; `DamagedFile` if its SHA-256 isn't `expected`."""
+    """Read a file of `array_bytes`; raise `DamagedFile` if its SHA-256 isn't `expected`."""
     content = read_bytes(path)
     if sha256(content) != expected:
         raise DamagedFile(path, f"its SHA-256 is {sha256(content)}, not {expected}")
@@ -214,10 +216,10 @@ def read_array(path: Path, expected: str) -> np.ndarray:
 def read_tensors(
     path: Path, key: str, expected: str | None = None
 ) -> tuple[dict[str, np.ndarray], Any]:
-    """The arrays of a safetensors file, and the JSON in its metadata under `key`.
+    """Read the arrays of a safetensors file, and the JSON in its metadata under `key`.
 
-    Raises as `read_bytes`, and `DamagedFile` if it isn't such a file, or `expected` is given and
-    not its SHA-256.
+    Raises like `read_bytes`, and `DamagedFile` if it isn't such a file, or if `expected` is given
+    and isn't its SHA-256.
     """
     content = read_bytes(path)
     if expected is not None and sha256(content) != expected:
@@ -231,14 +233,14 @@ def read_tensors(
 
 
 def sealed_bytes(tensors: dict[str, np.ndarray], content: dict[str, Any]) -> bytes:
-    """A safetensors file of arrays and a JSON object that carries the SHA-256 of both."""
+    """Return a safetensors file of arrays and a JSON object, with the SHA-256 of both."""
     content = {**content, "tensors_sha256": tensors_sha256(tensors)}
     content["sha256"] = content_sha256(content)
     return save_tensors(tensors, {SEALED: json.dumps(content, allow_nan=False)})
 
 
 def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the object of `sealed_bytes`, without the hashes; raises as `read_json`."""
+    """Read a file of `sealed_bytes`: arrays and object without hashes; raises like `read_json`."""
     tensors, content = read_tensors(path, SEALED)
     try:
         stated = content.pop("sha256")
@@ -252,7 +254,7 @@ def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def tensors_sha256(tensors: dict[str, np.ndarray]) -> str:
-    """The SHA-256 of named arrays, their shapes and types."""
+    """Return the SHA-256 of named arrays, their shapes and dtypes."""
     digest = hashlib.sha256()
     for name, array in sorted(tensors.items()):
         digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())

@@ -1,1 +1,1 @@
-"""One module a command, and what their parsers share."""
+"""One module for each command, and what their parsers share."""

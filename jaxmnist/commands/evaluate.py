@@ -1,4 +1,4 @@
-"""`jaxmnist evaluate`: the winner on the test set once more."""
+"""`jaxmnist evaluate`: evaluate the winner on the test set again."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from jaxmnist.commands.parser import Parser, add_run
 
 
 def main(arguments: list[str], program: str = "jaxmnist evaluate") -> None:
-    """The command: one more evaluation on the test set, which the ledger counts."""
-    parser = Parser(program, "Evaluate a run's winner on the test set again, and write that down.")
+    """Run the command: one more evaluation on the test set, which the ledger records."""
+    parser = Parser(
+        program, "Evaluate a run's winner on the test set again, and record that in the ledger."
+    )
     add_run(parser)
     directory = parser.parse_args(arguments).run
-    # JAX takes a second to import; until then a signal would meet no handler.
+    # Imported late: JAX takes a second, during which signals must already be handled.
     from jaxmnist.report.console import Console, notes_on
     from jaxmnist.results.evaluation import describe, look
     from jaxmnist.results.run import locked_run

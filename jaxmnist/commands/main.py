@@ -10,18 +10,18 @@ from jaxmnist.commands import search
 from jaxmnist.commands.parser import run_command
 from jaxmnist.errors import UsageError
 
-# What each module beside this one does.
+# The commands, each a module beside this one, and what they do.
 COMMANDS = {
-    "search": "search, test the winner, fit the SVM; go on where that was interrupted",
+    "search": "search, test the winner, fit the SVM; or resume an interrupted search",
     "evaluate": "evaluate a run's winner on the test set again",
-    "svm": "fit the SVM on a run's features, of its own or of another dataset",
-    "predict": "say which classes images are of",
-    "report": "make a run's page again",
+    "svm": "fit the SVM on a run's features, of its own or another dataset",
+    "predict": "classify images",
+    "report": "rebuild a run's report page",
 }
 
 
 def overview() -> str:
-    """The subcommands with a line each."""
+    """Return the help text: a line for each subcommand."""
     lines = [f"  {name:10} {what}" for name, what in COMMANDS.items()]
     return "\n".join(
         [
@@ -35,7 +35,7 @@ def overview() -> str:
 
 
 def main(arguments: list[str]) -> int | None:
-    """The subcommand that is named first; an overview where none is."""
+    """Run the subcommand that the first argument names; print an overview if there is none."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
         return None
@@ -44,14 +44,14 @@ def main(arguments: list[str]) -> int | None:
         print(f"jaxmnist {__version__}")
         return None
     if name not in COMMANDS:
-        raise UsageError(f"there is no command {name!r}; there are {', '.join(COMMANDS)}")
+        raise UsageError(f"unknown command {name!r}; the commands are {', '.join(COMMANDS)}")
     module = importlib.import_module(f"jaxmnist.commands.{name}")
     status: int | None = module.main(rest, f"jaxmnist {name}")
     return status
 
 
 def start() -> int:
-    """Run the command with the arguments of this process; its exit status."""
+    """Run the command with the arguments of this process; returns the exit status."""
     advice = ""
     if sys.argv[1:2] == ["search"]:
         advice = search.advice(sys.argv)

@@ -1,4 +1,4 @@
-"""What all commands share: their flags, their exit statuses, and what signals do."""
+"""What all commands share: their flags, exit statuses and signal handling."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ CHOICES = {"select": SELECTIONS, "svm_backend": SVM_BACKENDS, "precision": PRECI
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose error is one line."""
+    """A parser whose errors are one line."""
 
     def __init__(self, program: str, description: str) -> None:
         super().__init__(prog=program, description=description, allow_abbrev=False)
         self.add_argument("--version", action="version", version=f"jaxmnist {__version__}")
 
     def error(self, message: str) -> NoReturn:
-        """Raise the error."""
+        """Raise `UsageError` with the message."""
         raise UsageError(f"{message} (--help lists the flags)")
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """Add the run directory that a command reads."""
+    """Add an argument for the run directory that a command reads."""
     parser.add_argument("run", metavar="RUN", help="run directory, such as runs/mnist")
 
 
 def add_settings(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:
-    """Add flags for the settings of `names`, or for all; a flag that isn't given sets nothing."""
+    """Add flags for the settings `names`, or for all; a flag that isn't given sets no attribute."""
     for item in fields(SearchSettings):
         if "help" not in item.metadata or (names is not None and item.name not in names):
             continue
@@ -46,7 +46,7 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str] | None = 
         if item.name in CHOICES:
             text += f" [{', '.join(CHOICES[item.name])}]"
         if kind == "bool":
-            # Where a thing is done unless it is forbidden, both flags are there.
+            # Settings that are on by default have two flags, such as --svm and --no-svm.
             action = argparse.BooleanOptionalAction if item.default else "store_true"
             parser.add_argument(
                 flag(item.name),
@@ -74,9 +74,9 @@ def add_ranges(
     """Add a flag for each hyperparameter.
 
     Args:
-      parser: to add them to.
-      ranges: of the hyperparameters, by name, as text.
-      texts: what hyperparameters are, by name, as far as the network says it.
+      parser: the parser to add them to.
+      ranges: default ranges of the hyperparameters, by name, as text.
+      texts: help texts, by name, of those hyperparameters for which the network has one.
     """
     group = parser.add_argument_group(
         "hyperparameters",
@@ -95,7 +95,7 @@ def add_ranges(
 
 
 def _number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Read a number; what isn't one stays text, for the setting to complain about."""
+    """Return a function that reads a number; other text stays, and the setting refuses it."""
 
     def read(text: str) -> Any:
         try:
@@ -111,24 +111,24 @@ def run_command(
 ) -> int:
     """Run a command's `main` with its arguments; returns the exit status, which `main` may give.
 
-    An error of jaxmnist becomes one line on standard error. `advice` ends the line of a command
-    that a signal has stopped.
+    An error of jaxmnist becomes one line on standard error. `advice` is appended to the line of a
+    command that a signal has stopped.
     """
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that lacks a character shows another one; it doesn't end the search.
+        # A character that the terminal lacks is replaced, and doesn't end the search.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     status = None
     try:
         with signals(advice):
-            with suppress(SystemExit):  # --help and --version have answered
+            with suppress(SystemExit):  # from --help and --version
                 status = main(sys.argv[1:] if arguments is None else arguments)
             if sys.stdout is not None:
                 sys.stdout.flush()
     except JaxmnistError as error:
         return _end(str(error), error.exit_status)
     except ImportError as error:
-        mend = "install jaxmnist with what it needs: python -m pip install --editable ."
+        mend = "install jaxmnist with its dependencies: python -m pip install --editable ."
         return _end(f"{one_line(error)}; {mend}", 1)
     except MemoryError:
         return _end("memory is exhausted", 1)
@@ -136,7 +136,7 @@ def run_command(
         line = f"{stopped_by(stopped.exit_status - 128)}{advice}"
         return _end(line, stopped.exit_status)
     except BrokenPipeError:
-        # Whoever read the output has gone; nothing is left to tell them.
+        # The reader of the output is gone, so that no message can reach it.
         return _end(None, 1)
     except OSError as error:
         failure = disk_error(f"{error.filename or 'output'}", error)
@@ -160,8 +160,7 @@ def _end(line: str | None, status: int) -> int:
             if stream is not None:
                 stream.flush()
         except OSError:
-            # What can't be written now can't be at the end either, where it would change the
-            # exit status.
+            # Python flushes again at exit, where another failure would change the exit status.
             with open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), stream.fileno())
     return status

@@ -1,4 +1,4 @@
-"""`jaxmnist predict`: images from files to classes."""
+"""`jaxmnist predict`: classify images from files."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from jaxmnist.errors import UsageError, local_path, printable
 
 
 def main(arguments: list[str], program: str = "jaxmnist predict") -> int:
-    """The command: a line for each image: its class, its probability, what was done to it.
+    """Run the command: print a line for each image with its class, probability and preparation.
 
-    A file that gives no image gets a line on standard error; the others are answered. Returns the
+    A file without an image gets a line on standard error; the others are classified. Returns the
     exit status.
     """
-    parser = Parser(program, "Say which class the winner of a run takes images for.")
+    parser = Parser(program, "Classify images with the winner of a run.")
     add_run(parser)
     parser.add_argument(
         "files", metavar="FILE", nargs="+", help="PNG or JPEG pictures, or .npy arrays of images"
     )
     given = parser.parse_args(arguments)
-    # JAX takes a second to import; until then a signal would meet no handler.
+    # Imported late: JAX takes a second, during which signals must already be handled.
     import numpy as np
 
     from jaxmnist.data.pictures import read_pictures

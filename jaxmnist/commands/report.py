@@ -1,4 +1,4 @@
-"""`jaxmnist report`: a run's page made again, from its files alone."""
+"""`jaxmnist report`: rebuild a run's report page, from its files alone."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from jaxmnist.errors import printable
 
 
 def main(arguments: list[str], program: str = "jaxmnist report") -> None:
-    """The command."""
+    """Run the command."""
     parser = Parser(
-        program, "Make the page of a run again, finished or not; the test set is not evaluated."
+        program,
+        "Rebuild the report page of a run, finished or not; the test set is not evaluated.",
     )
     add_run(parser)
     path = parser.parse_args(arguments).run
-    # JAX takes a second to import; until then a signal would meet no handler.
+    # Imported late: JAX takes a second, during which signals must already be handled.
     from jaxmnist.report.page import write_page
     from jaxmnist.results.run import Run
 

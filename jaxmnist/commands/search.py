@@ -9,7 +9,7 @@ from jaxmnist.models.study.space import DEFINITION
 
 
 def main(arguments: list[str], program: str = "python -m jaxmnist.search") -> None:
-    """The command."""
+    """Run the command."""
     parser = Parser(
         program, "Random search over small convolutional networks for images like MNIST's."
     )
@@ -20,7 +20,7 @@ def main(arguments: list[str], program: str = "python -m jaxmnist.search") -> No
 
 
 def advice(arguments: list[str]) -> str:
-    """How a search that was stopped goes on."""
+    """Return a phrase that says how to resume a stopped search."""
     goes_on = "; the same command goes on from here"
     if "--overwrite" in arguments:
         goes_on += " (without --overwrite, once trials have begun)"

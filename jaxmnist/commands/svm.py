@@ -1,4 +1,4 @@
-"""`jaxmnist svm`: the SVM on a finished run, on its own data or on another dataset's."""
+"""`jaxmnist svm`: fit the SVM on a finished run's features, of its own or another dataset."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ NAMES = ("dataset", "data_dir", "train_limit", "validation_split", "svm_backend"
 
 
 def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
-    """The command."""
-    parser = Parser(program, "Fit the SVM on the features of a run's winner, as it is.")
+    """Run the command."""
+    parser = Parser(program, "Fit the SVM on the features of a run's winner, which stays as it is.")
     add_run(parser)
     add_settings(parser, NAMES)
     given = vars(parser.parse_args(arguments))
@@ -19,8 +19,8 @@ def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
     own = not given.keys() & {"dataset", "data_dir"}
     for name in ("train_limit", "validation_split"):
         if own and name in given:
-            raise UsageError(f"{flag(name)} goes with --dataset or --data-dir")
-    # JAX takes a second to import; until then a signal would meet no handler.
+            raise UsageError(f"{flag(name)} needs --dataset or --data-dir")
+    # Imported late: JAX takes a second, during which signals must already be handled.
     from jaxmnist.data.dataset import load_dataset
     from jaxmnist.report.console import Console, notes_on
     from jaxmnist.results.run import locked_run

@@ -1,1 +1,1 @@
-"""From bytes on disk, arrays or names to a dataset; pictures for prediction."""
+"""Loading datasets from files or by name, and pictures for prediction."""

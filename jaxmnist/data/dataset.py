@@ -30,7 +30,7 @@ class Dataset:
 
     Images are uint8 where all pixels are whole numbers from 0 to 255, else float32.
     labels: the K labels, ascending, as the data gives them: class k has label `labels[k]`.
-    scale: what pixels are divided by before a network or an SVM sees them; see `files.scale_of`.
+    scale: the divisor of pixels before they reach a network or an SVM; see `formats.scale_of`.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Dataset:
 
     @property
     def classes(self) -> int:
-        """How many classes there are."""
+        """The number of classes, K."""
         return len(self.labels)
 
     @cached_property
     def fingerprint(self) -> str:
-        """The SHA-256 of everything that is in it, the split included."""
+        """The SHA-256 of all of the data, including the split."""
         return self._sha256("train", "validation", "test")
 
     @cached_property
@@ -74,21 +74,21 @@ class Dataset:
 
     @property
     def scale_note(self) -> str | None:
-        """A note on the scale; None for the usual one."""
+        """A note on the scale; None if it is 255."""
         if self.scale == EIGHT_BITS:
             return None
         return (
-            f"note: pixels of {self.name} are divided by {self.scale:g}, the largest of the"
+            f"note: pixels of {self.name} are divided by {self.scale:g}, the largest value in the"
             f" training images, not by {EIGHT_BITS:g}"
         )
 
 
 def load_arrays(dataset: str | None = None, data_dir: str | None = None) -> Arrays:
-    """The arrays of a dataset: from `data_dir`, from the package (mnist), or by its name.
+    """Load the arrays of a dataset: from `data_dir`, from the package (mnist), or by its name.
 
     Args:
       dataset: 'mnist' (also if None), or a name of tensorflow-datasets.
-      data_dir: a folder of IDX files or an `.npz`, read instead of looking for `dataset`.
+      data_dir: a folder of IDX files or an `.npz` file, read instead of `dataset`.
 
     Raises:
       UsageError: an unknown name, or files that are damaged or don't fit together.
@@ -112,7 +112,7 @@ def load_arrays(dataset: str | None = None, data_dir: str | None = None) -> Arra
 
 
 def load_dataset(settings: SearchSettings) -> Dataset:
-    """The dataset that `settings` name, split as they say."""
+    """Load and split the dataset that `settings` specify."""
     return split(
         settings.dataset_name,
         load_arrays(settings.dataset, settings.data_dir),
@@ -125,18 +125,19 @@ def load_dataset(settings: SearchSettings) -> Dataset:
 def split(
     name: str, arrays: Arrays, *, validation_split: float, seed: int, train_limit: int | None = None
 ) -> Dataset:
-    """Part the training images into training and validation.
+    """Split the training images into training and validation images.
 
     Args:
-      name: what to call the dataset.
-      arrays: the dataset as it was found.
-      validation_split: exactly round(validation_split × N) images are drawn, stratified by class.
-      seed: of the draw.
-      train_limit: use the first so many training images only, before the draw.
+      name: the name of the dataset.
+      arrays: the dataset as it was loaded.
+      validation_split: fraction of the N training images to draw, stratified by class; exactly
+        round(validation_split × N) are drawn.
+      seed: the seed of the draw.
+      train_limit: use only the first `train_limit` training images; None for all.
 
     Raises:
-      UsageError: fewer than two classes, a part that would leave a class out, or test labels
-        that training doesn't have.
+      UsageError: fewer than two classes, a class that is absent from a part, or a test label
+        that no training image has.
     """
     x, y = arrays.x_train[:train_limit], arrays.y_train[:train_limit]
     labels, classes, counts = np.unique(y, return_inverse=True, return_counts=True)
@@ -166,14 +167,14 @@ def split(
         arrays.x_test,
         np.searchsorted(labels, arrays.y_test).astype(np.int32),
         tuple(int(label) for label in labels),
-        scale_of(name, arrays.x_train),  # of all training images, whatever the limit
+        scale_of(name, arrays.x_train),  # of all training images, regardless of the limit
     )
 
 
 def _stratified_draw(classes: np.ndarray, counts: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """`size` images, each class in its share: bool[N].
+    """Draw `size` images, from each class in proportion: bool[N].
 
-    Shares are rounded by largest remainders; of equal remainders the larger class comes first.
+    Numbers are rounded by largest remainders; of equal remainders the larger class comes first.
     """
     sizes, remainders = np.divmod(counts * size, len(classes))
     for k in np.lexsort((-counts, -remainders))[: size - sizes.sum()]:

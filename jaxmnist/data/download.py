@@ -1,10 +1,11 @@
 """Datasets by name, through tensorflow-datasets (tfds).
 
 tfds prepares almost every dataset with TensorFlow, which is large and not needed for anything
-else here. So the datasets that are published as MNIST's four IDX files (mnist, fashion_mnist,
-kmnist) are downloaded and verified by tfds and read by `jaxmnist.data.formats`; any other is read,
-without TensorFlow, from what tfds has prepared on disk; only where that is missing is TensorFlow
-asked for. tfds' own directories are used: `TFDS_DATA_DIR`, or `~/tensorflow_datasets`.
+else here. Datasets that are published as four IDX files like MNIST's (mnist, fashion_mnist,
+kmnist) are therefore downloaded and verified by tfds and read by `jaxmnist.data.formats`. Any other
+is read, without TensorFlow, from the files that tfds has prepared on disk; TensorFlow is needed
+only where these are missing. The directory is tfds' own: `TFDS_DATA_DIR`, or
+`~/tensorflow_datasets`.
 """
 
 from __future__ import annotations
@@ -32,22 +33,22 @@ from jaxmnist.errors import EnvironmentFailure, JaxmnistError, UsageError, one_l
 from jaxmnist.reading import largest_file
 
 CONNECT_SECONDS = 5.0  # for each address of a host
-READ_SECONDS = 30.0  # of silence from a connected host
+READ_SECONDS = 30.0  # without data from a connected host
 
 
 def load_named(name: str) -> Arrays:
-    """The train and test parts of the tfds dataset `name`, or `name/config` (`emnist/letters`).
+    """Load the train and test parts of the tfds dataset `name`, such as `emnist/letters`.
 
     Args:
-      name: as tfds lists it, in lower case.
+      name: as tfds lists it, in lower case; `name/config` for a configuration.
 
     Returns:
       images uint8[N, H, W, C] and labels int64[N]. IDX files keep their published order; tfds
-      shuffles what it prepares, always in the same way.
+      shuffles the datasets that it prepares, always in the same way.
 
     Raises:
-      UsageError: there is no such dataset, it isn't one of images of one size with a label and
-        both parts, or its files are damaged or can't be written.
+      UsageError: there is no such dataset, it lacks images of one size, labels or one of the
+        parts, or its files are damaged or can't be written.
       EnvironmentFailure: it can't be downloaded or prepared here.
     """
     with _tamed_tfds() as tfds:
@@ -64,9 +65,9 @@ def load_named(name: str) -> Arrays:
 
 @contextlib.contextmanager
 def _tamed_tfds() -> Iterator[Any]:
-    """The module tensorflow_datasets, quiet and giving up in seconds; as it was, on leaving."""
+    """Yield the module tensorflow_datasets, quiet and with short time-outs; restore it on exit."""
     try:
-        # Only datasets by name need it; a search on other data goes without it.
+        # Only datasets by name need it; a search on other data works without it.
         import tensorflow_datasets as tfds
         from absl import logging
         from tensorflow_datasets.core.download import downloader
@@ -78,14 +79,14 @@ def _tamed_tfds() -> Iterator[Any]:
         ) from None
     before = downloader.MAX_RETRIES, downloader._open_url, tqdm_utils._active
     verbosity = logging.get_verbosity()
-    # Ten retries with growing pauses take 204 s to find that there is no network; and tfds sets
-    # no time-outs, but passes on whatever its `_open_url` is given to `requests`.
+    # Without a network, ten retries with growing pauses take 204 s. tfds sets no time-outs, but
+    # its `_open_url` passes its keyword arguments on to `requests`.
     downloader.MAX_RETRIES = 0
     downloader._open_url = functools.partial(before[1], timeout=(CONNECT_SECONDS, READ_SECONDS))
     tqdm_utils._active = before[2] and sys.stderr.isatty()
     logging.set_verbosity(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # of its banners
+        with contextlib.redirect_stdout(io.StringIO()):  # hides its banners
             yield tfds
     finally:
         downloader.MAX_RETRIES, downloader._open_url, tqdm_utils._active = before
@@ -93,17 +94,17 @@ def _tamed_tfds() -> Iterator[Any]:
 
 
 def _find_builder(tfds: Any, name: str, data_dir: Path) -> Any:
-    """The tfds builder of `name` or `name/config`; `UsageError` with near matches if none."""
+    """Return the tfds builder of `name`; raise `UsageError` with near matches if there is none."""
     known = tfds.list_builders(with_community_datasets=False)
     dataset, _, config = name.partition("/")
-    # tfds reads more into a name: versions, arguments, other sites' catalogues.
+    # tfds accepts more in a name: versions, arguments, other sites' catalogues.
     if re.fullmatch(r"[a-z]\w*(/\w[\w.\-]*)?", name, re.ASCII):
         try:
             return tfds.builder(name, data_dir=data_dir)
         except ImportError as error:
             reason = f"needs a package that isn't installed: {one_line(error)}"
             raise EnvironmentFailure(f"{name} {reason}") from None
-        except Exception as error:  # the code of any of hundreds of datasets
+        except Exception as error:  # a dataset's code may raise anything
             if dataset in known and not config:
                 raise UsageError(f"{name} can't be opened: {one_line(error)}") from None
     if config and dataset in known:
@@ -116,12 +117,12 @@ def _find_builder(tfds: Any, name: str, data_dir: Path) -> Any:
         what = f"dataset {name[:100]!r}"
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     if not config and importlib.util.find_spec("tensorflow") is None:
-        hint += " (some it knows only where TensorFlow is installed)"
+        hint += " (some datasets exist only where TensorFlow is installed)"
     raise UsageError(f"tensorflow-datasets has no {what}{hint}")
 
 
 def _idx_urls(builder: Any) -> dict[str, str] | None:
-    """The addresses of the four IDX files, if that is how the dataset is published."""
+    """Return the URLs of the four IDX files, if the dataset is published as such."""
     base = getattr(builder, "URL", None)
     if not isinstance(base, str):
         return None
@@ -132,7 +133,7 @@ def _idx_urls(builder: Any) -> dict[str, str] | None:
 def _load_idx(
     tfds: Any, name: str, urls: dict[str, str], url_infos: Any, downloads: Path
 ) -> Arrays:
-    """The arrays of four IDX files, downloaded unless they are in `downloads` already."""
+    """Read the arrays of four IDX files, downloaded unless they are in `downloads` already."""
     try:
         manager = tfds.download.DownloadManager(
             download_dir=downloads,
@@ -141,28 +142,28 @@ def _load_idx(
             url_infos=url_infos,
             force_checksums_validation=True,
         )
-        # One after the other: no thread is left trying when the first has failed.
+        # One after the other, so that no thread keeps trying when the first has failed.
         paths = {key: Path(manager.download(url)) for key, url in urls.items()}
-    except Exception as error:  # tfds', requests' or the file system's
+    except Exception as error:  # of tfds, requests or the file system
         files = ", ".join(f"{file}.gz" for file in IDX_NAMES.values())
         advice = f"put {files} into a folder and name it with --data-dir"
         raise _explain(f"{name} can't be downloaded", error, downloads, advice) from None
     try:
         found = {key: read_idx(path) for key, path in paths.items()}
     except UsageError as error:
-        raise UsageError(f"{error}; delete it, and it is downloaded again") from None
+        raise UsageError(f"{error}; delete it to download it again") from None
     return check_arrays(name, **found)
 
 
 def _check_features(tfds: Any, name: str, features: Any) -> None:
-    """`UsageError` unless every example has a uint8 image of one size and an integer label."""
+    """Raise `UsageError` unless examples have uint8 images of one size and integer labels."""
     found = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
     image, label = found.get("image"), found.get("label")
     if not isinstance(image, tfds.features.Image):
         raise UsageError(f"{name}: has no feature 'image' that is an image")
     if len(image.shape) != 3 or None in image.shape:
         sizes = "×".join("?" if side is None else str(side) for side in image.shape)
-        raise UsageError(f"{name}: its images are of varying sizes ({sizes}), not of one")
+        raise UsageError(f"{name}: its images have varying sizes ({sizes}), not a fixed one")
     if image.np_dtype != np.uint8:
         raise UsageError(f"{name}: its images are {np.dtype(image.np_dtype)}, not uint8")
     scalar = isinstance(label, tfds.features.Tensor) and label.shape == ()
@@ -171,7 +172,7 @@ def _check_features(tfds: Any, name: str, features: Any) -> None:
 
 
 def _prepare(tfds: Any, name: str, builder: Any) -> None:
-    """Downloads and prepares a dataset with TensorFlow, where that is installed."""
+    """Download and prepare a dataset with TensorFlow, where that is installed."""
     root = builder.data_dir_root
     if importlib.util.find_spec("tensorflow") is None:
         raise EnvironmentFailure(
@@ -182,13 +183,13 @@ def _prepare(tfds: Any, name: str, builder: Any) -> None:
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
         builder.download_and_prepare(download_config=config)
-    except Exception as error:  # the code of any of hundreds of datasets
+    except Exception as error:  # a dataset's code may raise anything
         advice = "name a folder of IDX files or an .npz file with --data-dir instead"
         raise _explain(f"{name} can't be prepared", error, Path(root), advice) from None
 
 
 def _read_prepared(tfds: Any, name: str, builder: Any) -> Arrays:
-    """The arrays of a prepared dataset, decoded without TensorFlow, the same with or without."""
+    """Decode a prepared dataset; TensorFlow isn't needed, and doesn't change the arrays."""
     parts: dict[str, np.ndarray] = {}
     shape = builder.info.features["image"].shape
     for part in ("train", "test"):
@@ -197,7 +198,7 @@ def _read_prepared(tfds: Any, name: str, builder: Any) -> Arrays:
             raise UsageError(f"{name}: has no part {part!r}; it has {has}")
         size = builder.info.splits[part].num_examples
         if size * math.prod(shape) > largest_file():
-            raise UsageError(f"{name}: its {part} part is too large for the memory")
+            raise UsageError(f"{name}: its {part} part is too large for this machine's memory")
         images, labels = np.empty((size, *shape), np.uint8), np.empty(size, np.int64)
         count = 0
         try:
@@ -214,11 +215,11 @@ def _read_prepared(tfds: Any, name: str, builder: Any) -> Arrays:
 
 
 def _examples(tfds: Any, builder: Any, part: str) -> Iterator[Any]:
-    """Examples as dicts with image uint8[H, W, C] and label, in the order on disk."""
+    """Yield examples as dicts with image uint8[H, W, C] and label, in the order on disk."""
     if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
         yield from builder.as_data_source(part)
         return
-    # tfds leaves this format to TensorFlow, though its own decoder of the records does without.
+    # tfds reads this format with TensorFlow, though its own decoder of the records needs none.
     for path in builder.info.splits[part].filepaths:
         with open(path, "rb") as file:
             while head := file.read(12):  # a record's length and the length's checksum
@@ -228,7 +229,7 @@ def _examples(tfds: Any, builder: Any, part: str) -> Iterator[Any]:
 
 
 def _explain(what: str, error: Exception, folder: Path, advice: str) -> JaxmnistError:
-    """The error to raise for one of tfds, requests or the file system: a line and its kind."""
+    """Return the error to raise for an error of tfds, requests or the file system."""
     # Both come with tensorflow-datasets, which only datasets by name need.
     import requests
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError

@@ -23,8 +23,8 @@ from jaxmnist.reading import largest_file, read_npy, read_up_to
 
 UNSIGNED_BYTES = 8
 MOST_AXES = 4  # of an array of images
-EIGHT_BITS = 255.0  # the largest pixel of usual images
-OVER = 8  # times the scale; images that reach further are of another one
+EIGHT_BITS = 255.0  # the largest pixel of 8-bit images
+OVER = 8  # times the scale; images with larger pixels are on another scale
 
 IDX_NAMES = {
     "x_train": "train-images-idx3-ubyte",
@@ -35,7 +35,7 @@ IDX_NAMES = {
 
 
 class Arrays(NamedTuple):
-    """A dataset as it was found: images [N, H, W, C] and labels int64[N] of two parts.
+    """A dataset as it was loaded: images [N, H, W, C] and labels int64[N] of two parts.
 
     Images are uint8 where all pixels are whole numbers from 0 to 255, else float32, in both parts.
     """
@@ -47,11 +47,11 @@ class Arrays(NamedTuple):
 
 
 def read_idx(path: Path, sha256: str | None = None) -> np.ndarray:
-    """The array in an IDX file of unsigned bytes, gzipped if the name ends in `.gz`.
+    """Read the array in an IDX file of unsigned bytes, gzipped if the name ends in `.gz`.
 
     Args:
       path: the file.
-      sha256: of the uncompressed bytes, checked where given.
+      sha256: the SHA-256 that the uncompressed bytes must have; None for no check.
 
     Raises:
       UsageError: the file can't be read, isn't IDX, is shorter or longer than its header says,
@@ -66,22 +66,23 @@ def read_idx(path: Path, sha256: str | None = None) -> np.ndarray:
             if len(head) < 4 or head[:2] != b"\0\0" or not axes or len(shape_bytes) < 4 * axes:
                 raise UsageError(f"{path}: not an IDX file: its header is wrong or cut short")
             if axes > MOST_AXES:
-                raise UsageError(f"{path}: an IDX file of {axes} axes; images have 4 at most")
+                raise UsageError(f"{path}: is an IDX file of {axes} axes; images have at most 4")
             if head[2] != UNSIGNED_BYTES:
                 raise UsageError(
-                    f"{path}: an IDX file of type {head[2]:#x}; only unsigned bytes, 0x8, are read"
+                    f"{path}: is an IDX file of type {head[2]:#x}; only 0x8, unsigned bytes, is"
+                    " read"
                 )
             shape = tuple(int(side) for side in np.frombuffer(shape_bytes, ">u4"))
             size = math.prod(shape)
             if size > largest_file():
-                raise UsageError(f"{path}: its header claims {size} bytes, more than can be used")
-            # One byte more than the header promises tells a longer file; a shorter one shows too.
+                raise UsageError(f"{path}: its header states {size} bytes, more than can be loaded")
+            # One byte more than the header states shows whether the file is longer.
             content = read_up_to(file, size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path}: can't be read: {reason(error)}") from None
     if len(content) != size:
         found = f"only {len(content)}" if len(content) < size else "more"
-        raise UsageError(f"{path}: its header promises {size} bytes of data, it has {found}")
+        raise UsageError(f"{path}: its header states {size} bytes of data, but it has {found}")
     if sha256 is not None:
         digest = hashlib.sha256(head + shape_bytes)
         digest.update(content)
@@ -93,10 +94,10 @@ def read_idx(path: Path, sha256: str | None = None) -> np.ndarray:
 
 
 def read_idx_folder(folder: Path, sha256: dict[str, str] | None = None) -> Arrays:
-    """The four IDX files of a folder, named as MNIST's, each with or without `.gz`."""
+    """Read the four IDX files of a folder, named like MNIST's, each with or without `.gz`."""
     found = {}
     for key, name in IDX_NAMES.items():
-        # MNIST's files are also handed round as train-images.idx3-ubyte.
+        # MNIST's files are also distributed as train-images.idx3-ubyte.
         candidates = [
             folder / f"{base}{end}"
             for base in (name, name.replace("-idx", ".idx"))
@@ -110,7 +111,7 @@ def read_idx_folder(folder: Path, sha256: dict[str, str] | None = None) -> Array
 
 
 def read_npz(path: Path) -> Arrays:
-    """The arrays x_train, y_train, x_test and y_test of an `.npz` file; it can't run code."""
+    """Read x_train, y_train, x_test and y_test from an `.npz` file, which can't run code."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = npz_names(archive)
@@ -121,7 +122,7 @@ def read_npz(path: Path) -> Arrays:
                     )
             size = sum(archive.getinfo(f"{key}.npy").file_size for key in Arrays._fields)
             if size > largest_file():
-                raise UsageError(f"{path}: unpacks to {size} bytes, more than can be used")
+                raise UsageError(f"{path}: unpacks to {size} bytes, more than can be loaded")
             found = {key: read_npz_member(path, archive, key) for key in Arrays._fields}
     except UsageError:
         raise
@@ -131,12 +132,12 @@ def read_npz(path: Path) -> Arrays:
 
 
 def npz_names(archive: zipfile.ZipFile) -> list[str]:
-    """The names of the arrays in an `.npz`."""
+    """Return the names of the arrays in an `.npz` file."""
     return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
 
 def read_npz_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """The array `name` of the `.npz` at `path`: see `read_npy`."""
+    """Read the array `name` of the `.npz` file at `path`; see `read_npy`."""
     entry = archive.getinfo(f"{name}.npy")
     with archive.open(entry) as member:
         return read_npy(f"{path}: {name}", member, entry.file_size)
@@ -145,7 +146,7 @@ def read_npz_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarr
 def check_arrays(
     source: str, x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray
 ) -> Arrays:
-    """`Arrays` of these, images with a channel axis; `UsageError` if they don't fit together."""
+    """Return `Arrays`, images with a channel axis; `UsageError` if they don't fit together."""
     parts = {}
     for part, images, labels in (("train", x_train, y_train), ("test", x_test, y_test)):
         parts[f"x_{part}"] = check_images(f"{source}: x_{part}", images)
@@ -164,41 +165,41 @@ def check_arrays(
 
 
 def check_images(name: str, images: np.ndarray) -> np.ndarray:
-    """Images [N, H, W, C]: uint8 if all pixels are whole numbers from 0 to 255, else float32.
+    """Return images [N, H, W, C]: uint8 if all pixels are whole numbers 0 to 255, else float32.
 
     Args:
       name: what to call them in errors.
-      images: [N, H, W] or [N, H, W, C] of any numbers or truth values.
+      images: [N, H, W] or [N, H, W, C] of any numbers or booleans.
 
     Raises:
-      UsageError: another shape, or pixels that are negative, not finite, or no numbers.
+      UsageError: another shape, or pixels that are negative, not finite, or not numbers.
     """
     if images.ndim not in (3, 4) or 0 in images.shape[1:]:
         raise UsageError(f"{name}: images must be (N, H, W) or (N, H, W, C), not {images.shape}")
     if images.dtype.kind not in "biuf":
         raise UsageError(f"{name}: pixels must be numbers, not {images.dtype}")
     if images.dtype != np.uint8:
-        # NumPy warns of what doesn't fit into float32; it is refused here.
+        # NumPy warns about values beyond float32's range, which are refused here.
         with np.errstate(over="ignore"):
             real = images.astype(np.float32)
         if not np.isfinite(real).all():
             raise UsageError(f"{name}: has pixels that are not finite numbers")
         if images.size and images.min() < 0:
             raise UsageError(
-                f"{name}: has negative pixels, down to {real.min():g}; add a number that makes"
-                " black 0"
+                f"{name}: has negative pixels, down to {real.min():g}; shift the values so that"
+                " black is 0"
             )
-        # Of the array as it came: float32 would round some fractions to whole numbers.
+        # Check the original array: float32 would round some fractions to whole numbers.
         is_whole = bool(np.all(images <= 255)) and bool(np.all(images == np.floor(images)))
         images = images.astype(np.uint8) if is_whole else real
     return images if images.ndim == 4 else images[..., None]
 
 
 def scale_of(name: str, images: np.ndarray) -> float:
-    """What pixels of images like these are divided by, so that they reach from 0 to about 1.
+    """Return the number to divide pixels of such images by, so that they range from 0 to about 1.
 
-    255 where 8-bit images have a value above 127, else their largest value: images of 0 and 1,
-    of 0..16, or of 12 bits are then as bright as others.
+    It is 255 if 8-bit images have a value above 127, else the largest value, so that images of 0
+    and 1, of 0..16, or of 12 bits become as bright as others.
 
     Args:
       name: what to call the images in errors.
@@ -214,16 +215,16 @@ def scale_of(name: str, images: np.ndarray) -> float:
 
 
 def check_levels(name: str, images: np.ndarray, scale: float) -> None:
-    """Raise `UsageError` if `images`, as `check_images` gives them, are not of this scale.
+    """Raise `UsageError` if `images`, as `check_images` gives them, are not on this scale.
 
-    Pixels may exceed the scale, as test images may be brighter than all training images, but not
-    `OVER` times; and fractions up to 1 are not what a scale of many levels belongs to.
+    Pixels may exceed the scale, as test images may be brighter than all training images, but at
+    most `OVER` times; and fractions up to 1 don't belong to a scale above `OVER`.
     """
     largest = float(images.max(initial=0))
     if largest > OVER * scale or (images.dtype != np.uint8 and largest <= 1 and scale > OVER):
         raise UsageError(
             f"{name}: its pixels reach {largest:g}, and those of the training images {scale:g};"
-            " give both on one scale"
+            " use the same scale for both"
         )
 
 
@@ -240,7 +241,7 @@ def _check_labels(name: str, labels: np.ndarray) -> np.ndarray:
 
 
 def reason(error: BaseException) -> str:
-    """An exception's message in one line, without the path that the caller names already."""
+    """Return an exception's message as one line, without the path, which the caller names."""
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
     return one_line(error)

@@ -1,7 +1,7 @@
 """Images for prediction from files: arrays as they are, pictures prepared as MNIST's digits were.
 
-A picture of a digit is drawn dark on bright paper, anywhere and of any size; a network trained on
-MNIST knows bright digits on black, all of one size and in the middle. `mnist_like` bridges that.
+In a picture a digit is dark on bright paper, anywhere and of any size; a network trained on MNIST
+expects bright digits on black, all of one size and centred. `mnist_like` converts one to the other.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from jaxmnist.reading import read_npy
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 LARGEST_PICTURE = 64 * 10**6  # pixels; more than a phone's camera takes
 BRIGHT = 127  # a border above this level is paper, not the black around MNIST's digits
-LEAST_INK = 16  # levels above the background; less is what JPEG leaves of a plain surface
+LEAST_INK = 16  # levels above the background; less may be JPEG noise on a plain surface
 FAINT = 192  # a digit whose brightest pixel is below this level gets its contrast stretched
 
 
-@dataclass(frozen=True, eq=False)  # arrays have no single truth to compare by
+@dataclass(frozen=True, eq=False)  # arrays don't compare to a single truth value
 class Picture:
-    """One image for a network, with what was done to make it.
+    """One image for a network, with the steps that made it.
 
     Attributes:
-      name: what to call it in output: the path, and of a stack of images "path[3]".
+      name: what to call it in output: the path, or "path[3]" for one of a stack of images.
       image: uint8 or float32[H, W, C], as the network takes it.
-      steps: what was done, in words and in order; empty where it is used as it is.
+      steps: a phrase for each step, in order; empty if the image is used as it is.
     """
 
     name: str
@@ -54,24 +54,24 @@ class Picture:
 def read_pictures(
     path: Path, image_shape: tuple[int, int, int], scale: float = EIGHT_BITS
 ) -> list[Picture]:
-    """The images of a file; its content, not its name, says what kind it is.
+    """Read the images of a file, whose type is determined by its content, not its name.
 
     Args:
       path: an array (`.npy`, or `.npz` with an array `images` or a single one) of numbers
-        0..scale in the shape [H, W, C] or [N, H, W, C], where C is 1 also [H, W] or [N, H, W],
+        0..scale in the shape [H, W, C] or [N, H, W, C], or if C is 1 also [H, W] or [N, H, W],
         which is used as it is; or a picture (PNG, JPEG, BMP, GIF, WebP). For one channel a
-        picture is prepared by `mnist_like`, for three the whole of it is scaled to H×W.
+        picture is prepared by `mnist_like`, for three it is scaled as a whole to H×W.
       image_shape: the network's (H, W, C).
-      scale: of the network's images; see `Dataset`.
+      scale: the scale of the network's images; see `Dataset`.
 
     Raises:
-      UsageError: the file can't be read, is damaged, is too large, shows nothing, or doesn't suit
-        the network.
+      UsageError: the file can't be read, is damaged, is too large, is blank, or doesn't suit the
+        network.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise UsageError(f"{path}: not a file with an image: a folder or a device")
-        # What Pillow and NumPy warn of is either harmless here or refused below.
+            raise UsageError(f"{path}: is a folder or a device, not a file with an image")
+        # Whatever Pillow and NumPy warn about is either harmless here or refused below.
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             head = file.read(6)
@@ -83,8 +83,8 @@ def read_pictures(
                 return _from_array(path, _read_npz(path, file), image_shape, scale)
             if image_shape[2] not in (1, 3):
                 raise UsageError(
-                    f"{path}: not an array (.npy, .npz); this network's images have"
-                    f" {image_shape[2]} channels, which a picture can't give"
+                    f"{path}: is not an array (.npy, .npz); this network's images have"
+                    f" {image_shape[2]} channels, and pictures give only 1 or 3"
                 )
             pixels, steps = _read_picture(path, file)
     except UsageError:
@@ -104,17 +104,18 @@ def read_pictures(
 def mnist_like(
     path: Path, pixels: np.ndarray, height: int, width: int
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """A picture made like MNIST's digits, and what that took.
+    """Convert a picture into an image like MNIST's digits.
 
-    It is made grey and, if the median of its outermost pixels is bright, inverted. If it then was
-    not inverted and has the right size, it is left so. Otherwise the median of the border is the
-    background and is subtracted, and noise with it: rises below six standard deviations of the
-    border (estimated by nine median absolute deviations). Ink is what rises by more than
-    `LEAST_INK` levels and by a quarter of what such pixels reach (their 95th percentile); patches
-    of it smaller than a twentieth of the largest are specks. The ink's bounding box is scaled with
-    its aspect ratio kept into a square of 20/28 of the image (20×20 for MNIST), its contrast is
-    stretched if it is faint, and its centre of mass is moved to the image's centre, pixel 14 of
-    0..27 as in MNIST, by whole pixels and no further than the image reaches.
+    The picture is converted to grey and, if the median of its outermost pixels is bright, inverted.
+    If it was not inverted and has the right size, it is used as it is. Otherwise the median of the
+    border is subtracted as the background, and pixels that then lie below six standard deviations
+    of the border (estimated as nine median absolute deviations) are set to 0 as noise. Ink
+    consists of the pixels that exceed the background by more than `LEAST_INK` levels and by a
+    quarter of the 95th percentile of all such pixels; patches smaller than a twentieth of the
+    largest are ignored as specks. The ink's bounding box is scaled, with its aspect ratio kept,
+    into a square of 20/28 of the image (20×20 for MNIST), its contrast is stretched if it is
+    faint, and its centre of mass is moved to the image's centre, pixel 14 of 0..27 as in MNIST,
+    by whole pixels and no further than the image reaches.
 
     Args:
       path: the picture's file, for errors.
@@ -139,7 +140,7 @@ def mnist_like(
     if pixels.ndim == 3:
         grey = np.asarray(Image.fromarray(pixels).convert("L"))
         if (pixels[..., :1] != pixels[..., 1:]).any():
-            steps.append("made grey")
+            steps.append("converted to grey")
     inverted = float(np.median(_border(grey))) > BRIGHT
     if inverted:
         grey = 255 - grey
@@ -151,25 +152,25 @@ def mnist_like(
     ink = ink[box]
     side = max(1, round(20 / 28 * min(height, width)))
     rows, columns = (max(1, round(length * side / max(ink.shape))) for length in ink.shape)
-    # Pillow's filters cover all of the source when they shrink: this is the anti-aliasing. In
-    # floating point, a hairline on a large sheet doesn't round to nothing before it is stretched.
+    # When they shrink an image, Pillow's filters cover all of the source, which anti-aliases. In
+    # floating point, a thin line on a large sheet doesn't round to 0 before it is stretched.
     exact = Image.fromarray(ink.astype(np.float32))
     digit = np.asarray(exact.resize((columns, rows), Image.Resampling.BICUBIC)).clip(0, 255)
-    steps.append(f"fitted into {side}×{side}")
+    steps.append(f"scaled into {side}×{side}")
     if digit.max() < FAINT:
         steps.append("faint: contrast stretched")
         digit = digit * (255 / digit.max())
-    steps.append("centred by its mass")
+    steps.append("centred by centre of mass")
     return _centred(np.round(digit).astype(np.uint8), height, width)[..., None], tuple(steps)
 
 
 def _border(grey: np.ndarray) -> np.ndarray:
-    """The outermost frame of pixels of [h, w], as one axis."""
+    """Return the outermost pixels of [h, w] as one axis."""
     return np.concatenate([grey[0], grey[-1], grey[1:-1, 0], grey[1:-1, -1]])
 
 
 def _find_ink(path: Path, grey: np.ndarray) -> tuple[np.ndarray, tuple[slice, slice]]:
-    """uint8[h, w] above the background, noise set to 0, and the box of ink: see `mnist_like`."""
+    """Return uint8[h, w] above the background, noise set to 0, and the bounding box of ink."""
     border = _border(grey)
     background = round(float(np.median(border)))
     noise = 9 * float(np.median(np.abs(border.astype(np.int16) - background)))
@@ -188,7 +189,7 @@ def _find_ink(path: Path, grey: np.ndarray) -> tuple[np.ndarray, tuple[slice, sl
 
 
 def _centred(digit: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8[H, W] of zeros with `digit` [h, w] in it, by its mass as central as there is room."""
+    """Return uint8[H, W] of zeros with `digit` [h, w] centred by its mass, as far as it fits."""
     image = np.zeros((height, width), np.uint8)
     corner = []
     for axis, length in enumerate((height, width)):
@@ -201,8 +202,8 @@ def _centred(digit: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _scaled_rgb(pixels: np.ndarray, height: int, width: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """uint8[H, W, 3] of a whole picture uint8[h, w] or uint8[h, w, 3], and what that took."""
-    steps = ["made RGB of grey"] if pixels.ndim == 2 else []
+    """Scale a whole picture uint8[h, w] or uint8[h, w, 3] to uint8[H, W, 3]; give the steps too."""
+    steps = ["converted from grey to RGB"] if pixels.ndim == 2 else []
     picture = Image.fromarray(pixels).convert("RGB")
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
@@ -211,13 +212,13 @@ def _scaled_rgb(pixels: np.ndarray, height: int, width: int) -> tuple[np.ndarray
 
 
 def _read_picture(path: Path, file: BinaryIO) -> tuple[np.ndarray, list[str]]:
-    """uint8[h, w] or uint8[h, w, 3] of a picture, upright and without transparency, and steps."""
-    too_large = f"{path}: too large: over {LARGEST_PICTURE // 10**6} megapixels"
+    """Read a picture, upright and opaque, as uint8[h, w] or uint8[h, w, 3], and its steps."""
+    too_large = f"{path}: is too large: over {LARGEST_PICTURE // 10**6} megapixels"
     try:
         picture: Image.Image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         raise UsageError(
-            f"{path}: no image that can be read: neither PNG, JPEG, BMP, GIF, WebP nor .npy, .npz"
+            f"{path}: is not a readable image: PNG, JPEG, BMP, GIF, WebP, .npy or .npz is needed"
         ) from None
     except Image.DecompressionBombError:
         raise UsageError(too_large) from None
@@ -238,36 +239,36 @@ def _read_picture(path: Path, file: BinaryIO) -> tuple[np.ndarray, list[str]]:
     flat = _without_transparency(picture, steps)
     if upright is not None:
         flat = flat.transpose(upright)
-        steps.append("turned as its EXIF orientation says")
+        steps.append("turned upright by its EXIF orientation")
     return np.array(flat), steps
 
 
 def _without_transparency(picture: Image.Image, steps: list[str]) -> Image.Image:
-    """The picture in mode L or RGB, on white where it is transparent, which is added to `steps`."""
-    if picture.mode.startswith("I"):  # a grey PNG of 16 bits
+    """Return the picture in mode L or RGB; transparency becomes white, which `steps` then says."""
+    if picture.mode.startswith("I"):  # a 16-bit grey PNG
         levels = np.array(picture).astype(np.int32)
         clear = levels == picture.info.get("transparency", -1)
         if clear.any():
             levels[clear] = 65535
-            steps.append("put on white: it is transparent")
-        # 65535 is 257 × 255: levels that were 8 bits once come back exactly.
+            steps.append("transparency replaced by white")
+        # 65535 is 257 × 255: levels that were once 8 bits are restored exactly.
         return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         if picture.getchannel("A").getextrema() != (255, 255):
             white = Image.new("RGBA", picture.size, "white")
             picture = Image.alpha_composite(white, picture)
-            steps.append("put on white: it is transparent")
+            steps.append("transparency replaced by white")
     return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
 
 
 def _read_npz(path: Path, file: BinaryIO) -> np.ndarray:
-    """The array `images` of an `.npz`, or its only one."""
+    """Read the array `images` of an `.npz` file, or its only array."""
     with zipfile.ZipFile(file) as archive:
         names = npz_names(archive)
         if "images" not in names and len(names) != 1:
             raise UsageError(
-                f"{path}: needs an array images, or a single one;"
+                f"{path}: needs an array named images, or a single array;"
                 f" it has {', '.join(names)[:200] or 'none'}"
             )
         return read_npz_member(path, archive, "images" if "images" in names else names[0])
@@ -276,13 +277,13 @@ def _read_npz(path: Path, file: BinaryIO) -> np.ndarray:
 def _from_array(
     path: Path, array: np.ndarray, image_shape: tuple[int, int, int], scale: float
 ) -> list[Picture]:
-    """Pictures of an array of one image or a stack of them, checked against the network's."""
+    """Return the pictures of one image or a stack of them, checked against the network's."""
     height, width, channels = image_shape
     single = [image_shape] + [(height, width)] * (channels == 1)
     if array.shape not in single and array.shape[1:] not in single:
         raise UsageError(
-            f"{path}: an array {array.shape}; this network takes images {image_shape}, or a stack"
-            f" of them, {('N', *image_shape)}".replace("'", "")
+            f"{path}: is an array {array.shape}; this network takes images {image_shape}, or a"
+            f" stack of them, {('N', *image_shape)}".replace("'", "")
         )
     stack = check_images(str(path), array.reshape(-1, *image_shape))
     if len(stack) == 0:
@@ -291,8 +292,8 @@ def _from_array(
     largest, steps = float(stack.max()), []
     if largest < scale / OVER:
         steps.append(
-            f"used as it is, though its largest pixel is {largest:g}, and {scale:g} that of the"
-            " training images"
+            f"used as it is, though its largest pixel is {largest:g}, and that of the training"
+            f" images {scale:g}"
         )
     names = [str(path)] if array.shape in single else [f"{path}[{i}]" for i in range(len(stack))]
     return [Picture(name, image, tuple(steps)) for name, image in zip(names, stack, strict=True)]

@@ -1,1 +1,1 @@
-"""The run directory: its lock, its records, its ledger; which files a run has, and writing them."""
+"""The run directory: its files, lock, trial records and ledger, and how they are written."""

@@ -1,4 +1,4 @@
-"""Reading a run: where its files are, what it is, its trials, its ledger."""
+"""Reading a run: the paths of its files, search.json, its trials, its ledger."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from jaxmnist.whole_files import (
 
 logger = logging.getLogger("jaxmnist")
 T = TypeVar("T")
-MOST_THREADS = 4096  # that a run may ask XLA's thread pool to have
+MOST_THREADS = 4096  # the largest size of XLA's thread pool that search.json may state
 PROGRAM = "jaxmnist"
 FORMAT = 1
 # What a run directory may hold; `--overwrite` deletes nothing else.
@@ -41,31 +41,31 @@ CONTENTS = (
     "tensorboard",
     "report.html",
 )
-# What `--overwrite` leaves there: a look at a test set has happened, whatever becomes of the run.
+# What `--overwrite` leaves: evaluations on a test set have happened, even if the run is deleted.
 LASTING = ("lock", "ledger.jsonl")
-# What search.json says of the run itself; what was searched is for `run.Run` to read.
+# What search.json says about the run itself; `results.run.Run` reads what was searched.
 SEARCH_SHAPE = {
     "identity": dict,
     "sessions": [{"versions": {str: str}, "device": dict}],
 }
-# What it says under `stacking`, unless that is null: how the trials share programs.
+# Its field `stacking`, unless that is null: how the trials share programs.
 STACKING_SHAPE = {"way": str, "lanes": int, "padding": {str: int}}
 
 
 def exists(path: Path) -> bool:
-    """Whether a run has been started in a folder."""
+    """Return whether a run has been started in a folder."""
     return os.path.lexists(path / "search.json")
 
 
 def read_search(path: Path) -> dict[str, Any]:
-    """What search.json of a run directory says; `UsageError` if it isn't one of this program."""
+    """Read search.json of a run directory; raise `UsageError` if it isn't one of this program."""
     check_ours(path)
     file = path / "search.json"
     if not exists(path):
         raise UsageError(f"{path}: is not a run of jaxmnist: it has no search.json")
     search = read_json(file, {"format": None})
     if search["format"] != FORMAT:
-        raise UsageError(f"{file}: is of format {search['format']!r}; this version reads {FORMAT}")
+        raise UsageError(f"{file}: has format {search['format']!r}; this version reads {FORMAT}")
     stacking = search.get("stacking")
     if not fits(search, SEARCH_SHAPE) or not (stacking is None or fits(stacking, STACKING_SHAPE)):
         raise DamagedFile(file, "lacks what was searched")
@@ -73,7 +73,7 @@ def read_search(path: Path) -> dict[str, Any]:
 
 
 def check_ours(path: Path) -> None:
-    """Raise `UsageError` if the folder is there and is another program's."""
+    """Raise `UsageError` if the folder exists and belongs to another program."""
     try:
         names = os.listdir(path)
     except FileNotFoundError:
@@ -85,7 +85,7 @@ def check_ours(path: Path) -> None:
         if strangers:
             raise UsageError(f"{path}: is not a run of jaxmnist: it has {min(strangers)!r}")
         return
-    # Ours, damaged, may be replaced; what stands beside strangers is not touched.
+    # A damaged search.json may be replaced, unless other programs' files are in the folder.
     damaged = None if strangers else PROGRAM
     try:
         content = read_bytes(path / "search.json", LARGEST_JSON)
@@ -105,7 +105,7 @@ class RunDirectory:
 
     Args:
       path: the run directory.
-      search: what its search.json says, or will say.
+      search: the content of its search.json, or what that will be.
     """
 
     def __init__(self, path: Path | str, search: dict[str, Any]) -> None:
@@ -114,29 +114,29 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path | str) -> RunDirectory:
-        """A run that is there; raises as `read_search`."""
+        """Open an existing run; raises like `read_search`."""
         return cls(path, read_search(Path(local_path(path))))
 
     @property
     def search(self) -> dict[str, Any]:
-        """What search.json says."""
+        """The content of search.json."""
         return self._search
 
     @property
     def identity_sha256(self) -> str:
-        """The SHA-256 of what makes the run what it is; what belongs to the run names it."""
+        """The SHA-256 of the run's identity, by which trials and checkpoints refer to the run."""
         return content_sha256(self._search["identity"])
 
     def __fspath__(self) -> str:
         return str(self.path)
 
     def folder(self, *parts: str) -> Path:
-        """A folder of the run; `UsageError` if it is reached through a link, which may lead out."""
+        """Return a folder of the run; `UsageError` if a link, which may lead out, is on the way."""
         path = self.path
         for part in parts:
             path /= part
             if part in ("..", "") or os.path.isabs(part):
-                raise UsageError(f"{path}: is outside of the run")
+                raise UsageError(f"{path}: is outside the run directory")
             if os.path.islink(path):
                 raise UsageError(f"{path}: is a link; a run must have its files in its own folder")
         return path
@@ -145,7 +145,7 @@ class RunDirectory:
 
     @property
     def config_path(self) -> Path:
-        """What the winner is."""
+        """The description of the winner, as JSON."""
         return self.folder("best") / "config.json"
 
     @property
@@ -165,7 +165,7 @@ class RunDirectory:
 
     @property
     def probabilities_path(self) -> Path:
-        """The winner's probabilities of the test images: float32[N, K]."""
+        """The winner's probabilities for the test images: float32[N, K]."""
         return self.folder("best") / "test_probabilities.npy"
 
     @property
@@ -176,26 +176,26 @@ class RunDirectory:
     # --- the SVM on a dataset ---
 
     def svm_path(self, name: str) -> Path:
-        """The SVM's report."""
+        """Return the path of the SVM's report."""
         return self.folder("svm", name) / "svm.json"
 
     def pipeline_path(self, name: str) -> Path:
-        """The fitted SVM."""
+        """Return the path of the fitted SVM."""
         return self.folder("svm", name) / "pipeline.safetensors"
 
     def predictions_path(self, name: str) -> Path:
-        """The SVM's classes of the test images: int64[N]."""
+        """Return the path of the SVM's predictions for the test images: classes int64[N]."""
         return self.folder("svm", name) / "test_predictions.npy"
 
     def svm_paths(self) -> list[Path]:
-        """The reports of all SVMs."""
+        """Return the paths of all SVMs' reports."""
         return sorted(self.folder("svm").glob("*/svm.json"))
 
-    # --- what shows it ---
+    # --- the report ---
 
     @property
     def page_path(self) -> Path:
-        """The page."""
+        """The report page."""
         return self.path / "report.html"
 
     @property
@@ -206,11 +206,11 @@ class RunDirectory:
     # --- trials ---
 
     def trial_folder(self, index: int) -> Path:
-        """The folder of a trial."""
+        """Return the folder of a trial."""
         return self.folder("trials", f"{index:04d}")
 
     def read_trial(self, index: int) -> Trial | None:
-        """The record of a trial; None if there is none; `DamagedFile` if it can't be believed."""
+        """Read the record of a trial; None if there is none; `DamagedFile` if it is damaged."""
         path = self.trial_folder(index) / "trial.json"
         try:
             content = read_json(path)
@@ -227,7 +227,7 @@ class RunDirectory:
         return trial
 
     def trial_indices(self) -> list[int]:
-        """The trials that have a folder, ascending; ignores folders that are named otherwise."""
+        """Return the trials that have a folder, ascending; ignores folders not named like one."""
         folder = self.folder("trials")
         try:
             names = os.listdir(folder)
@@ -238,41 +238,41 @@ class RunDirectory:
         return sorted(int(name) for name in names if _is_index(name))
 
     def weights_path(self, index: int) -> Path:
-        """Where a trial's weights are, while it is among the best."""
+        """Return the path of a trial's weights, which exist while it is among the best."""
         return self.trial_folder(index) / "model.safetensors"
 
     def validation_path(self, index: int) -> Path:
-        """Where it is kept which validation images a trial had right."""
+        """Return the path of the record of which validation images a trial classified correctly."""
         return self.trial_folder(index) / "validation.npy"
 
     def checkpoint_path(self, index: int) -> Path:
-        """Where a trial's state is, while it runs."""
+        """Return the path of a trial's checkpoint, which exists while it runs."""
         return self.trial_folder(index) / "checkpoint.safetensors"
 
     def read_checkpoint(self, index: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """A trial's state; raises as `read_json`, also if it is of another search."""
+        """Read a trial's checkpoint; raises like `read_json`, also if it is of another search."""
         path = self.checkpoint_path(index)
         arrays, content = read_sealed(path)
         if content.get("search_sha256") != self.identity_sha256:
             raise DamagedFile(path, "is the checkpoint of another search's trial")
         return arrays, content
 
-    # --- looks at the test set ---
+    # --- test-set evaluations ---
 
     def read_looks(self) -> list[dict[str, Any]]:
-        """Every look at a test set, oldest first: see `ledger.read_looks`."""
+        """Return every test-set evaluation, oldest first; see `ledger.read_looks`."""
         return ledger.read_looks(self.path / "ledger.jsonl")
 
     def looks_at(self, data: str) -> int:
-        """How many looks there were at the dataset of fingerprint `data`.
+        """Return the number of evaluations on the dataset with the fingerprint `data`.
 
-        Looks that can't be read may have been at it, and count.
+        An unreadable line of the ledger may be one of them, and is counted.
         """
         return sum(look.get("data", data) == data for look in self.read_looks())
 
 
 def threads_of(search: dict[str, Any]) -> int | None:
-    """The size of XLA's thread pool that search.json records; None where it doesn't."""
+    """Return the size of XLA's thread pool that search.json records; None if it records none."""
     threads = search.get("threads")
     if isinstance(threads, bool) or not isinstance(threads, int):
         return None

@@ -1,4 +1,4 @@
-"""The layer table of a network: its rows, as JSON, and as text under Keras' columns."""
+"""The layer table of a network: its rows, as JSON, and as text with Keras' columns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROW_SHAPE = {"name": str, "kind": str, "output_shape": [int], "parameters": int}
 class Layer:
     """A row of the table.
 
-    output_shape: of one image. parameters: how many numbers the layer learns.
+    output_shape: for one image. parameters: the number of parameters of the layer.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Layer:
     parameters: int
 
     def to_json(self) -> dict[str, Any]:
-        """The row as JSON's object."""
+        """Return the row as a JSON object."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -34,7 +34,7 @@ class Layer:
 
     @classmethod
     def from_json(cls, content: Any) -> Layer:
-        """The row of `to_json`; ValueError if it is none."""
+        """Return the row from the object of `to_json`; ValueError if it isn't one."""
         if not fits(content, ROW_SHAPE):
             raise ValueError("not a row of a layer table")
         shape = tuple(content["output_shape"])
@@ -42,12 +42,12 @@ class Layer:
 
 
 def count_parameters(layers: Sequence[Layer]) -> int:
-    """How many numbers a network learns."""
+    """Return the number of parameters of a network."""
     return sum(layer.parameters for layer in layers)
 
 
 def summary(layers: Sequence[Layer]) -> str:
-    """The table with totals; all parameters are trainable."""
+    """Return the table as text with totals; all parameters are trainable."""
     cells = [("Layer (type)", "Output Shape", "Param #")]
     for layer in layers:
         shape = ", ".join(str(side) for side in (None, *layer.output_shape))
@@ -68,7 +68,7 @@ def summary(layers: Sequence[Layer]) -> str:
 
 
 def _bytes(count: int) -> str:
-    """`count` bytes in Keras' units, of 1024: '3.90 MB'."""
+    """Return `count` bytes in Keras' units, powers of 1024: '3.90 MB'."""
     size, unit = float(count), "Byte"
     for larger in ("KB", "MB", "GB"):
         if size < 1024:

@@ -1,7 +1,7 @@
-"""The ledger of evaluations on test sets, called looks: a line for each, written before it happens.
+"""The ledger of evaluations on test sets (in the code: looks), a line for each, written beforehand.
 
-A look has its number and a SHA-256. A line that can't be read counts as a look, and so does a
-number that is missing: damage can't reduce the count, unless it takes the last lines.
+A line has a number and a SHA-256. A line that can't be read counts as an evaluation, and so does a
+number that is missing: damage can't reduce the count, unless it removes the last lines.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 
 from jaxmnist.whole_files import MissingFile, content_sha256, disk, fits, read_bytes
 
-MOST_LOOKS = 10**4  # a larger number in a line is damage
+MOST_LOOKS = 10**4  # a line with a larger number is damaged
 
 
 def write_look(path: Path, purpose: str, model_sha256: str, data: str) -> None:
-    """Write down, before it happens, that a model is evaluated on test images.
+    """Record, before it happens, that a model is evaluated on test images.
 
     Args:
-      path: of the ledger.
-      purpose: what looks: 'winner', 'evaluation', 'svm', ….
-      model_sha256: of the model's weights.
+      path: the ledger.
+      purpose: what the evaluation is for: 'winner', 'evaluation', 'svm', ….
+      model_sha256: the SHA-256 of the model's weights.
       data: the fingerprint of the dataset.
     """
     look = {
@@ -36,7 +36,7 @@ def write_look(path: Path, purpose: str, model_sha256: str, data: str) -> None:
     line = json.dumps({**look, "sha256": content_sha256(look)}).encode() + b"\n"
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with disk(path), open(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
-        # A line that was cut short stays a line of its own.
+        # If the last line was cut short, start a new one.
         size = os.fstat(file.fileno()).st_size
         if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
             line = b"\n" + line
@@ -46,9 +46,9 @@ def write_look(path: Path, purpose: str, model_sha256: str, data: str) -> None:
 
 
 def read_looks(path: Path) -> list[dict[str, Any]]:
-    """Every look at a test set, oldest first; 'unreadable' is the purpose of an unreadable line.
+    """Return all test-set evaluations, oldest first; an unreadable line's purpose is 'unreadable'.
 
-    Raises as `whole_files.read_bytes`, but for a ledger that isn't there: nobody has looked.
+    Raises like `whole_files.read_bytes`, except if there is no ledger: there were no evaluations.
     """
     try:
         lines = read_bytes(path).splitlines()

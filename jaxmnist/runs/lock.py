@@ -1,14 +1,14 @@
-"""One process at a time in a folder, also where the folder is on a network file system.
+"""A lock that lets one process at a time use a folder, also on a network file system.
 
-The system's own lock (flock) decides: it goes with its process, however that ends. NFS since
-Linux 2.6.12, SMB, Lustre and Ceph pass it on to their servers, unless they were mounted to keep
-locks local; then two machines may both get the lock. For that case the lock file
-also says who holds it, and its time of change is a heartbeat. Whoever takes a lock that another
-machine never gave back waits for three heartbeats and gives way if one comes.
+The system's own lock (flock) decides: it is released when its process ends, however that happens.
+NFS since Linux 2.6.12, SMB, Lustre and Ceph pass it on to their servers, unless they were mounted
+with local locks; then two machines may both get the lock. For that case the lock file also names
+its holder, and its modification time is a heartbeat. A process that takes a lock which another
+machine never released waits for three heartbeats and gives way if one comes.
 
-What can't be prevented: two machines that start at the same moment where locks are local; a
-holder that is suspended, or cut off from its server, for longer than three heartbeats; two
-machines of one name. A file system without any locks is refused.
+Not prevented: two machines that start at the same moment where locks are local; a holder that is
+suspended, or cut off from its server, for longer than three heartbeats; two machines with the same
+name. A file system without locks is refused.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ from jaxmnist.whole_files import disk
 
 logger = logging.getLogger("jaxmnist")
 HEARTBEAT = 5.0  # seconds
-LONGEST_NAME = 200  # bytes of what the lock file says that are read
+LONGEST_NAME = 200  # bytes that are read from the lock file
 
 
 @contextmanager
 def hold(path: Path) -> Iterator[int]:
-    """Hold the lock at `path`; a context whose value is the open file.
+    """Hold the lock at `path` during a context, whose value is the open file.
 
     Args:
-      path: of the lock file, in a folder that exists. The file stays when the lock is given back.
+      path: the lock file, in a folder that exists. The file stays when the lock is released.
 
     Raises:
-      UsageError: another process holds it, which the line names; or something else is there.
-      EnvironmentFailure: the file system is full, or knows no locks.
+      UsageError: another process, which the message names, holds the lock; or `path` is not a
+        file.
+      EnvironmentFailure: the file system is full, or doesn't support locks.
     """
     file = _take(path)
     try:
@@ -59,7 +60,7 @@ def hold(path: Path) -> Iterator[int]:
         finally:
             done.set()
             heart.join()
-            # An empty file was given back; one that names a process was left by its death.
+            # An empty file was released; one that names a process was left when that died.
             with suppress(OSError):  # the disk may be gone
                 os.ftruncate(file, 0)
     finally:
@@ -67,7 +68,7 @@ def hold(path: Path) -> Iterator[int]:
 
 
 def held(path: Path, file: int) -> bool:
-    """Whether the lock that `hold` gave is still the file at `path`."""
+    """Return whether the open file that `hold` locked is still the one at `path`."""
     try:
         there = os.stat(path, follow_symlinks=False)
     except OSError:
@@ -76,7 +77,7 @@ def held(path: Path, file: int) -> bool:
 
 
 def _take(path: Path) -> int:
-    """The locked file at `path`, made where there is none."""
+    """Lock the file at `path`, which is created if missing; return it open."""
     while True:
         try:
             file = os.open(
@@ -90,7 +91,7 @@ def _take(path: Path) -> int:
             if not stat.S_ISREG(os.fstat(file).st_mode):
                 raise UsageError(f"{path}: is not a lock file of jaxmnist: delete it")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Somebody may have deleted it meanwhile, and others have locked its successor.
+            # It may have been deleted meanwhile, and another process may have locked a new one.
             if held(path, file):
                 return file
             os.close(file)
@@ -102,7 +103,7 @@ def _take(path: Path) -> int:
             os.close(file)
             raise EnvironmentFailure(
                 f"{path.parent}: its file system can't lock files ({error.strerror}):"
-                " --directory names another"
+                " choose another one with --directory"
             ) from None
         except BaseException:
             os.close(file)
@@ -110,7 +111,7 @@ def _take(path: Path) -> int:
 
 
 def _holder(file: int, patience: float = 0) -> str:
-    """Who the lock file names; empty if nobody, also after `patience` seconds."""
+    """Return the holder that the lock file names; empty if none is named in `patience` seconds."""
     while True:
         name = os.pread(file, LONGEST_NAME, 0).decode(errors="replace").strip()
         if name or patience <= 0:
@@ -123,9 +124,9 @@ def _give_way(path: Path, holder: str) -> None:
     """Raise `UsageError` if `holder`, on another machine, still has a heartbeat."""
     _, _, machine = holder.partition(" on ")
     if machine in ("", socket.gethostname()):
-        return  # here the system knows that it ended
+        return  # on this machine, holding the lock shows that it has ended
     logger.info(
-        f"note: {holder} did not give {path.parent} back; waiting {3 * HEARTBEAT:.0f} s to see that"
+        f"note: {holder} did not release {path.parent}; waiting {3 * HEARTBEAT:.0f} s to check that"
         " it has ended"
     )
     before = _beats(path)
@@ -136,7 +137,7 @@ def _give_way(path: Path, holder: str) -> None:
 
 
 def _beats(path: Path) -> int:
-    """The lock file's time of change, asked of the server: opening a file does that on NFS."""
+    """Return the lock file's modification time in ns, from the server: NFS asks it on opening."""
     with disk(path, "can't be read"):
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -150,4 +151,4 @@ def _beat(file: int, done: threading.Event) -> None:
         try:
             os.utime(file)
         except OSError:
-            return  # the run finds out by itself that its disk has gone
+            return  # the run itself notices that its disk is gone

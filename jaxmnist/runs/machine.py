@@ -1,4 +1,4 @@
-"""The machine that a run is made on."""
+"""A description of the machine that a run uses."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:
-    """The machine that this runs on."""
+    """Return a description of this machine; memory is in GiB."""
     found: dict[str, Any] = {
         "processor": _processor(),
         "cores": cores(),
@@ -26,7 +26,7 @@ def machine() -> dict[str, Any]:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         found["memory_gib"] = round(memory / 2**30, 1)
     except (ValueError, OSError, AttributeError):
-        pass  # a system that doesn't tell
+        pass  # the system doesn't report it
     return found
 
 

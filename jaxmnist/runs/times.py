@@ -1,4 +1,4 @@
-"""The wall time of each stage of a search, kept beside its winner."""
+"""The wall time of each stage of a search, stored beside its winner."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TIMES_SHAPE = {"sessions": [{"finished": str, "seconds": {str: float}}]}
 
 
 def write_times(directory: WritableRunDirectory, seconds: dict[str, float]) -> None:
-    """Keep the wall time of each stage of a search that has just come to its end."""
+    """Record the wall time, in seconds, of each stage of a search that has just ended."""
     session = {
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
@@ -24,7 +24,7 @@ def write_times(directory: WritableRunDirectory, seconds: dict[str, float]) -> N
 
 
 def read_times(directory: RunDirectory) -> list[dict[str, Any]]:
-    """What `write_times` kept, oldest first; nothing where it can't be read."""
+    """Return the records of `write_times`, oldest first; none if they can't be read."""
     try:
         return _read(directory)
     except UsageError:

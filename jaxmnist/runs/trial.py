@@ -1,4 +1,4 @@
-"""The record of a trial, as trial.json keeps it, and its metrics."""
+"""The record of a trial, as stored in trial.json, and its metrics."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Metrics:
 
     @property
     def finite(self) -> bool:
-        """Whether both losses are numbers."""
+        """Whether both losses are finite."""
         return math.isfinite(self.loss) and math.isfinite(self.val_loss)
 
 
 METRICS = tuple(item.name for item in fields(Metrics))
-# A trial's epochs, oldest first: the one shape that a history has from the engine to the page.
+# A trial's epochs, oldest first: the type of a history everywhere from the engine to the page.
 History = tuple[Metrics, ...]
 TRIAL_SHAPE = {
     "index": int,
@@ -54,7 +54,7 @@ HASHES = ("weights_sha256", "validation_sha256", "validation_data_sha256")
 
 
 def history_to_json(history: Sequence[Metrics]) -> dict[str, list[float | None]]:
-    """A list for each metric; what is not finite is null."""
+    """Return a list for each metric; values that are not finite become null."""
     return {
         key: [value if math.isfinite(value := getattr(epoch, key)) else None for epoch in history]
         for key in METRICS
@@ -62,7 +62,7 @@ def history_to_json(history: Sequence[Metrics]) -> dict[str, list[float | None]]
 
 
 def history_from_json(content: Mapping[str, Sequence[float | None]]) -> History:
-    """The history of `history_to_json`; ValueError if it is none."""
+    """Return the history from the object of `history_to_json`; ValueError if it isn't one."""
     columns = [content[key] for key in METRICS]
     if len({len(column) for column in columns}) != 1:
         raise ValueError("metrics of unequal length")
@@ -75,17 +75,17 @@ def history_from_json(content: Mapping[str, Sequence[float | None]]) -> History:
 
 
 def pack_right(right: np.ndarray) -> bytes:
-    """Which of N images are right, bool[N], a bit each: (N + 7) // 8 bytes."""
+    """Pack which of N images are classified correctly, bool[N], into (N + 7) // 8 bytes."""
     return np.packbits(right).tobytes()
 
 
 def unpack_right(packed: bytes, images: int) -> np.ndarray:
-    """The bool[images] of `pack_right`."""
+    """Return the bool[images] that `pack_right` packed."""
     return np.unpackbits(np.frombuffer(packed, np.uint8), count=images).astype(bool)
 
 
 def agree(history: History, validation: Sequence[bytes], images: int) -> bool:
-    """Whether the bits of each epoch, of `images` images, are those of its validation accuracy."""
+    """Return whether each epoch's bits, of `images` images, match its validation accuracy."""
     if len(history) != len(validation):
         return False
     for epoch, packed in zip(history, validation, strict=True):
@@ -104,12 +104,13 @@ class Trial:
     history: its epochs; NaN where a metric is not finite.
     layers: the layer table of its network.
     seconds: wall time of the trial.
-    attempts: how often it was begun, written down before it is; less those that were stopped.
-    failures: how often an exception ended it; none where it failed by diverging.
-    deaths: in how many attempts since its last checkpoint the process ended without a word.
-    weights_sha256: of the safetensors file, wherever it is kept.
-    validation_sha256: of validation.npy: which validation images were right after each epoch.
-    validation_data_sha256: of these images and their labels.
+    attempts: number of attempts, recorded before each begins; those that were stopped don't count.
+    failures: number of attempts that raised an exception; divergence doesn't count.
+    deaths: number of attempts since its last checkpoint during which the process died.
+    weights_sha256: SHA-256 of the safetensors file of its weights, wherever that is stored.
+    validation_sha256: SHA-256 of validation.npy: which validation images were classified correctly
+      after each epoch.
+    validation_data_sha256: SHA-256 of the validation images and their labels.
     """
 
     index: int
@@ -133,15 +134,15 @@ class Trial:
 
     @property
     def parameters(self) -> int:
-        """How many numbers its network learns."""
+        """The number of parameters of its network."""
         return count_parameters(self.layers)
 
     def metric(self, name: str) -> list[float]:
-        """One of the metrics, by epoch."""
+        """Return the values of a metric, by epoch."""
         return [getattr(epoch, name) for epoch in self.history]
 
     def to_json(self) -> dict[str, Any]:
-        """The object in trial.json; numbers that are not finite are null."""
+        """Return the object in trial.json; numbers that are not finite become null."""
         return {
             "index": self.index,
             "hyperparameters": self.hyperparameters.to_json(),
@@ -162,7 +163,7 @@ class Trial:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Trial:
-        """The trial of `to_json`; ValueError or TypeError if it isn't one."""
+        """Return the trial from the object of `to_json`; ValueError or TypeError if invalid."""
         if not fits(content, TRIAL_SHAPE):
             raise ValueError("not a trial")
         history = history_from_json(content["history"])
@@ -171,7 +172,7 @@ class Trial:
             raise ValueError("a completed trial without validation accuracies")
         for key in ("error", *HASHES):
             if not isinstance(content[key], str | None):
-                raise ValueError(f"{key} is no text")
+                raise ValueError(f"{key} is not text")
         trial = cls(
             content["index"],
             Hyperparameters(content["hyperparameters"]),
@@ -186,5 +187,5 @@ class Trial:
             **{key: content[key] for key in HASHES},
         )
         if trial.parameters != content["parameters"]:
-            raise ValueError("parameters that are not those of its layers")
+            raise ValueError("parameters that don't match the layers")
         return trial

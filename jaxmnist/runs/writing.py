@@ -1,4 +1,4 @@
-"""Writing a run: one process at a time may, which has it from `begin_run` or `continue_run`."""
+"""Writing a run: one process at a time, which locks it with `begin_run` or `continue_run`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class WritableRunDirectory(RunDirectory):
 
     Args:
       path: the run directory.
-      search: what its search.json says, or will say.
+      search: the content of its search.json, or what that will be.
       lock: the open lock file.
     """
 
@@ -57,21 +57,21 @@ class WritableRunDirectory(RunDirectory):
         self._lock = lock
 
     def check_there(self) -> None:
-        """Raise `EnvironmentFailure` if the folder that was locked is not the one at its path."""
+        """Raise `EnvironmentFailure` if the locked folder is no longer the one at its path."""
         if not lock.held(self.path / "lock", self._lock):
             raise EnvironmentFailure(f"{self.path}: was moved or deleted, or its disk is gone")
 
     def write_search(self) -> list[str]:
-        """Write search.json; `sessions` keeps the versions and devices that had a part in the run.
+        """Write search.json; its `sessions` list the versions and devices that the run has used.
 
-        Returns lines of what a person should know: other versions or another device than before.
+        Returns notes for the user: versions or a device that have changed since the last session.
         """
         search = self._search
         session = {key: search[key] for key in ("versions", "device")}
         before = read_search(self.path) if exists(self.path) else {"sessions": [session]}
         sessions = before["sessions"]
         changes = [
-            f"{key} was {sessions[-1][section].get(key)}, is {value}: what follows may differ"
+            f"{key} was {sessions[-1][section].get(key)}, is now {value}: new results may differ"
             for section, values in session.items()
             for key, value in values.items()
             if sessions[-1][section].get(key) != value
@@ -81,8 +81,8 @@ class WritableRunDirectory(RunDirectory):
         threads = threads_of(before) or now
         if threads != now:
             changes.append(
-                f"XLA's thread pool has {now} threads, and had {threads} when this"
-                " run began: what follows may differ in the last digits (JAX had started already)"
+                f"XLA's thread pool has {now} threads, but had {threads} when this run began: new"
+                " results may differ in the last digits (JAX had started already)"
             )
         self._write(
             {
@@ -97,7 +97,7 @@ class WritableRunDirectory(RunDirectory):
         return [printable(line) for line in changes]
 
     def write_stacking(self, stacking: dict[str, Any]) -> None:
-        """Keep in search.json how the trials of this run share programs."""
+        """Record in search.json how the trials of this run share programs."""
         self.check_there()
         self._write({**self._search, "stacking": stacking})
 
@@ -108,7 +108,7 @@ class WritableRunDirectory(RunDirectory):
     # --- damage ---
 
     def set_aside(self, path: Path) -> Path:
-        """Move a file that can't be believed to damaged/; returns where it is now."""
+        """Move a damaged file to damaged/; returns its new path."""
         target = self.folder("damaged") / f"{time.time_ns()}-{path.parent.name}-{path.name}"
         with disk(target):
             target.parent.mkdir(exist_ok=True)
@@ -116,9 +116,9 @@ class WritableRunDirectory(RunDirectory):
         return target
 
     def mended(self, read: Callable[[], T | None]) -> T | None:
-        """What `read` gives; None where a file is missing, or damaged, which is said and set aside.
+        """Return `read()`; None if a file is missing, or damaged and now set aside with a note.
 
-        read: reads files of the run, and leaves `DamagedFile` to this.
+        read: reads files of the run and doesn't catch `DamagedFile`.
         """
         while True:
             try:
@@ -127,10 +127,10 @@ class WritableRunDirectory(RunDirectory):
                 return None
             except DamagedFile as problem:
                 moved = self.set_aside(problem.path)
-                logger.info(f"note: {problem}; moved to {moved}, and made again")
+                logger.info(f"note: {problem}; moved to {moved}, to be made again")
 
     def set_aside_misplaced(self) -> None:
-        """Set aside files in the place of folders, and a ledger that is not a file."""
+        """Set aside files where folders should be, and a ledger that is not a file."""
         folders = [self.path / name for name in ("trials", "best", "svm")]
         for above in (self.path / "trials", self.path / "svm"):
             if above.is_dir():
@@ -145,7 +145,7 @@ class WritableRunDirectory(RunDirectory):
     # --- trials ---
 
     def write_trial(self, trial: Trial) -> None:
-        """Keep the record of a trial."""
+        """Write the record of a trial."""
         self.check_there()
         path = self.trial_folder(trial.index) / "trial.json"
         with disk(path):
@@ -153,37 +153,37 @@ class WritableRunDirectory(RunDirectory):
         write_json(path, {**trial.to_json(), "search_sha256": self.identity_sha256})
 
     def write_weights(self, index: int, content: bytes) -> None:
-        """Keep a trial's weights."""
+        """Write a trial's weights."""
         self.check_there()
         write_bytes(self.weights_path(index), content)
 
     def write_file(self, path: Path, content: bytes) -> None:
-        """Keep a file of the winner, or of an SVM."""
+        """Write a file of the winner, or of an SVM."""
         self.check_there()
         with disk(path):
             path.parent.parent.mkdir(exist_ok=True)
         write_bytes(path, content)
 
     def write_json(self, path: Path, content: dict[str, Any]) -> None:
-        """Keep a JSON file of the winner, or of an SVM."""
+        """Write a JSON file of the winner, or of an SVM."""
         self.check_there()
         write_json(path, content)
 
     def write_validation(self, index: int, content: bytes) -> None:
-        """Keep which validation images a trial had right."""
+        """Write the record of which validation images a trial classified correctly."""
         self.check_there()
         write_bytes(self.validation_path(index), content)
 
     def write_checkpoint(
         self, index: int, arrays: dict[str, np.ndarray], content: dict[str, Any]
     ) -> None:
-        """Keep a running trial's state."""
+        """Write a running trial's checkpoint."""
         self.check_there()
         content = {**content, "search_sha256": self.identity_sha256}
         write_bytes(self.checkpoint_path(index), sealed_bytes(arrays, content))
 
     def drop_checkpoint(self, index: int) -> None:
-        """Delete a trial's state, also one that a process was killed over writing."""
+        """Delete a trial's checkpoint, also an unfinished one that a killed process left."""
         path = self.checkpoint_path(index)
         for each in (path, unfinished(path)):
             self._delete(each)
@@ -195,24 +195,24 @@ class WritableRunDirectory(RunDirectory):
                 self._delete(self.weights_path(index))
 
     def _delete(self, path: Path) -> None:
-        """Delete a file or a link; a folder that stands there is set aside."""
+        """Delete a file or a link; a folder in its place is set aside."""
         if os.path.isdir(path) and not os.path.islink(path):
             logger.info(f"note: {path}: is not a file; moved to {self.set_aside(path)}")
         with disk(path, "can't be deleted"):
             path.unlink(missing_ok=True)
 
-    # --- looks at the test set ---
+    # --- test-set evaluations ---
 
     def write_look(self, purpose: str, model_sha256: str, data: str) -> None:
-        """Write down a look before it happens: see `ledger.write_look`."""
+        """Record a test-set evaluation before it happens; see `ledger.write_look`."""
         self.check_there()
         ledger.write_look(self.path / "ledger.jsonl", purpose, model_sha256, data)
 
     def complete_ledger(self, result: dict[str, Any], data: str) -> None:
-        """Write down looks that were counted when a result was made and the ledger has lost.
+        """Add evaluations that were counted when a result was made and that the ledger has lost.
 
         Args:
-          result: with `evaluations`, the looks until then, and `model_sha256`.
+          result: with `evaluations`, their number at that time, and `model_sha256`.
           data: the fingerprint of the dataset.
         """
         lost = result["evaluations"] - self.looks_at(data)
@@ -230,16 +230,16 @@ def begin_run(
     *,
     overwrite: bool,
 ) -> Iterator[WritableRunDirectory]:
-    """Hold a run directory in which a search may begin or go on.
+    """Lock a run directory in which a search may begin or continue.
 
     Args:
-      path: the run directory; made if it is not there.
-      search: what its search.json is to say; `identity` makes the run what it is.
-      overwrite: delete the run that is there first, whatever it is; its ledger stays.
+      path: the run directory; created if missing.
+      search: the content for its search.json; `identity` distinguishes it from other searches.
+      overwrite: first delete any run in the directory, except for its ledger.
 
     Raises:
-      UsageError: the run that is there has another identity, or can't be told; or another process
-        holds it, which the line names.
+      UsageError: the run in the directory has another identity, or an unknown one; or another
+        process, which the message names, has locked it.
     """
     with _locked(Path(local_path(path))) as (folder, held):
         if overwrite:
@@ -251,15 +251,15 @@ def begin_run(
 
 @contextmanager
 def continue_run(path: Path | str) -> Iterator[WritableRunDirectory]:
-    """Hold a run that is there already; raises as `read_search` and `begin_run`."""
-    read_search(Path(local_path(path)))  # a folder that is no run gets no lock
+    """Lock an existing run directory; raises like `read_search` and `begin_run`."""
+    read_search(Path(local_path(path)))  # first, so that other folders get no lock file
     with _locked(Path(local_path(path))) as (folder, held):
         yield WritableRunDirectory(folder, read_search(folder), held)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[tuple[Path, int]]:
-    """The folder at `path`, made if it is not there, held for this process alone."""
+    """Lock the folder at `path`, which is created if missing; give it and the open lock file."""
     check_ours(path)
     with disk(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -268,37 +268,39 @@ def _locked(path: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _check_identity(directory: WritableRunDirectory) -> None:
-    """Raise `UsageError` unless what is in the folder is of this run, or nothing is."""
+    """Raise `UsageError` unless the folder is empty or has files of this run."""
     path, identity = directory.path, directory.search["identity"]
     try:
         before = read_search(path)["identity"] if exists(path) else None
     except DamagedFile as problem:
         if not _are_trials_of(directory):
             raise UsageError(
-                f"{problem}, and no trial shows which search it is; --overwrite starts anew"
+                f"{problem}, and no trial shows which search it is; --overwrite starts over"
             ) from None
         moved = directory.set_aside(problem.path)
         logger.info(
-            f"note: {problem}; moved to {moved}, and written again: the trials are this run's"
+            f"note: {problem}; moved to {moved}, and written again, as the trials are this run's"
         )
         return
     if before is None:
         left = [name for name in CONTENTS if name not in LASTING and (path / name).exists()]
         if left and not _are_trials_of(directory):
-            raise UsageError(f"{path}: has {left[0]} but no search.json; --overwrite starts anew")
+            raise UsageError(f"{path}: has {left[0]} but no search.json; --overwrite starts over")
         if left:
-            logger.info("note: search.json is gone, and written again: the trials are this run's")
+            logger.info(
+                "note: search.json was missing, and is written again, as the trials are this run's"
+            )
         return
     different = _differences(before, identity)
     if different:
         raise UsageError(
-            f"{path}: is another search: {'; '.join(different)}"
+            f"{path}: holds another search: {'; '.join(different)}"
             " (--overwrite deletes it, --project-name starts one beside it)"
         )
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two identities, a line each; of the space, the hyperparameters."""
+    """Return a line for each difference between two identities; of the space, each range."""
     lines = []
     for key in dict.fromkeys((*now, *before)):
         old, new = before.get(key), now.get(key)
@@ -310,7 +312,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _are_trials_of(directory: RunDirectory) -> bool:
-    """Whether there are trials, and all that can be read are of this run."""
+    """Return whether there are trials, and all that can be read belong to this run."""
     found = set()
     for index in directory.trial_indices():
         try:
@@ -323,7 +325,7 @@ def _are_trials_of(directory: RunDirectory) -> bool:
 
 def _delete_run(path: Path) -> None:
     with disk(path, "can't be deleted"):
-        # search.json goes first: without it what is left is no run.
+        # search.json goes first: without it, what is left is not a run.
         for name in CONTENTS:
             if name in LASTING:
                 continue

@@ -290,10 +290,10 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
     (tmp_path / "plain").write_bytes(struct.pack(">HBB1I", 0, 8, 1, 10**6) + bytes(10))
     with takes_at_most(5 * 10**6):
         for read, name, says in (
-            (read_npz, "bomb.npz", "more than can be used"),
-            (lambda path: read_pictures(path, (10, 10, 1)), "bomb.npz", "more than can be used"),
+            (read_npz, "bomb.npz", "more than can be loaded"),
+            (lambda path: read_pictures(path, (10, 10, 1)), "bomb.npz", "more than can be loaded"),
             (read_idx, "small.gz", "it has more"),
-            (read_idx, "large.gz", "its header claims"),
+            (read_idx, "large.gz", "its header states"),
             (read_idx, "plain", "it has only 10"),
         ):
             with pytest.raises(UsageError, match=says):

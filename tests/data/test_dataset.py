@@ -115,7 +115,7 @@ def test_a_flipped_bit_in_gzip_is_noticed(folder):
 def test_a_header_that_claims_too_much(tmp_path):
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(struct.pack(">HBB3I", 0, 8, 3, 2**32 - 1, 28, 28) + b"x")
-    refused(lambda: read_idx(path), "claims")
+    refused(lambda: read_idx(path), "states")
 
 
 def test_mislabelled_idx(folder):
@@ -130,7 +130,7 @@ def test_mislabelled_idx(folder):
         ({"y_train": np.zeros(39, int)}, "40 train images but 39 labels"),
         ({"x_test": np.zeros((0, 8, 9), np.uint8), "y_test": np.zeros(0, int)}, "no test images"),
         ({"x_test": np.zeros((12, 9, 8), np.uint8)}, "training images are"),
-        ({"x_train": np.full((40, 8, 9), 0.5)}, "give both on one scale"),
+        ({"x_train": np.full((40, 8, 9), 0.5)}, "use the same scale for both"),
         ({"x_train": np.full((40, 8, 9), np.nan)}, "not finite numbers"),
         ({"x_train": np.full((40, 8, 9), -1)}, "negative pixels"),
         ({"x_train": np.full((40, 8, 9), "a")}, "only plain numbers"),

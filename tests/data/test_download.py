@@ -278,7 +278,7 @@ def test_an_unknown_name_is_answered_with_near_ones(name, near):
 
 @pytest.mark.usefixtures("no_tensorflow")
 def test_an_unknown_name_may_be_one_that_needs_tensorflow():
-    with pytest.raises(UsageError, match="knows only where TensorFlow is installed"):
+    with pytest.raises(UsageError, match="exist only where TensorFlow is installed"):
         load_named("moving_mnits")
 
 
@@ -453,7 +453,7 @@ def test_a_lacking_part_is_named(prepare):
 
 def test_images_of_varying_sizes_are_refused(prepare):
     prepare(shape=(None, None, 1))
-    with pytest.raises(UsageError, match=r"^tiny_pictures: its images are of varying sizes \(\?×"):
+    with pytest.raises(UsageError, match=r"^tiny_pictures: its images have varying sizes \(\?×"):
         load_named("tiny_pictures")
 
 

@@ -148,5 +148,5 @@ def test_a_difference_is_told_where_jax_runs_already(finished, tmp_path):
     assert before["threads"] == pool_size()
     write_json(path, {**before, "threads": before["threads"] + 5})
     (line,) = writing(tmp_path / "small", before).write_search()
-    assert f"has {before['threads']} threads, and had {before['threads'] + 5} when this" in line
-    assert read_json(path)["threads"] == before["threads"] + 5  # what the run began with
+    assert f"has {before['threads']} threads, but had {before['threads'] + 5} when this" in line
+    assert read_json(path)["threads"] == before["threads"] + 5  # the run's original number

@@ -51,10 +51,10 @@ def test_a_range_is_kept_as_it_was_given(given, kept):
         ([], "must have at least one value"),
         (math.nan, "must be a finite number, not nan"),
         ([math.inf], "must be a finite number, not inf"),
-        (Colour(), "a Colour is neither text, a number"),
-        ([len], "len is not text: choose it by a name"),
-        ({"a": 1}, "a dict is neither text, a number"),
-        (np.zeros(3), "a ndarray is neither text, a number"),
+        (Colour(), "a Colour is not text, a number"),
+        ([len], "len is a callable: use its name as text"),
+        ({"a": 1}, "a dict is not text, a number"),
+        (np.zeros(3), "a ndarray is not text, a number"),
     ],
 )
 def test_what_can_be_no_range(given, reason):

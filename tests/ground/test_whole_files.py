@@ -46,7 +46,7 @@ def test_something_else_in_a_files_place(tmp_path):
     makers = {
         "is a link": lambda: path.symlink_to(tmp_path / "outside"),
         "is not a file": path.mkdir,
-        "is a link, or not a file|is not a file": lambda: os.mkfifo(path),
+        "is a link or not a file|is not a file": lambda: os.mkfifo(path),
         "more than a file of a run has": lambda: (path.touch(), os.truncate(path, 2**40)),
     }
     write_json(tmp_path / "outside", {})
@@ -57,7 +57,7 @@ def test_something_else_in_a_files_place(tmp_path):
         with pytest.raises(DamagedFile, match=says):
             read_tensors(path, "jaxmnist")
         (path.rmdir if path.is_dir() and not path.is_symlink() else path.unlink)()
-    with pytest.raises(MissingFile, match="is not there"):
+    with pytest.raises(MissingFile, match="does not exist"):
         read_bytes(path)
     (tmp_path / "file").touch()
     with pytest.raises(MissingFile):

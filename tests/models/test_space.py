@@ -211,7 +211,7 @@ def test_floats_without_a_step(sampling):
         (lambda hp: hp.Choice("x", "relu"), "must have a list of choices, not 'relu'"),
         (lambda hp: hp.Choice("x", []), "has an empty list of choices"),
         (lambda hp: hp.Choice("x", [1, 1, 2]), "lists the value 1 twice"),
-        (lambda hp: hp.Choice("x", [max, min]), "max is not text: choose it by a name"),
+        (lambda hp: hp.Choice("x", [max, min]), "max is a callable: use its name as text"),
         (lambda hp: hp.Choice("x y", [1]), "a name must start with a letter"),
         (lambda hp: hp.Choice("9x", [1]), "a name must start with a letter"),
         (lambda hp: hp.Int("epochs", 1, 3), "--epochs is already an option of the search"),

@@ -81,7 +81,7 @@ def test_begin_resume_and_refusal(tmp_path):
         with begin_run(path, SEARCH, overwrite=False) as run:
             assert run.write_search() == []
     with begin_run(path, {**SEARCH, "versions": {"jax": "2"}}, overwrite=False) as run:
-        assert "jax was 1, is 2" in run.write_search()[0]
+        assert "jax was 1, is now 2" in run.write_search()[0]
         sessions = [session["versions"]["jax"] for session in read_search(path)["sessions"]]
         assert sessions == ["1", "2"]
         run.write_trial(trial())
@@ -92,7 +92,7 @@ def test_begin_resume_and_refusal(tmp_path):
     ):
         other = {**SEARCH, "identity": {**SEARCH["identity"], **change}}
         with (
-            pytest.raises(UsageError, match=f"is another search: {said}"),
+            pytest.raises(UsageError, match=f"holds another search: {said}"),
             begin_run(path, other, overwrite=False),
         ):
             pass
@@ -258,7 +258,7 @@ def test_search_json_is_made_again_where_the_trials_tell_whose_they_are(tmp_path
         path.write_text(content)
     other = {**SEARCH, "identity": {**SEARCH["identity"], "seed": 1}}
     with (
-        pytest.raises(UsageError, match="--overwrite starts anew"),
+        pytest.raises(UsageError, match="--overwrite starts over"),
         begin_run(tmp_path, other, overwrite=False),
     ):
         pass
@@ -336,7 +336,7 @@ def test_no_way_leads_out_of_a_run(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["..", "", "/etc"])
 def test_no_name_leads_out_of_a_run(tmp_path, name):
-    with pytest.raises(UsageError, match="is outside of the run"):
+    with pytest.raises(UsageError, match="is outside the run directory"):
         RunDirectory(tmp_path, SEARCH).svm_path(name)
 
 

@@ -179,7 +179,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with (
-        pytest.raises(EnvironmentFailure, match=r"can't lock files \(No locks available\): --dir"),
+        pytest.raises(EnvironmentFailure, match=r"can't lock files \(No locks available\): choose"),
         lock.hold(tmp_path / "lock"),
     ):
         pass

@@ -97,7 +97,7 @@ def test_a_budget_smaller_than_what_is_finished(copy, options):
     ],
 )
 def test_another_search_is_refused(copy, options, change, says):
-    with pytest.raises(UsageError, match="is another search") as caught:
+    with pytest.raises(UsageError, match="holds another search") as caught:
         random_search(**{**options, **change}, directory=str(copy))
     assert says in str(caught.value)
     assert "overwrite deletes it" in str(caught.value)
@@ -139,7 +139,7 @@ def test_a_bad_file_costs_the_others_nothing(copy, mnist):
     assert answered == [str(copy / "first.png"), str(copy / "last.png")]
     complaints = done.stderr.splitlines()
     assert len(complaints) == 2
-    assert "notes.txt: no image" in complaints[0]
+    assert "notes.txt: is not a readable image" in complaints[0]
     assert "missing.png: can't be read" in complaints[1]
     only = command("predict", copy / "small", copy / "notes.txt")
     assert (only.returncode, only.stdout) == (2, "")
@@ -151,19 +151,19 @@ def test_addresses_and_homes(copy, small, monkeypatch):
     address = "s3://bucket/runs"
     for given in ({"directory": address}, {"data_dir": address}, {"cache": address}):
         for value in (address, Path(address)):
-            with pytest.raises(UsageError, match=r"looks like an address") as caught:
+            with pytest.raises(UsageError, match=r"looks like a URL") as caught:
                 random_search(**dict.fromkeys(given, value))
             assert next(iter(given)) in str(caught.value)
-    with pytest.raises(UsageError, match="looks like an address"):
+    with pytest.raises(UsageError, match="looks like a URL"):
         Run("gs://bucket/runs/mnist")
     for module, arguments in (("evaluate", []), ("svm", []), ("report", []), ("predict", ["a"])):
         done = command(module, address, *arguments)
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1
-        assert "looks like an address" in done.stderr
+        assert "looks like a URL" in done.stderr
     done = command("predict", copy / "small", address)
     assert done.returncode == 2
-    assert "looks like an address" in done.stderr
+    assert "looks like a URL" in done.stderr
     assert sorted(path.name for path in copy.iterdir()) == ["small"]
     monkeypatch.setenv("HOME", str(copy))
     assert len(Run("~/small").trials) == 4
@@ -447,7 +447,7 @@ def test_commands_on_a_run(copy, mnist, small):
     assert len(Run(run).directory.read_looks()) == before
     done = command("svm", run, "--train-limit", "100")
     assert done.returncode == 2
-    assert "--train-limit goes with --dataset or --data-dir" in done.stderr
+    assert "--train-limit needs --dataset or --data-dir" in done.stderr
 
 
 def test_commands_on_no_run(tmp_path):
@@ -468,7 +468,8 @@ def test_a_png_is_predicted(copy, mnist):
     Image.fromarray(picture).save(copy / "seven.png")
     done = command("predict", copy / "small", copy / "seven.png")
     assert done.returncode == 0, done.stderr
-    assert "inverted: its border is bright, fitted into 20×20, centred by its mass" in done.stdout
+    steps = "inverted: its border is bright, scaled into 20×20, centred by centre of mass"
+    assert steps in done.stdout
 
 
 def test_a_run_that_has_not_finished(copy):
