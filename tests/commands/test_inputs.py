@@ -1,6 +1,6 @@
-"""Whatever is given, in flags, settings, runs and files: it works, or one line says what is wrong.
+"""Arbitrary flags, settings, runs and files: each works, or one line says what is wrong.
 
-The examples are drawn by hypothesis, always the same ones; `EXAMPLES=20000` draws more of them.
+hypothesis draws the examples, always the same ones; `EXAMPLES=20000` draws more of them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ COUNT = int(os.environ.get("EXAMPLES", "300"))
 EXAMPLES = settings(derandomize=True, deadline=None, database=None, max_examples=COUNT)
 FEWER = settings(EXAMPLES, max_examples=COUNT * 2 // 5)
 
-# Anything that JSON can say.
+# Any JSON value.
 JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -202,7 +202,7 @@ def npz_files(draw: st.DrawFn) -> bytes:
     """Archives that may or may not hold what they should."""
     buffer = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w") as archive:
-        warnings.simplefilter("ignore")  # of names that are there twice
+        warnings.simplefilter("ignore")  # about duplicate names
         for key in draw(st.lists(st.sampled_from([*KEYS, "images", "../x", "a\x1b"]), max_size=6)):
             how = draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))
             archive.writestr(f"{key}.npy", npy(draw), how)

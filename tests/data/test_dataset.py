@@ -46,7 +46,7 @@ def test_packaged_mnist():
     assert mnist.x_train.shape == (60000, 28, 28, 1)
     assert mnist.x_test.shape == (10000, 28, 28, 1)
     assert mnist.x_train.dtype == np.uint8
-    # The counts that the study's classification report gives for the test set, but for its slip.
+    # The counts of the test set in the study's classification report, with its typo corrected.
     counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert np.bincount(mnist.y_test).tolist() == counts
 

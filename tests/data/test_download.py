@@ -216,7 +216,7 @@ def test_a_host_that_swallows_connections_is_given_up(publish, monkeypatch):
     monkeypatch.setattr(download, "CONNECT_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
         address = full.getsockname()
-        others = [socket.socket() for _ in range(4)]  # a full queue drops whoever comes next
+        others = [socket.socket() for _ in range(4)]  # a full queue drops the next connection
         try:
             for other in others:
                 other.setblocking(False)
@@ -242,7 +242,7 @@ def test_a_folder_that_cannot_be_written(server, publish, data_dir):
 
 def test_a_full_disk(server, publish, data_dir, files):
     publish(server.url)
-    # Longer than the disk; that it isn't the registered file is never found out.
+    # Larger than the disk, so its checksum, which is wrong, is never checked.
     files["train-images-idx3-ubyte.gz"] = bytes(2**20)
     data_dir.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(data_dir)]

@@ -1,4 +1,4 @@
-"""Pictures for prediction: real files, compared with the MNIST digits that they were made of."""
+"""Images for prediction: real files, compared with the MNIST digits that they were made from."""
 
 from __future__ import annotations
 
@@ -91,7 +91,8 @@ def test_a_noisy_photograph_comes_back_as_its_digit(tmp_path: Path, digits: np.n
         found.append(image)
     alike = np.array([[correlation(a, b) for b in digits] for a in found])
     assert (alike.argmax(axis=1) == np.arange(len(digits))).sum() >= 36  # some 1s are twins
-    # A pixel's shift costs up to 0.3 of the correlation; a turn, a mirror or no inversion all.
+    # A shift by a pixel costs up to 0.3 of the correlation; a rotation, a reflection or a missing
+    # inversion costs all of it.
     assert alike.diagonal().min() > 0.65
     assert alike.diagonal().mean() > 0.93
     for wrong in (lambda a: a[::-1], lambda a: a[:, ::-1], lambda a: a.T, lambda a: 255 - a):
@@ -133,7 +134,7 @@ def test_the_other_formats(form: str, tmp_path: Path, digits: np.ndarray) -> Non
     path = tmp_path / f"digit.{form}"
     Image.fromarray(digits[1]).save(path, **({"lossless": True} if form == "webp" else {}))
     picture = one(path)
-    assert picture.steps == ()  # a palette or RGB of greys is grey already
+    assert picture.steps == ()  # a palette or RGB of greys is already grey
     assert (picture.image[..., 0] == digits[1]).all()
 
 
@@ -150,13 +151,13 @@ def test_placement_scale_and_aspect_ratio_by_hand(tmp_path: Path) -> None:
 
 
 def test_mass_decides_and_the_image_keeps_all_of_the_digit(tmp_path: Path) -> None:
-    # A thin arm with a heavy foot: the centre of mass asks for more room than there is.
+    # A thin arm with a heavy foot: centring its mass needs more room than there is.
     shape = np.zeros((400, 400), np.uint8)
     shape[100:300, 100:104] = 255
     shape[280:300, 100:300] = 255
     Image.fromarray(shape).save(tmp_path / "l.png")
     image = one(tmp_path / "l.png").image[..., 0]
-    assert (image.any(1).nonzero()[0] == np.arange(20)).all()  # its mass alone asks for row -3
+    assert (image.any(1).nonzero()[0] == np.arange(20)).all()  # its mass alone would need row -3
     assert image.any(0).sum() == 20
     assert abs(centre_of_mass(image)[1] - 14) <= 0.5
 
@@ -170,7 +171,7 @@ def test_the_border_alone_decides_on_inversion(tmp_path: Path) -> None:
         (128, 0, 1),
         (255, 0, 1),
     ):
-        square = np.full((100, 100), ink, np.uint8)  # most of the picture is ink
+        square = np.full((100, 100), ink, np.uint8)  # most of the image is ink
         square[:5] = square[-5:] = square[:, :5] = square[:, -5:] = border
         Image.fromarray(square).save(path)
         if (border, ink) == (127, 0):  # dark on dark grey: not inverted, so nothing rises
@@ -282,7 +283,7 @@ def test_colour_is_made_grey_and_cmyk_read(tmp_path: Path, digits: np.ndarray) -
 
 @pytest.mark.parametrize("form", ["jpg", "png"])
 def test_exif_orientation(form: str, tmp_path: Path, digits: np.ndarray) -> None:
-    # What a viewer does for each orientation (EXIF 2.3), so what a camera stores is the reverse.
+    # How a viewer turns the image for each orientation (EXIF 2.3); a camera stores the inverse.
     stored = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
@@ -400,7 +401,7 @@ def test_arrays_that_do_not_fit(tmp_path: Path, digits: np.ndarray) -> None:
     ):
         np.save(path, wrong)
         assert says in refusal(path)
-    np.save(path, digits > 3)  # they may be dark pictures, but it is said
+    np.save(path, digits > 3)  # they may be dark images, so a step says it
     for picture in read_pictures(path, MNIST):
         assert "its largest pixel is 1, and that of the training images 255" in picture.steps[0]
     np.save(path, digits[:0])
@@ -409,7 +410,7 @@ def test_arrays_that_do_not_fit(tmp_path: Path, digits: np.ndarray) -> None:
     assert "complex64" in refusal(path)
     for name in ("level", "α"):  # .npy 1.0 and 3.0
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # NumPy's, that an old one can't read 3.0
+            warnings.simplefilter("ignore")  # NumPy's, that old versions can't read 3.0
             np.save(path, np.zeros((28, 28), [(name, "u1")]))
         assert "plain numbers" in refusal(path)
 
@@ -455,7 +456,7 @@ def _png_of_size(width: int, height: int) -> bytes:
 
 def test_size_is_checked_before_memory_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
-    # Just over ours; over the size that Pillow warns of; over the one that it refuses.
+    # Just over our limit; over the size that Pillow warns about; over the size that it refuses.
     for side in (8001, 10_000, 60_000, 2**31 - 1):
         path.write_bytes(_png_of_size(side, side))
         assert refusal(path) == "is too large: over 64 megapixels"

@@ -1,4 +1,4 @@
-"""JAX as it starts: platforms that aren't there, debug settings, the size of XLA's thread pool."""
+"""Starting JAX: missing platforms, debug settings, the size of XLA's thread pool."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_the_size_of_the_pool(monkeypatch):
     assert pool_size() == 7
     monkeypatch.setenv("PJRT_NPROC", "3")
     assert pool_size() == 3
-    monkeypatch.setenv("PJRT_NPROC", "three")  # XLA passes over what is no number
+    monkeypatch.setenv("PJRT_NPROC", "three")  # XLA ignores what isn't a number
     assert pool_size() == 7
 
 
@@ -137,7 +137,7 @@ def test_a_run_that_goes_on_on_fewer_cores(options, tmp_path):
     for name in ("best/test_probabilities.npy", "svm/small/pipeline.safetensors"):
         wanted = (whole.directory.path / name).read_bytes()
         assert (parts.directory.path / name).read_bytes() == wanted
-    # Otherwise it would be another run: what is tested here can fail.
+    # Another number of threads gives another run, so this test is able to fail.
     assert facts(search("one", 3, threads="1")) != facts(whole)
 
 

@@ -29,7 +29,7 @@ def test_json_reads_back_and_knows_damage(tmp_path):
         flipped = bytearray(whole)
         flipped[position] ^= 1
         path.write_bytes(flipped)
-        # A blank between tokens may change without changing what the file says.
+        # White space between tokens may change without changing the file's content.
         try:
             assert read_json(path) == {"a": [1, 2.5, None], "ü": "ß"}
         except DamagedFile as error:

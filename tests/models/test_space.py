@@ -1,4 +1,4 @@
-"""The space that a network asks for: its values, its size, its draws."""
+"""The search space of a network: its values, its size, its draws."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_given_ranges_are_refused():
         Space(DEFINITION, {"conv_layers": "1:3"}, (8, 8, 1), 10)
     with pytest.raises(UsageError, match="too small"):
         Space(DEFINITION, {}, (28, 5, 1), 10)
-    # Before the images are loaded, nobody knows that.
+    # Before the images are loaded, their shape is unknown.
     assert Space(DEFINITION, {"conv_layers": "1:6"}).size == 7 * 6 * 17
 
 
@@ -140,7 +140,7 @@ def test_equal_numbers_of_other_types_are_other_values():
     assert Hyperparameters(x=np.int64(1)) == ones[0]
 
 
-# --- Distributions, as KerasTuner has them, or better ---------------------------------------------
+# --- Distributions, compared with KerasTuner's ----------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,7 @@ def test_weights_that_are_not_kept_are_deleted(tmp_path, said):
         run.trial_folder(index).mkdir(parents=True)
         run.weights_path(index).write_bytes(b"weights")
     run.trial_folder(4).mkdir()
-    run.weights_path(4).mkdir()  # somebody's folder, with whatever may be in it
+    run.weights_path(4).mkdir()  # a user's folder, with unknown content
     run.keep_weights({1, 3})
     assert [run.weights_path(i).exists() for i in range(5)] == [False, True, False, True, False]
     (moved,) = (tmp_path / "damaged").iterdir()

@@ -123,7 +123,7 @@ def test_overwrite_starts_anew(copy, options):
     run = random_search(**given, directory=str(copy))
     assert len(run.trials) == 1
     purposes = [look["purpose"] for look in run.directory.read_looks()]
-    assert purposes == ["winner", "svm", "winner"]  # those of the run before have happened
+    assert purposes == ["winner", "svm", "winner"]  # the earlier run's still count
 
 
 def test_a_bad_file_costs_the_others_nothing(copy, mnist):
@@ -312,7 +312,7 @@ def test_commands_answer_quickly_and_import_nothing_heavy():
 
 def interrupt(line: list[str], number: int, at: str) -> None:
     """Start a search, send it a signal once it prints `at`, and check how it ends."""
-    # Where the tests run in the background signals are ignored, and children inherit that.
+    # If the tests run in the background, signals are ignored, and children inherit that.
     heed = (
         "import os, signal, sys; signal.signal(int(sys.argv[1]), signal.SIG_DFL);"
         "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
@@ -441,7 +441,7 @@ def test_commands_on_a_run(copy, mnist, small):
     assert looks[2:] == ["evaluation", "svm", "svm on raw pixels", "svm on the untrained network"]
     done = command("svm", run, "--svm-search", "2")
     assert "best of 3" in done.stdout
-    # What was tuned stands; asking again looks at nothing.
+    # The tuned SVM is kept; asking again doesn't evaluate the test set.
     before = len(Run(run).directory.read_looks())
     assert "best of 3" in command("svm", run).stdout
     assert len(Run(run).directory.read_looks()) == before

@@ -1,0 +1,204 @@
+"""Rewritten functions against XLA's own convolutions and pooling: values and gradients."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import float64
+
+from jaxmnist.models.rewriting import rewritten
+
+
+def primitives(function, *arguments):
+    """The names of all primitives of a function, those of its inner calls too."""
+    names = []
+
+    def collect(jaxpr):
+        for equation in jaxpr.eqns:
+            names.append(equation.primitive.name)
+            for inner in jax.tree.leaves(
+                list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")
+            ):
+                if hasattr(inner, "jaxpr"):
+                    collect(inner.jaxpr)
+
+    collect(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return names
+
+
+def bordered(shape, seed=0):
+    """Images with black borders and whole numbers, whose pooling windows have ties."""
+    images = np.random.default_rng(seed).integers(0, 5, shape) / 4.0
+    images[:, :6] = images[:, -6:] = 0
+    return images
+
+
+def noise(shape):
+    """Images without ties."""
+    return np.random.default_rng(0).normal(size=shape)
+
+
+def check(function, *arguments, replaced=("conv_general_dilated",)):
+    """`function` rewritten has the same values and gradients, and none of the `replaced`."""
+
+    def loss(function):
+        return lambda *arguments: (jnp.sin(function(*arguments)) * 0.3).sum()
+
+    with float64():
+        arguments = [jnp.asarray(array, jnp.float64) for array in arguments]
+        everything = tuple(range(len(arguments)))
+
+        @jax.jit
+        def both(*arguments):
+            return [
+                (each(*arguments), *jax.grad(loss(each), everything)(*arguments))
+                for each in (rewritten(function), function)
+            ]
+
+        for found, wanted in zip(*both(*arguments), strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-7, atol=1e-9)
+        names = primitives(jax.grad(loss(rewritten(function)), everything), *arguments)
+    assert not set(replaced) & set(names)
+    return names
+
+
+CONVOLUTIONS = [
+    # (kernel, channels, filters, strides, padding, dilation, groups)
+    ((5, 5), 1, 4, (1, 1), "VALID", (1, 1), 1),
+    ((3, 3), 4, 5, (1, 1), "SAME", (1, 1), 1),
+    ((3, 3), 1, 5, (1, 1), "SAME", (1, 1), 1),
+    ((1, 1), 3, 5, (1, 1), "SAME", (1, 1), 1),
+    ((3, 3), 3, 4, (2, 2), "SAME", (1, 1), 1),
+    ((3, 3), 3, 4, (2, 1), ((0, 1), (2, 0)), (1, 1), 1),
+    ((4, 4), 2, 3, (4, 4), "VALID", (1, 1), 1),
+    ((3, 2), 3, 4, (1, 1), "SAME", (2, 3), 1),
+    ((7, 7), 4, 4, (1, 1), "SAME", (1, 1), 4),
+    ((3, 3), 4, 8, (2, 2), "SAME", (1, 1), 4),
+    ((3, 3), 4, 6, (1, 1), "SAME", (1, 1), 2),
+    ((3, 3), 2, 3, (1, 1), ((-1, -2), (1, 1)), (1, 1), 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "filters", "strides", "padding", "dilation", "groups"), CONVOLUTIONS
+)
+def test_convolutions(size, channels, filters, strides, padding, dilation, groups):
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            strides,
+            padding,
+            rhs_dilation=dilation,
+            feature_group_count=groups,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    kernel = np.random.default_rng(1).normal(size=(*size, channels // groups, filters))
+    check(convolve, bordered((3, 17, 18, channels)), kernel)
+
+
+def test_a_transposed_convolution():
+    def convolve(x, kernel):
+        return jax.lax.conv_transpose(x, kernel, (2, 2), "SAME")
+
+    check(convolve, bordered((2, 14, 14, 3)), np.random.default_rng(1).normal(size=(3, 3, 3, 4)))
+
+
+def test_patches_that_are_too_large_are_added_up(monkeypatch):
+    monkeypatch.setattr("jaxmnist.models.slices.LARGEST_PATCHES", 100)
+    test_convolutions((5, 3), 2, 3, (1, 1), "SAME", (1, 1), 1)
+
+
+@pytest.mark.parametrize("pool", [nn.max_pool, nn.avg_pool])
+@pytest.mark.parametrize(
+    ("window", "strides", "padding"),
+    [((2, 2), (2, 2), "VALID"), ((3, 3), (2, 2), "SAME"), ((2, 2), (1, 1), "VALID")],
+)
+def test_pooling(pool, window, strides, padding):
+    """Also where several pixels of a window are the largest."""
+    names = check(
+        lambda x: pool(x, window, strides, padding),
+        bordered((3, 17, 18, 2)),
+        replaced=("reduce_window_max", "reduce_window_sum", "select_and_scatter_add"),
+    )
+    assert "select_and_gather_add" not in names
+
+
+BLOCKS = {
+    "conv 5, bias, relu, pool": lambda x: nn.max_pool(
+        nn.relu(nn.Conv(4, (5, 5), padding="VALID")(x)), (2, 2), (2, 2)
+    ),
+    "conv, bias, pool, relu": lambda x: nn.relu(nn.max_pool(nn.Conv(4, (3, 3))(x), (2, 2), (2, 2))),
+    "conv, pool": lambda x: nn.max_pool(nn.Conv(4, (3, 3), use_bias=False)(x), (2, 2), (2, 2)),
+    "conv, gelu, pool": lambda x: nn.max_pool(nn.gelu(nn.Conv(4, (3, 3))(x)), (2, 2), (2, 2)),
+    "conv, relu, average": lambda x: nn.avg_pool(nn.relu(nn.Conv(4, (3, 3))(x)), (2, 2), (2, 2)),
+    "conv used twice": lambda x: (
+        lambda y: nn.max_pool(nn.relu(y), (2, 2), (2, 2)) + nn.avg_pool(y, (2, 2), (2, 2))
+    )(nn.Conv(4, (3, 3))(x)),
+    "two branches": lambda x: (
+        nn.max_pool(nn.relu(nn.Conv(4, (3, 3))(x)), (2, 2), (2, 2))
+        + nn.max_pool(nn.relu(nn.Conv(4, (5, 5))(x)), (2, 2), (2, 2))
+    ),
+    "conv 5, relu, average": lambda x: nn.avg_pool(nn.relu(nn.Conv(4, (5, 5))(x)), (2, 2), (2, 2)),
+    "an odd image": lambda x: nn.max_pool(nn.relu(nn.Conv(4, (3, 3))(x[:, :-1])), (2, 2), (2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_of_layers(name):
+    """As people write them; with zero biases and black borders ReLU's gradient at 0 counts."""
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3)(BLOCKS[name](x).reshape(x.shape[0], -1))
+
+    # A fast algorithm rounds, so that it breaks the ties of black borders in its own way.
+    ties = "5" in name
+    images = (bordered if ties else noise)((4, 16, 18, 4))
+    network = Network()
+    with float64():
+        parameters = network.init(jax.random.key(0), images)["params"]
+        flat, tree = jax.tree.flatten(parameters)
+    check(
+        lambda *flat: network.apply({"params": jax.tree.unflatten(tree, flat[:-1])}, flat[-1]),
+        *flat,
+        images,
+    )
+
+
+def test_a_relu_of_ones_own_is_not_taken_for_relu():
+    @jax.jit
+    def relu(x):
+        return jnp.maximum(x, 0.1 * x)
+
+    kernel = np.random.default_rng(1).normal(size=(3, 3, 4, 4))
+
+    def block(x, kernel):
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return nn.max_pool(relu(y), (2, 2), (2, 2))
+
+    check(block, noise((2, 16, 16, 4)), kernel)
+
+
+def test_loops_and_rules_of_their_own_are_left():
+    """A scan, a condition, rematerialisation and a rule of one's own work as they are."""
+
+    @jax.custom_vjp
+    def halved(x):
+        return x
+
+    halved.defvjp(lambda x: (x, None), lambda _, g: (g / 2,))
+
+    def function(x):
+        x = jax.lax.scan(lambda c, _: (jnp.sin(c), None), x, length=3)[0]
+        x = jax.lax.cond(x.sum() > 1e6, jnp.cos, jax.checkpoint(jnp.tanh), x)
+        return halved(x)
+
+    check(function, bordered((2, 14, 14, 2)), replaced=())
