@@ -74,7 +74,7 @@ def random_search(
     options |= options.pop("ranges")
     space = Space(DEFINITION)
     try:
-        return run_search(settings_of(options, space))
+        return run_search(settings_of(options, space), silent=quiet)
     except UsageError as problem:
         line = with_keywords(str(problem), [*options, *space.parameters])
         if type(problem) is not UsageError or line == str(problem):
@@ -106,7 +106,9 @@ def settings_of(options: Mapping[str, Any], space: Space) -> SearchSettings:
     return SearchSettings(**others, ranges=ranges)
 
 
-def run_search(settings: SearchSettings, network: Network | None = None) -> Run:
+def run_search(
+    settings: SearchSettings, network: Network | None = None, *, silent: bool = False
+) -> Run:
     """Search with these settings and display the progress.
 
     network: the network to search over; by default the study's.
@@ -121,7 +123,7 @@ def run_search(settings: SearchSettings, network: Network | None = None) -> Run:
     from jaxmnist.report.show import Show, open_console
     from jaxmnist.search.loop import search
 
-    console = open_console(settings.quiet)
+    console = open_console(settings.quiet, silent)
     with notes_on(console):
         if note:
             logger.info(note)

@@ -22,16 +22,18 @@ def plain(value: Any) -> Any:
 
     Raises ValueError for anything else; the caller prefixes its message with a name.
     """
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return str(value)
     if isinstance(value, int):
         if abs(value) >= 2**63:
             raise ValueError(f"must lie between -2**63 and 2**63, not be {shown(value)}")
-        return value
-    if isinstance(value, float):
+        return int(value)
+    if isinstance(value, float):  # NumPy's float64 is one
         if not math.isfinite(value):
             raise ValueError(f"must be a finite number, not {value}")
-        return value
+        return float(value)
     if isinstance(value, list | tuple):
         return tuple(plain(member) for member in value)
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a NumPy scalar

@@ -52,11 +52,12 @@ def check_whole(name: str, value: Any, low: int, high: int | None = None) -> int
     return number
 
 
-def check_number(name: str, value: Any, accepts: Callable[[float], bool], wanted: str) -> None:
-    """Raise `UsageError` unless `value` is a finite number for which `accepts` is true."""
+def check_number(name: str, value: Any, accepts: Callable[[float], bool], wanted: str) -> float:
+    """Return `value` as a float; `UsageError` unless it is finite and `accepts` is true for it."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not abs(value) <= 3e38 or not accepts(value):  # the largest float32
         raise UsageError(f"{flag(name)} must be a number {wanted}, not {shown(value)}")
+    return float(value)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -106,16 +107,30 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             object.__setattr__(self, name, check_whole(name, getattr(self, name), 1))
-        check_number("learning_rate", self.learning_rate, lambda value: value > 0, "above 0")
+        rate = check_number("learning_rate", self.learning_rate, lambda value: value > 0, "above 0")
+        object.__setattr__(self, "learning_rate", rate)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
 
 
+# Settings that are numbers, with what each must be; None is no number, where it is allowed.
+NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ("validation_split", lambda value: 0 < value < 1, "above 0 and below 1"),
+    ("checkpoint_every", lambda value: value >= 0, "of at least 0"),
+    ("tolerance", lambda value: 0 <= value <= 1, "from 0 to 1"),
+)
+
+
 def _setting(
-    default: Any, help: str, metavar: str | None = None, *, identifies: bool = False
+    default: Any,
+    help: str,
+    metavar: str | None = None,
+    *,
+    identifies: bool = False,
+    choices: tuple[str, ...] = (),
 ) -> Any:
     """Declare a setting; with `identifies`, a run with another value of it is another run."""
-    metadata = {"help": help, "metavar": metavar, "identifies": identifies}
+    metadata = {"help": help, "metavar": metavar, "identifies": identifies, "choices": choices}
     return field(default=default, metadata=metadata)
 
 
@@ -163,6 +178,7 @@ class SearchSettings:
         "how the winner is chosen: steady (trials whose validation accuracy never falls by more"
         " than its standard error come first) or best (by validation accuracy alone)",
         "RULE",
+        choices=SELECTIONS,
     )
     tolerance: float | None = _setting(
         None,
@@ -189,6 +205,7 @@ class SearchSettings:
         "numeric precision: default (JAX's own for the device), highest (float32) or bfloat16 (GPU,"
         " TPU)",
         "NAME",
+        choices=PRECISIONS,
     )
     cache: str | None = _setting(
         None,
@@ -201,6 +218,7 @@ class SearchSettings:
         "auto",
         "library that fits the SVM; auto is cuml on a GPU where it is installed, else sklearn",
         "NAME",
+        choices=SVM_BACKENDS,
     )
     svm_search: int = _setting(0, "number of pairs of C and gamma to try for the SVM", "N")
     report: bool = _setting(True, "write the report page report.html")
@@ -234,21 +252,16 @@ class SearchSettings:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, check_whole(name, getattr(self, name), 1))
         training = self.training()
-        for name in ("epochs", "batch_size"):
-            object.__setattr__(self, name, getattr(training, name))
-        check_number(
-            "validation_split",
-            self.validation_split,
-            lambda value: 0 < value < 1,
-            "above 0 and below 1",
-        )
-        check_number(
-            "checkpoint_every", self.checkpoint_every, lambda value: value >= 0, "of at least 0"
-        )
-        if self.tolerance is not None:
-            check_number("tolerance", self.tolerance, lambda value: 0 <= value <= 1, "from 0 to 1")
-        check_choice("select", self.select, SELECTIONS)
-        check_choice("svm_backend", self.svm_backend, SVM_BACKENDS)
+        for item in fields(training):
+            if item.name in self.__dict__:
+                object.__setattr__(self, item.name, getattr(training, item.name))
+        for name, accepts, wanted in NUMBERS:
+            if getattr(self, name) is not None:
+                number = check_number(name, getattr(self, name), accepts, wanted)
+                object.__setattr__(self, name, number)
+        for item in fields(self):
+            if choices := item.metadata.get("choices"):
+                check_choice(item.name, getattr(self, item.name), choices)
         if not is_plain_name(self.dataset_name):
             if self.dataset is None:
                 raise UsageError(
@@ -270,12 +283,9 @@ class SearchSettings:
 
     def training(self) -> TrainingSettings:
         """Return the settings that training needs."""
-        return TrainingSettings(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            precision=self.precision,
-        )
+        own = {item.name for item in fields(self)}
+        names = [item.name for item in fields(TrainingSettings) if item.name in own]
+        return TrainingSettings(**{name: getattr(self, name) for name in names})
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that identify a run: those of training, and those marked so."""

@@ -13,10 +13,8 @@ from typing import Any, NoReturn
 
 from jaxmnist import __version__
 from jaxmnist.errors import JaxmnistError, Stopped, UsageError, disk_error, one_line
-from jaxmnist.settings import PRECISIONS, SELECTIONS, SVM_BACKENDS, SearchSettings, flag
+from jaxmnist.settings import SearchSettings, flag
 from jaxmnist.signals import signals, stopped_by
-
-CHOICES = {"select": SELECTIONS, "svm_backend": SVM_BACKENDS, "precision": PRECISIONS}
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,8 +41,8 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str] | None = 
             continue
         kind = str(item.type).removesuffix(" | None")
         text = item.metadata["help"]
-        if item.name in CHOICES:
-            text += f" [{', '.join(CHOICES[item.name])}]"
+        if choices := item.metadata["choices"]:
+            text += f" [{', '.join(choices)}]"
         if kind == "bool":
             # Settings that are on by default have two flags, such as --svm and --no-svm.
             action = argparse.BooleanOptionalAction if item.default else "store_true"

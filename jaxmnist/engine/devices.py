@@ -10,7 +10,7 @@ import re
 import sys
 from types import ModuleType
 
-from jaxmnist.errors import EnvironmentFailure, one_line
+from jaxmnist.errors import EnvironmentFailure, UsageError, one_line
 from jaxmnist.runs.machine import cores
 
 # XLA's variables for the size of its thread pool on a CPU; the first one that is set is used
@@ -40,6 +40,12 @@ def import_jax() -> ModuleType:
     except Exception as error:
         raise EnvironmentFailure(f"JAX can't be imported: {one_line(error, named=True)}") from None
     return jax
+
+
+def check_precision(precision: str, platform: str) -> None:
+    """Raise `UsageError` unless the platform computes in this precision."""
+    if platform == "cpu" and precision == "bfloat16":
+        raise UsageError("--precision bfloat16 is for GPUs and TPUs, and this is a CPU")
 
 
 def start_jax() -> str:

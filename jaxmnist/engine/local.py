@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from jaxmnist.data.dataset import Dataset
-from jaxmnist.engine.devices import start_jax
+from jaxmnist.engine.devices import check_precision, start_jax
 from jaxmnist.engine.events import (
     Checkpoint,
     EpochFinished,
@@ -45,7 +45,7 @@ from jaxmnist.engine.training import (
     train_block,
 )
 from jaxmnist.engine.workers import Events, Interrupted
-from jaxmnist.errors import UsageError, one_line
+from jaxmnist.errors import one_line
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import block_size
 from jaxmnist.models.network import DataSpec, Network
@@ -131,8 +131,7 @@ class Engine:
     compiled: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        if self.platform == "cpu" and self.settings.precision == "bfloat16":
-            raise UsageError("--precision bfloat16 is for GPUs and TPUs, and this is a CPU")
+        check_precision(self.settings.precision, self.platform)
         if self.jobs is None:
             self.jobs = cores() if self.platform == "cpu" else 1
         if self.lanes is None and self.platform == "cpu":

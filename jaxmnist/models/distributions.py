@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from functools import cached_property
+from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxmnist.hyperparameters import plain, shown, text
@@ -80,8 +81,9 @@ def _real(value: Any) -> float:
 
 def _grid(low: float, high: float, factor: float) -> list[float]:
     """The numbers low, low × factor, low × factor², … up to high."""
-    count = math.floor(math.log(high / low) / math.log(factor) + 1e-9) + 1
-    return [low * factor**k for k in range(count)]
+    # The last number may lie above `high` by rounding only: whole numbers are exact.
+    most = high if isinstance(high, int) else high * (1 + 1e-9)
+    return list(takewhile(lambda value: value <= most, (low * factor**k for k in count())))
 
 
 def _at(share: float, low: float, high: float, sampling: str | None) -> float:
@@ -158,8 +160,15 @@ class Float:
             object.__setattr__(self, "step", _real(self.step))
         sampling = check_bounds(self.min, self.max, self.step, self.sampling, LARGEST_FLOAT)
         object.__setattr__(self, "sampling", sampling)
-        linear = self.step is not None and sampling == "linear"
-        if linear and (self.max - self.min) / (self.step or 1) > MOST_FLOATS:
+        if sampling != "linear" and not math.isfinite(self.max / self.min):
+            raise ValueError(f"has a range too wide for the sampling {sampling}")
+        if self.step is None:
+            return
+        if sampling == "linear":
+            steps = (self.max - self.min) / self.step
+        else:
+            steps = math.log(self.max / self.min) / math.log(self.step)
+        if steps > MOST_FLOATS:
             raise ValueError(f"has more than {MOST_FLOATS:,} values with the step {self.step}")
 
     @cached_property
@@ -170,13 +179,14 @@ class Float:
         if self.step is None:
             return None
         if self.sampling == "linear":
-            count = math.floor((self.max - self.min) / self.step + 1e-9) + 1
+            members = math.floor((self.max - self.min) / self.step + 1e-9) + 1
             digits = max(_decimals(self.step), _decimals(self.min))
-            return [round(self.min + k * self.step, digits) for k in range(count)]
+            return [round(self.min + k * self.step, digits) for k in range(members)]
         grid = _grid(self.min, self.max, self.step)
         if self.sampling == "reverse_log":
             grid = [self.max + self.min - value for value in reversed(grid)]
-        return [rounded(value) for value in grid]
+        # Values that differ by less than is kept of them are one.
+        return list(dict.fromkeys(min(max(rounded(v), self.min), self.max) for v in grid))
 
     def draw(self, generator: np.random.Generator) -> float:
         """Draw one value."""

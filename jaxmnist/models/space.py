@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from jaxmnist.errors import UsageError
-from jaxmnist.hyperparameters import Hyperparameters, text
+from jaxmnist.hyperparameters import Hyperparameters, plain, text
 from jaxmnist.models.distributions import (
     Choice,
     Distribution,
@@ -174,8 +175,7 @@ class Questions:
         if holds and parent_name is not None:
             holds = self._holds(parent_name, parent_values)
         if not holds:  # the value is not used, but code that computes with it must not fail
-            members = declared.values
-            return default if default is not None or members is None else members[0]
+            return ends_or_values(declared)[0] if default is None else default
         if name in self._values:
             if declared != self._declared[name]:
                 raise UsageError(
@@ -191,7 +191,9 @@ class Questions:
 
     def _holds(self, parent_name: str, parent_values: Any) -> bool:
         known = parent_values if isinstance(parent_values, list | tuple) else [parent_values]
-        return parent_name in self._values and self._values[parent_name] in known
+        # By JSON's text, as Python takes 1, 1.0 and True for the same.
+        texts = [json.dumps(plain(value)) for value in known]
+        return parent_name in self._values and json.dumps(self._values[parent_name]) in texts
 
 
 @dataclass(frozen=True)
@@ -325,7 +327,7 @@ class Space:
         self._known: dict[tuple[str, Distribution], Distribution] = {}
         self._walk = self._walk_through()
         unknown = [name for name in self._ranges if name not in self.parameters]
-        if unknown:
+        if unknown and self._walk.whole:  # else it may be asked for where the walk didn't come
             raise UsageError(
                 f"{flag(unknown[0])}: no configuration has a hyperparameter {unknown[0]!r}; the"
                 f" hyperparameters are {', '.join(self.parameters) or 'none'}"
@@ -446,7 +448,8 @@ class Space:
             if answers > MOST_ANSWERS or time.monotonic() - began > MOST_SECONDS:
                 parameters = self._sampled_parameters()
                 break
-        found = {name: tuple(distributions) for name, distributions in parameters.items()}
+        # In an order that doesn't depend on where the walk ended.
+        found = {name: tuple(sorted(each, key=str)) for name, each in parameters.items()}
         return Walk(tuple(members), found, not path, finite)
 
     def _sampled_parameters(self) -> dict[str, dict[Distribution, None]]:

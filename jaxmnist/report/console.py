@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
 
 class Console:
-    """Prints a line for each event; `quiet` leaves only results and warnings."""
+    """Prints a line for each event; `quiet` leaves only results and warnings, `silent` warnings."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
+    def __init__(self, quiet: bool = False, silent: bool = False) -> None:
+        self.quiet = quiet or silent
+        self._silent = silent
         self._started = time.perf_counter()
         self._stages = [("data", self._started)]
         self.progress: Progress | None = None
@@ -70,7 +71,8 @@ class Console:
 
     def result(self, text: str) -> None:
         """Print a result."""
-        print(text, flush=True)
+        if not self._silent:
+            print(text, flush=True)
 
     def results(self, run: Run) -> None:
         """Print the ranking of the trials, and why the winner won."""

@@ -132,10 +132,11 @@ class Progress:
     @property
     def best(self) -> tuple[int, float] | None:
         """Index and score of the trial that would win now."""
-        if not self.completed:
+        completed = dict(self.completed)  # the display reads it in a thread of its own
+        if not completed:
             return None
-        index = min(self.completed, key=lambda index: self.rule.key(self.completed[index], index))
-        return index, self.completed[index][-1].val_accuracy
+        index = min(completed, key=lambda index: self.rule.key(completed[index], index))
+        return index, completed[index][-1].val_accuracy
 
     def __str__(self) -> str:
         best = f", best so far {self.best[1]:.4f} (trial {self.best[0]})" if self.best else ""

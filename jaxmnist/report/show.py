@@ -43,8 +43,8 @@ class Show(Listener):
         self._console.result(text)
 
 
-def open_console(quiet: bool = False) -> Console:
+def open_console(quiet: bool = False, silent: bool = False) -> Console:
     """The console that suits the output: a terminal, a notebook, or anything else."""
-    if not quiet and can_display():
+    if not quiet and not silent and can_display():
         return Display()
-    return Console(quiet)
+    return Console(quiet, silent)

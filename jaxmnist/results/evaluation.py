@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.errors import UsageError
-from jaxmnist.results.run import CONFIG_SHAPE, Run
+from jaxmnist.results.run import Run
 from jaxmnist.results.statistics import wilson
 from jaxmnist.runs.ledger import MOST_LOOKS
 from jaxmnist.whole_files import (
@@ -218,7 +218,7 @@ def look(run: Run, dataset: Dataset, purpose: str) -> dict[str, Any]:
 
     The ledger records the evaluation before it happens. Returns the content of best/test.json.
     """
-    config = run.result("best/config.json", CONFIG_SHAPE)
+    config = run.winner()
     model_sha256, data = config["model_sha256"], run.search["identity"]["data"]
     run.files.write_look(purpose, model_sha256, data)
     probabilities = run.best_model.predict_proba(dataset.x_test)

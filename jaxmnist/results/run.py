@@ -18,7 +18,7 @@ from jaxmnist.results.selection import Ranked, Rule, rule_of
 from jaxmnist.runs.directory import RunDirectory, threads_of
 from jaxmnist.runs.trial import Trial
 from jaxmnist.runs.writing import WritableRunDirectory, continue_run
-from jaxmnist.settings import SearchSettings
+from jaxmnist.settings import SearchSettings, check_whole
 from jaxmnist.whole_files import DamagedFile, MissingFile, fits, read_json
 
 if TYPE_CHECKING:
@@ -151,10 +151,12 @@ class Run:
 
     def get_best_hyperparameters(self, n: int = 1) -> list[Hyperparameters]:
         """The hyperparameters of the first n trials, the winner's first."""
+        n = check_whole("n", n, 1)
         return [entry.trial.hyperparameters for entry in self.ranked[:n]]
 
     def get_best_models(self, n: int = 1) -> list[TrainedModel]:
         """The first n models, the winner first; `UsageError` if their weights weren't kept."""
+        n = check_whole("n", n, 1)
         if n > self.settings.keep:
             raise UsageError(
                 f"weights of {self.settings.keep} trials were kept, not of {n};"
@@ -210,6 +212,16 @@ class Run:
         """The winner's trained network, loaded from best/."""
         config = self.result("best/config.json", CONFIG_SHAPE)
         return self._load(self.directory.model_path, config["model_sha256"])
+
+    def winner(self) -> dict[str, Any]:
+        """The content of best/config.json; `UsageError` unless it is the winner of these trials."""
+        config = self.result("best/config.json", CONFIG_SHAPE)
+        if config["model_sha256"] != self.best_trial.weights_sha256:
+            raise UsageError(
+                f"{self.directory.path}: best/ holds an earlier winner, as its search is not"
+                " finished; the search's own command goes on"
+            )
+        return config
 
     def result(self, name: str, shape: Any = None) -> dict[str, Any]:
         """The content of a JSON file of the run: 'best/test.json', 'svm/mnist/svm.json', ….

@@ -91,6 +91,10 @@ class Rule(ABC):
     tolerance: float | None = None
     name: ClassVar[str]
     column: ClassVar[str] = "largest fall"  # heading of the table column beside the score
+    caption: ClassVar[str] = (
+        "“Largest fall” is a trial's largest decrease of validation accuracy from one epoch to the"
+        " next."
+    )
 
     def falls(self, history: History) -> tuple[Fall, ...]:
         """The falls of a completed trial."""
@@ -134,6 +138,10 @@ class Steady(Rule):
     """Ranks trials without a fall beyond its tolerance first, by score; then others by fall."""
 
     name = "steady"
+    caption = (
+        f"{Rule.caption} × marks a trial with a fall larger than the tolerance (one standard error"
+        " of the accuracy before it, or --tolerance), which ranks behind the steady ones."
+    )
 
     def key(self, history: History, index: int) -> tuple[float, ...]:
         """Steady trials come first, by score; the others by largest fall, then score."""

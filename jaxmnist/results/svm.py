@@ -23,7 +23,7 @@ from jaxmnist.results.evaluation import (
     winner_predictions,
 )
 from jaxmnist.results.rbf import choose_backend
-from jaxmnist.results.run import CONFIG_SHAPE, Run
+from jaxmnist.results.run import Run
 from jaxmnist.results.statistics import mcnemar
 from jaxmnist.results.svm_fit import SCALER_ROWS, Batches, Clock, Fit, Fitting, fit
 from jaxmnist.whole_files import (
@@ -149,7 +149,7 @@ class Task:
     @classmethod
     def of(cls, run: Run, dataset: Dataset) -> Task:
         """The task for `dataset`; `UsageError` if its image shape is not the network's."""
-        config = run.result("best/config.json", CONFIG_SHAPE)
+        config = run.winner()
         takes = run.best_model.image_shape
         if dataset.image_shape != takes:
             raise UsageError(
@@ -219,17 +219,19 @@ def fit_on_run(
     """
     task = Task.of(run, dataset)
     kept = run.files.mended(lambda: _kept(task))
+    how = Fitting(wanted, draws)
     if kept:
         run.files.complete_ledger(kept, dataset.fingerprint)
     if (
         kept
         and wanted in ("auto", kept["backend"])
+        and kept["kind"] == how.kind
         and draws in (0, kept["draws"])
         and (kept["baselines"] or not baselines)
     ):
         return kept
     network = winner_predictions(run) == dataset.y_test if task.own else None
-    how = Fitting(choose_backend(wanted, start_jax()), draws)
+    how = dataclasses.replace(how, backend=choose_backend(wanted, start_jax()))
     model = task.model
     result = task.test(
         lambda images: model.batches("features", images),

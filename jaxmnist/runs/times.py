@@ -8,7 +8,7 @@ from typing import Any
 from jaxmnist.errors import UsageError
 from jaxmnist.runs.directory import RunDirectory
 from jaxmnist.runs.writing import WritableRunDirectory
-from jaxmnist.whole_files import read_json, write_json
+from jaxmnist.whole_files import read_json
 
 TIMES_SHAPE = {"sessions": [{"finished": str, "seconds": {str: float}}]}
 
@@ -20,7 +20,7 @@ def write_times(directory: WritableRunDirectory, seconds: dict[str, float]) -> N
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
     }
     before = directory.mended(lambda: _read(directory)) or []
-    write_json(directory.times_path, {"sessions": [*before, session]})
+    directory.write_json(directory.times_path, {"sessions": [*before, session]})
 
 
 def read_times(directory: RunDirectory) -> list[dict[str, Any]]:

@@ -165,7 +165,7 @@ class WritableRunDirectory(RunDirectory):
         write_bytes(path, content)
 
     def write_json(self, path: Path, content: dict[str, Any]) -> None:
-        """Write a JSON file of the winner, or of an SVM."""
+        """Write a JSON file of the run."""
         self.check_there()
         write_json(path, content)
 

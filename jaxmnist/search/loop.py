@@ -122,9 +122,10 @@ def train(
             except BaseException:
                 # For example, the disk is full or the terminal is closed: record what is possible.
                 events.stop()
-                for event in events:
-                    with suppress(Exception):
-                        trials.record(event)
+                with suppress(Exception):  # of the engine itself
+                    for event in events:
+                        with suppress(Exception):
+                            trials.record(event)
                 with suppress(Exception):
                     trials.stopped()
                 raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxmnist.engine.cache import cache_folder, keep_programs
-from jaxmnist.engine.devices import set_pool_size, start_jax
+from jaxmnist.engine.devices import check_precision, set_pool_size, start_jax
 from jaxmnist.errors import JaxmnistError
 from jaxmnist.models.space import Definition, Space
 from jaxmnist.runs.directory import RunDirectory, threads_of
@@ -19,7 +19,7 @@ def prepare(settings: SearchSettings, definition: Definition) -> str | None:
     if threads := recorded_threads(settings):
         set_pool_size(threads)
     note = keep_programs(cache_folder(settings.cache), wanted=settings.cache is not None)
-    start_jax()
+    check_precision(settings.precision, start_jax())
     return note
 
 

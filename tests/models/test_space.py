@@ -398,3 +398,46 @@ def test_what_is_no_description(change):
     content = {"size": 1, "size_text": "1", "parameters": {}}
     with pytest.raises((ValueError, TypeError)):
         SpaceDescription.from_json({**content, **change})
+
+
+@pytest.mark.parametrize("sampling", ["log", "reverse_log"])
+def test_a_factor_that_leads_to_many_or_equal_numbers(sampling):
+    with pytest.raises(ValueError, match="more than 100,000 values"):
+        Float(1e-4, 1e-2, 1.0000001, sampling)
+    values = Float(0.12345649, 0.1236, 1.0000005, sampling).values
+    assert len(set(values)) == len(values)
+    assert min(values) >= 0.12345649
+    assert max(values) <= 0.1236
+    with pytest.raises(ValueError, match="too wide"):
+        Float(1e-300, 1e38, sampling=sampling)
+
+
+def test_whole_numbers_by_a_factor_stay_below_the_last():
+    assert Int(1, 999_999_999, 10, "log").values[-1] == 10**8
+
+
+def test_a_float_that_plays_no_part_is_a_number():
+    def ask(hp):
+        hp.Int("a", 0, 1)
+        1 - hp.Float("drop", 0, 0.5, parent_name="a", parent_values=[2])
+
+    assert Space(Definition("mine", ask)).size == 2
+
+
+def test_a_parent_that_is_true_is_not_one():
+    def ask(hp):
+        hp.Boolean("a")
+        hp.Int("b", 1, 2, parent_name="a", parent_values=[1])
+
+    assert Space(Definition("mine", ask)).size == 2
+
+
+def test_the_description_does_not_depend_on_the_clock(monkeypatch):
+    def ask(hp):
+        for i in range(6):
+            hp.Int(f"i{i}", 1, 10)
+        hp.Int("w", 1, 10 * hp.Choice("kind", [1, 2, 3]))
+
+    before = Space(Definition("mine", ask)).describe().ranges()
+    monkeypatch.setattr("jaxmnist.models.space.MOST_SECONDS", 0.001)
+    assert Space(Definition("mine", ask)).describe().ranges() == before

@@ -141,6 +141,20 @@ def test_a_line_for_each_trial_and_epoch(capsys):
     assert not any("\x1b" in line for line in lines)
 
 
+def test_the_best_so_far_while_trials_complete():
+    """The display asks for it in a thread of its own."""
+    found = progress()
+
+    class Rule:
+        def key(self, history, index):
+            found.completed[len(found.completed)] = history  # another trial completes meanwhile
+            return (index,)
+
+    found.completed[0] = found.completed[1] = (metrics(0.5),)
+    found.rule = Rule()
+    assert found.best[0] == 0
+
+
 def test_quiet_says_only_results_and_what_went_wrong(capsys):
     console = open_console(quiet=True)
     console.begin(progress())

@@ -28,6 +28,34 @@ def copy(finished, tmp_path):
     return tmp_path
 
 
+def test_quiet_in_python_prints_nothing(options, tmp_path, capfd):
+    options = {**options, "max_trials": 1, "epochs": 1, "directory": str(tmp_path)}
+    random_search(**options)
+    assert capfd.readouterr().out == ""
+
+
+def test_a_precision_that_the_platform_lacks_deletes_nothing(options, copy):
+    before = sorted(path.name for path in (copy / "small").rglob("*"))
+    wrong = {**options, "directory": str(copy), "precision": "bfloat16", "overwrite": True}
+    with pytest.raises(UsageError, match="precision bfloat16 is for GPUs"):
+        random_search(**wrong)
+    assert sorted(path.name for path in (copy / "small").rglob("*")) == before
+
+
+def test_an_earlier_winner_is_not_evaluated(options, copy):
+    """An extension was cut short between the last trial and the new winner's files."""
+    path = copy / "small" / "best" / "config.json"
+    content = read_json(path)
+    write_json(path, {**content, "model_sha256": "0" * 64})
+    looks = (copy / "small" / "ledger.jsonl").read_bytes()
+    for name in ("evaluate", "svm"):
+        result = command(name, copy / "small")
+        assert result.returncode == 2
+        assert result.stderr.count("\n") == 1
+        assert "best/ holds an earlier winner" in result.stderr
+    assert (copy / "small" / "ledger.jsonl").read_bytes() == looks
+
+
 def test_the_run_directory(finished):
     path = finished.directory.path
     assert path.name == "small"
