@@ -26,7 +26,7 @@ def read_range(given: Any, declared: Distribution) -> Distribution:
     """The distribution that a user gives in place of the one that the network declares.
 
     Args:
-      given: the user's range, as `config.canonical` returns it.
+      given: the user's range, as `settings.canonical` returns it.
       declared: the network's distribution. Given numbers may lie outside its range, but choices
         must be among the declared ones.
 

@@ -304,7 +304,7 @@ class Space:
     Args:
       definition: the network's definition.
       ranges: the user's replacements for declared ranges, by name, as returned by
-        `config.canonical`.
+        `settings.canonical`.
       image_shape, classes: (H, W, C) and number of classes of the images; None before they are
         loaded, which stands for MNIST's.
 
