@@ -5,16 +5,17 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from jaxmnist.errors import UsageError
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION
-from jaxmnist.settings import SearchSettings, flag
+from jaxmnist.settings import DECAYING, IN_MEMORY, TRAINING, SearchSettings, flag
 
 if TYPE_CHECKING:
+    from jaxmnist.models.flax_network import FlaxNetwork
     from jaxmnist.models.network import Network
     from jaxmnist.results.run import Run
 
@@ -22,13 +23,20 @@ logger = logging.getLogger("jaxmnist")
 
 
 def random_search(
+    build_model: Callable[[Any], Any] | None = None,
     *,
+    data: Any = None,
+    listener: Callable[[Any], object] | None = None,
     dataset: str | None = None,
     data_dir: str | None = None,
+    model: str | None = None,
     max_trials: int = 10,
     epochs: int = 5,
-    batch_size: int = 128,
-    learning_rate: float = 1e-3,
+    batch_size: Any = 128,
+    learning_rate: Any = 1e-3,
+    optimizer: Any = "adam",
+    weight_decay: Any = 1e-4,
+    schedule: Any = "constant",
     validation_split: float = 0.1,
     train_limit: int | None = None,
     seed: int = 0,
@@ -55,6 +63,11 @@ def random_search(
     """Search, test the winner, fit and test the SVM; or resume the same call where it stopped.
 
     Args:
+      build_model: a network of one's own, as a function of `hp` that returns a Flax module, or a
+        module and an Optax optimizer; None for the study's.
+      data: (x_train, y_train, x_test, y_test), or with (x_validation, y_validation) between the
+        two: images [N, H, W] or [N, H, W, C], and labels [N]; None for the dataset's.
+      listener: called with every event, after it was recorded.
       dataset, …, quiet: the options of the command line; its `--help` explains them.
       **ranges: ranges of hyperparameters by name: text such as '32:128:16', a tuple (first, last[,
         step or 'log']), a list of values, or one value.
@@ -72,11 +85,21 @@ def random_search(
     """
     options = dict(locals())
     options |= options.pop("ranges")
-    space = Space(DEFINITION)
+    for name in ("build_model", "data", "listener"):
+        options.pop(name)
+    names = list(options)
     try:
-        return run_search(settings_of(options, space), silent=quiet)
+        network = own_network(model, build_model)
+        space = Space(network.definition if network else DEFINITION)
+        names += space.parameters
+        if data is not None:
+            if data_dir is not None:
+                raise UsageError("data and data_dir are two datasets: give one of them")
+            options["dataset"] = dataset or IN_MEMORY
+        settings = settings_of(options, space)
+        return run_search(settings, network, data=data, listener=listener, silent=quiet)
     except UsageError as problem:
-        line = with_keywords(str(problem), [*options, *space.parameters])
+        line = with_keywords(str(problem), names)
         if type(problem) is not UsageError or line == str(problem):
             raise
         raise UsageError(line) from None
@@ -96,6 +119,17 @@ def settings_of(options: Mapping[str, Any], space: Space) -> SearchSettings:
     """Return the settings for `options`, which may include ranges of hyperparameters by name."""
     known = [item.name for item in fields(SearchSettings) if item.name != "ranges"]
     ranges = {name: options[name] for name in space.parameters if name in options}
+    if "learning_rate" not in space.parameters:
+        ranges |= {n: options[n] for n in TRAINING if n in options and is_range(options[n])}
+    # One whose default stands is not said by anybody.
+    for item in fields(SearchSettings):
+        if item.name in TRAINING and ranges.get(item.name) == item.default:
+            del ranges[item.name]
+    decay = options.get("optimizer", "adam")
+    if "weight_decay" in ranges and "optimizer" not in ranges and decay not in DECAYING:
+        raise UsageError(
+            f"--weight-decay is of the optimizers {', '.join(DECAYING)}, and --optimizer is {decay}"
+        )
     for name in options:
         if name not in known and name not in ranges:
             near = difflib.get_close_matches(name, [*known, *space.parameters], 1)
@@ -106,18 +140,51 @@ def settings_of(options: Mapping[str, Any], space: Space) -> SearchSettings:
     return SearchSettings(**others, ranges=ranges)
 
 
+def is_range(given: Any) -> bool:
+    """Whether a setting of training is given as more than one value."""
+    return isinstance(given, tuple | list) or (isinstance(given, str) and bool({*given} & {*":,"}))
+
+
+def own_network(
+    path: str | None, build_model: Callable[[Any], Any] | None = None
+) -> FlaxNetwork | None:
+    """The network of a function, or of a file; None for the study's."""
+    if path is None and build_model is None:
+        return None
+    if path is not None and build_model is not None:
+        raise UsageError("build_model and --model are two networks: give one of them")
+    # Flax takes a second to import, which the study's --help doesn't need.
+    from jaxmnist.models.flax_network import FlaxNetwork
+    from jaxmnist.models.loading import load_function
+
+    if path is not None:
+        build_model = load_function(path)
+    assert build_model is not None
+    return FlaxNetwork(build_model, getattr(build_model, "__name__", "build_model"))
+
+
 def run_search(
-    settings: SearchSettings, network: Network | None = None, *, silent: bool = False
+    settings: SearchSettings,
+    network: Network | None = None,
+    *,
+    data: Any = None,
+    listener: Callable[[Any], object] | None = None,
+    silent: bool = False,
 ) -> Run:
     """Search with these settings and display the progress.
 
-    network: the network to search over; by default the study's.
+    Args:
+      settings: of the search.
+      network: the network to search over; by default the study's.
+      data, listener: see `random_search`.
+      silent: print nothing but warnings.
     """
     # NumPy and JAX take a second to import; --help and errors in flags should not wait for them.
     from jaxmnist.search.start import prepare
 
     note = prepare(settings, network.definition if network else DEFINITION)
     # These modules import JAX, which `prepare` has to configure first.
+    from jaxmnist.data.dataset import dataset_in_memory
     from jaxmnist.models.study.network import STUDY
     from jaxmnist.report.console import notes_on
     from jaxmnist.report.show import Show, open_console
@@ -127,7 +194,8 @@ def run_search(
     with notes_on(console):
         if note:
             logger.info(note)
-        run = search(settings, network or STUDY, Show(console))
+        dataset = None if data is None else dataset_in_memory(data, settings)
+        run = search(settings, network or STUDY, Show(console, listener), dataset)
     page = ", including report.html" if settings.report else ""
     console.result(f"\n{console.times()}; results are in {run.directory.path}{page}")
     return run

@@ -9,17 +9,23 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from jaxmnist.errors import UsageError, local_path
 from jaxmnist.hyperparameters import plain, shown, text
 
 LARGEST_SEED = 2**32 - 1
-OPTIMIZERS = ("adam",)
+OPTIMIZERS = ("adam", "adamw", "nadam", "rmsprop", "sgd", "lion")
+DECAYING = ("adamw", "lion")  # optimizers that have a weight decay
+SCHEDULES = ("constant", "cosine", "one-cycle")
+# Settings of training that may be hyperparameters: of a network that asks for them, or of any
+# network where a person gives a range.
+TRAINING = ("learning_rate", "weight_decay", "batch_size", "optimizer", "schedule")
 PRECISIONS = ("default", "highest", "bfloat16")
 SELECTIONS = ("steady", "best")
 SVM_BACKENDS = ("auto", "sklearn", "sklearnex", "cuml")
+IN_MEMORY = "arrays"  # the name of a dataset that is given as arrays without a name
 LARGEST_NUMBER = 10**9  # the largest value of any count; a larger one is a typing error
 # Smaller limits, where memory or time would run out earlier.
 LARGEST_VALUES = {
@@ -89,26 +95,42 @@ def canonical(given: Any) -> Any:
     return plain(given)
 
 
+TRAINING_NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ("learning_rate", lambda value: value > 0, "above 0"),
+    ("weight_decay", lambda value: value >= 0, "of at least 0"),
+)
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """How each trial is trained: the settings that `engine.training` needs, and no others.
 
-    learning_rate is the optimizer's step size; batch_size counts images. precision: 'default' is
-    JAX's own for the device, 'highest' computes products in full float32, 'bfloat16' computes the
-    network in bfloat16 with weights and loss in float32.
+    learning_rate is the optimizer's step size, which the schedule changes step by step;
+    weight_decay is that of the optimizers in `DECAYING`; batch_size counts images. precision:
+    'default' is JAX's own for the device, 'highest' computes products in full float32, 'bfloat16'
+    computes the network in bfloat16 with weights and loss in float32.
     """
 
     epochs: int = 5
     batch_size: int = 128
     learning_rate: float = 1e-3
     optimizer: str = "adam"
+    weight_decay: float = 1e-4
+    schedule: str = "constant"
     precision: str = "default"
+
+    def for_trial(self, hyperparameters: Mapping[str, Any]) -> TrainingSettings:
+        """Return these settings with a trial's own hyperparameters of training in their place."""
+        own = {name: hyperparameters[name] for name in TRAINING if name in hyperparameters}
+        return replace(self, **own) if own else self
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             object.__setattr__(self, name, check_whole(name, getattr(self, name), 1))
-        rate = check_number("learning_rate", self.learning_rate, lambda value: value > 0, "above 0")
-        object.__setattr__(self, "learning_rate", rate)
+        for name, accepts, wanted in TRAINING_NUMBERS:
+            number = check_number(name, getattr(self, name), accepts, wanted)
+            object.__setattr__(self, name, number)
+        check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
 
@@ -153,10 +175,25 @@ class SearchSettings:
         "NAME",
     )
     data_dir: str | None = _setting(None, "folder of IDX files, or .npz file, to read", "PATH")
+    model: str | None = _setting(
+        None, "Python file of a network of your own, with a function build_model", "FILE[:FUNCTION]"
+    )
     max_trials: int = _setting(10, "number of configurations to train", "N")
     epochs: int = _setting(5, "epochs of each trial", "N")
-    batch_size: int = _setting(128, "images per batch", "N")
-    learning_rate: float = _setting(1e-3, "learning rate of Adam", "RATE")
+    batch_size: int = _setting(128, "images per batch, or a range of it", "N")
+    learning_rate: float = _setting(1e-3, "learning rate, or a range of it", "RATE")
+    optimizer: str = _setting(
+        "adam", "optimizer, or several to choose from", "NAME", choices=OPTIMIZERS
+    )
+    weight_decay: float = _setting(
+        1e-4, "weight decay of adamw and lion, or a range of it", "DECAY"
+    )
+    schedule: str = _setting(
+        "constant",
+        "how the learning rate changes over a trial, or several ways to choose from",
+        "NAME",
+        choices=SCHEDULES,
+    )
     validation_split: float = _setting(
         0.1, "fraction of the training images for validation", "FRACTION", identifies=True
     )
@@ -227,7 +264,7 @@ class SearchSettings:
     ranges: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("dataset", "data_dir", "directory", "cache"):
+        for name in ("dataset", "data_dir", "model", "directory", "cache"):
             value = getattr(self, name)
             if value is None and name != "directory":
                 continue
@@ -302,12 +339,16 @@ class SearchSettings:
 
 
 # Names of command-line options, which no hyperparameter may have.
-RESERVED = frozenset(item.name for item in fields(SearchSettings)) | {
+_WORDS = {item.name for item in fields(SearchSettings)} | {
+    "build_model",
     "config",
+    "data",
     "help",
-    "model",
+    "listener",
     "version",
 }
+_NEGATED = {f"no_{item.name}" for item in fields(SearchSettings) if item.default is True}
+RESERVED = frozenset((_WORDS | _NEGATED) - set(TRAINING))
 
 
 def _checked_ranges(given: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pytest
 
 from jaxmnist import Run, random_search
 from jaxmnist.data.formats import IDX_NAMES, Arrays, read_idx_folder
+from jaxmnist.engine.training import constants_of, optimizer, start_training
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.runs.directory import read_search
 from jaxmnist.runs.layers import Layer
@@ -66,6 +67,13 @@ def said() -> Iterator[list[str]]:
     yield lines
     logger.removeHandler(handler)
     logger.setLevel(level)
+
+
+def begin(parameters, settings):
+    """The state of a trial with these weights before its first step."""
+    dtype = np.result_type(*jax.tree.leaves(parameters))
+    constants = constants_of(settings, {}, 0, 0, dtype)
+    return start_training(parameters, optimizer(settings, constants), constants)
 
 
 def writing(path: Path, search: dict | None = None) -> WritableRunDirectory:

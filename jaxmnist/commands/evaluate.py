@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxmnist.commands.parser import Parser, add_run
+from jaxmnist.commands.parser import Parser, add_model, add_run
 
 
 def main(arguments: list[str], program: str = "jaxmnist evaluate") -> None:
@@ -11,11 +11,13 @@ def main(arguments: list[str], program: str = "jaxmnist evaluate") -> None:
         program, "Evaluate a run's winner on the test set again, and record that in the ledger."
     )
     add_run(parser)
-    directory = parser.parse_args(arguments).run
+    add_model(parser)
+    given = parser.parse_args(arguments)
     # Imported late: JAX takes a second, during which signals must already be handled.
+    from jaxmnist.api import own_network
     from jaxmnist.report.console import Console, notes_on
     from jaxmnist.results.evaluation import describe, look
     from jaxmnist.results.run import locked_run
 
-    with notes_on(Console()), locked_run(directory) as run:
+    with notes_on(Console()), locked_run(given.run, own_network(given.model)) as run:
         print(describe(look(run, run.load_dataset(), "evaluation")))

@@ -34,10 +34,34 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory, such as runs/mnist")
 
 
-def add_settings(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the file of a person's own network, for a command that needs a run's network."""
+    parser.add_argument(
+        "--model", metavar="FILE[:FUNCTION]", help="Python file of the network, if it is your own"
+    )
+
+
+def model_of(arguments: list[str]) -> str | None:
+    """What is given as --model; None if nothing is."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--model")
+    try:
+        found: str | None = parser.parse_known_args(arguments)[0].model
+    except argparse.ArgumentError:
+        return None  # the whole parser says what is wrong
+    return found
+
+
+def add_settings(
+    parser: argparse.ArgumentParser,
+    names: Iterable[str] | None = None,
+    without: Iterable[str] = (),
+) -> None:
     """Add flags for the settings `names`, or for all; a flag that isn't given sets no attribute."""
     for item in fields(SearchSettings):
         if "help" not in item.metadata or (names is not None and item.name not in names):
+            continue
+        if item.name in without:
             continue
         kind = str(item.type).removesuffix(" | None")
         text = item.metadata["help"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jaxmnist.commands.parser import Parser, add_run, complain
+from jaxmnist.commands.parser import Parser, add_model, add_run, complain
 from jaxmnist.errors import UsageError, local_path, printable
 
 
@@ -16,6 +16,7 @@ def main(arguments: list[str], program: str = "jaxmnist predict") -> int:
     """
     parser = Parser(program, "Classify images with the winner of a run.")
     add_run(parser)
+    add_model(parser)
     parser.add_argument(
         "files", metavar="FILE", nargs="+", help="PNG or JPEG pictures, or .npy arrays of images"
     )
@@ -23,10 +24,11 @@ def main(arguments: list[str], program: str = "jaxmnist predict") -> int:
     # Imported late: JAX takes a second, during which signals must already be handled.
     import numpy as np
 
+    from jaxmnist.api import own_network
     from jaxmnist.data.pictures import read_pictures
     from jaxmnist.results.run import Run
 
-    model = Run(given.run).best_model
+    model = Run(given.run, own_network(given.model)).best_model
     pictures, status = [], 0
     for name in given.files:
         try:

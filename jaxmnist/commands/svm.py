@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxmnist.commands.parser import Parser, add_run, add_settings
+from jaxmnist.commands.parser import Parser, add_model, add_run, add_settings
 from jaxmnist.errors import UsageError
 from jaxmnist.settings import SearchSettings, flag
 
@@ -13,20 +13,22 @@ def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
     """Run the command."""
     parser = Parser(program, "Fit the SVM on the features of a run's winner, which stays as it is.")
     add_run(parser)
+    add_model(parser)
     add_settings(parser, NAMES)
     given = vars(parser.parse_args(arguments))
-    directory = given.pop("run")
+    directory, model = given.pop("run"), given.pop("model")
     own = not given.keys() & {"dataset", "data_dir"}
     for name in ("train_limit", "validation_split"):
         if own and name in given:
             raise UsageError(f"{flag(name)} needs --dataset or --data-dir")
     # Imported late: JAX takes a second, during which signals must already be handled.
+    from jaxmnist.api import own_network
     from jaxmnist.data.dataset import load_dataset
     from jaxmnist.report.console import Console, notes_on
     from jaxmnist.results.run import locked_run
     from jaxmnist.results.svm import describe, fit_on_run
 
-    with notes_on(Console()), locked_run(directory) as run:
+    with notes_on(Console()), locked_run(directory, own_network(model)) as run:
         settings = SearchSettings(**{"seed": run.settings.seed, **given})
         dataset = run.load_dataset() if own else load_dataset(settings)
         if not own and dataset.scale_note:

@@ -8,13 +8,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxmnist.data.download import load_named
-from jaxmnist.data.formats import EIGHT_BITS, Arrays, read_idx_folder, read_npz, scale_of
+from jaxmnist.data.formats import (
+    EIGHT_BITS,
+    Arrays,
+    check_arrays,
+    read_idx_folder,
+    read_npz,
+    scale_of,
+)
 from jaxmnist.errors import UsageError, local_path
-from jaxmnist.settings import SearchSettings
+from jaxmnist.settings import IN_MEMORY, SearchSettings
 
 MNIST_SHA256 = {
     "x_train": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -97,6 +105,11 @@ def load_arrays(dataset: str | None = None, data_dir: str | None = None) -> Arra
     >>> load_arrays("mnist").x_train.shape
     (60000, 28, 28, 1)
     """
+    if dataset == IN_MEMORY and data_dir is None:
+        raise UsageError(
+            "the data of this run were arrays in memory: give them again as data=, or where they"
+            " lie by --data-dir"
+        )
     if data_dir is not None:
         data_dir = local_path(data_dir, "--data-dir")
         if os.path.isdir(data_dir):
@@ -119,6 +132,64 @@ def load_dataset(settings: SearchSettings) -> Dataset:
         validation_split=settings.validation_split,
         seed=settings.seed,
         train_limit=settings.train_limit,
+    )
+
+
+def dataset_in_memory(data: Any, settings: SearchSettings) -> Dataset:
+    """The dataset of arrays.
+
+    Args:
+      data: (x_train, y_train, x_test, y_test), or with (x_validation, y_validation) between the
+        two, which then validate: images [N, H, W] or [N, H, W, C], whole numbers or floats, and
+        their labels [N].
+      settings: of the search.
+
+    Raises:
+      UsageError: the arrays are not such ones, or don't fit together.
+    """
+    if not isinstance(data, tuple | list) or len(data) not in (4, 6):
+        raise UsageError(
+            "data must be (x_train, y_train, x_test, y_test), or have x_validation, y_validation"
+            " between them"
+        )
+    try:
+        parts = [np.asarray(array) for array in data]
+    except (ValueError, TypeError):
+        raise UsageError("data must be arrays of images and of labels") from None
+    name = settings.dataset_name
+    arrays = check_arrays("data", *parts[:2], *parts[-2:])
+    if len(parts) == 4:
+        return split(
+            name,
+            arrays,
+            validation_split=settings.validation_split,
+            seed=settings.seed,
+            train_limit=settings.train_limit,
+        )
+    # Checked as the test images are.
+    validation = check_arrays("data", *parts[:4])
+    limit = settings.train_limit
+    labels, y_train = np.unique(arrays.y_train[:limit], return_inverse=True)
+    for part, found in (("validation", validation.y_test), ("test", arrays.y_test)):
+        unknown = np.setdiff1d(found, labels)
+        if len(unknown):
+            raise UsageError(
+                f"{name}: {part} images have the label {unknown[0]}, which no training image has"
+            )
+    if len(labels) < 2:
+        raise UsageError(
+            f"{name}: all training images have the label {labels[0]}; two classes are needed"
+        )
+    return Dataset(
+        name,
+        arrays.x_train[:limit],
+        y_train.astype(np.int32),
+        validation.x_test.astype(arrays.x_train.dtype),
+        np.searchsorted(labels, validation.y_test).astype(np.int32),
+        arrays.x_test,
+        np.searchsorted(labels, arrays.y_test).astype(np.int32),
+        tuple(int(label) for label in labels),
+        scale_of(name, arrays.x_train),
     )
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxmnist.engine.events import Checkpoint
-from jaxmnist.engine.training import TrainingState, start_training
+from jaxmnist.engine.training import TrainingState, first_state
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, Network
 from jaxmnist.runs.trial import METRICS, agree, history_from_json, history_to_json
@@ -34,7 +34,9 @@ def to_arrays(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray], dict[str, 
         "history": history_to_json(checkpoint.history),
         "seconds": checkpoint.seconds,
     }
-    arrays = {name: np.asarray(array) for name, array in _named(checkpoint.state)}
+    # What is the trial's own, and not of its training, is known without a checkpoint.
+    state = checkpoint.state._replace(constants={})
+    arrays = {name: np.asarray(array) for name, array in _named(state)}
     return {**arrays, VALIDATION: rows(checkpoint.validation)}, content
 
 
@@ -75,7 +77,7 @@ def from_arrays(
     empty = jax.tree.map(
         lambda x: np.zeros(x.shape, x.dtype), network.shapes(hyperparameters, data)
     )
-    template = start_training(empty, settings)
+    template = first_state(network, hyperparameters, data, settings, empty)._replace(constants={})
     found = []
     for name, wanted in _named(template):
         array = arrays.get(name)

@@ -21,7 +21,8 @@ from jaxmnist.hyperparameters import Hyperparameters
 class Group:
     """Trials that train together in one program.
 
-    widest: the configuration that all are padded to.
+    widest: the configuration that all are padded to; its numbers are those of the first trial.
+    key: what trials that share a program have in common.
     trials: (index, hyperparameters) of each trial.
     lanes: the number of lanes of the program; those beyond the trials are idle.
     """
@@ -29,18 +30,20 @@ class Group:
     widest: Hyperparameters
     trials: tuple[tuple[int, Hyperparameters], ...]
     lanes: int
+    key: Hashable = None
 
     @property
-    def program(self) -> tuple[Hyperparameters, int]:
+    def program(self) -> tuple[Hashable, int]:
         """A key: groups whose keys are equal share their compiled programs."""
-        return self.widest, self.lanes
+        return self.widest if self.key is None else self.key, self.lanes
 
     def halves(self, devices: int) -> tuple[Group, Group]:
         """Two groups with half of the trials each."""
         middle = len(self.trials) // 2
         parts = self.trials[:middle], self.trials[middle:]
         first, second = (
-            Group(self.widest, part, lanes_for(len(part), devices, self.lanes)) for part in parts
+            Group(self.widest, part, lanes_for(len(part), devices, self.lanes), self.key)
+            for part in parts
         )
         return first, second
 
@@ -50,22 +53,24 @@ def group_trials(
     stacking: Stacking,
     devices: int,
     positions: Mapping[int, Hashable] | None = None,
+    key_of: Callable[[Hyperparameters], Hashable] = lambda hyperparameters: hyperparameters,
 ) -> list[Group]:
     """The trials in groups that `stacking` allows, ordered by the first trial of each group.
 
     positions: the (epoch, step) from which trials resume, by index; those of a group must be equal,
       because its trials train on the same batches.
     """
-    alike: dict[tuple[Hyperparameters, Hashable], list[tuple[int, Hyperparameters]]] = {}
+    alike: dict[tuple[Hashable, Hashable], list[tuple[int, Hyperparameters]]] = {}
     for index, hyperparameters in trials:
-        key = stacking.widest(hyperparameters), (positions or {}).get(index)
+        key = key_of(stacking.widest(hyperparameters)), (positions or {}).get(index)
         alike.setdefault(key, []).append((index, hyperparameters))
     most = round_up(stacking.lanes, devices)
     groups = []
-    for (widest, _), members in alike.items():
+    for (shared, _), members in alike.items():
         for first in range(0, len(members), most):
             part = tuple(members[first : first + most])
-            groups.append(Group(widest, part, lanes_for(len(part), devices, most)))
+            widest = stacking.widest(part[0][1])
+            groups.append(Group(widest, part, lanes_for(len(part), devices, most), shared))
     return sorted(groups, key=lambda group: group.trials[0][0])
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import operator
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,9 @@ from jaxmnist.engine.training import (
     batches,
     epoch_order,
     evaluate,
+    first_state,
     frozen_where_diverged,
     start_epoch,
-    start_training,
     train_block,
 )
 from jaxmnist.engine.workers import Events, Interrupted
@@ -148,8 +148,6 @@ class Engine:
         self._data = DataSpec.of(data)
         self._train = jax.device_put((data.x_train, data.y_train), everywhere)
         # A batch size above the number of images is reduced, to avoid computing padding.
-        self._batch_size = min(self.settings.batch_size, len(data.y_train))
-        self._block = self.network.block_size(self.platform, self._batch_size)
         self._steps = CPU_STEPS if self.platform == "cpu" else STEPS
         # Evaluation doesn't depend on a batch size, so it uses the platform's preferred one.
         size = block_size(self.platform, 1024)
@@ -173,7 +171,7 @@ class Engine:
         before = self._choose(trials) if self.stacking is None else []
         assert self.stacking is not None
         positions = {index: (found.epoch, found.step) for index, found in checkpoints.items()}
-        groups = group_trials(trials, self.stacking, self._devices.count, positions)
+        groups = group_trials(trials, self.stacking, self._devices.count, positions, self._key)
         # Compile ahead only on the host of an accelerator: on a CPU, the cores are busy training.
         programs = Programs(self._build, groups, 0 if self.platform == "cpu" else cores())
 
@@ -200,7 +198,12 @@ class Engine:
         devices = self._devices.count
         padding = self.network.padding(self.platform)
         largest = max(
-            group_trials(trials, Stacking("map", len(trials), padding), devices),
+            group_trials(
+                trials,
+                Stacking("map", len(trials), padding),
+                devices,
+                key_of=self._key,
+            ),
             key=lambda group: len(group.trials),
         )
         ways = candidates(self.platform, devices, len(largest.trials), self.lanes, padding)
@@ -210,7 +213,8 @@ class Engine:
 
         def measure(way: Stacking) -> float:
             self.stacking = way
-            return self._rate(Group(largest.widest, largest.trials[: way.lanes], way.lanes))
+            part = largest.trials[: way.lanes]
+            return self._rate(Group(largest.widest, part, way.lanes, largest.key))
 
         self.stacking, rates = choose(ways, measure, self.memory, description)
         return [StackingChosen(self.stacking, rates)]
@@ -254,13 +258,14 @@ class Engine:
         for index, _ in group.trials:
             yield TrialCompiled(index, lanes.epoch, self._images(lanes), lanes.seconds)
         while lanes.epoch < self.settings.epochs and lanes.live.any():
-            order = self._batches(lanes.epoch)
+            order = self._batches(lanes.group, lanes.epoch)
+            before = np.int32(lanes.epoch * len(order))
             while lanes.step < len(order) and np.isfinite(lanes.loss_sum[lanes.live]).any():
                 if stop.is_set():
                     yield from self._checkpoints(lanes)
                     raise Interrupted
                 last = min(lanes.step + self._steps, len(order))
-                steps = np.int32(lanes.step), np.int32(last)
+                steps = np.int32(lanes.step), np.int32(last), before
                 lanes.state, lanes.step = train(lanes.state, *self._train, order, *steps), last
                 yield from self._pause(lanes)
             yield from self._end_epoch(lanes, evaluate)
@@ -282,7 +287,8 @@ class Engine:
 
     def _images(self, lanes: _Lanes) -> int:
         """The number of training images of the epoch so far."""
-        return min(lanes.step * self._batch_size, len(self.dataset.y_train))
+        batch_size = self._settings(lanes.group.widest).batch_size
+        return min(lanes.step * batch_size, len(self.dataset.y_train))
 
     def _checkpoints(self, lanes: _Lanes) -> Iterator[Event]:
         """The checkpoints of all trials that have not failed."""
@@ -318,13 +324,14 @@ class Engine:
 
     def _finish(self, lanes: _Lanes) -> Iterator[Event]:
         """Yield the results of the trials."""
-        weights = jax.device_get(lanes.state.parameters)
+        weights = jax.device_get((lanes.state.parameters, lanes.state.collections))
         seconds = lanes.seconds / len(lanes.trials)
         for lane, (index, hyperparameters) in enumerate(lanes.trials):
             parameters, error = None, lanes.errors[lane]
             if error is None:
-                one = jax.tree.map(operator.itemgetter(lane), weights)
-                parameters = self._resize(one, lanes.group.widest, hyperparameters)
+                trained, collections = jax.tree.map(operator.itemgetter(lane), weights)
+                trained = self._resize(trained, lanes.group.widest, hyperparameters)
+                parameters = self.network.join(trained, collections)
             yield TrialFinished(
                 index,
                 tuple(lanes.histories[lane]),
@@ -350,7 +357,8 @@ class Engine:
         ]
         if not np.isfinite(loss_sum).any():
             return unknown
-        found = jax.device_get(evaluate(state.parameters, *self._validation))
+        weights = state.parameters, state.collections
+        found = jax.device_get(evaluate(weights, *self._validation))
         # The batches contain the images in order, followed by padding.
         right = found.right.reshape(len(found.right), -1)[:, :validated]
         correct = np.asarray(state.correct)
@@ -371,8 +379,13 @@ class Engine:
 
     def _resize(self, tree: Any, hyperparameters: Hyperparameters, resized: Hyperparameters) -> Any:
         """A tree of a configuration's weights or moments, resized to the shapes of another one."""
-        if hyperparameters == resized:
+        if hyperparameters == resized or not self.network.padding(self.platform):
             return tree
+        if isinstance(tree, TrainingState):
+            return tree._replace(
+                parameters=self._resize(tree.parameters, hyperparameters, resized),
+                optimizer_state=self._resize(tree.optimizer_state, hyperparameters, resized),
+            )
 
         def resize(part: Any) -> Any:
             if not isinstance(part, dict):
@@ -381,17 +394,39 @@ class Engine:
 
         return jax.tree.map(resize, tree, is_leaf=lambda part: isinstance(part, dict))
 
+    def _first_state(
+        self,
+        hyperparameters: Hyperparameters,
+        weights: Any,
+        index: int,
+        *,
+        computed: bool = False,
+    ) -> TrainingState:
+        """The state of a trial before its first step."""
+        return first_state(
+            self.network,
+            hyperparameters,
+            self._data,
+            self.settings,
+            weights,
+            seed=self.seed,
+            index=index,
+            computed=computed,
+        )
+
     def _start(self, group: Group, checkpoints: Mapping[int, Checkpoint]) -> _Lanes:
         """The state of a group before its next step; idle lanes repeat the last trial."""
         states: list[TrainingState] = []
         for index, hyperparameters in group.trials:
             if index in checkpoints:
                 state = checkpoints[index].state
+                constants = self._first_state(hyperparameters, None, index).constants
+                state = state._replace(constants=constants)
             else:
-                parameters = self.network.initial_parameters(
+                weights = self.network.initial_parameters(
                     hyperparameters, self._data, seed=self.seed, index=index
                 )
-                state = start_training(parameters, self.settings)
+                state = self._first_state(hyperparameters, weights, index, computed=True)
             states.append(self._resize(state, hyperparameters, group.widest))
         states += states[-1:] * (group.lanes - len(states))
         stack = jax.tree.map(lambda *arrays: np.stack(arrays), *states)
@@ -406,10 +441,22 @@ class Engine:
             before=sum(before.seconds if before else 0.0 for before in found),
         )
 
-    def _batches(self, epoch: int) -> np.ndarray:
+    def _key(self, hyperparameters: Hyperparameters) -> Hashable:
+        """What trials must have in common to share a program."""
+        return self.network.program_key(hyperparameters, self._data)
+
+    def _settings(self, hyperparameters: Hyperparameters) -> TrainingSettings:
+        """How a configuration is trained."""
+        settings = self.settings.for_trial(hyperparameters)
+        # A batch larger than the data is one short batch; no need to compute its padding.
+        return replace(settings, batch_size=min(settings.batch_size, len(self.dataset.y_train)))
+
+    def _batches(self, group: Group, epoch: int) -> np.ndarray:
         """The batches of an epoch, the same for all trials: int32[S, K, B]."""
         order = epoch_order(len(self.dataset.y_train), self.seed, epoch)
-        return batches(order, self._batch_size, self._block)
+        size = self._settings(group.widest).batch_size
+        block = self.network.block_size(group.widest, self._data, self.platform, size)
+        return batches(order, size, block)
 
     def _build(self, group: Group) -> Compilers:
         """The functions that compile the training and the evaluation program of a group."""
@@ -427,27 +474,38 @@ class Engine:
         by_lane, method = self._devices.by_lane, self.stacking.method(self.platform)
         state = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((group.lanes, *x.shape), x.dtype, sharding=by_lane),
-            start_training(self.network.shapes(group.widest, self._data), self.settings),
+            first_state(
+                self.network,
+                group.widest,
+                self._data,
+                self.settings,
+                self.network.shapes(group.widest, self._data),
+            ),
         )
         model = self.network.model(group.widest, self._data, method, self.settings.precision)
         step = np.int32(0)
-        train = train_block(model, self.settings)
+        settings, images = self._settings(group.widest), len(self.dataset.y_train)
+        fills = self.network.fills_batches(group.widest, self._data)
+        tail = 0 if fills else images % settings.batch_size
+        own = self.network.optimizer(group.widest, self._data)
+        train = train_block(model, settings, own, tail)
         if self.stacking.way != "alone":
             train = frozen_where_diverged(train)
-        train = jax.jit(self._devices.spread(train, self.stacking, shared=5), donate_argnums=0)
+        train = jax.jit(self._devices.spread(train, self.stacking, shared=6), donate_argnums=0)
         validate = jax.jit(self._devices.spread(evaluate(model), self.stacking, shared=3))
-        arguments = (state, *self._train, self._batches(0), step, step)
-        return (train, arguments), (validate, (state.parameters, *self._validation))
+        arguments = (state, *self._train, self._batches(group, 0), step, step, step)
+        weights = state.parameters, state.collections
+        return (train, arguments), (validate, (weights, *self._validation))
 
     def _rate(self, group: Group) -> float:
         """Steps per second, summed over all lanes, without compilation."""
         train = self._build(group)[0]()
-        state, order = self._start(group, {}).state, self._batches(0)
+        state, order = self._start(group, {}).state, self._batches(group, 0)
         last = np.int32(min(self._steps, len(order)))
         seconds = []
         for _ in range(3):
             began = time.perf_counter()
-            state = train(state, *self._train, order, np.int32(0), last)
+            state = train(state, *self._train, order, np.int32(0), last, np.int32(0))
             jax.block_until_ready(state)
             seconds.append(time.perf_counter() - began)
         return len(group.trials) * int(last) / min(seconds[1:])

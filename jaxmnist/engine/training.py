@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,8 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxmnist.models.network import Model, Parameters
+from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.models.network import DataSpec, Model, Network, Parameters, StepInputs
 from jaxmnist.settings import TrainingSettings
 
 # Stands for a missing image: the last batch of an epoch or of an evaluation may be short.
@@ -19,16 +20,24 @@ NO_IMAGE = -1
 
 
 class TrainingState(NamedTuple):
-    """The state of a trial between two steps.
+    """A trial between two steps.
 
-    loss_sum: float[], the cross-entropy summed over the images of the epoch so far.
-    correct: int32[], the number of these images that were correctly classified.
+    loss_sum: float[], the epoch's cross-entropy so far, summed over its images.
+    correct: int32[], the number of the epoch's images so far that were classified correctly.
+    collections: what else the network changes as it trains, such as BatchNorm's statistics.
+    constants: see `constants_of`; trials that differ in these alone share a program.
     """
 
     parameters: Any
     optimizer_state: Any
     loss_sum: jax.Array
     correct: jax.Array
+    collections: Any
+    constants: Any
+
+
+# What a network computes with: its parameters, and its other collections.
+Weights = tuple[Parameters, Any]
 
 
 class Sums(NamedTuple):
@@ -50,12 +59,67 @@ class Validation(NamedTuple):
     right: jax.Array
 
 
-OPTIMIZERS = {"adam": optax.adam}
+MOMENTUM = 0.9  # of SGD
+Rate = jax.Array | float
+# Of learning rate and weight decay, which only some of them have.
+OPTIMIZERS: dict[str, Callable[[Rate, Rate], optax.GradientTransformation]] = {
+    "adam": lambda rate, decay: optax.adam(rate),
+    "adamw": lambda rate, decay: optax.adamw(rate, weight_decay=decay),
+    "nadam": lambda rate, decay: optax.nadam(rate),
+    "rmsprop": lambda rate, decay: optax.rmsprop(rate),
+    "sgd": lambda rate, decay: optax.sgd(rate, MOMENTUM),
+    "lion": lambda rate, decay: optax.lion(rate, weight_decay=decay),
+}
+# By how much the learning rate is multiplied at a step, of the number of all steps.
+SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
+    "cosine": lambda steps: optax.cosine_decay_schedule(1.0, steps),
+    "one-cycle": lambda steps: optax.cosine_onecycle_schedule(steps, 1.0),
+}
 
 
-def optimizer(settings: TrainingSettings) -> optax.GradientTransformation:
-    """The optimizer of `settings`, with its learning rate."""
-    return OPTIMIZERS[settings.optimizer](settings.learning_rate)
+def optimizer(
+    settings: TrainingSettings, constants: Mapping[str, Any], factor: Rate | None = None
+) -> optax.GradientTransformation:
+    """The optimizer of `settings` with the learning rate and weight decay of `constants`.
+
+    factor: what the schedule multiplies the learning rate by at this step; None for 1.
+    """
+    rate = constants["learning_rate"]
+    rate = rate if factor is None else rate * factor
+    return OPTIMIZERS[settings.optimizer](rate, constants["weight_decay"])
+
+
+def constants_of(
+    settings: TrainingSettings,
+    numbers: Mapping[str, float],
+    seed: int,
+    index: int,
+    dtype: Any = np.float32,
+) -> dict[str, np.ndarray]:
+    """The numbers of a trial that are arguments of its program: float[] or uint32[].
+
+    Args:
+      settings: of the trial.
+      numbers: of the network: see `Network.numbers`.
+      seed, index: of the trial; its randomness comes from them.
+      dtype: of the floats: that of the parameters.
+    """
+    floats = {
+        "learning_rate": settings.learning_rate,
+        "weight_decay": settings.weight_decay,
+        **numbers,
+    }
+    return {
+        **{name: np.asarray(value, dtype) for name, value in floats.items()},
+        "seed": np.asarray(seed, np.uint32),
+        "index": np.asarray(index, np.uint32),
+    }
+
+
+def key_of(constants: Mapping[str, jax.Array], step: jax.Array) -> jax.Array:
+    """The key of a step of a trial, counted over all epochs."""
+    key = jax.random.key(constants["seed"], impl="threefry2x32")
+    return jax.random.fold_in(jax.random.fold_in(key, constants["index"]), step)
 
 
 def epoch_order(images: int, seed: int, epoch: int) -> np.ndarray:
@@ -76,25 +140,71 @@ def batches(order: np.ndarray, batch_size: int, block: int) -> np.ndarray:
     return cut.reshape(steps, blocks, block)
 
 
-def start_training(parameters: Parameters, settings: TrainingSettings) -> TrainingState:
+def start_training(
+    parameters: Parameters,
+    transformation: optax.GradientTransformation,
+    constants: Mapping[str, Any],
+    collections: Any = None,
+    *,
+    computed: bool = False,
+) -> TrainingState:
     """The state before the first step, in host memory.
 
-    Adam's moments and count start at zero, so nothing has to be compiled to create them.
+    Args:
+      parameters: initial weights, or their shapes.
+      transformation: the optimizer.
+      constants: see `constants_of`.
+      collections: of the network, initially, or their shapes.
+      computed: compute the optimizer's first state; else it is zero, as that of `OPTIMIZERS` is.
     """
+    zeros = jax.eval_shape(transformation.init, parameters)
+    moments = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), zeros)
+    if computed:
+        moments = jax.device_get(transformation.init(parameters))
+    loss_sum, correct = jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(_no_sums, parameters)
+    )
+    return TrainingState(parameters, moments, loss_sum, correct, collections or {}, dict(constants))
 
-    def start(parameters: Parameters) -> TrainingState:
-        moments = optimizer(settings).init(parameters)
-        return TrainingState(parameters, moments, *_no_sums(parameters))
 
-    shapes = jax.eval_shape(start, parameters)
-    zeros: TrainingState = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    return zeros._replace(parameters=parameters)
+def first_state(
+    network: Network,
+    hyperparameters: Hyperparameters,
+    data: DataSpec,
+    settings: TrainingSettings,
+    weights: Parameters,
+    *,
+    seed: int = 0,
+    index: int = 0,
+    computed: bool = False,
+) -> TrainingState:
+    """The state of a trial before its first step: see `start_training`.
+
+    Args:
+      network, hyperparameters, data: what is trained.
+      settings: of the search; the trial's own hyperparameters of training take their place.
+      weights: initially, or their shapes.
+      seed, index: of the trial.
+      computed: compute the first state of a network's own optimizer; else shapes alone are right.
+    """
+    settings = settings.for_trial(hyperparameters)
+    constants = constants_of(settings, network.numbers(hyperparameters), seed, index)
+    parameters, collections = network.split(weights)
+    own = network.optimizer(hyperparameters, data)
+    return start_training(
+        parameters,
+        own or optimizer(settings, constants),
+        constants,
+        collections,
+        computed=computed and own is not None,
+    )
 
 
 def start_epoch(state: TrainingState) -> TrainingState:
     """The state with the epoch's sums reset to zero, for one trial or a stack of trials."""
-    sums = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state[2:])
-    return TrainingState(*state[:2], *sums)
+    sums: dict[str, Any] = {name: getattr(state, name) for name in ("loss_sum", "correct")}
+    zeros: dict[str, Any] = {name: np.zeros(x.shape, x.dtype) for name, x in sums.items()}
+    return state._replace(**zeros)
 
 
 def _no_sums(parameters: Any) -> Sums:
@@ -110,19 +220,37 @@ def _judge(logits: jax.Array, labels: jax.Array, present: jax.Array) -> Validati
     return Validation(jnp.where(present, losses, 0).sum(), right)
 
 
-def train_block(model: Model, settings: TrainingSettings) -> Callable[..., TrainingState]:
+def train_block(
+    model: Model,
+    settings: TrainingSettings,
+    transformation: optax.GradientTransformation | None = None,
+    tail: int = 0,
+) -> Callable[..., TrainingState]:
     """The function that trains on the batches first, …, last − 1 of an epoch.
 
-    Returns a pure function of (state, images [N, H, W, C], labels int32[N],
-    batches int32[S, K, B], first int32[], last int32[]) that returns the state after these batches.
-    A batch's gradient is that of the mean loss over its real images, summed over its K blocks.
+    Args:
+      model: the network.
+      settings: of the trials.
+      transformation: the optimizer; None for the one that `settings` name.
+      tail: number of images of the last batch where it may not be filled up, because the network
+        lets images of a batch depend on each other; else 0.
+
+    Returns:
+      A pure function of (state, images [N, H, W, C], labels int32[N], batches int32[S, K, B],
+      first int32[], last int32[], before int32[]) that returns the state afterwards; `before` is
+      the number of steps of earlier epochs. A batch's gradient is that of the mean loss over its
+      real images, summed over its K blocks.
     """
-    update = optimizer(settings).update
 
     def step(
-        state: TrainingState, images: jax.Array, labels: jax.Array, batch: jax.Array
+        state: TrainingState,
+        images: jax.Array,
+        labels: jax.Array,
+        batch: jax.Array,
+        number: jax.Array,
+        steps: int,
     ) -> TrainingState:
-        """The state after one batch int32[K, B]."""
+        """The state after one batch int32[K, B], the step `number` of `steps` in all."""
         count = (batch != NO_IMAGE).sum()
 
         def loss(logits: jax.Array, block: jax.Array) -> tuple[jax.Array, Sums]:
@@ -130,13 +258,20 @@ def train_block(model: Model, settings: TrainingSettings) -> Callable[..., Train
             sums = Sums(judged.loss_sum, judged.right.sum(dtype=jnp.int32))
             return sums.loss_sum / count, sums
 
-        gradients, sums = model.gradient(state.parameters, lambda block: images[block], loss, batch)
+        inputs = StepInputs(state.collections, key_of(state.constants, number), state.constants)
+        gradients, sums, collections = model.gradient(
+            state.parameters, lambda block: images[block], loss, batch, inputs
+        )
+        schedule = SCHEDULES.get(settings.schedule)
+        factor = schedule(steps)(number) if schedule else None
+        update = (transformation or optimizer(settings, state.constants, factor)).update
         updates, optimizer_state = update(gradients, state.optimizer_state, state.parameters)
-        return TrainingState(
-            optax.apply_updates(state.parameters, updates),
-            optimizer_state,
-            state.loss_sum + sums.loss_sum,
-            state.correct + sums.correct,
+        return state._replace(
+            parameters=optax.apply_updates(state.parameters, updates),
+            optimizer_state=optimizer_state,
+            loss_sum=state.loss_sum + sums.loss_sum,
+            correct=state.correct + sums.correct,
+            collections=collections,
         )
 
     def block(
@@ -146,11 +281,24 @@ def train_block(model: Model, settings: TrainingSettings) -> Callable[..., Train
         batches: jax.Array,
         first: jax.Array,
         last: jax.Array,
+        before: jax.Array | int = 0,
     ) -> TrainingState:
+        steps = len(batches) * settings.epochs
+
+        def train(batch: jax.Array, i: jax.Array, state: TrainingState) -> TrainingState:
+            return step(state, images, labels, batch, before + i, steps)
+
+        whole = len(batches) - 1 if tail else len(batches)
         after: TrainingState = lax.fori_loop(
-            first, last, lambda i, state: step(state, images, labels, batches[i]), state
+            first, jnp.minimum(last, whole), lambda i, state: train(batches[i], i, state), state
         )
-        return after
+        if not tail:
+            return after
+        rest = batches[whole].reshape(1, -1)[:, :tail]
+        ended: TrainingState = lax.cond(
+            last > whole, lambda state: train(rest, jnp.int32(whole), state), lambda s: s, after
+        )
+        return ended
 
     return block
 
@@ -158,15 +306,18 @@ def train_block(model: Model, settings: TrainingSettings) -> Callable[..., Train
 def evaluate(model: Model) -> Callable[..., Validation]:
     """The function that computes a network's loss and which images it classifies correctly.
 
-    Returns a pure function of (parameters, images [N, H, W, C], labels int32[N],
-    batches int32[S, B]) that evaluates the images whose indices are in `batches`.
+    Returns a pure function of (weights, images [N, H, W, C], labels int32[N],
+    batches int32[S, B]) that evaluates the images whose indices are in `batches`; weights are
+    parameters and collections.
     """
 
     def run(
-        parameters: Parameters, images: jax.Array, labels: jax.Array, batches: jax.Array
+        weights: Weights, images: jax.Array, labels: jax.Array, batches: jax.Array
     ) -> Validation:
+        parameters, collections = weights
+
         def add_batch(total: jax.Array, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
-            logits = model.outputs(parameters, images[batch]).logits
+            logits = model.outputs(parameters, images[batch], collections).logits
             judged = _judge(logits, labels[batch], batch != NO_IMAGE)
             return total + judged.loss_sum, judged.right
 
@@ -176,15 +327,18 @@ def evaluate(model: Model) -> Callable[..., Validation]:
 
 
 def apply(model: Model, output: str, block: int) -> Callable[..., jax.Array]:
-    """The function of (parameters, images [N, H, W, C]) that returns 'logits' or 'features'.
+    """The function of (weights, images [N, H, W, C]) that returns 'logits' or 'features'.
 
     N must be a multiple of `block`, the number of images computed at a time; the result is
     float32[N, D].
     """
 
-    def run(parameters: Parameters, images: jax.Array) -> jax.Array:
+    def run(weights: Weights, images: jax.Array) -> jax.Array:
+        parameters, collections = weights
         blocks = images.reshape(-1, block, *images.shape[1:])
-        values = lax.map(lambda part: getattr(model.outputs(parameters, part), output), blocks)
+        values = lax.map(
+            lambda part: getattr(model.outputs(parameters, part, collections), output), blocks
+        )
         flat: jax.Array = values.reshape(len(images), -1)
         return flat
 
@@ -194,12 +348,17 @@ def apply(model: Model, output: str, block: int) -> Callable[..., jax.Array]:
 def frozen_where_diverged(
     train: Callable[..., TrainingState],
 ) -> Callable[..., TrainingState]:
-    """`train` of one lane, modified to keep the old weights once the loss is not finite."""
+    """`train` of one lane, but with the weights frozen if the loss has become non-finite."""
 
     def run(state: TrainingState, *shared: jax.Array) -> TrainingState:
         after = train(state, *shared)
         sound = jnp.isfinite(after.loss_sum)
-        kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), after[:2], state[:2])
-        return after._replace(parameters=kept[0], optimizer_state=kept[1])
+
+        def kept(name: str) -> Any:
+            new, old = getattr(after, name), getattr(state, name)
+            return jax.tree.map(lambda new, old: jnp.where(sound, new, old), new, old)
+
+        names = ("parameters", "optimizer_state", "collections")
+        return after._replace(**{name: kept(name) for name in names})
 
     return run

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.hyperparameters import Hyperparameters
@@ -17,6 +18,8 @@ from jaxmnist.models.convolution import Method
 from jaxmnist.models.space import Definition
 from jaxmnist.runs.layers import Layer
 
+# Hyperparameters of training that are arguments of a compiled program, not constants in it.
+NUMBERS = ("learning_rate", "weight_decay")
 # A tree of named arrays: {"dense": {"kernel": …, "bias": …}}.
 Parameters = Mapping[str, Any]
 # Maps the indices of a block's images, int32[B], to the images, float or uint8[B, H, W, C].
@@ -56,16 +59,39 @@ class Outputs(NamedTuple):
     features: jax.Array
 
 
+class StepInputs(NamedTuple):
+    """What a training step has beside parameters and images.
+
+    collections: of the network, before the step.
+    key: of the step, for all that is random in it.
+    numbers: the network's numbers (`Network.numbers`) and others, float32[] each.
+    """
+
+    collections: Any
+    key: jax.Array
+    numbers: Mapping[str, jax.Array]
+
+
 class Model(ABC):
     """A network of one configuration, as pure functions of its parameters."""
 
     @abstractmethod
-    def outputs(self, parameters: Parameters, images: jax.Array) -> Outputs:
-        """Logits and features of images, uint8 or float[N, H, W, C], pixels from 0 to `scale`."""
+    def outputs(
+        self, parameters: Parameters, images: jax.Array, collections: Any = None
+    ) -> Outputs:
+        """Logits and features of images, uint8 or float[N, H, W, C], pixels from 0 to `scale`.
+
+        As in an evaluation: nothing is random, and collections stay as they are.
+        """
 
     def gradient(
-        self, parameters: Parameters, images: Images, loss: Loss, blocks: jax.Array
-    ) -> tuple[Any, Any]:
+        self,
+        parameters: Parameters,
+        images: Images,
+        loss: Loss,
+        blocks: jax.Array,
+        inputs: StepInputs,
+    ) -> tuple[Any, Any, Any]:
         """The gradient of a loss that is a sum over images; here for all images at once.
 
         Args:
@@ -73,10 +99,12 @@ class Model(ABC):
           images: returns the images of a block.
           loss: returns a block's share of the loss, a scalar, and a tree of sums.
           blocks: int32[K, B], the image indices of each of the K blocks; K is 1 unless the
-            network's `block_size` divides batches.
+            network's `block_size` divides batches. Some indices may stand for no image.
+          inputs: what else the step has.
 
         Returns:
-          The gradient, a tree like `parameters`, and the sums over all blocks.
+          The gradient, a tree like `parameters`, the sums over all blocks, and the collections
+          after the step.
         """
         batch = blocks.reshape(-1)
 
@@ -84,7 +112,7 @@ class Model(ABC):
             return loss(self.outputs(parameters, images(batch)).logits, batch)
 
         gradient, sums = jax.grad(of_batch, has_aux=True)(parameters)
-        return gradient, sums
+        return gradient, sums, inputs.collections
 
 
 class Network(ABC):
@@ -103,7 +131,18 @@ class Network(ABC):
     def initial_parameters(
         self, hyperparameters: Hyperparameters, data: DataSpec, *, seed: int, index: int
     ) -> dict[str, Any]:
-        """The initial weights of trial `index` with `seed`: float32 arrays in host memory."""
+        """The initial weights of trial `index` with `seed`: arrays in host memory.
+
+        Weights are all that a trained network is kept as: see `split`.
+        """
+
+    def split(self, weights: Parameters) -> tuple[Parameters, Any]:
+        """Weights as the parameters, which are trained, and the collections beside them."""
+        return weights, {}
+
+    def join(self, parameters: Parameters, collections: Any) -> dict[str, Any]:
+        """The weights of `split`."""
+        return dict(parameters)
 
     @abstractmethod
     def model(
@@ -126,16 +165,43 @@ class Network(ABC):
         """The number of features of an image, D."""
         model = self.model(hyperparameters, data, "convolution", "default")
         image = jax.ShapeDtypeStruct((1, *data.image_shape), np.float32)
-        found = jax.eval_shape(model.outputs, self.shapes(hyperparameters, data), image)
+        parameters, collections = self.split(self.shapes(hyperparameters, data))
+        found = jax.eval_shape(model.outputs, parameters, image, collections)
         return int(found.features.shape[1])
 
-    def block_size(self, platform: str, batch_size: int) -> int:
-        """The number of images of a batch to compute at a time.
+    def block_size(
+        self, hyperparameters: Hyperparameters, data: DataSpec, platform: str, batch_size: int
+    ) -> int:
+        """The number of images of a batch to compute at a time in training.
 
         A network may return less than `batch_size` only if its outputs for an image do not depend
         on the other images.
         """
         return batch_size
+
+    def fills_batches(self, hyperparameters: Hyperparameters, data: DataSpec) -> bool:
+        """Whether the last batch of an epoch may be filled up with images that don't count."""
+        return True
+
+    def numbers(self, hyperparameters: Hyperparameters) -> Mapping[str, float]:
+        """Hyperparameters that are arguments of the compiled program: see `program_key`."""
+        return {}
+
+    def program_key(self, hyperparameters: Hyperparameters, data: DataSpec) -> Hashable:
+        """What trials must have in common to share a compiled program, once they are padded.
+
+        By default all but the numbers of training (`NUMBERS`) and of the network.
+        """
+        arguments = {*NUMBERS, *self.numbers(hyperparameters)}
+        return Hyperparameters(
+            {name: value for name, value in hyperparameters.items() if name not in arguments}
+        )
+
+    def optimizer(
+        self, hyperparameters: Hyperparameters, data: DataSpec
+    ) -> optax.GradientTransformation | None:
+        """The network's own optimizer; None for that of the settings."""
+        return None
 
     def padding(self, platform: str) -> Mapping[str, int]:
         """The multiples to which hyperparameters may be padded, by name; by default none.

@@ -30,10 +30,66 @@ def rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(*arguments: Any) -> Any:
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-        values = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(arguments))
+        values = _Evaluation().run(closed.jaxpr, closed.consts, jax.tree.leaves(arguments))
         return jax.tree.unflatten(jax.tree.structure(shapes), values)
 
     return run
+
+
+def with_last_inputs(function: Callable[..., Any], *, rewrite: bool) -> Callable[..., Any]:
+    """`function`, which gives also what goes into the product that makes its first output.
+
+    Args:
+      function: of trees of arrays.
+      rewrite: as in `rewritten`.
+
+    Returns:
+      The function whose value is a pair: the value of `function`, and the left factor, [N, D], of
+      the matrix product from which, but for a bias, a new shape or type, the first output comes.
+      The first output itself where it comes from something else.
+    """
+
+    def run(*arguments: Any) -> tuple[Any, jax.Array]:
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        factor = _left_factor(closed.jaxpr, closed.jaxpr.outvars[0])
+        evaluation = _Evaluation(rewrite, factor)
+        values = evaluation.run(closed.jaxpr, closed.consts, jax.tree.leaves(arguments))
+        found = values[0] if evaluation.watched is None else evaluation.watched
+        return jax.tree.unflatten(jax.tree.structure(shapes), values), found
+
+    return run
+
+
+def _left_factor(jaxpr: Any, output: Any) -> Any:
+    """The variable that is the left factor of the product behind an output; None without one."""
+    makers = {variable: equation for equation in jaxpr.eqns for variable in equation.outvars}
+    while not isinstance(output, core.Literal) and (equation := makers.get(output)) is not None:
+        name = equation.primitive.name
+        if name == "dot_general":
+            (contracted, _), (batched, _) = equation.params["dimension_numbers"]
+            left = equation.invars[0]
+            plain = left.aval.ndim == 2 and tuple(contracted) == (1,) and not batched
+            return left if plain else None
+        if name in CALLS:
+            inner = _body(equation)
+            place = equation.outvars.index(output)
+            return _left_factor(inner.jaxpr, inner.jaxpr.outvars[place])
+        if name in ("add", "add_any", "sub"):
+            # One of the two is a bias, which no product makes.
+            for atom in equation.invars:
+                if (found := _left_factor(jaxpr, atom)) is not None:
+                    return found
+            return None
+        if name in ("convert_element_type", "reshape", "squeeze", "copy"):
+            output = equation.invars[0]
+        else:
+            return None
+    return None
+
+
+def _body(equation: Any) -> Any:
+    """The closed jaxpr of a call."""
+    return equation.params.get("jaxpr") or equation.params["call_jaxpr"]
 
 
 @dataclass(frozen=True)
@@ -49,58 +105,77 @@ class _Fused:
     places: tuple[int, ...]
 
 
-def _evaluate(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-    """The values of a jaxpr's outputs."""
-    known: dict[Any, Any] = {}
+@dataclass
+class _Evaluation:
+    """An evaluation of a jaxpr.
 
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, core.Literal) else known[atom]
+    rewrite: compute convolutions and pooling from slices.
+    watch: a variable of the jaxpr or of one within it. watched: its value.
+    """
 
-    known.update(zip(jaxpr.constvars, consts, strict=True))
-    known.update(zip(jaxpr.invars, arguments, strict=True))
-    uses = Counter(
-        atom
-        for atoms in (*(equation.invars for equation in jaxpr.eqns), jaxpr.outvars)
-        for atom in atoms
-        if not isinstance(atom, core.Literal)
-    )
-    fused: dict[int, tuple[Any, _Fused]] = {}  # by the place of the last of their equations
-    skipped: set[int] = set()
-    for place, equation in enumerate(jaxpr.eqns):
-        if found := _fused(jaxpr.eqns, place, uses):
-            fused[found.places[-1]] = equation, found
-            skipped.update((place, *found.places[:-1]))
-        if place in fused:
-            convolution, parts = fused[place]
-            x, kernel = map(read, convolution.invars)
-            value = convolve_pool(x, kernel, padding=parts.padding, method="tiles")
-            if parts.bias is not None:
-                value = value + read(parts.bias)
-            known[equation.outvars[0]] = relu(value) if parts.has_relu else value
-        elif place not in skipped:
-            _bind(equation, read, known)
-    return [read(atom) for atom in jaxpr.outvars]
+    rewrite: bool = True
+    watch: Any = None
+    watched: Any = None
 
+    def run(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
+        """The values of the outputs."""
+        known: dict[Any, Any] = {}
 
-def _bind(equation: Any, read: Callable[[Any], Any], known: dict[Any, Any]) -> None:
-    """Compute one equation."""
-    name, inputs = equation.primitive.name, [read(atom) for atom in equation.invars]
-    values: Any
-    if name in CALLS:
-        inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
-        values = _evaluate(inner.jaxpr, inner.consts, inputs)
-    elif name == "conv_general_dilated" and (window := _convolution_window(equation)):
-        x, kernel = inputs
-        values = convolve(x, kernel, window, equation.params["feature_group_count"])
-    elif name in ("reduce_window_max", "reduce_window_sum") and (window := _pool_window(equation)):
-        values = (max_pool if name == "reduce_window_max" else sum_pool)(inputs[0], window)
-    else:
+        def read(atom: Any) -> Any:
+            return atom.val if isinstance(atom, core.Literal) else known[atom]
+
+        known.update(zip(jaxpr.constvars, consts, strict=True))
+        known.update(zip(jaxpr.invars, arguments, strict=True))
+        uses = Counter(
+            atom
+            for atoms in (*(equation.invars for equation in jaxpr.eqns), jaxpr.outvars)
+            for atom in atoms
+            if not isinstance(atom, core.Literal)
+        )
+        fused: dict[int, tuple[Any, _Fused]] = {}  # by the place of the last of their equations
+        skipped: set[int] = set()
+        for place, equation in enumerate(jaxpr.eqns):
+            if self.rewrite and (found := _fused(jaxpr.eqns, place, uses)):
+                fused[found.places[-1]] = equation, found
+                skipped.update((place, *found.places[:-1]))
+            if place in fused:
+                convolution, parts = fused[place]
+                x, kernel = map(read, convolution.invars)
+                value = convolve_pool(x, kernel, padding=parts.padding, method="tiles")
+                if parts.bias is not None:
+                    value = value + read(parts.bias)
+                known[equation.outvars[0]] = relu(value) if parts.has_relu else value
+            elif place not in skipped:
+                values = self._compute(equation, [read(atom) for atom in equation.invars])
+                known.update(zip(equation.outvars, values, strict=True))
+        if self.watch in known:
+            self.watched = known[self.watch]
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _compute(self, equation: Any, inputs: list[Any]) -> list[Any]:
+        """The values of one equation."""
+        name = equation.primitive.name
+        if name in CALLS:
+            inner = _body(equation)
+            return self.run(inner.jaxpr, inner.consts, inputs)
+        if self.rewrite and (value := _from_slices(equation, inputs)) is not None:
+            return [value]
         found = equation.primitive.get_bind_params(equation.params)
         # Functions among the parameters come apart from them before jax 0.10.
         functions, parameters = found if isinstance(found, tuple) else ((), found)
         values = equation.primitive.bind(*functions, *inputs, **parameters)
-    several = name in CALLS or equation.primitive.multiple_results
-    known.update(zip(equation.outvars, values if several else [values], strict=True))
+        return list(values) if equation.primitive.multiple_results else [values]
+
+
+def _from_slices(equation: Any, inputs: list[Any]) -> Any:
+    """The value of a convolution or pooling; None of anything else."""
+    name = equation.primitive.name
+    if name == "conv_general_dilated" and (window := _convolution_window(equation)):
+        x, kernel = inputs
+        return convolve(x, kernel, window, equation.params["feature_group_count"])
+    if name in ("reduce_window_max", "reduce_window_sum") and (window := _pool_window(equation)):
+        return (max_pool if name == "reduce_window_max" else sum_pool)(inputs[0], window)
+    return None
 
 
 def _convolution_window(equation: Any) -> Window | None:

@@ -23,7 +23,15 @@ from jaxmnist.models.distributions import (
     distribution_to_json,
 )
 from jaxmnist.models.ranges import read_range
-from jaxmnist.settings import RESERVED, flag
+from jaxmnist.settings import (
+    DECAYING,
+    OPTIMIZERS,
+    RESERVED,
+    SCHEDULES,
+    TRAINING,
+    TrainingSettings,
+    flag,
+)
 
 MOST_ANSWERS = 100_000  # answers after which a walk through the space stops
 MOST_SECONDS = 2.0  # time after which a walk stops
@@ -33,6 +41,15 @@ SAMPLES = 256  # draws that represent a space that is too large for a complete w
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 # Assumed before the images are loaded, when the space is needed for the command-line flags.
 IMAGE_SHAPE, CLASSES = (28, 28, 1), 10
+
+# What ranges of settings of training are read as, where a network doesn't ask for them.
+TRAINING_RANGES: dict[str, Distribution] = {
+    "learning_rate": Float(1e-4, 1e-2, sampling="log"),
+    "weight_decay": Float(0, 1),
+    "batch_size": Int(1, 1024),
+    "optimizer": Choice(OPTIMIZERS),
+    "schedule": Choice(SCHEDULES),
+}
 
 Answer = Callable[[str, Distribution], Any]
 
@@ -134,6 +151,10 @@ class Questions:
             yield
         finally:
             self._conditions.pop()
+
+    def ask_as_declared(self, name: str, declared: Distribution) -> Any:
+        """The value of a hyperparameter with this distribution, unless a person gave another."""
+        return self._ask(name, lambda: declared, None, None, None)
 
     def get(self, name: str) -> Any:
         """The value of a hyperparameter that was asked for before in this configuration."""
@@ -398,8 +419,20 @@ class Space:
         images = self._image_shape or IMAGE_SHAPE, self._classes or CLASSES
         questions = Questions(answer, self._read, *images)
         self._definition.ask(questions)
+        self._ask_for_training(questions)
         self._definition.check(questions.values, self._image_shape)
         return questions
+
+    def _ask_for_training(self, questions: Questions) -> None:
+        """Ask for settings of training that a person gave ranges of and the network left out."""
+        given = [name for name in TRAINING if name in self._ranges and name not in questions]
+        for name in given:
+            others = "optimizer" in questions and questions.get("optimizer") not in DECAYING
+            if name == "weight_decay" and others:
+                continue
+            questions.ask_as_declared(name, TRAINING_RANGES[name])
+        if given:
+            TrainingSettings().for_trial(questions.values)  # raises `UsageError`
 
     def _read(self, name: str, declared: Distribution) -> Distribution:
         """The distribution to use: the user's if there is one, else the declared one."""

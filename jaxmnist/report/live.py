@@ -5,6 +5,7 @@ Reporting never harms the search: a failure is reported once, and the trials go 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.engine.events import EpochFinished, Event, TrialFinished, TrialStarted
-from jaxmnist.errors import JaxmnistError, Stopped
+from jaxmnist.errors import JaxmnistError, Stopped, one_line
 from jaxmnist.models.network import Network
 from jaxmnist.report.console import Console
 from jaxmnist.report.facts import plainly
@@ -31,6 +32,7 @@ from jaxmnist.settings import SearchSettings
 if TYPE_CHECKING:
     from jaxmnist.report.tensorboard import TensorBoard
 
+logger = logging.getLogger("jaxmnist")
 PAGE_EVERY = 30.0  # minimum seconds between two pages while trials run
 PAGE_SHARE = 0.02  # maximum fraction of the time spent on pages
 
@@ -68,6 +70,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
         self._next_page = time.monotonic() + PAGE_EVERY
         self._said: set[str] = set()
         self._trained = False
+        self._listener: Callable[[Any], object] | None = None
 
     def __enter__(self) -> Reports:
         done = [t for t in self._records() if t.status != "running" and t.index < self._budget]
@@ -109,8 +112,21 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
             quick = isinstance(error, Stopped | KeyboardInterrupt)
             self._safely("the page", self._write_page, last=True, quick=quick)
 
+    def tell(self, listener: Callable[[Any], object]) -> None:
+        """From now on, call a person's own function with every event."""
+        self._listener = listener
+
     def event(self, event: Event) -> None:
         """Report an event of the search."""
+        if self._listener is not None:
+            try:
+                self._listener(event)
+            except Exception as problem:
+                logger.warning(
+                    "the listener failed, and is not called again: %s",
+                    one_line(problem, named=True),
+                )
+                self._listener = None
         self._console.event(event)
         if not isinstance(event, TrialStarted | EpochFinished | TrialFinished):
             return

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.models.network import Network
 from jaxmnist.report.console import Console
@@ -14,10 +17,14 @@ from jaxmnist.settings import SearchSettings
 
 
 class Show(Listener):
-    """Shows a search on a console, and in the files that its settings ask for."""
+    """Shows a search on a console, and in the files that its settings ask for.
 
-    def __init__(self, console: Console) -> None:
+    listener: a person's own function of an event, called last; None for none.
+    """
+
+    def __init__(self, console: Console, listener: Callable[[Any], object] | None = None) -> None:
         self._console = console
+        self._listener = listener
 
     def stage(self, name: str) -> None:
         """Begin a stage on the console."""
@@ -32,7 +39,10 @@ class Show(Listener):
         budget: int,
     ) -> Reports:
         """Reports on the trials: console, TensorBoard and page."""
-        return Reports(directory, network, settings, dataset, budget, self._console)
+        reports = Reports(directory, network, settings, dataset, budget, self._console)
+        if self._listener is not None:
+            reports.tell(self._listener)
+        return reports
 
     def ranked(self, run: Run) -> None:
         """Show the ranking of the trials."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
@@ -40,7 +40,9 @@ class Run:
 
     Args:
       directory: path of the run directory, or an open `RunDirectory`.
-      network: the network whose configurations were trained; may be left out if it is the study's.
+      network: the network whose configurations were trained, or its function `build_model`; may
+        be left out if it is the study's, and without it a network of one's own can't be used, but
+        its results be read.
       skip_damaged: leave out records that can't be read, and list them in `damaged`.
 
     >>> run = Run(directory)
@@ -51,10 +53,10 @@ class Run:
     def __init__(
         self,
         directory: Path | str | RunDirectory,
-        network: Network | None = None,
+        network: Network | Callable[[Any], Any] | None = None,
         skip_damaged: bool = False,
     ) -> None:
-        self._network = network
+        self._network = _network_of(network)
         self._skip_damaged = skip_damaged
         try:
             if not isinstance(directory, RunDirectory):
@@ -127,8 +129,8 @@ class Run:
 
         if name != STUDY.definition.name:
             raise UsageError(
-                f"{self.directory.path}: its weights are of the network {name!r}; pass it as"
-                " network= to read them"
+                f"{self.directory.path}: its network is not jaxmnist's own: to use its weights give"
+                " --model FILE, or build_model in Python"
             )
         return STUDY
 
@@ -258,6 +260,17 @@ class Run:
             return TrainedModel.load(path, sha256, self.network)
         except DamagedFile as problem:
             raise UsageError(f"{problem}; {MENDS}") from None
+
+
+def _network_of(given: Network | Callable[[Any], Any] | None) -> Network | None:
+    """A network as it is, and a function as the network that it builds."""
+    if given is None:
+        return None
+    # Imported here: JAX and Flax take a second.
+    from jaxmnist.models.flax_network import FlaxNetwork
+    from jaxmnist.models.network import Network
+
+    return given if isinstance(given, Network) else FlaxNetwork(given)
 
 
 @contextmanager

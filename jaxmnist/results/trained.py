@@ -20,7 +20,7 @@ from jaxmnist.engine.devices import start_jax
 from jaxmnist.engine.training import apply
 from jaxmnist.errors import UsageError, local_path
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.convolution import best_method
+from jaxmnist.models.convolution import best_method, block_size
 from jaxmnist.models.network import DataSpec, Network, Parameters, by_path, from_paths
 from jaxmnist.models.study.network import STUDY
 from jaxmnist.runs.layers import Layer, summary
@@ -42,9 +42,9 @@ AHEAD = 3  # batches in flight beyond the one that is waited for
 def _program(
     network: Network, hyperparameters: Hyperparameters, data: DataSpec, platform: str, output: str
 ) -> Callable[..., jax.Array]:
-    """The compiled function of (parameters, images) that returns 'logits' or 'features'."""
+    """The compiled function of (weights, images) that returns 'logits' or 'features'."""
     model = network.model(hyperparameters, data, best_method(platform), "default")
-    return jax.jit(apply(model, output, network.block_size(platform, BATCH_SIZE)))
+    return jax.jit(apply(model, output, block_size(platform, BATCH_SIZE)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,7 @@ class TrainedModel:
         """'logits' or 'features' a batch at a time: (index of its first image, float32[B, D])."""
         platform = start_jax()
         program = _program(self.network, self.hyperparameters, self._data, platform, output)
-        parameters = jax.device_put(self.parameters)
+        weights = jax.device_put(self.network.split(self.parameters))
         images = self._check(images)
 
         def start(first: int) -> tuple[int, int, jax.Array]:
@@ -130,7 +130,7 @@ class TrainedModel:
             # The last batch is padded, so that one compiled program serves all.
             padded = np.zeros((BATCH_SIZE, *self.image_shape), images.dtype)
             padded[: len(batch)] = batch
-            return first, len(batch), program(parameters, padded)
+            return first, len(batch), program(weights, padded)
 
         # JAX computes the batches in flight while the host waits for an earlier one.
         started: deque[tuple[int, int, jax.Array]] = deque()

@@ -32,20 +32,26 @@ from jaxmnist.signals import signals_call
 logger = logging.getLogger("jaxmnist")
 
 
-def search(settings: SearchSettings, network: Network, listener: Listener) -> Run:
+def search(
+    settings: SearchSettings,
+    network: Network,
+    listener: Listener,
+    dataset: Dataset | None = None,
+) -> Run:
     """Run the whole search, from settings to the finished run.
 
     Args:
       settings: the settings of the search, for which JAX was started (`start.prepare`).
       network: the network whose configurations are trained.
       listener: receives stages, events and results.
+      dataset: the data, where they are not those that the settings name.
     """
     if settings.data_dir is not None:
         # The run may later be read from another working directory.
         settings = replace(settings, data_dir=os.path.abspath(settings.data_dir))
     if settings.svm:
         choose_backend(settings.svm_backend, "cpu")  # fail before the search, not after it
-    dataset = load_dataset(settings)
+    dataset = dataset or load_dataset(settings)
     declared = Space(network.definition, settings.ranges).describe()
     space = Space(network.definition, settings.ranges, dataset.image_shape, dataset.classes)
     description = space.describe()

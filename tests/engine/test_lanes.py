@@ -12,7 +12,7 @@ import jax
 import jax.export
 import numpy as np
 import pytest
-from conftest import float64
+from conftest import begin, float64
 
 from jaxmnist.data.dataset import load_arrays, split
 from jaxmnist.engine.events import (
@@ -30,7 +30,6 @@ from jaxmnist.engine.training import (
     epoch_order,
     frozen_where_diverged,
     start_epoch,
-    start_training,
     train_block,
 )
 from jaxmnist.hyperparameters import Hyperparameters
@@ -91,14 +90,14 @@ def test_a_padded_trial_is_the_unpadded_one(conv_layers, dense_layers):
             parameters = start(h, index, np.float64)
             lanes.append(STUDY.resize(parameters, h, widest, DATA))
             train = jax.jit(train_block(model(h, "convolution"), settings))
-            state = start_training(parameters, settings)
+            state = begin(parameters, settings)
             sums = []
             for order in orders:
                 state = train(start_epoch(state), images, labels, order, 0, 10)
                 sums.append((float(state.loss_sum), int(state.correct)))
             alone.append((jax.device_get(state.parameters), sums))
         stack = jax.tree.map(
-            lambda *arrays: np.stack(arrays), *[start_training(lane, settings) for lane in lanes]
+            lambda *arrays: np.stack(arrays), *[begin(lane, settings) for lane in lanes]
         )
         block = frozen_where_diverged(train_block(model(widest, "patches"), settings))
         train = jax.jit(Stacking("products", 2).over_lanes(block))
@@ -154,7 +153,7 @@ def test_the_first_gradient_of_a_padded_trial(precision):
 def test_highest_precision_reaches_products_and_their_gradients():
     h = configuration(4, 2, 1, 8)
     train = jax.jit(train_block(model(h, "convolution", "highest"), SETTINGS))
-    state = start_training(start(h, 0, np.float32), SETTINGS)
+    state = begin(start(h, 0, np.float32), SETTINGS)
     images, labels = np.zeros((8, *SHAPE), np.uint8), np.zeros(8, np.int32)
     text = train.lower(state, images, labels, np.zeros((1, 1, 8), np.int32), 0, 1).as_text()
     products = [
@@ -227,7 +226,7 @@ def same(ours, theirs, close=1e-3):
         for a, b in zip(ours[index][-1].history, events[-1].history, strict=True):
             assert abs(a.loss - b.loss) < close
             assert abs(a.val_loss - b.val_loss) < close
-            assert abs(a.accuracy - b.accuracy) <= 2 / 300
+            assert abs(a.accuracy - b.accuracy) <= 2.5 / 300
             assert abs(a.val_accuracy - b.val_accuracy) <= 2 / 100
         if events[-1].parameters is not None:
             assert difference(ours[index][-1].parameters, events[-1].parameters) < 20 * close
@@ -261,7 +260,7 @@ def test_a_diverged_lane_is_frozen():
     h = configuration(4, 1, 0)
     train = jax.jit(frozen_where_diverged(train_block(model(h, "tiles"), SETTINGS)))
     parameters = jax.tree.map(lambda x: x * np.float32(1e30), start(h, 0, np.float32))
-    before = start_training(parameters, SETTINGS)
+    before = begin(parameters, SETTINGS)
     images, labels = np.full((8, *SHAPE), 255, np.uint8), np.zeros(8, np.int32)
     after = train(before, images, labels, np.arange(8, dtype=np.int32).reshape(1, 1, 8), 0, 1)
     assert not np.isfinite(after.loss_sum)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import float64
+from conftest import begin, float64
 
 from jaxmnist.engine.training import (
     NO_IMAGE,
@@ -13,7 +13,6 @@ from jaxmnist.engine.training import (
     epoch_order,
     evaluate,
     start_epoch,
-    start_training,
     train_block,
 )
 from jaxmnist.models.network import DataSpec
@@ -70,7 +69,7 @@ def test_an_epoch_equals_one_written_by_hand_in_float64():
         parameters, images, labels = problem(21, np.float64)
         order = epoch_order(21, seed=0, epoch=0)
         train = jax.jit(train_block(model("tiles"), settings))
-        state = start_training(parameters, settings)
+        state = begin(parameters, settings)
         cut = batches(order, 8, 3)
         state = train(state, images, labels, cut, 0, 1)
         state = train(state, images, labels, cut, 1, 3)
@@ -106,7 +105,7 @@ def test_an_epoch_equals_one_written_by_hand_in_float64():
 def test_evaluation_counts_every_image_once(images):
     parameters, x, y = problem(images)
     cut = batches(np.arange(images, dtype=np.int32), 16, 16)[:, 0]
-    found = jax.jit(evaluate(model("tiles")))(parameters, x, y, cut)
+    found = jax.jit(evaluate(model("tiles")))((parameters, {}), x, y, cut)
     plain = build_model(HYPERPARAMETERS, CLASSES)
     logits = np.asarray(plain.apply({"params": parameters}, x).logits, np.float64)
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(images), y]
@@ -120,5 +119,5 @@ def test_apply_in_blocks():
     parameters, x, _ = problem(12)
     whole = build_model(HYPERPARAMETERS, CLASSES).apply({"params": parameters}, x)
     for output in ("logits", "features"):
-        values = jax.jit(apply(model("tiles"), output, 4))(parameters, x)
+        values = jax.jit(apply(model("tiles"), output, 4))((parameters, {}), x)
         np.testing.assert_allclose(values, getattr(whole, output), rtol=0, atol=1e-5)

@@ -21,6 +21,7 @@ from jaxmnist.models.network import (
     Network,
     Outputs,
     Parameters,
+    StepInputs,
 )
 from jaxmnist.models.study.gradient import gradient_over_blocks
 from jaxmnist.models.study.layers import (
@@ -44,7 +45,9 @@ class StudyModel(Model):
 
     module: ConvolutionalNetwork
 
-    def outputs(self, parameters: Parameters, images: jax.Array) -> Outputs:
+    def outputs(
+        self, parameters: Parameters, images: jax.Array, collections: Any = None
+    ) -> Outputs:
         """Logits and flatten features of images, uint8 or float[N, H, W, C]."""
         with self._precision():
             result = self.module.apply({"params": parameters}, images)
@@ -52,11 +55,17 @@ class StudyModel(Model):
         return result
 
     def gradient(
-        self, parameters: Parameters, images: Images, loss: Loss, blocks: jax.Array
-    ) -> tuple[Any, Any]:
+        self,
+        parameters: Parameters,
+        images: Images,
+        loss: Loss,
+        blocks: jax.Array,
+        inputs: StepInputs,
+    ) -> tuple[Any, Any, Any]:
         """The gradient, computed block by block: see `gradient_over_blocks`."""
         with self._precision():
-            return gradient_over_blocks(self.module, parameters, images, loss, blocks)
+            gradient, sums = gradient_over_blocks(self.module, parameters, images, loss, blocks)
+        return gradient, sums, inputs.collections
 
     def _precision(self) -> AbstractContextManager[None]:
         """A context in which products and their gradients are traced in the model's precision."""
@@ -123,7 +132,9 @@ class StudyNetwork(Network):
         flatten = [row for row in _rows(hyperparameters, data) if isinstance(row.layer, Flatten)]
         return flatten[0].output_shape[0]
 
-    def block_size(self, platform: str, batch_size: int) -> int:
+    def block_size(
+        self, hyperparameters: Hyperparameters, data: DataSpec, platform: str, batch_size: int
+    ) -> int:
         """The number of images to compute at a time, so that a block fits in a CPU's cache."""
         return block_size(platform, batch_size)
 

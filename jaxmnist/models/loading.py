@@ -1,0 +1,54 @@
+"""A function `build_model` from a person's own Python file."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxmnist.errors import UsageError, local_path, one_line
+
+FUNCTION = "build_model"  # unless another one is named
+
+
+def load_function(given: str) -> Callable[[Any], Any]:
+    """The function of `FILE` or `FILE:FUNCTION`.
+
+    The file is run as a module of its name, which its classes and annotations can be found by; its
+    folder is on Python's path, for what it imports.
+
+    Raises `UsageError` if there is no such file or function, or if the file can't be run.
+    """
+    name, _, function = given.rpartition(":") if ":" in given else (given, "", FUNCTION)
+    path = Path(local_path(name, "--model")).absolute()
+    if not path.is_file():
+        raise UsageError(f"--model {name}: there is no such file")
+    if not function.isidentifier():
+        raise UsageError(f"--model {given}: {function!r} is not the name of a function")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or path.suffix != ".py":
+        raise UsageError(f"--model {name}: must be a Python file, with a name that ends in .py")
+    known = sys.modules.get(path.stem)
+    if known is not None and getattr(known, "__file__", None) != str(path):
+        raise UsageError(
+            f"--model {name}: a module {path.stem!r} is imported already; rename the file"
+        )
+    folder = str(path.parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as problem:
+        del sys.modules[path.stem]
+        line = getattr(problem, "lineno", None)
+        where = f"line {line}: " if line else ""
+        raise UsageError(f"--model {name}: {where}{one_line(problem, named=True)}") from None
+    found = getattr(module, function, None)
+    if not callable(found):
+        raise UsageError(f"--model {name}: has no function {function}")
+    checked: Callable[[Any], Any] = found
+    return checked
