@@ -37,6 +37,7 @@ from jaxmnist.engine.stacking import Stacking, candidates, choose, round_up
 from jaxmnist.engine.training import (
     TrainingState,
     batches,
+    constants_of,
     epoch_order,
     evaluate,
     first_state,
@@ -394,39 +395,31 @@ class Engine:
 
         return jax.tree.map(resize, tree, is_leaf=lambda part: isinstance(part, dict))
 
-    def _first_state(
-        self,
-        hyperparameters: Hyperparameters,
-        weights: Any,
-        index: int,
-        *,
-        computed: bool = False,
-    ) -> TrainingState:
-        """The state of a trial before its first step."""
-        return first_state(
-            self.network,
-            hyperparameters,
-            self._data,
-            self.settings,
-            weights,
-            seed=self.seed,
-            index=index,
-            computed=computed,
-        )
-
     def _start(self, group: Group, checkpoints: Mapping[int, Checkpoint]) -> _Lanes:
         """The state of a group before its next step; idle lanes repeat the last trial."""
         states: list[TrainingState] = []
         for index, hyperparameters in group.trials:
             if index in checkpoints:
                 state = checkpoints[index].state
-                constants = self._first_state(hyperparameters, None, index).constants
+                # A checkpoint has no constants: they follow from the trial.
+                numbers = self.network.numbers(hyperparameters)
+                settings = self.settings.for_trial(hyperparameters)
+                constants = constants_of(settings, numbers, self.seed, index)
                 state = state._replace(constants=constants)
             else:
                 weights = self.network.initial_parameters(
                     hyperparameters, self._data, seed=self.seed, index=index
                 )
-                state = self._first_state(hyperparameters, weights, index, computed=True)
+                state = first_state(
+                    self.network,
+                    hyperparameters,
+                    self._data,
+                    self.settings,
+                    weights,
+                    seed=self.seed,
+                    index=index,
+                    computed=True,
+                )
             states.append(self._resize(state, hyperparameters, group.widest))
         states += states[-1:] * (group.lanes - len(states))
         stack = jax.tree.map(lambda *arrays: np.stack(arrays), *states)

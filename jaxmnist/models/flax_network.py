@@ -36,8 +36,14 @@ from jaxmnist.models.optimizers import check_optimizer
 from jaxmnist.models.rewriting import rewritten, with_last_inputs
 from jaxmnist.models.space import Definition, Questions, answers_of
 from jaxmnist.runs.layers import Layer
+from jaxmnist.settings import TrainingSettings
 
 NAME = "own"  # of the network, in a run's identity
+# Options of XLA: random initial weights take it 8 times longer with its usual ones.
+QUICKLY: dict[str, str | bool] = {
+    "xla_backend_optimization_level": "0",
+    "xla_llvm_disable_expensive_passes": True,
+}
 # How images of a batch depend on each other in training: not at all; by BatchNorm's statistics,
 # which leave out images that don't count; or in another way.
 Batching = Literal["independent", "masked", "exact"]
@@ -56,7 +62,7 @@ class Built:
     @cached_property
     def init(self) -> Callable[[jax.Array], dict[str, Any]]:
         """The compiled function of a key that gives the initial variables."""
-        return jax.jit(self.plain.init)
+        return _compiled(self.plain.init, jax.random.key(0, impl="threefry2x32"))
 
     def variables(self, seed: int, index: int) -> dict[str, Any]:
         """The initial variables of a trial, computed and kept on the host."""
@@ -121,7 +127,9 @@ class FlaxNetwork(Network):
     def _ask(self, hp: Questions) -> None:
         """Ask for the hyperparameters; a configuration that can't be built fails as a trial."""
         try:
-            self._call(hp)
+            _, optimizer = self._call(hp)
+            if optimizer is None:
+                TrainingSettings().for_trial(hp.values)
         except UsageError:
             raise
         except Exception as problem:
@@ -241,6 +249,15 @@ class FlaxNetwork(Network):
             return self._batching[kind]
 
 
+def _compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
+    """`function` compiled on the host for these arguments, in a fraction of the usual time.
+
+    It is called once or twice: how fast it runs doesn't matter.
+    """
+    found: Callable[..., Any] = jax.jit(function).lower(*arguments).compile(QUICKLY)
+    return found
+
+
 def _try_batching(built: Built, data: DataSpec) -> Batching:
     """Change images that don't count; see whether that changes anything of the others."""
     variables = built.variables(0, 0)
@@ -251,10 +268,12 @@ def _try_batching(built: Built, data: DataSpec) -> Batching:
     stateful = len(variables) > 1
     with jax.default_device(jax.devices("cpu")[0]):
         key = jax.random.key(0, impl="threefry2x32")
-        run = jax.jit(
+        run = _compiled(
             lambda variables, images: built.plain.apply_in_training(
                 variables, images, key, jnp.asarray(present) if stateful else None
-            )
+            ),
+            variables,
+            images,
         )
         (logits, state), (changed, changed_state) = run(variables, images), run(variables, others)
     same = np.allclose(logits[:4], changed[:4], rtol=1e-4, atol=1e-5) and all(

@@ -58,7 +58,7 @@ class PerceptronModel(Model):
     scale: float
     precision: str
 
-    def outputs(self, parameters, images):
+    def outputs(self, parameters, images, collections=None):
         return self.made.apply({"params": parameters}, pixels(images, self.scale, self.precision))
 
 

@@ -1,0 +1,309 @@
+"""Networks of one's own: ten as people write them, trained by the engine and by plain Flax."""
+
+from __future__ import annotations
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from networks import NETWORKS, Nnx
+
+from jaxmnist import UsageError
+from jaxmnist.data.dataset import load_arrays, split
+from jaxmnist.data.formats import Arrays
+from jaxmnist.engine.checkpoint import from_arrays, to_arrays
+from jaxmnist.engine.events import Checkpoint, TrialFinished
+from jaxmnist.engine.local import Engine
+from jaxmnist.engine.training import batches, epoch_order
+from jaxmnist.models.flax_network import FlaxNetwork
+from jaxmnist.models.network import DataSpec
+from jaxmnist.models.space import Space
+from jaxmnist.settings import TrainingSettings
+
+DATA = DataSpec((28, 28, 1), 10)
+SETTINGS = TrainingSettings(epochs=2, batch_size=16, learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    """104 images for training, so that the last batch of 16 has 8."""
+    mnist = load_arrays("mnist")
+    few = Arrays(mnist.x_train[:130], mnist.y_train[:130], mnist.x_test[:10], mnist.y_test[:10])
+    return split("few", few, validation_split=0.2, seed=0)
+
+
+def first(network):
+    """The configuration of first values."""
+    return Space(network.definition).configuration(
+        lambda name, distribution: distribution.values[0] if distribution.values else 1e-2
+    )
+
+
+def count(tree):
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_ten_networks_as_people_write_them(name, dataset):
+    """They have the known numbers of parameters, train, and evaluate the same twice."""
+    build_model, parameters, statistics = NETWORKS[name]
+    network = FlaxNetwork(build_model)
+    h = first(network)
+    trained, collections = network.split(network.shapes(h, DATA))
+    assert parameters in (None, count(trained))
+    assert statistics in (None, count(collections))
+    if name != "bridged":
+        assert sum(layer.parameters for layer in network.layers(h, DATA)) == count(trained)
+    stateful = bool(collections)
+    assert network.batching(h, DATA) == (
+        "exact" if name == "bridged" else "masked" if stateful else "independent"
+    )
+    with Engine(network, dataset, SETTINGS, 0).run([(0, h)]) as events:
+        ended = [event for event in events if isinstance(event, TrialFinished)]
+    assert ended[0].error is None
+    assert ended[0].history[1].loss < ended[0].history[0].loss
+
+
+class Normalised(nn.Module):
+    """BatchNorm, and a collection of its own that changes, where `own`."""
+
+    own: bool
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Conv(4, (3, 3), (2, 2))(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.5)(x))
+        if self.own:
+            mean = self.variable("means", "mean", jnp.zeros, (4,))
+            if train:
+                mean.value = x.mean((0, 1, 2))
+            x = x - mean.value
+        return nn.Dense(10)(nn.Dense(8)(x.mean((1, 2))))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_an_epoch_equals_one_of_plain_flax(own, dataset):
+    """Batch by batch, the last one smaller: statistics and weights are those of a plain loop."""
+    network = FlaxNetwork(lambda hp: Normalised(hp.Fixed("own", own)))
+    h = first(network)
+    assert network.batching(h, DATA) == ("exact" if own else "masked")
+    settings = TrainingSettings(1, 16, learning_rate=1e-2, optimizer="sgd")
+    with Engine(network, dataset, settings, 0).run([(0, h)]) as events:
+        (ended,) = [event for event in events if isinstance(event, TrialFinished)]
+
+    module = Normalised(own)
+    weights = network.initial_parameters(h, DATA, seed=0, index=0)
+    parameters, collections = network.split(weights)
+    sgd = optax.sgd(1e-2, 0.9)
+    state = sgd.init(parameters)
+    order = epoch_order(len(dataset.y_train), 0, 0)
+
+    @jax.jit
+    def step(parameters, collections, state, x, y):
+        def loss(parameters):
+            logits, changed = module.apply(
+                {"params": parameters, **collections}, x, True, mutable=list(collections)
+            )
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), changed
+
+        gradient, collections = jax.grad(loss, has_aux=True)(parameters)
+        updates, state = sgd.update(gradient, state)
+        return optax.apply_updates(parameters, updates), collections, state
+
+    for start in range(0, len(order), 16):
+        rows = order[start : start + 16]
+        x = dataset.x_train[rows].astype(np.float32) / 255
+        parameters, collections, state = step(
+            parameters, collections, state, x, dataset.y_train[rows]
+        )
+    wanted = {"params": parameters, **collections}
+    pairs = zip(jax.tree.leaves(ended.parameters), jax.tree.leaves(wanted), strict=True)
+    for ours, theirs in pairs:
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+class Everything(nn.Module):
+    """BatchNorm's statistics, dropout, and a stream of its own."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.max_pool(nn.relu(nn.Conv(self.width, (3, 3))(x)), (4, 4), (4, 4))
+        x = nn.BatchNorm(use_running_average=not train)(x.reshape(x.shape[0], -1))
+        x = nn.Dropout(0.3, deterministic=not train)(x)
+        if train:
+            x = x + 0.01 * jax.random.normal(self.make_rng("noise"), x.shape)
+        return nn.Dense(10)(x)
+
+
+def everything(hp):
+    return Everything(hp.Int("width", 4, 8)), optax.sgd(hp.Float("rate", 1e-3, 1e-1), 0.9)
+
+
+def test_a_trial_goes_on_from_each_checkpoint(dataset):
+    """Bit for bit, with statistics, random streams and an optimizer of its own."""
+    network = FlaxNetwork(everything)
+    h = first(network)
+    settings = TrainingSettings(epochs=2, batch_size=4)
+
+    def run(checkpoints=None):
+        engine = Engine(network, dataset, settings, 3, checkpoint_every=0.0)
+        with engine.run([(5, h)], checkpoints) as events:
+            found = list(events)
+        return found[-1], [event for event in found if isinstance(event, Checkpoint)]
+
+    ended, kept = run()
+    assert ended.error is None
+    assert {(c.epoch, c.step) for c in kept} == {(0, 16), (0, 26), (1, 16), (1, 26)}
+    for checkpoint in kept:
+        arrays, content = to_arrays(checkpoint)
+        again = from_arrays(
+            arrays, content, 5, h, network, DATA, len(dataset.y_validation), settings
+        )
+        went_on, _ = run({5: again})
+        assert went_on.history == ended.history
+        pairs = zip(
+            jax.tree.leaves(went_on.parameters), jax.tree.leaves(ended.parameters), strict=True
+        )
+        assert all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_learning_rates_share_a_program(dataset):
+    """They are arguments of it; the result is that of a program of each one's own."""
+
+    def build_model(hp):
+        hp.Float("learning_rate", 1e-3, 1e-1, sampling="log")
+        return NETWORKS["lenet"][0](hp)
+
+    network = FlaxNetwork(build_model)
+    space = Space(network.definition)
+    trials = [(i, space.configuration(lambda *_, r=r: r)) for i, r in enumerate((1e-3, 1e-2))]
+    engine = Engine(network, dataset, SETTINGS, 0, jobs=1)
+    with engine.run(trials) as events:
+        found = {e.index: e for e in events if isinstance(e, TrialFinished)}
+    assert engine.compiled == 1
+    for index, h in trials:
+        alone = Engine(
+            network,
+            dataset,
+            TrainingSettings(epochs=2, batch_size=16, learning_rate=h["learning_rate"]),
+            0,
+        )
+        with alone.run([(index, h)]) as events:
+            (same,) = [event for event in events if isinstance(event, TrialFinished)]
+        assert same.history == found[index].history
+    assert found[0].history != found[1].history
+
+
+def test_each_optimizer_and_schedule_trains(dataset):
+    """As a hyperparameter of any network, with batches of its own size."""
+
+    def build_model(hp):
+        hp.Choice("optimizer", ["adam", "adamw", "nadam", "rmsprop", "sgd", "lion"])
+        hp.Choice("schedule", ["constant", "cosine", "one-cycle"])
+        hp.Choice("batch_size", [8, 16])
+        return Everything(4)
+
+    network = FlaxNetwork(build_model)
+    members = Space(network.definition).members()
+    chosen = [members[0], members[9], members[14], members[20], members[27], members[35]]
+    assert len({h["optimizer"] for h in chosen}) == 6
+    settings = TrainingSettings(epochs=1, learning_rate=1e-3)
+    with Engine(network, dataset, settings, 0).run(enumerate(chosen)) as events:
+        ended = [event for event in events if isinstance(event, TrialFinished)]
+    assert [event.error for event in ended] == [None] * 6
+
+
+def test_the_order_of_a_batch_size():
+    cut = batches(epoch_order(20, 0, 1), 8, 8)
+    assert np.array_equal(cut.reshape(-1)[:20], epoch_order(20, 0, 1))
+
+
+class Wanting(nn.Module):
+    @nn.compact
+    def __call__(self, x, mode):
+        return nn.Dense(10)(x.reshape(x.shape[0], -1))
+
+
+def other_questions():
+    calls = iter(range(100))
+
+    def build_model(hp):
+        return NETWORKS["lenet" if next(calls) % 2 else "squeeze"][0](hp)
+
+    return build_model
+
+
+WRONG = {
+    "no module": (lambda hp: hp.Int("a", 1, 2), "must return a Flax module"),
+    "nothing": (lambda hp: None, "not a NoneType"),
+    "three things": (lambda hp: (1, 2, 3), "not 3 things"),
+    "a Keras optimizer": (lambda hp: (nn.Dense(10), "adam"), "an optimizer of Optax, not a str"),
+    "an optimizer that wants values": (lambda hp: (nn.Dense(10), optax.lbfgs()), "needs more"),
+    "an NNX module": (lambda hp: Nnx(rngs=nnx.Rngs(0)), r"nnx\.bridge\.to_linen\(Nnx"),
+    "it raises at once": (lambda hp: 1 / 0, "build_model fails: ZeroDivisionError"),
+    "a reserved name": (lambda hp: hp.Int("max_trials", 1, 2), "already an option"),
+    "an unknown optimizer": (
+        lambda hp: (hp.Choice("optimizer", ["adagrad"]), nn.Dense(10))[1],
+        "optimizer must be one of",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_network(name):
+    build_model, line = WRONG[name]
+    with pytest.raises(UsageError, match=line) as caught:
+        Space(FlaxNetwork(build_model).definition)
+    assert "\n" not in str(caught.value)
+
+
+FAILING = {
+    "an unknown argument": (lambda hp: Wanting(), "takes 'mode', which is not known"),
+    "logits of another shape": (lambda hp: nn.Dense(7), r"logits of shape \(N, 10\)"),
+    "another network each time": (other_questions(), "another network when it is called again"),
+    "an error of Flax": (lambda hp: NETWORKS["mixer"][0](hp).clone(patch=50), "Error"),
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_a_configuration_that_fails(name, dataset):
+    """The trial fails with one line."""
+    build_model, line = FAILING[name]
+    network = FlaxNetwork(build_model)
+    h = first(network)
+    with Engine(network, dataset, SETTINGS, 0).run([(0, h)]) as events:
+        (ended,) = [event for event in events if isinstance(event, TrialFinished)]
+    assert ended.error is not None
+    assert "\n" not in ended.error
+    assert re.search(line, ended.error), ended.error
+
+
+def test_features_are_what_goes_into_the_last_product():
+    class Sowing(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Dense(6)(x.reshape(x.shape[0], -1))
+            self.sow("intermediates", "features", x * 2)
+            return nn.Dense(10)(nn.relu(nn.Dense(5)(x)))
+
+    def bound(network):
+        h = first(network)
+        weights = network.initial_parameters(h, DATA, seed=0, index=0)
+        images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1)).astype(np.uint8)
+        parameters, collections = network.split(weights)
+        model = network.model(h, DATA, "tiles", "default")
+        return model.outputs(parameters, images, collections), network.feature_count(h, DATA)
+
+    sown, width = bound(FlaxNetwork(lambda hp: Sowing()))
+    assert sown.features.shape == (3, 6)
+    assert width == 6
+    nnx_outputs, width = bound(FlaxNetwork(NETWORKS["bridged"][0]))
+    assert nnx_outputs.features.shape == (3, 256)
+    assert width == 256

@@ -1,0 +1,204 @@
+"""A search over a network of one's own: in Python, and from a file on the command line."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import flax.linen as nn
+import numpy as np
+import pytest
+from processes import command, facts, flags
+
+import jaxmnist
+from jaxmnist import Run, UsageError, random_search
+from jaxmnist.engine.events import EpochFinished, TrialFinished, TrialStarted
+
+SOURCE = """
+import flax.linen as nn
+
+
+class Network(nn.Module):
+    filters: int
+    dropout: float
+    classes: int
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        x = nn.Conv(self.filters, (3, 3), (2, 2), use_bias=False)(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        x = nn.max_pool(x, (2, 2), (2, 2)).reshape(x.shape[0], -1)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.classes)(x)
+
+
+def build_model(hp):
+    dropout = hp.Float("dropout", 0, 0.5, step=0.1) if hp.Boolean("regularise") else 0.0
+    hp.Float("learning_rate", 1e-3, 1e-1, sampling="log")
+    return Network(hp.Int("width", 2, 4), dropout, hp.classes)
+"""
+
+
+@pytest.fixture(scope="module")
+def own(options):
+    study = ("filters", "conv_layers", "dense_layers", "units", "learning_rate")
+    return {
+        **{name: value for name, value in options.items() if name not in study},
+        "max_trials": 3,
+        "epochs": 2,
+    }
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("own") / "striding_network.py"
+    path.write_text(SOURCE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(own, file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    result = command("search", *flags({**own, "directory": str(folder)}), "--model", file)
+    assert result.returncode == 0, result.stderr
+    return Run(folder / "small")
+
+
+def test_results_are_there_for_everybody(run):
+    assert run.best_trial.status == "completed"
+    assert list(run.space.ranges()) == ["regularise", "learning_rate", "width", "dropout"]
+    assert "dropout" in run.results_summary() or "regularise" in run.results_summary()
+    assert (run.directory.path / "svm" / "small" / "svm.json").is_file()
+    with pytest.raises(UsageError, match="give --model FILE, or build_model in Python"):
+        run.best_model  # noqa: B018
+    assert command("report", run.directory.path).returncode == 0
+
+
+def test_weights_become_a_model_where_the_network_is_given(run, file, options):
+    namespace = {}
+    exec(SOURCE, namespace)
+    model = Run(run.directory.path, namespace["build_model"]).best_model
+    images = (
+        np.load(options["data_dir"])["x_test"]
+        if options["data_dir"].endswith("npz")
+        else (jaxmnist.load_arrays(None, options["data_dir"]).x_test)
+    )
+    assert np.array_equal(model.predict(images), model.predict(images))
+    assert model.features(images[:2]).shape[0] == 2
+    for name in ("evaluate", "svm"):
+        result = command(name, run.directory.path, "--model", file)
+        assert result.returncode == 0, result.stderr
+
+
+def test_a_search_that_is_killed_goes_on(run, own, file, tmp_path):
+    """Bit for bit, from its checkpoints."""
+    line = [
+        *[sys.executable, "-m", "jaxmnist", "search", "--model", str(file)],
+        *flags({**own, "directory": str(tmp_path), "checkpoint_every": 0, "jobs": 1}),
+    ]
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("small/trials/0001/checkpoint.*")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = subprocess.run(line, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert facts(Run(tmp_path / "small")) == facts(run)
+
+
+def test_arrays_a_listener_and_training_settings(own, tmp_path):
+    """In Python: the data in memory, what is searched beside the network, every event."""
+    seen = []
+
+    def listener(event):
+        seen.append(event)
+        if isinstance(event, EpochFinished):
+            raise RuntimeError("not today")
+
+    rng = np.random.default_rng(0)
+    x = rng.random((120, 10, 10), np.float32)
+    y = (x.mean((1, 2)) > 0.5).astype(int)
+    given = {
+        **{name: value for name, value in own.items() if name not in ("data_dir", "dataset")},
+        "directory": str(tmp_path),
+        "svm": False,
+        "project_name": None,
+        "optimizer": ["adamw", "sgd"],
+        "learning_rate": (1e-3, 1e-1, "log"),
+        "batch_size": [8, 16],
+    }
+    data = (x[:60], y[:60], x[60:90], y[60:90], x[90:], y[90:])
+    run = random_search(
+        lambda hp: Flat(hp.Int("units", 2, 3)), data=data, listener=listener, **given
+    )
+    assert run.directory.path.name == "arrays"
+    assert [type(event) for event in seen].count(EpochFinished) == 1
+    assert isinstance(seen[0], TrialStarted)
+    assert not any(isinstance(event, TrialFinished) for event in seen)
+    assert {"optimizer", "learning_rate", "batch_size", "units"} == set(run.space.ranges())
+    assert run.get_best_models(1)[0].predict(x[:3]).shape == (3,)
+    with pytest.raises(UsageError, match="arrays in memory"):
+        run.load_dataset()
+
+
+class Flat(nn.Module):
+    units: int
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(nn.relu(nn.Dense(self.units)(x.reshape(x.shape[0], -1))))
+
+
+def test_help_lists_what_the_network_asks_for(file):
+    text = command("search", "--model", file, "--help").stdout
+    for name in ("--width", "--dropout", "--regularise", "--learning-rate"):
+        assert f"{name} RANGE" in text
+    assert "--conv-layers" not in text
+
+
+WRONG = {
+    "no file": (["--model", "nowhere.py"], "there is no such file"),
+    "no function": (["--model", "{file}:other"], "has no function other"),
+    "no Python": (["--model", "{folder}/text.txt"], "must be a Python file"),
+    "a mistake in it": (["--model", "{folder}/wrong_syntax.py"], "SyntaxError"),
+    "what it imports": (["--model", "{folder}/wrong_import.py"], "No module named 'nonsense'"),
+    "no module": (["--model", "{folder}/returns_nothing.py"], "must return a Flax module"),
+    "a flag of the study": (["--model", "{file}", "--conv-layers", "2"], "--conv-layers"),
+    "a range outside": (["--model", "{file}", "--width", "a"], "--width must be"),
+    "a decay without effect": (["--weight-decay", "0.1:0.2"], "--optimizer is adam"),
+    "an optimizer": (["--optimizer", "adam,adagrad"], "must be one of"),
+    "no learning rate": (["--learning-rate", "0:0.1"], "above 0"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_is_one_line(name, file, tmp_path):
+    shutil.copy(file, tmp_path / "text.txt")
+    (tmp_path / "wrong_syntax.py").write_text("def build_model(hp:\n")
+    (tmp_path / "wrong_import.py").write_text("import nonsense\n")
+    (tmp_path / "returns_nothing.py").write_text("def build_model(hp):\n    hp.Int('a', 1, 2)\n")
+    words, says = WRONG[name]
+    words = [word.format(file=file, folder=tmp_path) for word in words]
+    result = command("search", *words, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("\n") == 1
+    assert says in result.stderr
+    assert not list(tmp_path.glob("runs/*"))
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (None, "must be a function of hp"),
+        (np.zeros(3), "data must be"),
+        ((np.zeros((4, 8, 8)), np.arange(3), np.zeros((4, 8, 8)), np.arange(4)), "3 labels"),
+        ((np.zeros((4, 8, 8)),) * 4, "y_train"),
+    ],
+)
+def test_wrong_data_are_one_line(data, says, tmp_path):
+    build_model = "nothing" if data is None else (lambda hp: Flat(2))
+    with pytest.raises(UsageError, match=says):
+        random_search(build_model, data=data, directory=str(tmp_path))
