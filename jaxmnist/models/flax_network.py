@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -83,12 +84,17 @@ class Built:
     @cached_property
     def sha256(self) -> str:
         """A hash of what it computes in training, constants included."""
-        closed, _ = self.step
-        # Functions among the equations are printed with their place in memory.
-        text = re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr))
-        found = hashlib.sha256(text.encode())
-        for constant in closed.consts:
-            found.update(np.ascontiguousarray(jax.device_get(constant)).tobytes())
+        traced = [self.step[0]]
+        if self.optimizer is not None:
+            weights = self.plain.shapes["params"]
+            state = jax.eval_shape(self.optimizer.init, weights)
+            traced.append(jax.make_jaxpr(self.optimizer.update)(weights, state, weights))
+        found = hashlib.sha256()
+        for closed in traced:
+            # Functions among the equations are printed with their place in memory.
+            found.update(re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr)).encode())
+            for constant in closed.consts:
+                found.update(np.ascontiguousarray(jax.device_get(constant)).tobytes())
         return found.hexdigest()
 
 
@@ -218,6 +224,14 @@ class FlaxNetwork(Network):
     ) -> optax.GradientTransformation | None:
         """What was returned beside the module."""
         return self.built(hyperparameters, data).optimizer
+
+    def computation(self, hyperparameters: Hyperparameters, data: DataSpec) -> str | None:
+        """The versions of JAX and Flax, and a hash of the jaxpr in training; None if it fails."""
+        try:
+            found = self.built(hyperparameters, data).sha256
+        except Exception:  # its trial says why
+            return None
+        return f"jax {jax.__version__}, flax {flax.__version__}: {found}"
 
     def program_key(self, hyperparameters: Hyperparameters, data: DataSpec) -> Hashable:
         """The hyperparameters, but for the numbers that only the settings' optimizer uses."""

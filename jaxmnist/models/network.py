@@ -197,6 +197,10 @@ class Network(ABC):
             {name: value for name, value in hyperparameters.items() if name not in arguments}
         )
 
+    def computation(self, hyperparameters: Hyperparameters, data: DataSpec) -> str | None:
+        """A text that says what the network computes, if it isn't this package that says it."""
+        return None
+
     def optimizer(
         self, hyperparameters: Hyperparameters, data: DataSpec
     ) -> optax.GradientTransformation | None:

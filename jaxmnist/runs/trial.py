@@ -49,6 +49,7 @@ TRIAL_SHAPE = {
     "weights_sha256": None,
     "validation_sha256": None,
     "validation_data_sha256": None,
+    "computation": None,
 }
 HASHES = ("weights_sha256", "validation_sha256", "validation_data_sha256")
 
@@ -111,6 +112,7 @@ class Trial:
     validation_sha256: SHA-256 of validation.npy: which validation images were classified correctly
       after each epoch.
     validation_data_sha256: SHA-256 of the validation images and their labels.
+    computation: what its network computes, if that is a person's own: see `Network.computation`.
     """
 
     index: int
@@ -126,6 +128,7 @@ class Trial:
     deaths: int = 0
     validation_sha256: str | None = None
     validation_data_sha256: str | None = None
+    computation: str | None = None
 
     @property
     def score(self) -> float | None:
@@ -159,6 +162,7 @@ class Trial:
             "weights_sha256": self.weights_sha256,
             "validation_sha256": self.validation_sha256,
             "validation_data_sha256": self.validation_data_sha256,
+            "computation": self.computation,
         }
 
     @classmethod
@@ -170,7 +174,7 @@ class Trial:
         possible = bool(history) and all(0 <= epoch.val_accuracy <= 1 for epoch in history)
         if content["status"] == "completed" and not possible:
             raise ValueError("a completed trial without validation accuracies")
-        for key in ("error", *HASHES):
+        for key in ("error", "computation", *HASHES):
             if not isinstance(content[key], str | None):
                 raise ValueError(f"{key} is not text")
         trial = cls(
@@ -184,6 +188,7 @@ class Trial:
             content["error"],
             failures=content["failures"],
             deaths=content["deaths"],
+            computation=content["computation"],
             **{key: content[key] for key in HASHES},
         )
         if trial.parameters != content["parameters"]:

@@ -120,6 +120,7 @@ class Trials:
             trial = directory.mended(partial(self._read, index))
             if trial is not None:
                 self._records[index] = trial
+        self._check_computations()
         done = [index for index in self._records if self._is_done(index)]
         beyond = [index for index in done if index not in draws]
         if beyond:
@@ -297,7 +298,9 @@ class Trials:
 
     def _new(self, index: int, status: str) -> Trial:
         draw = self.draws[index]
-        return Trial(index, draw, status, (), self._network.layers(draw, self._data))
+        layers = self._network.layers(draw, self._data)
+        computation = self._network.computation(draw, self._data)
+        return Trial(index, draw, status, (), layers, computation=computation)
 
     def _write_given_up(self, index: int) -> None:
         trial = self._records[index]
@@ -308,6 +311,28 @@ class Trials:
             self._directory.write_trial(self._records[index])
 
     # --- reading and checking files ---
+
+    def _check_computations(self) -> None:
+        """Raise `UsageError` if a network of one's own is no longer what trials were trained with.
+
+        Other versions of JAX or Flax write the same computation in another way: then it isn't
+        compared.
+        """
+        for index, trial in self._records.items():
+            if trial.computation is None or index not in self.draws:
+                continue
+            draw = self.draws[index]
+            now = self._network.computation(draw, self._data)
+            if now is not None and now.partition(": ")[0] != trial.computation.partition(": ")[0]:
+                continue
+            if now != trial.computation:
+                same = self._network.layers(draw, self._data) == trial.layers
+                what = "computes something else" if same else "has other shapes"
+                raise UsageError(
+                    f"{self._directory.path}: the network {what} than when trial {index} was"
+                    f" trained ({draw}); --overwrite starts over, --project-name starts a run"
+                    " beside it"
+                )
 
     def _is_done(self, index: int) -> bool:
         return self.state(index) in DONE

@@ -109,6 +109,30 @@ def test_a_search_that_is_killed_goes_on(run, own, file, tmp_path):
     assert facts(Run(tmp_path / "small")) == facts(run)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("self.dropout, deter", "self.dropout / 2, deter", "computes something else"),
+        ("(3, 3), (2, 2), use", "(5, 5), (2, 2), use", "has other shapes"),
+        ('"width", 2, 4', '"width", 2, 5', "width was '2:4', not '2:5'"),
+        ("# nothing", "# a remark", None),
+    ],
+)
+def test_a_changed_network_is_refused(run, own, old, new, says, tmp_path):
+    """Unless it computes the same; nothing of the run changes."""
+    shutil.copytree(run.directory.path, tmp_path / "small")
+    changed = tmp_path / "changed_network.py"
+    source = SOURCE + "# nothing\n"
+    assert old in source
+    changed.write_text(source.replace(old, new))
+    before = (tmp_path / "small" / "trials" / "0000" / "trial.json").read_bytes()
+    words = flags({**own, "directory": str(tmp_path), "svm": False})
+    result = command("search", *words, "--model", changed)
+    assert result.returncode == (2 if says else 0), result.stderr
+    assert (says or "") in result.stderr
+    assert (tmp_path / "small" / "trials" / "0000" / "trial.json").read_bytes() == before
+
+
 def test_arrays_a_listener_and_training_settings(own, tmp_path):
     """In Python: the data in memory, what is searched beside the network, every event."""
     seen = []
