@@ -96,6 +96,10 @@ def random_search(
             if data_dir is not None:
                 raise UsageError("data and data_dir are two datasets: give one of them")
             options["dataset"] = dataset or IN_MEMORY
+        # What stands at its default counts as not given, so that the network's own range stands.
+        for item in fields(SearchSettings):
+            if item.name in TRAINING and is_default(options[item.name], item.default):
+                del options[item.name]
         settings = settings_of(options, space)
         return run_search(settings, network, data=data, listener=listener, silent=quiet)
     except UsageError as problem:
@@ -119,16 +123,15 @@ def settings_of(options: Mapping[str, Any], space: Space) -> SearchSettings:
     """Return the settings for `options`, which may include ranges of hyperparameters by name."""
     known = [item.name for item in fields(SearchSettings) if item.name != "ranges"]
     ranges = {name: options[name] for name in space.parameters if name in options}
-    if "learning_rate" not in space.parameters:
-        ranges |= {n: options[n] for n in TRAINING if n in options and is_range(options[n])}
-    # One whose default stands is not said by anybody.
-    for item in fields(SearchSettings):
-        if item.name in TRAINING and ranges.get(item.name) == item.default:
-            del ranges[item.name]
-    decay = options.get("optimizer", "adam")
-    if "weight_decay" in ranges and "optimizer" not in ranges and decay not in DECAYING:
+    left = [name for name in TRAINING if name in options and name not in space.parameters]
+    ranges |= {name: options[name] for name in left if is_range(options[name])}
+    optimizer = options.get("optimizer", SearchSettings.optimizer)
+    decay = options.get("weight_decay", SearchSettings.weight_decay)
+    chosen = "optimizer" in ranges or "optimizer" in space.parameters or optimizer in DECAYING
+    if "weight_decay" in left and decay != SearchSettings.weight_decay and not chosen:
         raise UsageError(
-            f"--weight-decay is of the optimizers {', '.join(DECAYING)}, and --optimizer is {decay}"
+            f"--weight-decay is of the optimizers {', '.join(DECAYING)}, and --optimizer is"
+            f" {optimizer}"
         )
     for name in options:
         if name not in known and name not in ranges:
@@ -138,6 +141,11 @@ def settings_of(options: Mapping[str, Any], space: Space) -> SearchSettings:
             )
     others = {name: value for name, value in options.items() if name not in ranges}
     return SearchSettings(**others, ranges=ranges)
+
+
+def is_default(given: Any, default: Any) -> bool:
+    """Whether a setting of training stands at its default."""
+    return isinstance(given, int | float | str) and given == default
 
 
 def is_range(given: Any) -> bool:

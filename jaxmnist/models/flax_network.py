@@ -40,6 +40,7 @@ from jaxmnist.runs.layers import Layer
 from jaxmnist.settings import TrainingSettings
 
 NAME = "own"  # of the network, in a run's identity
+MOST_BUILT = 64  # configurations that are kept as they were built
 # Options of XLA: random initial weights take it 8 times longer with its usual ones.
 QUICKLY: dict[str, str | bool] = {
     "xla_backend_optimization_level": "0",
@@ -106,6 +107,8 @@ class FlaxNetwork(Network):
       name: what to call it in messages.
     """
 
+    traced = True
+
     def __init__(self, build_model: Callable[[Questions], Any], name: str = "build_model") -> None:
         if not callable(build_model):
             raise UsageError(f"build_model must be a function of hp, not {build_model!r}")
@@ -156,6 +159,8 @@ class FlaxNetwork(Network):
                         f"{self.name} returns another network when it is called again with the"
                         " same hyperparameters"
                     )
+                while len(self._built) >= MOST_BUILT:
+                    self._built.pop(next(iter(self._built)))
                 self._built[key] = first
             return self._built[key]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -119,9 +119,11 @@ class Network(ABC):
     """A network as a function of its hyperparameters.
 
     definition: the network's name and hyperparameters, which need no JAX.
+    traced: whether its layers are found by tracing it, which takes a part of a second.
     """
 
     definition: Definition
+    traced: ClassVar[bool] = False
 
     @abstractmethod
     def layers(self, hyperparameters: Hyperparameters, data: DataSpec) -> tuple[Layer, ...]:

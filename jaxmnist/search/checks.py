@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,6 +17,9 @@ from jaxmnist.reading import memory
 from jaxmnist.settings import SearchSettings, TrainingSettings
 
 
+MOST_TRACED = 16
+
+
 def check_memory(
     draws: Iterable[Hyperparameters],
     settings: SearchSettings,
@@ -28,7 +32,9 @@ def check_memory(
     and gradients; outputs of all layers and their gradients for up to 32 images.
     """
     images = min(settings.batch_size, 32)
-    for draw in set(draws):
+    # Tracing hundreds of networks would take minutes: then the first ones are looked at.
+    most = MOST_TRACED if network.traced else None
+    for draw in itertools.islice(dict.fromkeys(draws), most):
         rows = network.layers(draw, DataSpec.of(dataset))
         weights = sum(row.parameters for row in rows)
         outputs = sum(math.prod(row.output_shape) for row in rows)

@@ -176,6 +176,19 @@ class Flat(nn.Module):
         return nn.Dense(2)(nn.relu(nn.Dense(self.units)(x.reshape(x.shape[0], -1))))
 
 
+def test_what_is_given_beside_the_network_counts(file):
+    """A flag at its default's value too; in Python a default counts as not given."""
+    from jaxmnist.api import settings_of
+    from jaxmnist.models.flax_network import FlaxNetwork
+    from jaxmnist.models.loading import load_function
+    from jaxmnist.models.space import Space
+
+    space = Space(FlaxNetwork(load_function(str(file))).definition)
+    assert settings_of({"learning_rate": 0.001}, space).ranges == {"learning_rate": 0.001}
+    assert settings_of({"batch_size": [8, 16]}, space).ranges == {"batch_size": [8, 16]}
+    assert settings_of({"batch_size": 8}, space).batch_size == 8
+
+
 def test_help_lists_what_the_network_asks_for(file):
     text = command("search", "--model", file, "--help").stdout
     for name in ("--width", "--dropout", "--regularise", "--learning-rate"):
@@ -193,6 +206,7 @@ WRONG = {
     "a flag of the study": (["--model", "{file}", "--conv-layers", "2"], "--conv-layers"),
     "a range outside": (["--model", "{file}", "--width", "a"], "--width must be"),
     "a decay without effect": (["--weight-decay", "0.1:0.2"], "--optimizer is adam"),
+    "one decay without effect": (["--weight-decay", "0.1"], "--optimizer is adam"),
     "an optimizer": (["--optimizer", "adam,adagrad"], "must be one of"),
     "no learning rate": (["--learning-rate", "0:0.1"], "above 0"),
 }
