@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from jaxmnist.results.run import Run
 
 logger = logging.getLogger("jaxmnist")
+# What a hyperparameter takes beside one value; a string of one value is a value.
+Range = str | tuple[Any, ...] | list[Any]
 
 
 def random_search(
@@ -32,11 +34,11 @@ def random_search(
     model: str | None = None,
     max_trials: int = 10,
     epochs: int = 5,
-    batch_size: Any = 128,
-    learning_rate: Any = 1e-3,
-    optimizer: Any = "adam",
-    weight_decay: Any = 1e-4,
-    schedule: Any = "constant",
+    batch_size: int | Range = 128,
+    learning_rate: float | Range = 1e-3,
+    optimizer: str | Range = "adam",
+    weight_decay: float | Range = 1e-4,
+    schedule: str | Range = "constant",
     validation_split: float = 0.1,
     train_limit: int | None = None,
     seed: int = 0,

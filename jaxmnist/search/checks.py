@@ -16,7 +16,6 @@ from jaxmnist.models.network import DataSpec, Network
 from jaxmnist.reading import memory
 from jaxmnist.settings import SearchSettings, TrainingSettings
 
-
 MOST_TRACED = 16
 
 
