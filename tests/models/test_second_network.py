@@ -189,7 +189,7 @@ def test_its_page_needs_no_network(run):
     page = check(make_page(Run(run.directory.path), images=False))
     assert "perceptron" in page.text["record"]
     assert run.best_model.summary() in page.text["network"]
-    with pytest.raises(UsageError, match="of the network 'perceptron'; pass it as network="):
+    with pytest.raises(UsageError, match="its network is not jaxmnist's own"):
         _ = Run(run.directory.path).best_model
 
 
