@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import flax
@@ -115,9 +114,9 @@ class FlaxNetwork(Network):
         self.name = name
         self._build_model = build_model
         self.definition = Definition(NAME, self._ask)
-        self._built: dict[tuple[Hyperparameters, DataSpec], Built] = {}
+        # Trials build in threads of their own: a cache of the standard library bears that.
+        self._kept = lru_cache(MOST_BUILT)(self._build_twice)
         self._batching: dict[str, Batching] = {}
-        self._lock = threading.Lock()
 
     def _call(self, hp: Questions) -> tuple[nn.Module, optax.GradientTransformation | None]:
         """What the function returns, checked."""
@@ -150,19 +149,16 @@ class FlaxNetwork(Network):
 
         Raises `UsageError` if the function asks or returns something else when it is called again.
         """
-        key = hyperparameters, data
-        with self._lock:
-            if key not in self._built:
-                first, second = (self._build(hyperparameters, data) for _ in range(2))
-                if first.sha256 != second.sha256:
-                    raise UsageError(
-                        f"{self.name} returns another network when it is called again with the"
-                        " same hyperparameters"
-                    )
-                while len(self._built) >= MOST_BUILT:
-                    self._built.pop(next(iter(self._built)))
-                self._built[key] = first
-            return self._built[key]
+        return self._kept(hyperparameters, data)
+
+    def _build_twice(self, hyperparameters: Hyperparameters, data: DataSpec) -> Built:
+        first, second = (self._build(hyperparameters, data) for _ in range(2))
+        if first.sha256 != second.sha256:
+            raise UsageError(
+                f"{self.name} returns another network when it is called again with the same"
+                " hyperparameters"
+            )
+        return first
 
     def _build(self, hyperparameters: Hyperparameters, data: DataSpec) -> Built:
         hp = Questions(
@@ -262,10 +258,9 @@ class FlaxNetwork(Network):
         """
         built = self.built(hyperparameters, data)
         kind = re.sub(r"[0-9]+|\\b[a-z]{1,2}\\b", "", str(built.step[0].jaxpr))
-        with self._lock:
-            if kind not in self._batching:
-                self._batching[kind] = _try_batching(built, data)
-            return self._batching[kind]
+        if kind not in self._batching:
+            self._batching[kind] = _try_batching(built, data)
+        return self._batching[kind]
 
 
 def _compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
