@@ -72,7 +72,7 @@ def said() -> Iterator[list[str]]:
 def begin(parameters, settings):
     """The state of a trial with these weights before its first step."""
     dtype = np.result_type(*jax.tree.leaves(parameters))
-    constants = constants_of(settings, {}, 0, 0, dtype)
+    constants = constants_of(settings, 0, 0, dtype)
     return start_training(parameters, optimizer(settings, constants), constants)
 
 

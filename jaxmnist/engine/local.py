@@ -402,9 +402,7 @@ class Engine:
             if index in checkpoints:
                 state = checkpoints[index].state
                 # A checkpoint has no constants: they follow from the trial.
-                numbers = self.network.numbers(hyperparameters)
-                settings = self.settings.for_trial(hyperparameters)
-                constants = constants_of(settings, numbers, self.seed, index)
+                constants = constants_of(self._settings(hyperparameters), self.seed, index)
                 state = state._replace(constants=constants)
             else:
                 weights = self.network.initial_parameters(
@@ -440,7 +438,7 @@ class Engine:
 
     def _settings(self, hyperparameters: Hyperparameters) -> TrainingSettings:
         """How a configuration is trained."""
-        settings = self.settings.for_trial(hyperparameters)
+        settings = self.network.training(self.settings, hyperparameters, self._data)
         # A batch larger than the data is one short batch; no need to compute its padding.
         return replace(settings, batch_size=min(settings.batch_size, len(self.dataset.y_train)))
 

@@ -12,7 +12,7 @@ import optax
 from jax import lax
 
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.network import DataSpec, Model, Network, Parameters, StepInputs
+from jaxmnist.models.network import NUMBERS, DataSpec, Model, Network, Parameters, StepInputs
 from jaxmnist.settings import TrainingSettings
 
 # Stands for a missing image: the last batch of an epoch or of an evaluation may be short.
@@ -91,7 +91,6 @@ def optimizer(
 
 def constants_of(
     settings: TrainingSettings,
-    numbers: Mapping[str, float],
     seed: int,
     index: int,
     dtype: Any = np.float32,
@@ -100,17 +99,11 @@ def constants_of(
 
     Args:
       settings: of the trial.
-      numbers: of the network: see `Network.numbers`.
       seed, index: of the trial; its randomness comes from them.
       dtype: of the floats: that of the parameters.
     """
-    floats = {
-        "learning_rate": settings.learning_rate,
-        "weight_decay": settings.weight_decay,
-        **numbers,
-    }
     return {
-        **{name: np.asarray(value, dtype) for name, value in floats.items()},
+        **{name: np.asarray(getattr(settings, name), dtype) for name in NUMBERS},
         "seed": np.asarray(seed, np.uint32),
         "index": np.asarray(index, np.uint32),
     }
@@ -187,8 +180,8 @@ def first_state(
       seed, index: of the trial.
       computed: compute the first state of a network's own optimizer; else shapes alone are right.
     """
-    settings = settings.for_trial(hyperparameters)
-    constants = constants_of(settings, network.numbers(hyperparameters), seed, index)
+    settings = network.training(settings, hyperparameters, data)
+    constants = constants_of(settings, seed, index)
     parameters, collections = network.split(weights)
     own = network.optimizer(hyperparameters, data)
     return start_training(
@@ -258,7 +251,7 @@ def train_block(
             sums = Sums(judged.loss_sum, judged.right.sum(dtype=jnp.int32))
             return sums.loss_sum / count, sums
 
-        inputs = StepInputs(state.collections, key_of(state.constants, number), state.constants)
+        inputs = StepInputs(state.collections, key_of(state.constants, number))
         gradients, sums, collections = model.gradient(
             state.parameters, lambda block: images[block], loss, batch, inputs
         )
@@ -283,6 +276,7 @@ def train_block(
         last: jax.Array,
         before: jax.Array | int = 0,
     ) -> TrainingState:
+        """The state after the batches first, …, last − 1."""
         steps = len(batches) * settings.epochs
 
         def train(batch: jax.Array, i: jax.Array, state: TrainingState) -> TrainingState:

@@ -82,6 +82,11 @@ class Built:
         )
 
     @cached_property
+    def batching(self) -> Batching:
+        """How images of a batch depend on each other in training, tried with some of them."""
+        return _try_batching(self)
+
+    @cached_property
     def sha256(self) -> str:
         """A hash of what it computes in training, constants included."""
         traced = [self.step[0]]
@@ -116,7 +121,6 @@ class FlaxNetwork(Network):
         self.definition = Definition(NAME, self._ask)
         # Trials build in threads of their own: a cache of the standard library bears that.
         self._kept = lru_cache(MOST_BUILT)(self._build_twice)
-        self._batching: dict[str, Batching] = {}
 
     def _call(self, hp: Questions) -> tuple[nn.Module, optax.GradientTransformation | None]:
         """What the function returns, checked."""
@@ -226,6 +230,15 @@ class FlaxNetwork(Network):
         """What was returned beside the module."""
         return self.built(hyperparameters, data).optimizer
 
+    def training(
+        self, settings: TrainingSettings, hyperparameters: Hyperparameters, data: DataSpec
+    ) -> TrainingSettings:
+        """With an optimizer of its own only the batch size counts, whatever else it asks for."""
+        if self.optimizer(hyperparameters, data) is None:
+            return settings.for_trial(hyperparameters)
+        sizes = {name: value for name, value in hyperparameters.items() if name == "batch_size"}
+        return settings.for_trial(sizes)
+
     def computation(self, hyperparameters: Hyperparameters, data: DataSpec) -> str | None:
         """The versions of JAX and Flax, and a hash of the jaxpr in training; None if it fails."""
         try:
@@ -254,13 +267,10 @@ class FlaxNetwork(Network):
     def batching(self, hyperparameters: Hyperparameters, data: DataSpec) -> Batching:
         """How images of a batch depend on each other in training, tried with some of them.
 
-        What is found for a configuration counts for all that differ from it in sizes only.
+        What is found counts for this configuration alone: another one may normalise over another
+        axis.
         """
-        built = self.built(hyperparameters, data)
-        kind = re.sub(r"[0-9]+|\\b[a-z]{1,2}\\b", "", str(built.step[0].jaxpr))
-        if kind not in self._batching:
-            self._batching[kind] = _try_batching(built, data)
-        return self._batching[kind]
+        return self.built(hyperparameters, data).batching
 
 
 def _compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
@@ -272,11 +282,11 @@ def _compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., An
     return found
 
 
-def _try_batching(built: Built, data: DataSpec) -> Batching:
+def _try_batching(built: Built) -> Batching:
     """Change images that don't count; see whether that changes anything of the others."""
     variables = built.variables(0, 0)
     generator = np.random.default_rng(0)
-    images, others = generator.random((2, 8, *data.image_shape), np.float32)
+    images, others = generator.random((2, 8, *built.plain.image_shape), np.float32)
     others[:4] = images[:4]
     present = np.arange(8) < 4
     stateful = len(variables) > 1
@@ -338,6 +348,7 @@ class FlaxModel(Model):
         def of_block(
             parameters: Parameters, block: jax.Array, key: jax.Array
         ) -> tuple[jax.Array, Any]:
+            """A block's share of the loss; its sums, and the collections afterwards."""
             present = block >= 0 if self.batching == "masked" else None
 
             def apply(variables: Any, images: jax.Array) -> Any:

@@ -190,6 +190,7 @@ def _masking(present: jax.Array) -> Callable[..., Any]:
         keywords: dict[str, Any],
         context: nn.module.InterceptorContext,
     ) -> Any:
+        """Call a method, BatchNorm's with the mask."""
         inputs: Any = arguments[0] if arguments else keywords.get("x")
         if (
             isinstance(context.module, nn.BatchNorm)
@@ -205,7 +206,7 @@ def _masking(present: jax.Array) -> Callable[..., Any]:
 
 
 def _features(sown: Mapping[str, Any]) -> Any:
-    """What any module has sown as features, the last of them; None if nothing was."""
+    """The last value that the first module to sow features has sown; None if none has."""
     for name, value in sown.items():
         if name == FEATURES and isinstance(value, tuple):
             return value[-1]

@@ -17,6 +17,7 @@ from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import Method
 from jaxmnist.models.space import Definition
 from jaxmnist.runs.layers import Layer
+from jaxmnist.settings import TrainingSettings
 
 # Hyperparameters of training that are arguments of a compiled program, not constants in it.
 NUMBERS = ("learning_rate", "weight_decay")
@@ -64,12 +65,10 @@ class StepInputs(NamedTuple):
 
     collections: of the network, before the step.
     key: of the step, for all that is random in it.
-    numbers: the network's numbers (`Network.numbers`) and others, float32[] each.
     """
 
     collections: Any
     key: jax.Array
-    numbers: Mapping[str, jax.Array]
 
 
 class Model(ABC):
@@ -185,18 +184,19 @@ class Network(ABC):
         """Whether the last batch of an epoch may be filled up with images that don't count."""
         return True
 
-    def numbers(self, hyperparameters: Hyperparameters) -> Mapping[str, float]:
-        """Hyperparameters that are arguments of the compiled program: see `program_key`."""
-        return {}
+    def training(
+        self, settings: TrainingSettings, hyperparameters: Hyperparameters, data: DataSpec
+    ) -> TrainingSettings:
+        """How a configuration is trained: its own hyperparameters of training come first."""
+        return settings.for_trial(hyperparameters)
 
     def program_key(self, hyperparameters: Hyperparameters, data: DataSpec) -> Hashable:
         """What trials must have in common to share a compiled program, once they are padded.
 
-        By default all but the numbers of training (`NUMBERS`) and of the network.
+        By default all but the numbers of training, `NUMBERS`.
         """
-        arguments = {*NUMBERS, *self.numbers(hyperparameters)}
         return Hyperparameters(
-            {name: value for name, value in hyperparameters.items() if name not in arguments}
+            {name: value for name, value in hyperparameters.items() if name not in NUMBERS}
         )
 
     def computation(self, hyperparameters: Hyperparameters, data: DataSpec) -> str | None:

@@ -19,7 +19,7 @@ from jaxmnist.data.formats import Arrays
 from jaxmnist.engine.checkpoint import from_arrays, to_arrays
 from jaxmnist.engine.events import Checkpoint, TrialFinished
 from jaxmnist.engine.local import Engine
-from jaxmnist.engine.training import batches, epoch_order
+from jaxmnist.engine.training import epoch_order
 from jaxmnist.models.flax_network import FlaxNetwork
 from jaxmnist.models.network import DataSpec
 from jaxmnist.models.space import Space
@@ -220,9 +220,38 @@ def test_each_optimizer_and_schedule_trains(dataset):
     assert [event.error for event in ended] == [None] * 6
 
 
-def test_the_order_of_a_batch_size():
-    cut = batches(epoch_order(20, 0, 1), 8, 8)
-    assert np.array_equal(cut.reshape(-1)[:20], epoch_order(20, 0, 1))
+class Axis(nn.Module):
+    axis: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = x - x.mean(self.axis, keepdims=True)
+        return nn.Dense(10)(x.reshape(x.shape[0], -1))
+
+
+def test_configurations_that_differ_in_an_axis_only():
+    """Over images, or over rows: what is found for one doesn't count for the other."""
+    network = FlaxNetwork(lambda hp: Axis(hp.Choice("axis", [1, 0])))
+    rows, images = Space(network.definition).members()
+    assert network.batching(rows, DATA) == "independent"
+    assert network.batching(images, DATA) == "exact"
+
+
+def test_an_optimizer_of_ones_own_has_its_own_names(dataset):
+    """What a network asks for its own optimizer is no setting of ours; the batch size is."""
+
+    def build_model(hp):
+        make = {"ours": optax.adagrad}[hp.Choice("optimizer", ["ours"])]
+        hp.Choice("batch_size", [8])
+        return Everything(4), make(hp.Choice("learning_rate", [0.5]))
+
+    network = FlaxNetwork(build_model)
+    h = first(network)
+    assert network.training(SETTINGS, h, DATA).batch_size == 8
+    assert network.training(SETTINGS, h, DATA).optimizer == SETTINGS.optimizer
+    with Engine(network, dataset, SETTINGS, 0).run([(0, h)]) as events:
+        (ended,) = [event for event in events if isinstance(event, TrialFinished)]
+    assert ended.error is None
 
 
 class Wanting(nn.Module):
