@@ -8,6 +8,7 @@ nor are loops and conditions.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -298,19 +299,28 @@ def _plain_padding(convolution: Any) -> Padding | None:
 
 
 def _is_relu(equation: Any) -> bool:
-    """Whether an equation is `jax.nn.relu`: its own rule, and the larger of its input and 0."""
-    name, found = equation.primitive.name, equation.params
-    if len(equation.invars) != 1 or found.get("name") != "relu":
-        return False
-    if name == "custom_jvp_call":
-        body = found["call_jaxpr"].jaxpr
-        while len(body.eqns) == 1 and body.eqns[0].primitive.name in CALLS:
-            body = body.eqns[0].params["jaxpr"].jaxpr
-        if len(body.eqns) != 1 or body.eqns[0].primitive.name != "max":
-            return False
-        zero = body.eqns[0].invars[1]
-        return isinstance(zero, core.Literal) and zero.val == 0
-    if name in CALLS:  # earlier versions of JAX: a jitted function with the rule inside
-        body = found["jaxpr"].jaxpr
-        return len(body.eqns) == 1 and body.eqns[0].primitive.name == "custom_jvp_call"
-    return False
+    """Whether an equation is `jax.nn.relu`, with its rule for the gradient at 0."""
+    source = _source_of_rule(equation)
+    return source is not None and source == _source_of_relu()
+
+
+@functools.cache
+def _source_of_relu() -> str | None:
+    (equation,) = jax.make_jaxpr(jax.nn.relu)(0.0).jaxpr.eqns
+    return _source_of_rule(equation)
+
+
+def _source_of_rule(equation: Any) -> str | None:
+    """Where the function is defined that an equation calls, if it has a rule of its own.
+
+    Some versions of JAX have the call within a jitted one.
+    """
+    while equation.primitive.name in CALLS:
+        equations = _body(equation).jaxpr.eqns
+        if len(equations) != 1:
+            return None
+        (equation,) = equations
+    if equation.primitive.name != "custom_jvp_call":
+        return None
+    found = equation.params["call_jaxpr"].jaxpr.debug_info
+    return getattr(found, "func_src_info", None)

@@ -15,12 +15,16 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from jaxmnist.models.primitives import product
+from jaxmnist.models.primitives import max_corner, product
 from jaxmnist.models.winograd import convolve_by_winograd
 
 Pairs = tuple[tuple[int, int], tuple[int, int]]
+Corners = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+# Multiplications that cost as much as copying one number into a patch (measured on one machine).
+COPY = 35
 # Patches of a batch that are larger than this are not made: rows of the kernel are added up.
 LARGEST_PATCHES = 2**27  # numbers
 
@@ -87,9 +91,31 @@ def convolve(x: jax.Array, kernel: jax.Array, window: Window, groups: int = 1) -
     if groups == 1 and window.size == (3, 3) and window == plain and kernel.shape[2] >= 4:
         return convolve_by_winograd(x, kernel)
     padded = window.pad(x, 0)
-    if groups == 1:
-        return _convolve_by_patches(window.slices(padded), kernel)
-    return _convolve_groups(window, padded, kernel, groups)
+    if groups > 1:
+        return _convolve_groups(window, padded, kernel, groups)
+    columns, filters = kernel.shape[1], kernel.shape[3]
+    if window == Window(window.size, padding=window.padding) and (
+        padded.shape[2] * filters <= columns * (filters + COPY)
+    ):
+        return _convolve_by_rows(padded, kernel)
+    return _convolve_by_patches(window.slices(padded), kernel)
+
+
+def _convolve_by_rows(padded: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A 'valid' convolution as one product of whole rows of pixels with a matrix mostly of zeros.
+
+    It multiplies more than patches need, but copies less: for small images of few channels.
+    """
+    rows, columns, channels, filters = kernel.shape
+    n, seen, wide, _ = padded.shape
+    height, width = seen - rows + 1, wide - columns + 1
+    # Where the output pixel o sees the input pixel w: at the kernel's column w - o.
+    places = np.arange(wide)[:, None] - np.arange(width) == np.arange(columns)[:, None, None]
+    matrix = jnp.einsum("jwo,ijcf->iwcof", jnp.asarray(places, kernel.dtype), kernel)
+    lines = padded.reshape(n, seen, wide * channels)
+    above = jnp.concatenate([lines[:, i : i + height] for i in range(rows)], -1)
+    outputs = product(above.reshape(n * height, -1), matrix.reshape(-1, width * filters))
+    return outputs.reshape(n, height, width, filters)
 
 
 def _convolve_groups(
@@ -144,6 +170,8 @@ def max_pool(x: jax.Array, window: Window) -> jax.Array:
 
     Its gradient goes to the first of a window's largest numbers, row by row.
     """
+    if window == Window((2, 2), (2, 2)):
+        return max_corner(*corners(x))
     at = window.slices(window.pad(x, -jnp.inf))
     best, *others = [at(i, j) for i, j in window.places()]
     for other in others:
@@ -153,8 +181,43 @@ def max_pool(x: jax.Array, window: Window) -> jax.Array:
 
 def sum_pool(x: jax.Array, window: Window) -> jax.Array:
     """The sum of each window, float[N, H, W, C] → float[N, H', W', C]."""
+    if window == Window((2, 2), (2, 2)):
+        a, b, c, d = corners(x)
+        return a + b + c + d
     at = window.slices(window.pad(x, 0))
     total, *others = [at(i, j) for i, j in window.places()]
     for other in others:
         total = total + other
     return total
+
+
+@jax.custom_vjp
+def corners(x: jax.Array) -> Corners:
+    """The numbers of each 2×2 window, row by row: float[N, H, W, C] → 4 × float[N, H', W', C].
+
+    An odd last row or column is in no window.
+    """
+    n, height, width, channels = x.shape
+    even = x[:, : height // 2 * 2, : width // 2 * 2]
+    pairs = even.reshape(n, height // 2, 2, width // 2, 2 * channels)
+    top, bottom = pairs[:, :, 0], pairs[:, :, 1]
+    return (
+        top[..., :channels], top[..., channels:], bottom[..., :channels], bottom[..., channels:]
+    )  # fmt: skip
+
+
+def _corners_forward(x: jax.Array) -> tuple[Corners, jax.Array]:
+    return corners(x), x[:0]
+
+
+def _corners_backward(like: jax.Array, cotangents: Corners) -> tuple[jax.Array]:
+    """The cotangents put side by side, instead of a sum of four arrays of zeros between numbers."""
+    a, b, c, d = cotangents
+    n, rows, columns, channels = a.shape
+    pairs = jnp.stack([jnp.concatenate([a, b], -1), jnp.concatenate([c, d], -1)], 2)
+    even = pairs.reshape(n, 2 * rows, 2 * columns, channels)
+    _, height, width, _ = like.shape
+    return (jnp.pad(even, ((0, 0), (0, height % 2), (0, width % 2), (0, 0))),)
+
+
+corners.defvjp(_corners_forward, _corners_backward)
