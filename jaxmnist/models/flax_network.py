@@ -32,7 +32,7 @@ from jaxmnist.models.network import (
     StepInputs,
     pixels,
 )
-from jaxmnist.models.optimizers import check_optimizer
+from jaxmnist.models.optimizers import check_optimizer, with_plain_keys
 from jaxmnist.models.rewriting import rewritten, with_last_inputs
 from jaxmnist.models.space import Definition, Questions, answers_of
 from jaxmnist.runs.layers import Layer
@@ -134,6 +134,7 @@ class FlaxNetwork(Network):
                 )
             found, optimizer = found
             check_optimizer(optimizer)
+            optimizer = with_plain_keys(optimizer)
         return check_module(found), optimizer
 
     def _ask(self, hp: Questions) -> None:

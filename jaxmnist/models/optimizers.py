@@ -21,8 +21,7 @@ def check_optimizer(found: Any) -> None:
         )
     weights = {"w": jax.ShapeDtypeStruct((2, 2), np.float32)}
     try:
-        state = jax.eval_shape(found.init, weights)
-        jax.eval_shape(found.update, weights, state, weights)
+        jax.eval_shape(found.update, weights, jax.eval_shape(found.init, weights), weights)
     except TypeError as problem:
         raise UsageError(
             "the optimizer's update needs more than gradients and weights"
@@ -31,8 +30,39 @@ def check_optimizer(found: Any) -> None:
     except Exception:
         # It may want the weights that it will get; training says what is wrong.
         return
-    if any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(state)):
-        raise UsageError(
-            "the optimizer keeps a typed random key in its state, which can't be kept in a"
-            " checkpoint: give it a key of jax.random.PRNGKey"
+
+
+def with_plain_keys(found: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The optimizer, with typed random keys in its state kept as their data, uint32[…, 2].
+
+    A state is copied to the host and written to checkpoints, which know numbers alone.
+    """
+
+    def init(weights: Any) -> Any:
+        return jax.tree.map(
+            lambda x: jax.random.key_data(x) if _is_key(x) else x, found.init(weights)
         )
+
+    def update(gradient: Any, state: Any, weights: Any = None) -> tuple[Any, Any]:
+        like = jax.eval_shape(found.init, weights)
+        typed = jax.tree.map(
+            lambda x, kind: jax.random.wrap_key_data(x, impl=_name(kind)) if _is_key(kind) else x,
+            state,
+            like,
+        )
+        updates, after = found.update(gradient, typed, weights)
+        plain = jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, after)
+        return updates, plain
+
+    return optax.GradientTransformation(init, update)
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
+
+
+def _name(key: Any) -> str:
+    """The name of the kind of a typed key, 'threefry2x32' say."""
+    kinds = []
+    jax.eval_shape(lambda key: kinds.append(jax.random.key_impl(key)), key)
+    return str(kinds[0])

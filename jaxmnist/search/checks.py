@@ -13,8 +13,9 @@ from jaxmnist.engine.local import Engine
 from jaxmnist.errors import UsageError, one_line
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, Network
+from jaxmnist.models.space import Questions, answers_of
 from jaxmnist.reading import memory
-from jaxmnist.settings import SearchSettings, TrainingSettings
+from jaxmnist.settings import TRAINING, SearchSettings, TrainingSettings, flag
 
 MOST_TRACED = 16
 
@@ -43,6 +44,42 @@ def check_memory(
                 f"{draw}: training needs at least {needed / 2**30:.0f} GiB, and this machine has"
                 f" {memory() / 2**30:.0f} GiB of memory; choose smaller values"
             )
+
+
+def check_optimizer_settings(
+    draws: Iterable[Hyperparameters],
+    settings: SearchSettings,
+    dataset: Dataset,
+    network: Network,
+) -> None:
+    """Raise `UsageError` for settings of an optimizer that the network brings itself.
+
+    Only if the first draws all bring one: it may depend on the hyperparameters.
+    """
+    if not network.traced:
+        return
+    usual, data = TrainingSettings(), DataSpec.of(dataset)
+    given = {
+        name
+        for name in TRAINING
+        if name in settings.ranges or getattr(settings, name) != getattr(usual, name)
+    } - {"batch_size"}
+    for draw in itertools.islice(dict.fromkeys(draws), MOST_TRACED):
+        questions = Questions(answers_of(draw), image_shape=data.image_shape, classes=data.classes)
+        try:
+            network.definition.ask(questions)
+            if network.optimizer(draw, data) is None:
+                return
+        except Exception:  # its trial fails, and says why
+            return
+        given -= set(questions.asked)
+    if not given:
+        return
+    flags = " and ".join(flag(name) for name in TRAINING if name in given)
+    raise UsageError(
+        f"{flags} would have no effect: the network is returned with an optimizer of"
+        " its own, which has its numbers in it"
+    )
 
 
 def rehearse(

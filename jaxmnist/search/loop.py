@@ -21,7 +21,7 @@ from jaxmnist.results import evaluation
 from jaxmnist.results.rbf import choose_backend
 from jaxmnist.results.run import Run
 from jaxmnist.runs.writing import begin_run
-from jaxmnist.search.checks import check_memory, rehearse
+from jaxmnist.search.checks import check_memory, check_optimizer_settings, rehearse
 from jaxmnist.search.description import describe_budget, describe_narrowed, describe_search
 from jaxmnist.search.listener import Listener, TrialListener
 from jaxmnist.search.trials import Trials
@@ -64,6 +64,7 @@ def search(
         if line:
             logger.info(line)
     check_memory(draws.values(), settings, dataset, network)
+    check_optimizer_settings(draws.values(), settings, dataset, network)
     if debugging := debugging_settings():
         rehearse(network, draws[0], dataset, debugging)
     said = describe_search(settings, dataset, network.definition.name, description)

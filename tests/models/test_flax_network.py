@@ -142,12 +142,23 @@ class Everything(nn.Module):
         return nn.Dense(10)(x)
 
 
+def noise_from(key):
+    """A transformation that keeps a typed random key in its state."""
+
+    def update(gradient, key, weights=None):
+        key, used = jax.random.split(key)
+        return jax.tree.map(lambda g: g + jax.random.normal(used, g.shape) / 100, gradient), key
+
+    return optax.GradientTransformation(lambda weights: key, update)
+
+
 def everything(hp):
-    return Everything(hp.Int("width", 4, 8)), optax.sgd(hp.Float("rate", 1e-3, 1e-1), 0.9)
+    sgd = optax.sgd(hp.Float("rate", 1e-3, 1e-1), 0.9)
+    return Everything(hp.Int("width", 4, 8)), optax.chain(noise_from(jax.random.key(7)), sgd)
 
 
 def test_a_trial_goes_on_from_each_checkpoint(dataset):
-    """Bit for bit, with statistics, random streams and an optimizer of its own."""
+    """Bit for bit, with statistics, random streams and an optimizer of its own with a key."""
     network = FlaxNetwork(everything)
     h = first(network)
     settings = TrainingSettings(epochs=2, batch_size=4)

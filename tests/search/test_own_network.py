@@ -10,6 +10,7 @@ import time
 
 import flax.linen as nn
 import numpy as np
+import optax
 import pytest
 from processes import command, facts, flags
 
@@ -131,7 +132,7 @@ def test_a_changed_network_is_refused(run, own, old, new, says, tmp_path):
     assert (tmp_path / "small" / "trials" / "0000" / "trial.json").read_bytes() == before
 
 
-def test_arrays_a_listener_and_training_settings(own, tmp_path):
+def test_arrays_a_listener_and_training_settings(in_memory):
     """In Python: the data in memory, what is searched beside the network, every event."""
     seen = []
 
@@ -140,30 +141,76 @@ def test_arrays_a_listener_and_training_settings(own, tmp_path):
         if isinstance(event, EpochFinished):
             raise RuntimeError("not today")
 
-    rng = np.random.default_rng(0)
-    x = rng.random((120, 10, 10), np.float32)
-    y = (x.mean((1, 2)) > 0.5).astype(int)
     given = {
-        **{name: value for name, value in own.items() if name not in ("data_dir", "dataset")},
-        "directory": str(tmp_path),
-        "svm": False,
-        "project_name": None,
+        **in_memory,
+        "max_trials": 3,
         "optimizer": ["adamw", "sgd"],
         "learning_rate": (1e-3, 1e-1, "log"),
         "batch_size": [8, 16],
     }
-    data = (x[:60], y[:60], x[60:90], y[60:90], x[90:], y[90:])
-    run = random_search(
-        lambda hp: Flat(hp.Int("units", 2, 3)), data=data, listener=listener, **given
-    )
+    run = random_search(lambda hp: Flat(hp.Int("units", 2, 3)), listener=listener, **given)
     assert run.directory.path.name == "arrays"
     assert [type(event) for event in seen].count(EpochFinished) == 1
     assert isinstance(seen[0], TrialStarted)
     assert not any(isinstance(event, TrialFinished) for event in seen)
     assert {"optimizer", "learning_rate", "batch_size", "units"} == set(run.space.ranges())
-    assert run.get_best_models(1)[0].predict(x[:3]).shape == (3,)
+    assert run.get_best_models(1)[0].predict(in_memory["data"][0][:3]).shape == (3,)
     with pytest.raises(UsageError, match="arrays in memory"):
         run.load_dataset()
+
+
+@pytest.fixture
+def in_memory(own, tmp_path):
+    """Two classes of 120 small images, and options of a short search over them."""
+    x = np.random.default_rng(0).random((120, 10, 10), np.float32)
+    y = (x.mean((1, 2)) > 0.5).astype(int)
+    without = ("data_dir", "dataset", "max_trials", "epochs", "project_name")
+    return {
+        **{name: value for name, value in own.items() if name not in without},
+        "data": (x[:60], y[:60], x[60:90], y[60:90], x[90:], y[90:]),
+        "directory": str(tmp_path),
+        "epochs": 1,
+        "svm": False,
+        "report": False,
+    }
+
+
+def test_a_tree_of_questions_is_searched_whole(in_memory):
+    """Branches with questions of their own, one name with two ranges, exact steps."""
+
+    def build_model(hp):
+        if hp.Choice("optimizer", ["adam", "sgd"]) == "adam":
+            units = hp.Int("units", 2, 3)
+            optimizer = optax.adam(1e-2)
+        else:
+            units = hp.Int("units", 8, 16, step=8)
+            optimizer = optax.sgd(1e-2, hp.Float("momentum", 0.0, 0.5, step=0.1))
+        return Flat(units), optimizer
+
+    run = random_search(build_model, max_trials=100, **in_memory)
+    assert [trial.status for trial in run.trials] == ["completed"] * 14
+    found = [tuple(trial.hyperparameters.items()) for trial in run.trials]
+    expected = [(("optimizer", "adam"), ("units", units)) for units in (2, 3)]
+    expected += [
+        (("optimizer", "sgd"), ("units", units), ("momentum", momentum))
+        for units in (8, 16)
+        for momentum in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+    ]
+    assert sorted(found) == sorted(expected)
+
+
+def test_settings_of_an_optimizer_that_the_network_brings_are_refused(in_memory):
+    def build_model(hp):
+        return Flat(2), optax.sgd(hp.Float("learning_rate", 1e-3, 1e-1))
+
+    with pytest.raises(UsageError, match=r"^optimizer and schedule would have no effect"):
+        random_search(
+            build_model,
+            optimizer="adamw",
+            schedule=["cosine", "constant"],
+            learning_rate=0.01,
+            **in_memory,
+        )
 
 
 class Flat(nn.Module):
