@@ -4,13 +4,16 @@ Claim: a network that a stranger writes with Flax's own layers trains at the spe
 as a ratio. Rounds alternate; figures are medians of rounds with the lowest and the highest, of one
 trial in one process, in images per second after the first epoch, which compiles.
 
-    python experiments/own_networks.py --rounds 3
+    python experiments/own_networks.py --rounds 3 --python .venv-peers/bin/python
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +23,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from measure import PEERS
 
 from jaxmnist.data.dataset import load_arrays, split
 from jaxmnist.data.formats import Arrays
@@ -147,7 +151,19 @@ def by_plain_loop(module: nn.Module, flags: dict[str, Any], images: int, epochs:
     return images * (epochs - 1) / (moments[-1] - moments[0])
 
 
-def cases(images: int, epochs: int) -> dict[str, dict[str, Callable[[], float]]]:
+def by_keras(python: str, network: str, images: int, epochs: int) -> float:
+    """Images per second of Keras on TensorFlow, in a process of its own."""
+    command = [python, str(PEERS / "keras_own.py"), network, str(images), str(epochs)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = json.loads(printed.splitlines()[-1])
+    print(network, found["parameters"], "parameters,", found["versions"], file=sys.stderr)
+    rate: float = found["rate"]
+    return rate
+
+
+def cases(
+    images: int, epochs: int, python: str | None
+) -> dict[str, dict[str, Callable[[], float]]]:
     """What is measured: by network, each way of training it."""
     found: dict[str, dict[str, Callable[[], float]]] = {}
     nothing = Hyperparameters()
@@ -158,11 +174,18 @@ def cases(images: int, epochs: int) -> dict[str, dict[str, Callable[[], float]]]
             "own": lambda s=stranger: by_engine(FlaxNetwork(lambda hp: s), nothing, images, epochs),
             "plain Flax loop": lambda s=stranger: by_plain_loop(s, {}, images, epochs),
         }
-    for name, module in (("LeNet-5 with BatchNorm", LeNet()), ("ResNet-8", ResNet())):
+    for name, peer, module in (
+        ("LeNet-5 with BatchNorm", "lenet", LeNet()),
+        ("ResNet-8", "resnet", ResNet()),
+    ):
         found[name] = {
             "own": lambda m=module: by_engine(FlaxNetwork(lambda hp: m), nothing, images, epochs),
             "plain Flax loop": lambda m=module: by_plain_loop(m, {"train": True}, images, epochs),
         }
+        if python is not None:
+            found[name]["Keras on TensorFlow"] = lambda peer=peer: by_keras(
+                python, peer, images, epochs
+            )
     return found
 
 
@@ -174,11 +197,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=3840, help="of an epoch")
     parser.add_argument("--epochs", type=int, default=3, help="the first of which compiles")
+    parser.add_argument("--python", help="one that has Keras and TensorFlow, to compare with them")
+    parser.add_argument("--only", help="networks whose name contains this")
     given = parser.parse_args()
     print(f"{machine()}; jax {jax.__version__}, flax {flax.__version__}")
     print("| network | trained by | images/s (lowest to highest) | own / it |")
     print("| --- | --- | --- | --- |")
-    for network, ways in cases(given.images, given.epochs).items():
+    for network, ways in cases(given.images, given.epochs, given.python).items():
+        if given.only and given.only not in network:
+            continue
         rates: dict[str, list[float]] = {way: [] for way in ways}
         for round_ in range(given.rounds):
             for way in list(ways) if round_ % 2 == 0 else reversed(list(ways)):
