@@ -249,6 +249,16 @@ class Choice:
 Distribution = Int | Float | Choice
 
 
+def fixed(value: Any) -> Distribution:
+    """The distribution of one value; a user's range of numbers may take a number's place."""
+    value = plain(value)
+    if type(value) is int and abs(value) <= LARGEST_INT:
+        return Int(value, value)
+    if type(value) is float and abs(value) <= LARGEST_FLOAT:
+        return Float(value, value)
+    return Choice((value,))
+
+
 def is_number(value: Any) -> bool:
     """Whether a value is an int or a float, and so can be placed on an axis."""
     return isinstance(value, int | float) and not isinstance(value, bool)

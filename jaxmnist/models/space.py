@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from jaxmnist.errors import UsageError
@@ -21,6 +21,7 @@ from jaxmnist.models.distributions import (
     Int,
     distribution_from_json,
     distribution_to_json,
+    fixed,
 )
 from jaxmnist.models.ranges import read_range
 from jaxmnist.settings import (
@@ -140,8 +141,8 @@ class Questions:
     def Fixed(
         self, name: str, value: Any, parent_name: str | None = None, parent_values: Any = None
     ) -> Any:
-        """Always `value`, unless the user gives others."""
-        return self._ask(name, partial(Choice, (value,)), value, parent_name, parent_values)
+        """Always `value`; in place of a number the user may give other numbers: see `fixed`."""
+        return self._ask(name, partial(fixed, value), value, parent_name, parent_values)
 
     @contextmanager
     def conditional_scope(self, parent_name: str, parent_values: Any) -> Iterator[None]:
@@ -247,10 +248,15 @@ class SpaceDescription:
     size_text: str
     parameters: Mapping[str, tuple[Distribution, ...]]
 
-    @property
+    @cached_property
     def varied(self) -> list[str]:
         """The hyperparameters that can take more than one value."""
         return [name for name in self.parameters if len(self.some_values(name)) > 1]
+
+    def shown(self, hyperparameters: Hyperparameters) -> Hyperparameters:
+        """What a list of trials shows of one: what varies; all of it if nothing does."""
+        varied = {name: value for name, value in hyperparameters.items() if name in self.varied}
+        return Hyperparameters(varied) if varied else hyperparameters
 
     def some_values(self, name: str) -> list[Any]:
         """The first values of a hyperparameter, at most 1,000; both ends of a continuous range."""

@@ -96,7 +96,8 @@ class Console:
         clock = f"[{time.perf_counter() - self._started:6.1f} s] trial {index}"
         if isinstance(event, TrialStarted):
             after = f" after epoch {len(event.history)}" if event.history else ""
-            self.note(f"{clock}: {event.hyperparameters}: compiling and training{after}")
+            shown = progress.configurations[index]
+            self.note(f"{clock}: {shown}: compiling and training{after}")
         elif isinstance(event, EpochFinished):
             m = event.metrics
             self.note(

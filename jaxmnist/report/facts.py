@@ -38,7 +38,7 @@ class Facts:
 
     Attributes:
       run: the same run without the records that can't be read.
-      trials: the trials whose records can be read.
+      trials: the trials whose records can be read, with the hyperparameters that vary.
       ranked: the completed trials, the winner first.
       notes: for each section of the page, what could not be read or made.
     """
@@ -52,9 +52,13 @@ class Facts:
             raise UsageError(f"{run.directory.path}/search.json: lacks what the page needs")
         histories = running or {}
         self.trials: list[Trial] = [
-            replace(trial, history=histories[trial.index])
-            if trial.status == "running" and trial.index in histories
-            else trial
+            replace(
+                trial,
+                hyperparameters=self.space.shown(trial.hyperparameters),
+                history=histories.get(trial.index, trial.history)
+                if trial.status == "running"
+                else trial.history,
+            )
             for trial in self.run.trials
         ]
         self.ranked: list[Ranked] = self.run.ranked

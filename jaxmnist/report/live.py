@@ -16,6 +16,7 @@ from jaxmnist.data.dataset import Dataset
 from jaxmnist.engine.events import EpochFinished, Event, TrialFinished, TrialStarted
 from jaxmnist.errors import JaxmnistError, Stopped, one_line
 from jaxmnist.models.network import Network
+from jaxmnist.models.space import SpaceDescription
 from jaxmnist.report.console import Console
 from jaxmnist.report.facts import plainly
 from jaxmnist.report.page import write_page
@@ -86,6 +87,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
                 ),
                 ended={trial.index for trial in done},
                 completed={t.index: t.history for t in done if t.status == "completed"},
+                shown=SpaceDescription.from_json(self._directory.search["space"]).shown,
             )
         )
         if self._settings.tensorboard:

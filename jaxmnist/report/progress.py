@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from jaxmnist.engine.events import (
@@ -55,7 +56,8 @@ class Progress:
     ended: indices of the trials that have ended.
     completed: histories of the completed trials, by index.
     running: the running trials, by index.
-    configurations: hyperparameters of each trial that has begun, by index.
+    configurations: hyperparameters of each trial that has begun, by index, as `shown` gives them.
+    shown: what to show of a configuration.
     """
 
     budget: int
@@ -66,6 +68,7 @@ class Progress:
     completed: dict[int, History] = field(default_factory=dict)
     running: dict[int, Running] = field(default_factory=dict)
     configurations: dict[int, Hyperparameters] = field(default_factory=dict)
+    shown: Callable[[Hyperparameters], Hyperparameters] = lambda hyperparameters: hyperparameters
     _began: float = field(default_factory=time.perf_counter)
     _before: float = 0.0  # epochs of earlier sessions
 
@@ -77,7 +80,7 @@ class Progress:
         index = event.index
         if isinstance(event, TrialStarted):
             last = event.history[-1] if event.history else None
-            self.configurations[index] = event.hyperparameters
+            self.configurations[index] = self.shown(event.hyperparameters)
             self.running[index] = Running(
                 epochs=len(event.history),
                 accuracy=last.accuracy if last else None,

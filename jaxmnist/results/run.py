@@ -179,13 +179,14 @@ class Run:
                 f"{entry.score:.4f}",
                 self.rule.cell(entry),
                 f"{entry.trial.seconds:.1f}",
-                str(entry.trial.hyperparameters),
+                str(self.space.shown(entry.trial.hyperparameters)),
             )
             for entry in self.ranked
         ]
         for trial in self.trials:
             if trial.status != "completed":
-                what = f"{trial.hyperparameters}: {printable(trial.error or trial.status)}"
+                shown = self.space.shown(trial.hyperparameters)
+                what = f"{shown}: {printable(trial.error or trial.status)}"
                 rows.append((str(trial.index), "–", "–", f"{trial.seconds:.1f}", what))
         return [head, *rows]
 
