@@ -52,7 +52,7 @@ def convolve_relu_pool(
       inputs: float[N, H, W, C].
       kernel: float[K, L, C, F].
       bias: float[F].
-      padding: 'valid', or 'same' (then K and L are odd).
+      padding: 'valid', or 'same', which for an even K or L pads one more at the end.
       method: how the convolution is computed.
 
     Returns:
@@ -93,8 +93,8 @@ def _padded(inputs: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array
     """The inputs, zero-padded so that a 'valid' convolution gives the result for `padding`."""
     if padding == "valid":
         return inputs
-    rows, columns = kernel.shape[0] // 2, kernel.shape[1] // 2
-    return jnp.pad(inputs, ((0, 0), (rows, rows), (columns, columns), (0, 0)))
+    rows, columns = (((size - 1) // 2, size // 2) for size in kernel.shape[:2])
+    return jnp.pad(inputs, ((0, 0), rows, columns, (0, 0)))
 
 
 def _flat(kernel: jax.Array) -> jax.Array:
