@@ -54,22 +54,29 @@ def group_trials(
     devices: int,
     positions: Mapping[int, Hashable] | None = None,
     key_of: Callable[[Hyperparameters], Hashable] = lambda hyperparameters: hyperparameters,
+    pads: Callable[[Hyperparameters], bool] = lambda hyperparameters: True,
 ) -> list[Group]:
     """The trials in groups that `stacking` allows, ordered by the first trial of each group.
 
     positions: the (epoch, step) from which trials resume, by index; those of a group must be equal,
       because its trials train on the same batches.
+    key_of: what trials of a group have in common, once they are padded.
+    pads: whether a configuration may be padded.
     """
+
+    def widest_of(hyperparameters: Hyperparameters) -> Hyperparameters:
+        return stacking.widest(hyperparameters) if pads(hyperparameters) else hyperparameters
+
     alike: dict[tuple[Hashable, Hashable], list[tuple[int, Hyperparameters]]] = {}
     for index, hyperparameters in trials:
-        key = key_of(stacking.widest(hyperparameters)), (positions or {}).get(index)
+        key = key_of(widest_of(hyperparameters)), (positions or {}).get(index)
         alike.setdefault(key, []).append((index, hyperparameters))
     most = round_up(stacking.lanes, devices)
     groups = []
     for (shared, _), members in alike.items():
         for first in range(0, len(members), most):
             part = tuple(members[first : first + most])
-            widest = stacking.widest(part[0][1])
+            widest = widest_of(part[0][1])
             groups.append(Group(widest, part, lanes_for(len(part), devices, most), shared))
     return sorted(groups, key=lambda group: group.trials[0][0])
 

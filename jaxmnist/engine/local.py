@@ -172,7 +172,7 @@ class Engine:
         before = self._choose(trials) if self.stacking is None else []
         assert self.stacking is not None
         positions = {index: (found.epoch, found.step) for index, found in checkpoints.items()}
-        groups = group_trials(trials, self.stacking, self._devices.count, positions, self._key)
+        groups = self._groups(trials, self.stacking, positions)
         # Compile ahead only on the host of an accelerator: on a CPU, the cores are busy training.
         programs = Programs(self._build, groups, 0 if self.platform == "cpu" else cores())
 
@@ -198,15 +198,8 @@ class Engine:
         """Choose how trials are stacked; returns the event that reports it."""
         devices = self._devices.count
         padding = self.network.padding(self.platform)
-        largest = max(
-            group_trials(
-                trials,
-                Stacking("map", len(trials), padding),
-                devices,
-                key_of=self._key,
-            ),
-            key=lambda group: len(group.trials),
-        )
+        together = self._groups(trials, Stacking("map", len(trials), padding))
+        largest = max(together, key=lambda group: len(group.trials))
         ways = candidates(self.platform, devices, len(largest.trials), self.lanes, padding)
         kind = f"{devices} × {jax.local_devices()[0].device_kind}, jax {jax.__version__}"
         name = self.network.definition.name
@@ -402,7 +395,12 @@ class Engine:
             if index in checkpoints:
                 state = checkpoints[index].state
                 # A checkpoint has no constants: they follow from the trial.
-                constants = constants_of(self._settings(hyperparameters), self.seed, index)
+                constants = constants_of(
+                    self._settings(hyperparameters),
+                    self.seed,
+                    index,
+                    numbers=self.network.numbers(hyperparameters),
+                )
                 state = state._replace(constants=constants)
             else:
                 weights = self.network.initial_parameters(
@@ -432,9 +430,21 @@ class Engine:
             before=sum(before.seconds if before else 0.0 for before in found),
         )
 
-    def _key(self, hyperparameters: Hyperparameters) -> Hashable:
-        """What trials must have in common to share a program."""
-        return self.network.program_key(hyperparameters, self._data)
+    def _groups(
+        self,
+        trials: Iterable[tuple[int, Hyperparameters]],
+        stacking: Stacking,
+        positions: Mapping[int, Hashable] | None = None,
+    ) -> list[Group]:
+        """The trials in groups that can share a program: see `group_trials`."""
+        return group_trials(
+            trials,
+            stacking,
+            self._devices.count,
+            positions,
+            lambda hyperparameters: self.network.program_key(hyperparameters, self._data),
+            self.network.pads,
+        )
 
     def _settings(self, hyperparameters: Hyperparameters) -> TrainingSettings:
         """How a configuration is trained."""

@@ -94,18 +94,21 @@ def constants_of(
     seed: int,
     index: int,
     dtype: Any = np.float32,
-) -> dict[str, np.ndarray]:
+    numbers: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
     """The numbers of a trial that are arguments of its program: float[] or uint32[].
 
     Args:
       settings: of the trial.
       seed, index: of the trial; its randomness comes from them.
       dtype: of the floats: that of the parameters.
+      numbers: see `Network.numbers`; they stand under 'network'.
     """
     return {
         **{name: np.asarray(getattr(settings, name), dtype) for name in NUMBERS},
         "seed": np.asarray(seed, np.uint32),
         "index": np.asarray(index, np.uint32),
+        "network": {name: np.asarray(value, dtype) for name, value in (numbers or {}).items()},
     }
 
 
@@ -181,7 +184,7 @@ def first_state(
       computed: compute the first state of a network's own optimizer; else shapes alone are right.
     """
     settings = network.training(settings, hyperparameters, data)
-    constants = constants_of(settings, seed, index)
+    constants = constants_of(settings, seed, index, numbers=network.numbers(hyperparameters))
     parameters, collections = network.split(weights)
     own = network.optimizer(hyperparameters, data)
     return start_training(
@@ -251,7 +254,8 @@ def train_block(
             sums = Sums(judged.loss_sum, judged.right.sum(dtype=jnp.int32))
             return sums.loss_sum / count, sums
 
-        inputs = StepInputs(state.collections, key_of(state.constants, number))
+        key, numbers = key_of(state.constants, number), state.constants["network"]
+        inputs = StepInputs(state.collections, key, numbers)
         gradients, sums, collections = model.gradient(
             state.parameters, lambda block: images[block], loss, batch, inputs
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +22,7 @@ from flax import nnx
 from flax.core import unfreeze
 
 from jaxmnist.errors import UsageError
+from jaxmnist.models.network import stream_key
 
 # Names of the flag for training, and its value in training.
 FLAGS = {"train": True, "training": True, "is_training": True, "deterministic": False}
@@ -107,7 +107,7 @@ class PlainModule:
     def init(self, key: jax.Array) -> dict[str, Any]:
         """The initial variables: {'params': …, other collections}."""
         call = self.evaluate
-        keys = {name: jax.random.fold_in(key, _number(name)) for name in ("params", "dropout")}
+        keys = {name: stream_key(key, name) for name in ("params", "dropout")}
         keys["default"] = keys["params"]
         image = jnp.zeros((1, *self.image_shape), jnp.float32)
         variables = unfreeze(call.module.init(keys, image, **call.keywords))
@@ -163,7 +163,7 @@ class PlainModule:
           key: of the step; each random stream has one of its own, by its name.
           present: bool[N], which images count in BatchNorm's statistics; None for all.
         """
-        keys = {name: jax.random.fold_in(key, _number(name)) for name in self.streams}
+        keys = {name: stream_key(key, name) for name in self.streams}
         if present is None:
             return self._apply(variables, images, keys)
         with nn.intercept_methods(_masking(present)):
@@ -174,11 +174,6 @@ class PlainModule:
         call = self.evaluate
         logits, sown = call.module.apply(variables, images, mutable=[SOWN], **call.keywords)
         return logits, _features(sown.get(SOWN, {}))
-
-
-def _number(name: str) -> int:
-    """A number for the name of a random stream, the same in every process."""
-    return zlib.crc32(name.encode())
 
 
 def _masking(present: jax.Array) -> Callable[..., Any]:

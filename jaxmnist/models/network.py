@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -64,11 +65,19 @@ class StepInputs(NamedTuple):
     """What a training step has beside parameters and images.
 
     collections: of the network, before the step.
-    key: of the step, for all that is random in it.
+    key: of the step, for all that is random in it: see `stream_key`.
+    numbers: those of `Network.numbers`, float[].
     """
 
     collections: Any
     key: jax.Array
+    numbers: Mapping[str, jax.Array]
+
+
+def stream_key(key: jax.Array, name: str) -> jax.Array:
+    """The key of the random stream of this name, from the key of a step."""
+    # A checksum is the same number in every process.
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 class Model(ABC):
@@ -190,6 +199,13 @@ class Network(ABC):
         """How a configuration is trained: its own hyperparameters of training come first."""
         return settings.for_trial(hyperparameters)
 
+    def numbers(self, hyperparameters: Hyperparameters) -> Mapping[str, float]:
+        """Numbers of a configuration that are arguments of its program, by name; by default none.
+
+        `Model.gradient` gets them. `program_key` must leave them out, but for which there are.
+        """
+        return {}
+
     def program_key(self, hyperparameters: Hyperparameters, data: DataSpec) -> Hashable:
         """What trials must have in common to share a compiled program, once they are padded.
 
@@ -216,6 +232,10 @@ class Network(ABC):
         weights the same shapes.
         """
         return {}
+
+    def pads(self, hyperparameters: Hyperparameters) -> bool:
+        """Whether this configuration may be padded; by default each one may."""
+        return True
 
     def resize(
         self,

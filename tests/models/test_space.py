@@ -91,6 +91,26 @@ def test_known_draws():
     assert list(drawn) == [configuration(*values) for values in known]
 
 
+def test_what_is_opened_is_drawn_last():
+    """The other hyperparameters of a draw stay what they are."""
+    given = {"kernel_size": "3,5", "dropout": "0:0.5"}
+    draws = list(itertools.islice(Space(DEFINITION, given).draws(0), 10))
+    for draw, before in zip(draws, Space(DEFINITION).draws(0), strict=False):
+        fixed = {"dropout": 0.0} | ({"kernel_size": 3} if "kernel_size" in before else {})
+        assert draw.replace(**fixed) == before
+        assert 0 <= draw["dropout"] <= 0.5
+        assert draw.get("kernel_size", 3) in (3, 5)
+    assert len({draw["dropout"] for draw in draws}) == 10
+    assert {draw.get("kernel_size") for draw in draws} == {None, 3, 5}
+
+
+def test_a_range_of_a_setting_of_training():
+    space = Space(DEFINITION, {"learning_rate": "1e-4:1e-2:log", "batch_size": "64,128"})
+    (draw,) = itertools.islice(space.draws(0), 1)
+    assert draw["batch_size"] in (64, 128)
+    assert 1e-4 <= draw["learning_rate"] <= 1e-2
+
+
 @pytest.mark.parametrize(
     ("side", "most"), [(5, 0), (6, 1), (7, 1), (8, 2), (11, 2), (12, 3), (13, 3), (28, 4)]
 )
@@ -109,6 +129,9 @@ def test_default_ranges_narrow_to_the_images():
 def test_given_ranges_are_refused():
     with pytest.raises(UsageError, match=r"--conv-layers 3 is too many for images of 8×8 pixels"):
         Space(DEFINITION, {"conv_layers": "1:3"}, (8, 8, 1), 10)
+    with pytest.raises(UsageError, match=r"--kernel-size 13 is larger than the images of 9×12"):
+        Space(DEFINITION, {"kernel_size": "3,13"}, (9, 12, 1), 10)
+    assert Space(DEFINITION, {"kernel_size": "12"}, (9, 12, 1), 10).size == 7 * 2 * 17
     with pytest.raises(UsageError, match="too small"):
         Space(DEFINITION, {}, (28, 5, 1), 10)
     # Before the images are loaded, their shape is unknown.

@@ -68,8 +68,8 @@ class Plain(nn.Module):
     def __call__(self, x):
         h = self.hyperparameters
         for i in range(h["conv_layers"]):
-            size, padding = ((5, 5), "VALID") if i == 0 else ((3, 3), "SAME")
-            x = nn.relu(nn.Conv(h["filters"], size, padding=padding, name=f"c{i}")(x))
+            size, padding = (5, "VALID") if i == 0 else (h["kernel_size"], "SAME")
+            x = nn.relu(nn.Conv(h["filters"], (size, size), padding=padding, name=f"c{i}")(x))
             x = nn.max_pool(x, (2, 2), (2, 2))
         x = features = x.reshape(len(x), -1)
         for i in range(h["dense_layers"]):
@@ -77,9 +77,13 @@ class Plain(nn.Module):
         return nn.Dense(10, name=f"d{h['dense_layers']}")(x), features
 
 
-@pytest.mark.parametrize("method", ["tiles", "patches", "convolution"])
-def test_outputs_equal_plain_flax(method):
-    hyperparameters = configuration(12, 3, 2, 9)
+@pytest.mark.parametrize(
+    ("method", "kernel_size"),
+    [("tiles", 3), ("patches", 3), ("convolution", 3), ("tiles", 4), ("patches", 2), ("tiles", 7)],
+)
+def test_outputs_equal_plain_flax(method, kernel_size):
+    """With the usual kernels, even ones, and ones wider than the images before the last pooling."""
+    hyperparameters = configuration(12, 3, 2, 9, kernel_size=kernel_size)
     parameters = STUDY.initial_parameters(hyperparameters, MNIST, seed=3, index=4)
     names = {"conv2d": "c0", "conv2d_1": "c1", "conv2d_2": "c2"}
     names |= {"dense": "d0", "dense_1": "d1", "dense_2": "d2"}
@@ -112,6 +116,21 @@ def test_a_model_is_built_by_asking():
     hp = Questions(answers_of(REFERENCE), classes=7)
     assert build_model(hp) == build_model(REFERENCE, 7)
     assert list(hp.asked) == list(REFERENCE)
+
+
+def test_a_configuration_without_what_is_fixed():
+    """It has the fixed values, as the network had before they could be opened."""
+    short = Hyperparameters(filters=112, conv_layers=2, dense_layers=1, units=224)
+    assert build_model(short) == build_model(REFERENCE)
+    assert STUDY.layers(short, MNIST) == STUDY.layers(REFERENCE, MNIST)
+
+
+def test_parameters_by_kernel_size():
+    """Of the convolutions after the first, K² · F · F + F each."""
+    for size in (1, 3, 5):
+        rows = STUDY.layers(configuration(6, 3, 0, kernel_size=size), MNIST)
+        counts = [row.parameters for row in rows if row.kind == "Conv2D"]
+        assert counts == [25 * 6 + 6, *[size * size * 36 + 6] * 2]
 
 
 def test_layers_survive_json():

@@ -21,7 +21,8 @@ from jaxmnist.engine.events import (
     TrialFinished,
     TrialStarted,
 )
-from jaxmnist.models.study.space import configuration
+from jaxmnist.models.space import Space
+from jaxmnist.models.study.space import DEFINITION, configuration
 from jaxmnist.report.console import Console
 from jaxmnist.report.display import Display, can_display
 from jaxmnist.report.progress import Progress
@@ -49,7 +50,10 @@ def trial(index: int, accuracy: float, seconds: float = 4.0) -> list:
 
 def progress(done: int = 0) -> Progress:
     rule = rule_of("steady", 100)
-    return Progress(len(DRAWS), epochs=2, images=100, rule=rule, ended=set(range(done)))
+    shown = Space(DEFINITION).describe().shown
+    return Progress(
+        len(DRAWS), epochs=2, images=100, rule=rule, ended=set(range(done)), shown=shown
+    )
 
 
 def test_progress():

@@ -40,7 +40,8 @@ def test_trial_json_has_the_agreed_keys(tmp_path):
     content = json.loads((tmp_path / "trials" / "0007" / "trial.json").read_text())
     agreed = "index hyperparameters status history score seconds parameters layers attempts error"
     assert set(agreed.split()) <= set(content)
-    assert content["hyperparameters"] == {"filters": 32, "conv_layers": 1, "dense_layers": 0}
+    known = {"filters": 32, "conv_layers": 1, "dense_layers": 0, "dropout": 0.0}
+    assert content["hyperparameters"] == known
     assert content["parameters"] == sum(layer["parameters"] for layer in content["layers"]) == 10
     assert content["history"]["loss"] == [0.5, None]
     assert content["score"] == 0.5

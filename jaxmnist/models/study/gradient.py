@@ -9,6 +9,7 @@ all blocks and multiplied once.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,9 +17,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmnist.models.convolution import transposed_product
+from jaxmnist.models.study.dropout import dropout_factors
 
 if TYPE_CHECKING:
-    from jaxmnist.models.network import Images, Loss, Parameters
+    from jaxmnist.models.network import Images, Loss, Parameters, StepInputs
     from jaxmnist.models.study.layers import ConvolutionalNetwork
 
 
@@ -28,34 +30,50 @@ def gradient_over_blocks(
     images: Images,
     loss: Loss,
     blocks: jax.Array,
+    inputs: StepInputs,
 ) -> tuple[Any, Any]:
     """The gradient of a loss that is a sum over blocks of images: see `Model.gradient`."""
     dense = {layer.name: parameters[layer.name] for layer in module.layers if layer.kind == "Dense"}
     convolutions = {name: layer for name, layer in parameters.items() if name not in dense}
 
+    widths = {
+        layer.name: dense[after.name]["kernel"].shape[0]
+        for layer, after in pairwise(module.layers)
+        if layer.kind == "Dropout"
+    }
+    # The place of each image in the batch, which its random numbers depend on.
+    places = jnp.arange(blocks.size).reshape(blocks.shape) if widths else None
+
     def block_loss(
-        convolutions: Any, added: dict[str, jax.Array], block: jax.Array
+        convolutions: Any,
+        added: dict[str, jax.Array],
+        block: jax.Array,
+        factors: dict[str, jax.Array],
     ) -> tuple[jax.Array, Any]:
         features = module.apply({"params": convolutions}, images(block), method="flatten")
-        logits, inputs = module.apply({"params": dense}, features, added, method="classify")
+        logits, dense_inputs = module.apply(
+            {"params": dense}, features, added, factors, method="classify"
+        )
         value, sums = loss(logits, block)
-        return value, (sums, inputs)
+        return value, (sums, dense_inputs)
 
-    def add_block(total: Any, block: jax.Array) -> tuple[Any, Any]:
+    def add_block(total: Any, item: tuple[jax.Array, jax.Array | None]) -> tuple[Any, Any]:
+        block, places = item
+        factors = {} if places is None else dropout_factors(inputs, places, widths)
         # Zeros are added to the outputs of dense layers to get derivatives with respect to these.
         zeros = {
             name: jnp.zeros((len(block), layer["bias"].size), layer["bias"].dtype)
             for name, layer in dense.items()
         }
-        (gradient, derivatives), (sums, inputs) = jax.grad(block_loss, (0, 1), has_aux=True)(
-            convolutions, zeros, block
+        (gradient, derivatives), (sums, dense_inputs) = jax.grad(block_loss, (0, 1), has_aux=True)(
+            convolutions, zeros, block, factors
         )
-        return jax.tree.map(jnp.add, total, gradient), (sums, inputs, derivatives)
+        return jax.tree.map(jnp.add, total, gradient), (sums, dense_inputs, derivatives)
 
     nothing = jax.tree.map(jnp.zeros_like, convolutions)
-    gradient, (sums, inputs, derivatives) = lax.scan(add_block, nothing, blocks)
+    gradient, (sums, dense_inputs, derivatives) = lax.scan(add_block, nothing, (blocks, places))
     for name in dense:
-        x, derivative = (_joined(values[name]) for values in (inputs, derivatives))
+        x, derivative = (_joined(values[name]) for values in (dense_inputs, derivatives))
         product = transposed_product(x, derivative.astype(x.dtype), module.method)
         gradient[name] = {"kernel": product, "bias": derivative.sum(0)}
     return gradient, jax.tree.map(lambda x: x.sum(0, dtype=x.dtype), sums)

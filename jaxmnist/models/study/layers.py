@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import Method, Padding, convolve_relu_pool
 from jaxmnist.models.network import Outputs, pixels
 from jaxmnist.models.space import Questions
-from jaxmnist.models.study.space import Widths, ask, widths
+from jaxmnist.models.study.space import Values, ask, values_of
 
 Shape = tuple[int, ...]
 
@@ -91,20 +92,43 @@ class Dense:
         return {"kernel": (inputs[0], self.width), "bias": (self.width,)}
 
 
-StudyLayer = Convolution | MaxPooling | Flatten | Dense
+@dataclass(frozen=True)
+class Dropout:
+    """Inverted dropout; its rate is no part of it, but an argument of the training program."""
+
+    name: str
+    kind = "Dropout"
+
+    def output_shape(self, inputs: Shape) -> Shape:
+        """The output shape for inputs (D,)."""
+        return inputs
+
+    def parameter_shapes(self, inputs: Shape) -> dict[str, Shape]:
+        """Empty: the layer has no parameters."""
+        return {}
 
 
-def study_layers(h: Widths, classes: int) -> tuple[StudyLayer, ...]:
-    """The layers: a 5×5 convolution, then 3×3 ones, each followed by pooling; then dense layers."""
+StudyLayer = Convolution | MaxPooling | Flatten | Dense | Dropout
+
+
+def study_layers(h: Values, classes: int) -> tuple[StudyLayer, ...]:
+    """The layers: convolutions, each followed by pooling; then dense layers.
+
+    The first convolution is 5×5, the others have the kernel size of the configuration. With
+    dropout, each dense layer follows a dropout layer.
+    """
     layers: list[StudyLayer] = []
     for i in range(h.conv_layers):
         padding: Padding = "same" if i else "valid"
-        size = 3 if i else 5
+        size = h.kernel_size if i else 5
         layers.append(Convolution(_name("conv2d", i), h.filters, size, padding))
         layers.append(MaxPooling(_name("max_pooling2d", i)))
     layers.append(Flatten())
-    layers += [Dense(_name("dense", i), h.units, hidden=True) for i in range(h.dense_layers)]
-    layers.append(Dense(_name("dense", h.dense_layers), classes, hidden=False))
+    for i in range(h.dense_layers + 1):
+        if h.dropout > 0:
+            layers.append(Dropout(_name("dropout", i)))
+        hidden = i < h.dense_layers
+        layers.append(Dense(_name("dense", i), h.units if hidden else classes, hidden))
     return tuple(layers)
 
 
@@ -175,7 +199,7 @@ class ConvolutionalNetwork(nn.Module):
     def __call__(self, images: jax.Array) -> Outputs:
         """Logits and flatten features of images [N, H, W, C] with pixels from 0 to `scale`."""
         features = self.flatten(images)
-        logits, _ = self.classify(features, {})
+        logits, _ = self.classify(features)
         if self.precision == "bfloat16":
             features = features.astype(jnp.float32)
         return Outputs(logits, features)
@@ -189,16 +213,25 @@ class ConvolutionalNetwork(nn.Module):
         return x.reshape(x.shape[0], -1)
 
     def classify(
-        self, features: jax.Array, added: Mapping[str, jax.Array]
+        self,
+        features: jax.Array,
+        added: Mapping[str, jax.Array] = MappingProxyType({}),
+        factors: Mapping[str, jax.Array] = MappingProxyType({}),
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The logits float[N, classes] of flatten features, and the inputs of each dense layer.
 
-        added: arrays added to the outputs of dense layers before their ReLU, by layer name. A
-        derivative with respect to them is the derivative with respect to those outputs.
+        Args:
+          features: float[N, D].
+          added: arrays added to the outputs of dense layers before their ReLU, by layer name. A
+            derivative with respect to them is the derivative with respect to those outputs.
+          factors: what dropout multiplies by, float[N, D], by the name of the dropout layer; empty
+            in an evaluation.
         """
         x, inputs = features, {}
         for layer in self.layers:
-            if isinstance(layer, Dense):
+            if layer.name in factors:
+                x = x * factors[layer.name].astype(x.dtype)
+            elif isinstance(layer, Dense):
                 inputs[layer.name] = x
                 x = getattr(self, layer.name)(x)
                 if layer.name in added:
@@ -226,4 +259,4 @@ def build_model(
     """
     if isinstance(hp, Questions):
         return ConvolutionalNetwork(study_layers(ask(hp), hp.classes), method, precision, scale)
-    return ConvolutionalNetwork(study_layers(widths(hp), classes), method, precision, scale)
+    return ConvolutionalNetwork(study_layers(values_of(hp), classes), method, precision, scale)

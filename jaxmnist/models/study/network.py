@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +35,7 @@ from jaxmnist.models.study.layers import (
     study_layers,
 )
 from jaxmnist.models.study.padding import PADDING, resize_parameters
-from jaxmnist.models.study.space import DEFINITION, widths
+from jaxmnist.models.study.space import DEFINITION, values_of
 from jaxmnist.runs.layers import Layer
 
 
@@ -64,7 +64,9 @@ class StudyModel(Model):
     ) -> tuple[Any, Any, Any]:
         """The gradient, computed block by block: see `gradient_over_blocks`."""
         with self._precision():
-            gradient, sums = gradient_over_blocks(self.module, parameters, images, loss, blocks)
+            gradient, sums = gradient_over_blocks(
+                self.module, parameters, images, loss, blocks, inputs
+            )
         return gradient, sums, inputs.collections
 
     def _precision(self) -> AbstractContextManager[None]:
@@ -138,9 +140,23 @@ class StudyNetwork(Network):
         """The number of images to compute at a time, so that a block fits in a CPU's cache."""
         return block_size(platform, batch_size)
 
+    def numbers(self, hyperparameters: Hyperparameters) -> Mapping[str, float]:
+        """The dropout rate, of a configuration with dropout."""
+        rate = values_of(hyperparameters).dropout
+        return {"dropout": rate} if rate > 0 else {}
+
+    def program_key(self, hyperparameters: Hyperparameters, data: DataSpec) -> Hashable:
+        """All but numbers: whether there is dropout counts, its rate doesn't."""
+        has_dropout = values_of(hyperparameters).dropout > 0
+        return super().program_key(hyperparameters.replace(dropout=has_dropout), data)
+
     def padding(self, platform: str) -> Mapping[str, int]:
         """The multiples to which widths are padded: see `PADDING`."""
         return PADDING.get(platform, PADDING["gpu"])
+
+    def pads(self, hyperparameters: Hyperparameters) -> bool:
+        """Not with dropout, whose random numbers would be others in a wider layer."""
+        return values_of(hyperparameters).dropout == 0
 
     def resize(
         self,
@@ -159,7 +175,7 @@ STUDY = StudyNetwork()
 
 
 def _rows(hyperparameters: Hyperparameters, data: DataSpec) -> list[Row]:
-    return rows(study_layers(widths(hyperparameters), data.classes), data.image_shape)
+    return rows(study_layers(values_of(hyperparameters), data.classes), data.image_shape)
 
 
 def _count(shapes: Mapping[str, Shape]) -> int:

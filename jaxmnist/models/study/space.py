@@ -7,33 +7,44 @@ from typing import NamedTuple
 from jaxmnist.errors import UsageError
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import Definition, Questions, answers_of
-from jaxmnist.settings import flag
+from jaxmnist.settings import TRAINING, check_number, flag
 
 HELP = {
     "filters": "filters of each convolution",
     "conv_layers": "number of convolutions",
     "dense_layers": "number of hidden dense layers",
     "units": "units of each hidden dense layer",
+    "kernel_size": "rows and columns of the kernels of all convolutions but the first",
+    "dropout": "dropout rate after the flatten layer and each hidden dense layer",
 }
+# The values of what stays as it is unless the user gives others.
+FIXED = {"kernel_size": 3, "dropout": 0.0}
 # The smallest and largest value of each hyperparameter; memory or time run out well before these.
 BOUNDS = {
     "filters": (1, 10**5),
     "conv_layers": (1, 100),
     "dense_layers": (0, 100),
     "units": (1, 10**6),
+    "kernel_size": (1, 100),
 }
 
 
-class Widths(NamedTuple):
-    """The values of a configuration: see `HELP`. `units` is 0 without hidden dense layers."""
+class Values(NamedTuple):
+    """The values of a configuration: see `HELP`.
+
+    units: 0 without hidden dense layers. kernel_size: 0 with a single convolution.
+    dropout: from 0, which stands for no dropout, to less than 1.
+    """
 
     filters: int
     conv_layers: int
     dense_layers: int
     units: int
+    kernel_size: int
+    dropout: float
 
 
-def ask(hp: Questions) -> Widths:
+def ask(hp: Questions) -> Values:
     """Ask for the hyperparameters of a configuration."""
     most = most_conv_layers(*hp.image_shape[:2])
     if most == 0:
@@ -45,17 +56,27 @@ def ask(hp: Questions) -> Widths:
     conv_layers = hp.Int("conv_layers", 1, min(3, most))
     dense_layers = hp.Int("dense_layers", 0, 2)
     units = hp.Int("units", 32, 256, step=32) if dense_layers else 0
-    return Widths(filters, conv_layers, dense_layers, units)
+    kernel_size = hp.Fixed("kernel_size", FIXED["kernel_size"]) if conv_layers > 1 else 0
+    dropout = hp.Fixed("dropout", FIXED["dropout"])
+    return Values(filters, conv_layers, dense_layers, units, kernel_size, dropout)
 
 
-def widths(hyperparameters: Hyperparameters) -> Widths:
-    """The values of a configuration; `UsageError` if it isn't one of the study's network."""
-    return ask(Questions(answers_of(hyperparameters)))
+def values_of(hyperparameters: Hyperparameters) -> Values:
+    """The values of a configuration, with those of `FIXED` where it lacks them.
+
+    Raises `UsageError` if it isn't a configuration of the study's network.
+    """
+    return ask(Questions(answers_of({**FIXED, **hyperparameters})))
 
 
 def check(hyperparameters: Hyperparameters, image_shape: tuple[int, int, int] | None) -> None:
     """Raise `UsageError` if the network can't be built, or not for images of this shape."""
     for name, value in hyperparameters.items():
+        if name in TRAINING:  # has been checked as such
+            continue
+        if name == "dropout":
+            check_number(name, value, lambda rate: 0 <= rate < 1, "of at least 0 and below 1")
+            continue
         low, high = BOUNDS[name]
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise UsageError(
@@ -70,6 +91,10 @@ def check(hyperparameters: Hyperparameters, image_shape: tuple[int, int, int] | 
             f"--conv-layers {hyperparameters['conv_layers']} is too many for images of"
             f" {height}×{width} pixels: at most {most} fit"
         )
+    if (size := hyperparameters.get("kernel_size", 1)) > max(height, width):
+        raise UsageError(
+            f"--kernel-size {size} is larger than the images of {height}×{width} pixels"
+        )
 
 
 def most_conv_layers(height: int, width: int) -> int:
@@ -83,19 +108,33 @@ def most_conv_layers(height: int, width: int) -> int:
 
 
 def configuration(
-    filters: int, conv_layers: int, dense_layers: int, units: int | None = None
+    filters: int,
+    conv_layers: int,
+    dense_layers: int,
+    units: int | None = None,
+    *,
+    kernel_size: int = 3,
+    dropout: float = 0.0,
 ) -> Hyperparameters:
-    """A configuration of the study's network; `units` counts only with hidden dense layers.
+    """A configuration of the study's network.
+
+    `units` counts only with hidden dense layers, `kernel_size` only with several convolutions.
 
     >>> print(configuration(filters=112, conv_layers=2, dense_layers=1, units=224))
-    filters=112 conv_layers=2 dense_layers=1 units=224
+    filters=112 conv_layers=2 dense_layers=1 units=224 kernel_size=3 dropout=0.0
     """
-    given = {"filters": filters, "conv_layers": conv_layers, "dense_layers": dense_layers}
+    given: dict[str, float] = {
+        "filters": filters,
+        "conv_layers": conv_layers,
+        "dense_layers": dense_layers,
+    }
     if dense_layers:
         if units is None:
             raise UsageError("a configuration with hidden dense layers needs units")
         given["units"] = units
-    return Hyperparameters(given)
+    if conv_layers > 1:
+        given["kernel_size"] = kernel_size
+    return Hyperparameters(given, dropout=float(dropout))
 
 
 DEFINITION = Definition("study", ask, check, HELP)
