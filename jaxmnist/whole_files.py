@@ -14,7 +14,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,24 +65,44 @@ def write_bytes(path: Path, content: bytes) -> None:
     Its folder is created if missing, but not the parent of that: a run that vanished with its disk
     must not be created again.
     """
-    temporary = unfinished(path)
     with disk(path):
         path.parent.mkdir(exist_ok=True)
-        temporary.unlink(missing_ok=True)  # left by a killed process, or a link elsewhere
-        try:
-            with open(temporary, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write files whose folders exist so that an error leaves all as they were.
+
+    All are on disk under temporary names before the first is renamed: only a process that is killed
+    between two renames leaves some files new and others old.
+    """
+    begun: list[Path] = []
+    try:
+        for path, content in contents.items():
+            with disk(path):
+                if path.is_dir() and not path.is_symlink():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+                unfinished(path).unlink(missing_ok=True)  # of a killed process, or a link elsewhere
+                begun.append(path)
+                with open(unfinished(path), "xb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+        for path in contents:
+            with disk(path):
+                os.replace(unfinished(path), path)
+    except BaseException:
+        for path in begun:
+            with disk(path):
+                unfinished(path).unlink(missing_ok=True)
+        raise
+    for folder in {path.parent for path in contents}:
+        with disk(folder):
+            opened = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(opened)
+            finally:
+                os.close(opened)
 
 
 def read_bytes(path: Path, largest: int | None = None) -> bytes:
@@ -133,8 +153,13 @@ def content_sha256(content: Any) -> str:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON object with its SHA-256 under `sha256`."""
+    write_bytes(path, json_bytes(content))
+
+
+def json_bytes(content: dict[str, Any]) -> bytes:
+    """Return a JSON object with its SHA-256 under `sha256`, as `read_json` reads it."""
     content = {**content, "sha256": content_sha256(content)}
-    write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: Path, shape: Any = None) -> dict[str, Any]:

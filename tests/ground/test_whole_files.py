@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from jaxmnist.errors import EnvironmentFailure
+from jaxmnist.errors import EnvironmentFailure, UsageError
 from jaxmnist.whole_files import (
     DamagedFile,
     MissingFile,
@@ -15,6 +15,7 @@ from jaxmnist.whole_files import (
     read_tensors,
     write_bytes,
     write_json,
+    write_together,
 )
 
 
@@ -98,3 +99,17 @@ def test_a_folder_above_is_not_made(tmp_path):
 )
 def test_fits(value, shape, holds):
     assert fits(value, shape) == holds
+
+
+def test_files_are_written_together_or_not_at_all(tmp_path):
+    old, folder = tmp_path / "old", tmp_path / "folder"
+    old.write_bytes(b"old")
+    folder.mkdir()
+    for wrong in (folder, tmp_path / "gone" / "file"):
+        with pytest.raises((UsageError, EnvironmentFailure), match=str(wrong)):
+            write_together({old: b"new", wrong: b"content"})
+        assert old.read_bytes() == b"old"
+        assert sorted(tmp_path.iterdir()) == [folder, old]
+    write_together({old: b"new", tmp_path / "other": b"content"})
+    assert old.read_bytes() == b"new"
+    assert sorted(tmp_path.iterdir()) == [folder, old, tmp_path / "other"]
