@@ -333,7 +333,7 @@ class FlaxModel(Model):
         with self._matmul_precision():
             (logits, sown), inputs = run(variables, self._pixels(images))
         features = inputs if sown is None else sown
-        flat = features.reshape(len(images), -1)
+        flat = features.reshape(images.shape[0], -1)  # which may be symbolic
         return Outputs(self._float(logits), self._float(flat))
 
     def gradient(

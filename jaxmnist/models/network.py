@@ -92,6 +92,16 @@ class Model(ABC):
         As in an evaluation: nothing is random, and collections stay as they are.
         """
 
+    def probabilities(
+        self, parameters: Parameters, images: jax.Array, collections: Any = None
+    ) -> jax.Array:
+        """The probability of each class, float32[N, classes], for images as `outputs` takes them.
+
+        N may be symbolic.
+        """
+        logits = self.outputs(parameters, images, collections).logits
+        return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+
     def gradient(
         self,
         parameters: Parameters,

@@ -64,6 +64,7 @@ def describe_search(
             "train": len(dataset.y_train),
             "validation": len(dataset.y_validation),
             "test": len(dataset.y_test),
+            "dtype": str(dataset.x_train.dtype),
             "image_shape": list(dataset.image_shape),
             "labels": list(dataset.labels),
             "scale": dataset.scale,
