@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 Pair = tuple[jax.Array, jax.Array]
 
@@ -64,6 +65,9 @@ max_corner.defvjp(_max_corner_forward, _max_corner_backward)
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
     """2×2 max-pooling, float[N, H, W, F] → float[N, H // 2, W // 2, F]."""
+    if not isinstance(x.shape[0], int):  # left open, for export; slices would become gathers
+        window = (1, 2, 2, 1)
+        return lax.reduce_window(x, -jnp.inf, lax.max, window, window, "valid")
     x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
     return max_corner(*[x[:, i::2, j::2] for i, j in CORNERS])
 

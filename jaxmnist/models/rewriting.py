@@ -20,7 +20,7 @@ from jax.extend import core
 
 from jaxmnist.models.convolution import Padding, convolve_pool
 from jaxmnist.models.primitives import relu
-from jaxmnist.models.slices import Pairs, Window, convolve, max_pool, sum_pool
+from jaxmnist.models.slices import Pairs, Window, convolve, max_pool, max_pool_by_axis, sum_pool
 
 CALLS = ("jit", "pjit", "closed_call")  # whose body is evaluated in their place
 IMAGES = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # NHWC, HWIO, NHWC as JAX writes it
@@ -32,6 +32,18 @@ def rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
         values = _Evaluation().run(closed.jaxpr, closed.consts, jax.tree.leaves(arguments))
+        return jax.tree.unflatten(jax.tree.structure(shapes), values)
+
+    return run
+
+
+def with_pooling_by_axis(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of trees of arrays, with max-pooling computed one axis after the other."""
+
+    def run(*arguments: Any) -> Any:
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        evaluation = _Evaluation(rewrite=False, pool=max_pool_by_axis)
+        values = evaluation.run(closed.jaxpr, closed.consts, jax.tree.leaves(arguments))
         return jax.tree.unflatten(jax.tree.structure(shapes), values)
 
     return run
@@ -112,11 +124,13 @@ class _Evaluation:
 
     rewrite: compute convolutions and pooling from slices.
     watch: a variable of the jaxpr or of one within it. watched: its value.
+    pool: computes max-pooling; None leaves it to `rewrite`.
     """
 
     rewrite: bool = True
     watch: Any = None
     watched: Any = None
+    pool: Callable[[jax.Array, Window], jax.Array] | None = None
 
     def run(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
         """The values of the outputs."""
@@ -159,6 +173,8 @@ class _Evaluation:
         if name in CALLS:
             inner = _body(equation)
             return self.run(inner.jaxpr, inner.consts, inputs)
+        if self.pool and name == "reduce_window_max" and (window := _pool_window(equation)):
+            return [self.pool(inputs[0], window)]
         if self.rewrite and (value := _from_slices(equation, inputs)) is not None:
             return [value]
         found = equation.primitive.get_bind_params(equation.params)

@@ -179,6 +179,38 @@ def max_pool(x: jax.Array, window: Window) -> jax.Array:
     return best
 
 
+def max_pool_by_axis(x: jax.Array, window: Window) -> jax.Array:
+    """The values of `max_pool`: of each column of a window the largest number, then of those.
+
+    Each step pools along the middle one of three axes, which runtimes do that can't pool over
+    four. N may be symbolic.
+    """
+    n, _, width, channels = x.shape
+    rows = _pool_middle(x.reshape(n, -1, width * channels), window, 0)
+    height = rows.shape[1]
+    pooled = _pool_middle(rows.reshape(n * height, width, channels), window, 1)
+    return pooled.reshape(n, height, -1, channels)
+
+
+def _pool_middle(x: jax.Array, window: Window, axis: int) -> jax.Array:
+    """Max-pooling of [A, B, C] along B, as a window does along one of its axes."""
+
+    def along(value: int) -> tuple[int, int, int]:
+        return 1, value, 1
+
+    found: jax.Array = lax.reduce_window(
+        x,
+        -jnp.inf,
+        lax.max,
+        along(window.size[axis]),
+        along(window.strides[axis]),
+        ((0, 0), window.padding[axis], (0, 0)),
+        along(window.base_dilation[axis]),
+        along(window.dilation[axis]),
+    )
+    return found
+
+
 def sum_pool(x: jax.Array, window: Window) -> jax.Array:
     """The sum of each window, float[N, H, W, C] → float[N, H', W', C]."""
     if window == Window((2, 2), (2, 2)):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import float64
 
-from jaxmnist.models.rewriting import rewritten
+from jaxmnist.models.rewriting import rewritten, with_pooling_by_axis
 
 
 def primitives(function, *arguments):
@@ -147,6 +148,24 @@ BLOCKS = {
     "conv 5, relu, average": lambda x: nn.avg_pool(nn.relu(nn.Conv(4, (5, 5))(x)), (2, 2), (2, 2)),
     "an odd image": lambda x: nn.max_pool(nn.relu(nn.Conv(4, (3, 3))(x[:, :-1])), (2, 2), (2, 2)),
 }
+
+
+@pytest.mark.parametrize(
+    ("window", "strides", "padding"), [((2, 2), (2, 2), "VALID"), ((3, 2), (2, 1), "SAME")]
+)
+def test_max_pooling_by_axis(window, strides, padding):
+    """Also where the number of images is left open."""
+
+    def pool(x):
+        return nn.max_pool(x, window, strides, padding)
+
+    images = np.random.default_rng(0).normal(size=(3, 7, 8, 2)).astype(np.float32)
+    by_axis = with_pooling_by_axis(pool)
+    np.testing.assert_array_equal(by_axis(images), pool(images))
+    (count,) = jax.export.symbolic_shape("N")
+    jaxpr = jax.make_jaxpr(by_axis)(jax.ShapeDtypeStruct((count, 7, 8, 2), np.float32)).jaxpr
+    pools = [e.invars[0].aval.ndim for e in jaxpr.eqns if e.primitive.name == "reduce_window_max"]
+    assert pools == [3, 3]
 
 
 @pytest.mark.parametrize("name", BLOCKS)
