@@ -7,13 +7,17 @@ import json
 import math
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION, configuration
+from jaxmnist.whole_files import array_bytes
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
@@ -37,6 +41,33 @@ def test_the_study(tmp_path):
     assert len(table) == 29
     test = json.loads((tmp_path / "study-seed0" / "best" / "test.json").read_text())
     assert table[2].split() == ["accuracy,", "network", "0.9885", f"{test['accuracy']:.4f}"]
+
+
+def test_an_exported_network_is_served(finished, mnist, tmp_path):
+    path = tmp_path / "digits.stablehlo"
+    finished.best_model.export(path)
+    images = mnist.x_test[:3]
+    expected = finished.best_model.predict_proba(images)
+    line = [sys.executable, str(EXPERIMENTS / "serve_exported.py"), str(path), "0"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().strip()
+
+            def post(body: bytes) -> list[dict[str, float]]:
+                with urllib.request.urlopen(address, body, timeout=120) as answer:
+                    return json.load(answer)
+
+            for body in (array_bytes(images), images.tobytes()):
+                found = post(body)
+                assert [list(row) for row in found] == [list("0123456789")] * 3
+                np.testing.assert_allclose(
+                    [list(row.values()) for row in found], expected, atol=1e-5
+                )
+            with pytest.raises(urllib.error.HTTPError, match="400"):
+                post(b"12345")
+        finally:
+            server.kill()
 
 
 def test_training_flops_against_a_formula_by_hand():

@@ -113,6 +113,7 @@ def test_only_the_study_knows_its_hyperparameters():
     ("library", "rooms"),
     [
         ("flax", {"models"}),
+        ("jax2onnx", {"engine"}),
         ("argparse", {"commands"}),
         ("threading", {"engine", "runs", "signals.py", "results"}),
         ("tensorboardX", {"report"}),

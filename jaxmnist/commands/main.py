@@ -17,6 +17,7 @@ COMMANDS = {
     "svm": "fit the SVM on a run's features, of its own or another dataset",
     "predict": "classify images",
     "report": "rebuild a run's report page",
+    "export": "write a run's winner as a file for other programs",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from jaxmnist.engine.devices import set_pool_size
 from jaxmnist.errors import UsageError, printable
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import SpaceDescription
+from jaxmnist.results.origin import Origin
 from jaxmnist.results.selection import Ranked, Rule, rule_of
 from jaxmnist.runs.directory import RunDirectory, threads_of
 from jaxmnist.runs.trial import Trial
@@ -258,9 +259,11 @@ class Run:
         if sha256 is None:
             raise UsageError(f"{path}: its trial's record doesn't name its SHA-256; {MENDS}")
         try:
-            return TrainedModel.load(path, sha256, self.network)
+            model = TrainedModel.load(path, sha256, self.network)
         except DamagedFile as problem:
             raise UsageError(f"{problem}; {MENDS}") from None
+        # A directory for reading alone: a model outlives the lock of a run that is written.
+        return replace(model, origin=Origin(RunDirectory(self.directory.path, self.search), sha256))
 
 
 def _network_of(given: Network | Callable[[Any], Any] | None) -> Network | None:

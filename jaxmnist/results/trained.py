@@ -6,16 +6,18 @@ import dataclasses
 import functools
 import json
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from safetensors.numpy import save as save_tensors
 
-from jaxmnist.data.formats import check_images, check_levels
+from jaxmnist.data.formats import EIGHT_BITS, check_images, check_levels
 from jaxmnist.engine.devices import start_jax
 from jaxmnist.engine.training import apply
 from jaxmnist.errors import UsageError, local_path
@@ -23,6 +25,8 @@ from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import best_method, block_size
 from jaxmnist.models.network import DataSpec, Network, Parameters, by_path, from_paths
 from jaxmnist.models.study.network import STUDY
+from jaxmnist.results.export import Exportable, target, write
+from jaxmnist.results.origin import Origin, facts
 from jaxmnist.runs.layers import Layer, summary
 from jaxmnist.whole_files import DamagedFile, fits, read_tensors
 
@@ -35,6 +39,7 @@ MODEL_SHAPE = {
     "scale": float,
 }
 BATCH_SIZE = 512  # a multiple of every platform's block size
+EXAMPLES = 5  # images that an exported model may be tried with
 AHEAD = 3  # batches in flight beyond the one that is waited for
 
 
@@ -56,6 +61,7 @@ class TrainedModel:
       it was trained on.
     scale: what pixels are divided by; see `Dataset`.
     network: the network that `hyperparameters` configure.
+    origin: the run that it comes from; None if it comes from a file alone.
 
     >>> model = run.get_best_models(1)[0]
     >>> model.predict(images).shape, model.features(images).shape == (5, model.feature_count)
@@ -68,6 +74,7 @@ class TrainedModel:
     scale: float
     parameters: Parameters
     network: Network = STUDY
+    origin: Origin | None = None
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The labels of images [N, H, W, C] (or [N, H, W] of one channel): int64[N]."""
@@ -108,7 +115,7 @@ class TrainedModel:
         parameters = self.network.initial_parameters(
             self.hyperparameters, self._data, seed=seed, index=index
         )
-        return dataclasses.replace(self, parameters=parameters)
+        return dataclasses.replace(self, parameters=parameters, origin=None)
 
     def _run(self, output: str, images: np.ndarray) -> np.ndarray:
         images = self._check(images)
@@ -155,20 +162,59 @@ class TrainedModel:
         check_levels("images", images, self.scale)
         return images
 
-    def to_bytes(self) -> bytes:
-        """The model as a safetensors file."""
-        metadata = {
+    def export(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> dict[str, Any]:
+        """Write the model for other programs, and a description beside it, in `path` + '.json'.
+
+        Args:
+          path: its ending is the format. '.stablehlo' and '.onnx' (for which jax2onnx must be
+            installed) are a function of images [N, H, W, C], of any N and of the dtype that the
+            run's data have, that returns the probabilities float32[N, K]; pixels are divided by
+            `scale` inside. '.safetensors' is the weights alone, as a run keeps them. The dtype of
+            a model without `origin` is uint8 if its scale is 255, else float32.
+          overwrite: replace the two files if they exist.
+
+        Returns:
+          The description: the file's SHA-256, the dtype and shape of images, labels and class
+          names, hyperparameters, test accuracy, versions.
+
+        Raises:
+          UsageError: `path` can't be written to, or the network can't be exported.
+        """
+        return write(self._exportable, target(path, overwrite))
+
+    @property
+    def _exportable(self) -> Exportable:
+        # XLA's own convolution on every platform: the methods for a CPU serve training.
+        model = self.network.model(self.hyperparameters, self._data, "convolution", "default")
+        parameters, collections = self.network.split(self.parameters)
+        guess = "uint8" if self.scale == EIGHT_BITS else "float32"
+        dtype = (self.origin.dtype if self.origin else None) or guess
+        examples = np.random.default_rng(0).uniform(0, self.scale, (EXAMPLES, *self.image_shape))
+        return Exportable(
+            lambda images: model.probabilities(parameters, images, collections),
+            examples.astype(dtype),
+            self.to_bytes,
+            {**self._metadata, **facts(self.origin, self.labels)},
+        )
+
+    @property
+    def _metadata(self) -> dict[str, Any]:
+        """What belongs to the weights in a file."""
+        return {
             "network": self.network.definition.name,
             "hyperparameters": self.hyperparameters.to_json(),
             "image_shape": list(self.image_shape),
             "labels": list(self.labels),
             "scale": self.scale,
         }
+
+    def to_bytes(self) -> bytes:
+        """The model as a safetensors file."""
         arrays = {
             path: np.ascontiguousarray(jax.device_get(array))
             for path, array in by_path(self.parameters)
         }
-        return save_tensors(arrays, {MODEL_METADATA: json.dumps(metadata)})
+        return save_tensors(arrays, {MODEL_METADATA: json.dumps(self._metadata)})
 
     @classmethod
     def load(cls, path: Path, sha256: str | None = None, network: Network = STUDY) -> TrainedModel:

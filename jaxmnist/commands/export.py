@@ -1,0 +1,38 @@
+"""`jaxmnist export`: write a run's winner as a file for other programs."""
+
+from __future__ import annotations
+
+from jaxmnist.commands.parser import Parser, add_model, add_run
+from jaxmnist.errors import printable
+
+
+def main(arguments: list[str], program: str = "jaxmnist export") -> None:
+    """Run the command."""
+    parser = Parser(
+        program,
+        "Write the winner of a run as a file that other programs use without jaxmnist, and a"
+        " description of it as JSON beside that file.",
+    )
+    add_run(parser)
+    parser.add_argument(
+        "path",
+        metavar="PATH",
+        help="the file to write; its ending is the format: .stablehlo (for jax.export, on CPU, GPU"
+        " and TPU), .onnx (needs jax2onnx) or .safetensors (the weights alone)",
+    )
+    add_model(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    given = parser.parse_args(arguments)
+    # Imported late: JAX takes a second, during which signals must already be handled.
+    from jaxmnist.api import own_network
+    from jaxmnist.results.export import target
+    from jaxmnist.results.run import Run
+
+    target(given.path, given.overwrite)  # a mistake in it is told before the run is read
+    run = Run(given.run, own_network(given.model))
+    run.winner()
+    found = run.best_model.export(given.path, overwrite=given.overwrite)
+    print(
+        f"{printable(given.path)}: {found['file_bytes']} bytes; it is described in"
+        f" {printable(given.path)}.json"
+    )
