@@ -38,6 +38,7 @@ class Dataset:
 
     Images are uint8 where all pixels are whole numbers from 0 to 255, else float32.
     labels: the K labels, ascending, as the data gives them: class k has label `labels[k]`.
+    class_names: K names, `class_names[k]` of class k; the label as text where the data bring none.
     scale: the divisor of pixels before they reach a network or an SVM; see `formats.scale_of`.
     """
 
@@ -50,6 +51,11 @@ class Dataset:
     y_test: np.ndarray
     labels: tuple[int, ...]
     scale: float
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.class_names:
+            object.__setattr__(self, "class_names", tuple(map(str, self.labels)))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

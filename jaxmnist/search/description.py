@@ -67,6 +67,7 @@ def describe_search(
             "dtype": str(dataset.x_train.dtype),
             "image_shape": list(dataset.image_shape),
             "labels": list(dataset.labels),
+            "class_names": list(dataset.class_names),
             "scale": dataset.scale,
         },
         "versions": {

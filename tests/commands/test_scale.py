@@ -125,6 +125,7 @@ def test_every_scale_gives_the_same_run(runs, name):
     usual, run = runs["usual"], runs[name]
     assert run.best_trial.history == usual.best_trial.history
     assert run.search["data"]["scale"] == run.best_model.scale == run.load_dataset().scale
+    assert run.search["data"]["class_names"] == [str(k) for k in run.search["data"]["labels"]]
     assert run.best_model.scale == {"ones": 1, "fractions": 0.75, "bits12": 4095}[name]
     for file in ("best/test.json", f"svm/{name}/svm.json"):
         other = usual.result(file.replace(name, "usual"))

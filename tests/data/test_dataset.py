@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import struct
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -206,6 +207,12 @@ def test_split_is_exact_stratified_and_whole(fraction):
     assert sorted(pixels) == list(range(100))
     for x, y in ((data.x_train, data.y_train), (data.x_validation, data.y_validation)):
         assert np.array_equal(np.asarray(data.labels)[y], labels[x[:, 0, 0, 0]])
+
+
+def test_classes_have_names():
+    data = parts([9, -3, 9, -3, 9, -3, 9, -3])
+    assert data.class_names == ("-3", "9")
+    assert replace(data, class_names=("minus", "nine")).class_names == ("minus", "nine")
 
 
 def test_split_depends_on_the_seed():
