@@ -25,8 +25,8 @@ import numpy as np
 import optax
 from measure import PEERS
 
+from jaxmnist.data.arrays import Arrays
 from jaxmnist.data.dataset import load_arrays, split
-from jaxmnist.data.formats import Arrays
 from jaxmnist.engine.events import EpochFinished, TrialFinished
 from jaxmnist.engine.local import Engine
 from jaxmnist.hyperparameters import Hyperparameters

@@ -31,6 +31,7 @@ def random_search(
     listener: Callable[[Any], object] | None = None,
     dataset: str | None = None,
     data_dir: str | None = None,
+    transpose: bool = False,
     model: str | None = None,
     max_trials: int = 10,
     epochs: int = 5,
@@ -68,7 +69,8 @@ def random_search(
       build_model: a network of one's own, as a function of `hp` that returns a Flax module, or a
         module and an Optax optimizer; None for the study's.
       data: (x_train, y_train, x_test, y_test), or with (x_validation, y_validation) between the
-        two: images [N, H, W] or [N, H, W, C], and labels [N]; None for the dataset's.
+        two, or (x, y) alone: images [N, H, W] or [N, H, W, C], and labels [N] as numbers or names;
+        None for the dataset's.
       listener: called with every event, after it was recorded.
       dataset, …, quiet: the options of the command line; its `--help` explains them.
       **ranges: ranges of hyperparameters by name: text such as '32:128:16', a tuple (first, last[,

@@ -12,6 +12,7 @@ import numpy as np
 from jaxmnist.errors import UsageError
 
 LARGEST_FILE = 8 * 2**30  # bytes, uncompressed; see `largest_file`
+LARGEST_CODE_POINT = 0x10FFFF  # of Unicode
 PIECE = 2**20  # bytes to read at a time where only a header states how many there are
 
 
@@ -37,22 +38,33 @@ def read_up_to(file: BufferedIOBase | IO[bytes], size: int) -> bytearray:
     return content
 
 
-def read_npy(name: str, file: BufferedIOBase | IO[bytes], size: int) -> np.ndarray:
+def read_npy(
+    name: str, file: BufferedIOBase | IO[bytes], size: int, *, text: bool = False
+) -> np.ndarray:
     """Read the array in a `.npy` file of `size` bytes; its header is checked first.
 
-    Only plain numbers are read, which can't run code. `name` is for errors.
+    Only plain numbers are read, and with `text` plain text too, which can't run code. `name` is
+    for errors.
     """
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
     else:  # 3.0 differs from 2.0 only in how it encodes names of fields, which are refused
         shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(file)
-    if dtype.kind not in "biuf":
-        raise UsageError(f"{name}: is an array of {dtype.name}; only plain numbers are read")
+    if dtype.kind not in ("biufSU" if text else "biuf"):
+        what = "Python objects" if dtype.kind == "O" else dtype.name
+        mend = "; save it with array.astype(str)" if text and dtype.kind == "O" else ""
+        only = "only plain numbers and text are read" if text else "only plain numbers are read"
+        raise UsageError(f"{name}: is an array of {what}; {only}{mend}")
     promised, found = math.prod(shape) * dtype.itemsize, size - file.tell()
     if promised != found or min(shape, default=0) < 0:
         raise UsageError(f"{name}: its header states {promised} bytes of data, but it has {found}")
     if promised > largest_file():
         raise UsageError(f"{name}: has {promised} bytes of data, more than can be loaded")
-    array = np.frombuffer(read_up_to(file, promised), dtype)
+    content = read_up_to(file, promised)
+    if dtype.kind == "U" and content:
+        points = np.frombuffer(content, np.dtype(np.uint32).newbyteorder(dtype.byteorder))
+        if points.max() > LARGEST_CODE_POINT:
+            raise UsageError(f"{name}: is damaged: its text has characters that don't exist")
+    array = np.frombuffer(content, dtype)
     return array.reshape(shape, order="F" if is_fortran else "C")

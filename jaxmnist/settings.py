@@ -174,7 +174,15 @@ class SearchSettings:
         "mnist (default), fashion_mnist, kmnist or another name of tensorflow-datasets",
         "NAME",
     )
-    data_dir: str | None = _setting(None, "folder of IDX files, or .npz file, to read", "PATH")
+    data_dir: str | None = _setting(
+        None,
+        "data to read: .npz or CSV file, or folder of IDX, .npy or CSV files or of pictures in a"
+        " folder for each class",
+        "PATH",
+    )
+    transpose: bool = _setting(
+        False, "swap rows and columns of the images (EMNIST's lie on their side)"
+    )
     model: str | None = _setting(
         None, "Python file of a network of your own, with a function build_model", "FILE[:FUNCTION]"
     )
@@ -198,7 +206,7 @@ class SearchSettings:
         0.1, "fraction of the training images for validation", "FRACTION", identifies=True
     )
     train_limit: int | None = _setting(
-        None, "use the first N training images only", "N", identifies=True
+        None, "use only N training images, in proportion of each class", "N", identifies=True
     )
     seed: int = _setting(
         0, "seed of draws, initial weights, image order and split", "N", identifies=True
@@ -272,7 +280,7 @@ class SearchSettings:
             if not isinstance(value, str) or not value or not value.isprintable():
                 raise UsageError(f"{flag(name)} must be a name or a path, not {shown(value)}")
             object.__setattr__(self, name, local_path(value, flag(name)))
-        for name in ("overwrite", "svm", "report", "tensorboard", "quiet"):
+        for name in ("transpose", "overwrite", "svm", "report", "tensorboard", "quiet"):
             if not isinstance(getattr(self, name), bool):
                 what = shown(getattr(self, name))
                 raise UsageError(f"{flag(name)} must be true or false, not {what}")
@@ -310,7 +318,10 @@ class SearchSettings:
     def dataset_name(self) -> str:
         """The name of the data: `dataset`, or else the name of their folder or file."""
         if self.dataset is None and self.data_dir is not None:
-            return os.path.basename(os.path.abspath(self.data_dir)).removesuffix(".npz") or "data"
+            name = os.path.basename(os.path.abspath(self.data_dir))
+            for ending in (".gz", ".npz", ".csv"):
+                name = name.removesuffix(ending)
+            return name or "data"
         return (self.dataset or "mnist").replace("/", "_")
 
     @property

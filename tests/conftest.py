@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from jaxmnist import Run, random_search
-from jaxmnist.data.formats import IDX_NAMES, Arrays, read_idx_folder
+from jaxmnist.data.arrays import Arrays
+from jaxmnist.data.idx import IDX_NAMES, read_idx_folder
 from jaxmnist.engine.training import constants_of, optimizer, start_training
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.runs.directory import read_search

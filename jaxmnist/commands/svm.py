@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from jaxmnist.commands.parser import Parser, add_model, add_run, add_settings
-from jaxmnist.errors import UsageError
+from jaxmnist.errors import UsageError, printable
 from jaxmnist.settings import SearchSettings, flag
 
-NAMES = ("dataset", "data_dir", "train_limit", "validation_split", "svm_backend", "svm_search")
+NAMES = (
+    "dataset",
+    "data_dir",
+    "transpose",
+    "train_limit",
+    "validation_split",
+    "svm_backend",
+    "svm_search",
+)
 
 
 def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
@@ -31,8 +39,9 @@ def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
     with notes_on(Console()), locked_run(directory, own_network(model)) as run:
         settings = SearchSettings(**{"seed": run.settings.seed, **given})
         dataset = run.load_dataset() if own else load_dataset(settings)
-        if not own and dataset.scale_note:
-            print(dataset.scale_note)
+        for line in () if own else (*dataset.notes, dataset.scale_note):
+            if line:
+                print(printable(line))
         content = fit_on_run(
             run,
             dataset,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -12,18 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from jaxmnist.data.archives import in_order
+from jaxmnist.data.arrays import EIGHT_BITS, Arrays, check, scale_of
 from jaxmnist.data.download import load_named
-from jaxmnist.data.formats import (
-    EIGHT_BITS,
-    Arrays,
-    check_arrays,
-    read_idx_folder,
-    read_npz,
-    scale_of,
-)
+from jaxmnist.data.formats import read_files
+from jaxmnist.data.idx import read_idx_folder
+from jaxmnist.data.parts import draw, limited, validation_sizes
 from jaxmnist.errors import UsageError, local_path
 from jaxmnist.settings import IN_MEMORY, SearchSettings
 
+ENDING = r"\.(npz|npy|csv|gz|zip|mat|png|jpg|pkl|h5)$"  # no dataset's name ends so
 MNIST_SHA256 = {
     "x_train": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "y_train": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -39,7 +39,8 @@ class Dataset:
     Images are uint8 where all pixels are whole numbers from 0 to 255, else float32.
     labels: the K labels, ascending, as the data gives them: class k has label `labels[k]`.
     class_names: K names, `class_names[k]` of class k; the label as text where the data bring none.
-    scale: the divisor of pixels before they reach a network or an SVM; see `formats.scale_of`.
+    scale: the divisor of pixels before they reach a network or an SVM; see `arrays.scale_of`.
+    notes: a line for each thing about the data that their owner should know.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Dataset:
     labels: tuple[int, ...]
     scale: float
     class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.class_names:
@@ -97,12 +99,15 @@ class Dataset:
         )
 
 
-def load_arrays(dataset: str | None = None, data_dir: str | None = None) -> Arrays:
+def load_arrays(
+    dataset: str | None = None, data_dir: str | None = None, transpose: bool = False
+) -> Arrays:
     """Load the arrays of a dataset: from `data_dir`, from the package (mnist), or by its name.
 
     Args:
       dataset: 'mnist' (also if None), or a name of tensorflow-datasets.
-      data_dir: a folder of IDX files or an `.npz` file, read instead of `dataset`.
+      data_dir: a file or folder that is read instead of `dataset`; see `formats.read_files`.
+      transpose: swap rows and columns of the images.
 
     Raises:
       UsageError: an unknown name, or files that are damaged or don't fit together.
@@ -111,91 +116,85 @@ def load_arrays(dataset: str | None = None, data_dir: str | None = None) -> Arra
     >>> load_arrays("mnist").x_train.shape
     (60000, 28, 28, 1)
     """
-    if dataset == IN_MEMORY and data_dir is None:
+    if data_dir is not None:
+        return read_files(Path(local_path(data_dir, "--data-dir")), transpose=transpose)
+    if dataset == IN_MEMORY:
         raise UsageError(
             "the data of this run were arrays in memory: give them again as data=, or where they"
             " lie by --data-dir"
         )
-    if data_dir is not None:
-        data_dir = local_path(data_dir, "--data-dir")
-        if os.path.isdir(data_dir):
-            return read_idx_folder(Path(data_dir))
-        if os.path.isfile(data_dir):
-            return read_npz(Path(data_dir))
-        raise UsageError(f"--data-dir {data_dir}: no such folder of IDX files or .npz file")
-    if dataset in (None, "mnist"):
+    arrays = _by_name(dataset or "mnist")
+    if transpose:
+        x_train, x_test = (
+            np.ascontiguousarray(x.swapaxes(1, 2)) for x in (arrays.x_train, arrays.x_test)
+        )
+        arrays = arrays._replace(x_train=x_train, x_test=x_test)
+    return arrays
+
+
+def _by_name(dataset: str) -> Arrays:
+    """Load a dataset from the package, or from tensorflow-datasets."""
+    if dataset == "mnist":
         with resources.as_file(resources.files("jaxmnist.data") / "mnist") as folder:
             return read_idx_folder(folder, MNIST_SHA256)
-    assert dataset is not None
-    return load_named(dataset)
+    is_path = f"--dataset {dataset} is a path, not a name: use --data-dir {dataset}"
+    if os.path.isabs(dataset) or dataset.startswith(".") or re.search(ENDING, dataset.lower()):
+        raise UsageError(is_path)
+    try:
+        return load_named(dataset)
+    except UsageError:
+        if os.path.exists(dataset):
+            raise UsageError(is_path) from None
+        raise
 
 
 def load_dataset(settings: SearchSettings) -> Dataset:
     """Load and split the dataset that `settings` specify."""
-    return split(
-        settings.dataset_name,
-        load_arrays(settings.dataset, settings.data_dir),
-        validation_split=settings.validation_split,
-        seed=settings.seed,
-        train_limit=settings.train_limit,
-    )
+    arrays = load_arrays(settings.dataset, settings.data_dir, settings.transpose)
+    return split_as(settings, arrays)
 
 
 def dataset_in_memory(data: Any, settings: SearchSettings) -> Dataset:
     """The dataset of arrays.
 
     Args:
-      data: (x_train, y_train, x_test, y_test), or with (x_validation, y_validation) between the
-        two, which then validate: images [N, H, W] or [N, H, W, C], whole numbers or floats, and
-        their labels [N].
+      data: (x_train, y_train, x_test, y_test); with (x_validation, y_validation) between the two,
+        which then validate; or (x, y), of which a test part is set aside. The parts may be pairs,
+        as Keras' `load_data` gives them, and all may be what `load_arrays` returns. Images are
+        numbers [N, H, W], [N, H, W, C], [N, C, H, W] or [N, D]; labels are numbers or names [N],
+        or one-hot [N, K].
       settings: of the search.
 
     Raises:
       UsageError: the arrays are not such ones, or don't fit together.
     """
-    if not isinstance(data, tuple | list) or len(data) not in (4, 6):
+    if isinstance(data, Arrays):
+        return split_as(settings, data)
+    if isinstance(data, tuple | list) and len(data) in (2, 3):
+        pairs = [part for part in data if isinstance(part, tuple | list) and len(part) == 2]
+        if len(pairs) == len(data):
+            data = [array for pair in pairs for array in pair]
+    if not isinstance(data, tuple | list) or len(data) not in (2, 4, 6):
         raise UsageError(
             "data must be (x_train, y_train, x_test, y_test), or have x_validation, y_validation"
-            " between them"
+            " between them, or be (x, y)"
         )
     try:
         parts = [np.asarray(array) for array in data]
     except (ValueError, TypeError):
         raise UsageError("data must be arrays of images and of labels") from None
-    name = settings.dataset_name
-    arrays = check_arrays("data", *parts[:2], *parts[-2:])
-    if len(parts) == 4:
-        return split(
-            name,
-            arrays,
-            validation_split=settings.validation_split,
-            seed=settings.seed,
-            train_limit=settings.train_limit,
-        )
-    # Checked as the test images are.
-    validation = check_arrays("data", *parts[:4])
-    limit = settings.train_limit
-    labels, y_train = np.unique(arrays.y_train[:limit], return_inverse=True)
-    for part, found in (("validation", validation.y_test), ("test", arrays.y_test)):
-        unknown = np.setdiff1d(found, labels)
-        if len(unknown):
-            raise UsageError(
-                f"{name}: {part} images have the label {unknown[0]}, which no training image has"
-            )
-    if len(labels) < 2:
-        raise UsageError(
-            f"{name}: all training images have the label {labels[0]}; two classes are needed"
-        )
-    return Dataset(
-        name,
-        arrays.x_train[:limit],
-        y_train.astype(np.int32),
-        validation.x_test.astype(arrays.x_train.dtype),
-        np.searchsorted(labels, validation.y_test).astype(np.int32),
-        arrays.x_test,
-        np.searchsorted(labels, arrays.y_test).astype(np.int32),
-        tuple(int(label) for label in labels),
-        scale_of(name, arrays.x_train),
+    found = in_order(list(zip(parts[::2], parts[1::2], strict=True)))
+    return split_as(settings, check("data", found, transpose=settings.transpose))
+
+
+def split_as(settings: SearchSettings, arrays: Arrays) -> Dataset:
+    """Split a dataset as `settings` say."""
+    return split(
+        settings.dataset_name,
+        arrays,
+        validation_split=settings.validation_split,
+        seed=settings.seed,
+        train_limit=settings.train_limit,
     )
 
 
@@ -206,59 +205,68 @@ def split(
 
     Args:
       name: the name of the dataset.
-      arrays: the dataset as it was loaded.
+      arrays: the dataset as it was loaded; its own validation part is used if there is one.
       validation_split: fraction of the N training images to draw, stratified by class; exactly
-        round(validation_split × N) are drawn.
+        round(validation_split × N) are drawn, at least one of each class with two or more images.
       seed: the seed of the draw.
-      train_limit: use only the first `train_limit` training images; None for all.
+      train_limit: use only so many training images, the first of each class, in proportion; None
+        for all.
 
     Raises:
-      UsageError: fewer than two classes, a class that is absent from a part, or a test label
-        that no training image has.
+      UsageError: fewer than two classes, a part that is too small for the classes, or a label of
+        test or validation images that no training image has.
     """
-    x, y = arrays.x_train[:train_limit], arrays.y_train[:train_limit]
-    labels, classes, counts = np.unique(y, return_inverse=True, return_counts=True)
+    labels, classes, counts = np.unique(arrays.y_train, return_inverse=True, return_counts=True)
+    names = tuple(arrays.names.get(int(label), str(label)) for label in labels)
     if len(labels) < 2:
         raise UsageError(
-            f"{name}: all training images have the label {labels[0]}; two classes are needed"
+            f"{name}: all training images have the label {names[0]}; two classes are needed"
         )
-    unknown = np.setdiff1d(arrays.y_test, labels)
-    if len(unknown):
-        raise UsageError(
-            f"{name}: test images have the label {unknown[0]}, which no training image has"
-        )
-    validation = _stratified_draw(classes, counts, round(validation_split * len(y)), seed)
-    for part, drawn in (("validation", validation), ("training", ~validation)):
-        absent = np.setdiff1d(np.arange(len(labels)), classes[drawn])
-        if len(absent):
+    y_test = _classes(name, "test", arrays.y_test, labels, arrays.names)
+    x = arrays.x_train
+    if train_limit is not None and train_limit < len(classes):
+        if train_limit < len(labels):
             raise UsageError(
-                f"--validation-split {validation_split} leaves no {part} image of label"
-                f" {labels[absent[0]]}, which has {counts[absent[0]]} of {len(y)} images"
+                f"--train-limit {train_limit} is fewer images than {name} has classes,"
+                f" {len(labels)}"
             )
+        chosen = limited(classes, counts, train_limit)
+        x, classes = x[chosen], classes[chosen]
+        counts = np.bincount(classes)
+    notes = arrays.notes
+    if arrays.x_validation is not None and arrays.y_validation is not None:
+        x_validation = arrays.x_validation
+        y_validation = _classes(name, "validation", arrays.y_validation, labels, arrays.names)
+        y = classes.astype(np.int32)
+    else:
+        sizes, more = validation_sizes(counts, names, validation_split, train_limit)
+        drawn = draw(classes, sizes, seed)
+        x_validation, y_validation = x[drawn], classes[drawn].astype(np.int32)
+        x, y = x[~drawn], classes[~drawn].astype(np.int32)
+        notes += more
     return Dataset(
         name,
-        x[~validation],
-        classes[~validation].astype(np.int32),
-        x[validation],
-        classes[validation].astype(np.int32),
+        x,
+        y,
+        x_validation,
+        y_validation,
         arrays.x_test,
-        np.searchsorted(labels, arrays.y_test).astype(np.int32),
+        y_test,
         tuple(int(label) for label in labels),
         scale_of(name, arrays.x_train),  # of all training images, regardless of the limit
+        names,
+        notes,
     )
 
 
-def _stratified_draw(classes: np.ndarray, counts: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Draw `size` images, from each class in proportion: bool[N].
-
-    Numbers are rounded by largest remainders; of equal remainders the larger class comes first.
-    """
-    sizes, remainders = np.divmod(counts * size, len(classes))
-    for k in np.lexsort((-counts, -remainders))[: size - sizes.sum()]:
-        sizes[k] += 1
-    generator = np.random.default_rng([seed, 3])
-    drawn = np.zeros(len(classes), bool)
-    for k, wanted in enumerate(sizes):
-        members = np.flatnonzero(classes == k)
-        drawn[generator.permutation(members)[:wanted]] = True
-    return drawn
+def _classes(
+    name: str, part: str, found: np.ndarray, labels: np.ndarray, names: Mapping[int, str]
+) -> np.ndarray:
+    """Return the classes int32[N] of labels; `UsageError` for one that training images lack."""
+    unknown = np.setdiff1d(found, labels)
+    if len(unknown):
+        label = names.get(int(unknown[0]), unknown[0])
+        raise UsageError(
+            f"{name}: {part} images have the label {label}, which no training image has"
+        )
+    return np.searchsorted(labels, found).astype(np.int32)

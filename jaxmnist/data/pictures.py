@@ -17,15 +17,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
-from jaxmnist.data.formats import (
-    EIGHT_BITS,
-    OVER,
-    check_images,
-    check_levels,
-    npz_names,
-    read_npz_member,
-    reason,
-)
+from jaxmnist.data.archives import npz_names, read_npz_member
+from jaxmnist.data.arrays import EIGHT_BITS, OVER, check_images, check_levels
+from jaxmnist.data.contents import reason
 from jaxmnist.errors import UsageError
 from jaxmnist.reading import read_npy
 

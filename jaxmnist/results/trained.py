@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save as save_tensors
 
-from jaxmnist.data.formats import EIGHT_BITS, check_images, check_levels
+from jaxmnist.data.arrays import EIGHT_BITS, check_images, check_levels
 from jaxmnist.engine.devices import start_jax
 from jaxmnist.engine.training import apply
 from jaxmnist.errors import UsageError, local_path

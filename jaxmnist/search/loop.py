@@ -58,6 +58,7 @@ def search(
     draws = dict(enumerate(itertools.islice(space.draws(settings.seed), settings.max_trials)))
     for line in (
         describe_narrowed(declared, description, dataset.image_shape),
+        *dataset.notes,
         dataset.scale_note,
         describe_budget(len(draws), settings.max_trials, description),
     ):

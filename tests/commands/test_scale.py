@@ -9,8 +9,8 @@ import pytest
 from processes import command
 
 from jaxmnist import Run, UsageError, random_search
+from jaxmnist.data.arrays import Arrays, check_arrays, check_images, scale_of
 from jaxmnist.data.dataset import load_arrays, load_dataset, split
-from jaxmnist.data.formats import Arrays, check_arrays, check_images, scale_of
 from jaxmnist.results.run import locked_run
 from jaxmnist.results.svm import fit_on_run
 

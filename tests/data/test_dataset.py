@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from conftest import PACKAGED, write_idx
 
+from jaxmnist.data.arrays import Arrays
 from jaxmnist.data.dataset import MNIST_SHA256, load_arrays, split
-from jaxmnist.data.formats import IDX_NAMES, Arrays, read_idx, read_idx_folder, read_npz
+from jaxmnist.data.formats import read_files
+from jaxmnist.data.idx import IDX_NAMES, read_idx, read_idx_folder
 from jaxmnist.errors import UsageError
 
 
@@ -145,7 +147,7 @@ def test_mislabelled_idx(folder):
 def test_npz_refuses(tmp_path, arrays, change, reason):
     given = {key: value for key, value in {**arrays, **change}.items() if value is not None}
     np.savez(tmp_path / "a.npz", **given)
-    refused(lambda: read_npz(tmp_path / "a.npz"), "a.npz", reason)
+    refused(lambda: read_files(tmp_path / "a.npz"), "a.npz", reason)
 
 
 def test_damaged_npz(tmp_path, arrays):
@@ -161,7 +163,7 @@ def test_damaged_npz(tmp_path, arrays):
             damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
         path.write_bytes(damaged)
         try:
-            read_npz(path)
+            read_files(path)
         except UsageError as error:
             assert "a.npz" in str(error)
             assert "\n" not in str(error)
@@ -173,19 +175,19 @@ def test_an_npz_that_claims_to_be_encrypted(tmp_path, arrays):
     whole = bytearray(path.read_bytes())
     whole[whole.index(b"PK\1\2") + 8] |= 1  # the flag in the central directory
     path.write_bytes(whole)
-    refused(lambda: read_npz(path), "a.npz", "encrypted")
+    refused(lambda: read_files(path), "a.npz", "encrypted")
 
 
 def test_an_npz_that_unpacks_to_too_much_is_not_unpacked(tmp_path, arrays, monkeypatch):
     monkeypatch.setattr("jaxmnist.reading.LARGEST_FILE", 1000)
     np.savez_compressed(tmp_path / "a.npz", **arrays)
-    refused(lambda: read_npz(tmp_path / "a.npz"), "unpacks to")
+    refused(lambda: read_files(tmp_path / "a.npz"), "unpacks to")
 
 
 def test_an_npz_can_hold_a_folder(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("x_train/", "")
-    refused(lambda: read_npz(tmp_path / "a.npz"), "has no array")
+    refused(lambda: read_files(tmp_path / "a.npz"), "has no array")
 
 
 def parts(labels, **options):
@@ -232,10 +234,11 @@ def test_one_class():
 
 
 def test_a_split_that_leaves_a_class_out():
-    labels = np.array([0] * 49 + [1])
-    refused(lambda: parts(labels), "--validation-split 0.25", "no validation image of label 1")
-    refused(lambda: parts(np.arange(50) % 2, validation_split=0.001), "--validation-split")
-    refused(lambda: parts(np.arange(50) % 2, validation_split=0.999), "no training image")
+    refused(
+        lambda: parts(np.arange(50) % 2, validation_split=0.999),
+        "--validation-split 0.999 leaves no training image of label 0, which has 25 of 50 images",
+    )
+    refused(lambda: parts(np.arange(3)), "no class has two training images")
 
 
 def test_a_test_label_that_training_lacks():

@@ -23,7 +23,7 @@ from PIL import Image
 
 import jaxmnist.data.download as download
 from jaxmnist.data.download import load_named
-from jaxmnist.data.formats import IDX_NAMES
+from jaxmnist.data.idx import IDX_NAMES
 from jaxmnist.errors import EnvironmentFailure, UsageError
 
 SHAPES = {"x_train": (6, 4, 5), "y_train": (6,), "x_test": (3, 4, 5), "y_test": (3,)}

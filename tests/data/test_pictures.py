@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import jaxmnist
-from jaxmnist.data.formats import read_idx
+from jaxmnist.data.idx import read_idx
 from jaxmnist.data.pictures import Picture, read_pictures
 from jaxmnist.errors import UsageError
 

@@ -14,8 +14,8 @@ from flax import nnx
 from networks import NETWORKS, Nnx
 
 from jaxmnist import UsageError
+from jaxmnist.data.arrays import Arrays
 from jaxmnist.data.dataset import load_arrays, split
-from jaxmnist.data.formats import Arrays
 from jaxmnist.engine.checkpoint import from_arrays, to_arrays
 from jaxmnist.engine.events import Checkpoint, TrialFinished
 from jaxmnist.engine.local import Engine

@@ -258,13 +258,13 @@ def test_the_space_is_the_end(options, tmp_path, capsys):
 
 BAD = [
     (["--dataset", "no_such_dataset"], "no_such_dataset"),
-    (["--data-dir", "nowhere"], "nowhere: no such folder of IDX files or .npz"),
+    (["--data-dir", "nowhere"], "nowhere: no such folder or file"),
     (["--epochs", "0"], "--epochs"),
     (["--max-trials", "0"], "--max-trials"),
     (["--max-trials", "some"], "--max-trials must be a whole number of at least 1, not 'some'"),
     (["--learning-rate", "nan"], "--learning-rate"),
     (["--validation-split", "inf"], "--validation-split"),
-    (["--validation-split", "0.00001"], "--validation-split"),
+    (["--validation-split", "0.99999"], "--validation-split"),
     (["--filters", "128:32"], "--filters"),
     (["--filters", "-4"], "--filters"),
     (["--conv-layers", "9"], "--conv-layers 9 is too many for images of 28×28"),

@@ -1,0 +1,167 @@
+"""NumPy's files: `.npz` with the arrays of a dataset, `.npy` and IDX files with one array each."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from jaxmnist.data.arrays import Found, Part
+from jaxmnist.data.contents import NPY, ZIP, head_of, open_file, reason, what_it_is
+from jaxmnist.data.idx import is_idx, read_idx, without_origin
+from jaxmnist.data.names import choose, listed
+from jaxmnist.errors import UsageError
+from jaxmnist.reading import largest_file, read_npy, read_up_to
+
+PARTS: dict[int, tuple[str, ...]] = {
+    2: ("train",),
+    4: ("train", "test"),
+    6: ("train", "validation", "test"),
+}
+
+
+def read_npz(path: Path) -> Found:
+    """Read the arrays of a dataset from an `.npz` file, which can't run code.
+
+    Their names say what they are; see `names`. Arrays without names, arr_0, arr_1 and so on, are
+    recognised by their shapes.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _read_parts(path, archive)
+    except UsageError:
+        raise
+    except Exception as error:  # given damaged bytes, decoders raise anything
+        raise UsageError(f"{path}: can't be read: {reason(error)}") from None
+
+
+def _read_parts(path: Path, archive: zipfile.ZipFile) -> Found:
+    names = npz_names(archive)
+    others = [name for name in archive.namelist() if not name.endswith((".npy", "/"))]
+    if others and not names:
+        raise UsageError(
+            f"{path}: is a zip archive of {len(others)} files, such as {listed(others[:1])}; unpack"
+            " it and name its folder"
+        )
+    chosen = choose(str(path), names, "array")
+    nameless = [f"arr_{i}" for i in range(len(names))]
+    if not chosen and (len(names) not in PARTS or sorted(names) != nameless):
+        raise UsageError(f"{path}: has no array x_train; it has {listed(names)}")
+    wanted = [name for pair in chosen.values() for name in pair] or nameless
+    size = sum(archive.getinfo(f"{name}.npy").file_size for name in wanted)
+    if size > largest_file():
+        raise UsageError(f"{path}: unpacks to {size} bytes, more than can be loaded")
+    if not chosen:
+        return by_shape(
+            str(path), [read_npz_member(path, archive, name, text=True) for name in nameless]
+        )
+    return Found.of(
+        {
+            part: (
+                read_npz_member(path, archive, images),
+                read_npz_member(path, archive, labels, text=True),
+            )
+            for part, (images, labels) in chosen.items()
+        }
+    )
+
+
+def by_shape(source: str, arrays: Sequence[np.ndarray]) -> Found:
+    """Recognise the parts of two, four or six arrays without names: images have more axes.
+
+    Images stand in the order training, (validation,) test, and labels too; either may come first.
+    """
+    axes = max(array.ndim for array in arrays)
+    images = [array for array in arrays if array.ndim == axes]
+    labels = [array for array in arrays if array.ndim < axes]
+    lengths = [[len(array) for array in kind if array.ndim] for kind in (images, labels)]
+    if axes < 2 or lengths[0] != lengths[1]:
+        shapes = ", ".join(str(array.shape) for array in arrays)
+        raise UsageError(
+            f"{source}: can't tell images from labels by the shapes {shapes}; name the arrays"
+            " x_train, y_train, x_test, y_test"
+        )
+    return in_order(list(zip(images, labels, strict=True)))
+
+
+def in_order(pairs: Sequence[Part]) -> Found:
+    """Return one to three pairs of images and labels as training, (validation,) test parts."""
+    return Found.of(dict(zip(PARTS[2 * len(pairs)], pairs, strict=True)))
+
+
+def npz_names(archive: zipfile.ZipFile) -> list[str]:
+    """Return the names of the arrays in an `.npz` file."""
+    return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+
+
+def read_npz_member(
+    path: Path, archive: zipfile.ZipFile, name: str, *, text: bool = False
+) -> np.ndarray:
+    """Read the array `name` of the `.npz` file at `path`; see `read_npy`."""
+    entry = archive.getinfo(f"{name}.npy")
+    with archive.open(entry) as member:
+        return read_npy(f"{path}: {name}", member, entry.file_size, text=text)
+
+
+def read_array(path: Path, *, text: bool = False) -> np.ndarray:
+    """Read the one array of an IDX, `.npy` or `.npz` file, gzipped or not.
+
+    Args:
+      path: the file.
+      text: whether the array may be one of text, as labels may.
+
+    Raises:
+      UsageError: the file is something else, or damaged.
+    """
+    head = head_of(path)
+    if is_idx(head):
+        return without_origin(read_idx(path)) if text else read_idx(path)
+    readers: dict[bytes, Callable[..., np.ndarray]] = {NPY: _read_npy, ZIP: _read_only_member}
+    for start, read in readers.items():
+        if head.startswith(start):
+            try:
+                return read(path, text=text)
+            except UsageError:
+                raise
+            except Exception as error:  # given damaged bytes, decoders raise anything
+                raise UsageError(f"{path}: can't be read: {reason(error)}") from None
+    known = what_it_is(head)
+    raise UsageError(f"{path}: {known or 'is no IDX, .npy or .npz file with an array'}")
+
+
+def _read_npy(path: Path, *, text: bool) -> np.ndarray:
+    with open_file(path) as file:
+        content = read_up_to(file, largest_file())
+    return read_npy(str(path), BytesIO(content), len(content), text=text)
+
+
+def _read_only_member(path: Path, *, text: bool) -> np.ndarray:
+    with zipfile.ZipFile(path) as archive:
+        names = npz_names(archive)
+        if len(names) != 1:
+            raise UsageError(f"{path}: must have a single array; it has {listed(names)}")
+        return read_npz_member(path, archive, names[0], text=text)
+
+
+def read_array_files(folder: Path, names: Sequence[str]) -> Found | None:
+    """Read a dataset of one array a file: IDX, `.npy` or `.npz`.
+
+    Args:
+      folder: where the files lie.
+      names: of the files to choose from; see `names`.
+
+    Returns:
+      The parts; None if the names are not those of images and labels for training.
+    """
+    chosen = choose(str(folder), names, "file")
+    if not chosen:
+        return None
+    return Found.of(
+        {
+            part: (read_array(folder / images), read_array(folder / labels, text=True))
+            for part, (images, labels) in chosen.items()
+        }
+    )

@@ -1,0 +1,228 @@
+"""The one gate of all data: arrays as they were found, checked, in one shape and on one scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmnist.data.labels import read_labels
+from jaxmnist.data.parts import TEST_FRACTION, held_out
+from jaxmnist.errors import UsageError
+
+EIGHT_BITS = 255.0  # the largest pixel of 8-bit images
+OVER = 8  # times the scale; images with larger pixels are on another scale
+SMALLEST_SIDE = 6  # pixels, of images whose channels come first or that are rows of numbers
+
+Part = tuple[np.ndarray, np.ndarray]
+
+
+class Arrays(NamedTuple):
+    """A dataset as it was loaded: images [N, H, W, C] and labels int64[N] of its parts.
+
+    Images are uint8 where all pixels are whole numbers from 0 to 255, else float32, in all parts.
+    x_validation, y_validation: None unless the data bring a validation part.
+    names: the names of labels, where the data bring names.
+    notes: a line for each thing that was changed or left out.
+    """
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    x_validation: np.ndarray | None = None
+    y_validation: np.ndarray | None = None
+    names: Mapping[int, str] = MappingProxyType({})
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """Images and labels of parts, unchecked, as a reader found them.
+
+    train, validation, test: images and their labels, of any shape that `check` accepts; None where
+      there is no such part.
+    notes: a line for each thing that the reader left out.
+    """
+
+    train: Part
+    validation: Part | None = None
+    test: Part | None = None
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, parts: Mapping[str, Part], notes: Sequence[str] = ()) -> Found:
+        """The parts by name: 'train', 'validation' and 'test'."""
+        return cls(parts["train"], parts.get("validation"), parts.get("test"), tuple(notes))
+
+
+def check(source: str, found: Found, *, transpose: bool = False) -> Arrays:
+    """Return the arrays of a dataset, images with a channel axis and labels as whole numbers.
+
+    Images whose channels come first, [N, C, H, W], are turned, and rows of numbers [N, D] become
+    square images. Where there is no test part, images are set aside for it by their content.
+
+    Args:
+      source: what to call the data in errors.
+      found: the parts as they were found.
+      transpose: swap rows and columns of all images.
+
+    Raises:
+      UsageError: the arrays are not images and labels, or don't fit together.
+    """
+    parts = {"train": found.train, "validation": found.validation, "test": found.test}
+    given = {part: pair for part, pair in parts.items() if pair is not None}
+    notes = [*found.notes]
+    images: dict[str, np.ndarray] = {}
+    for part, (pixels, _) in given.items():
+        arranged, note = _arranged(pixels)
+        images[part] = check_images(f"{source}: x_{part}", arranged)
+        notes += [f"note: {source}: {note}"] if note and part == "train" else []
+    labels, names = read_labels(source, {part: labels for part, (_, labels) in given.items()})
+    for part, array in images.items():
+        if len(array) != len(labels[part]):
+            raise UsageError(f"{source}: {len(array)} {part} images but {len(labels[part])} labels")
+        if len(array) == 0:
+            raise UsageError(f"{source}: has no {part} images")
+        if array.shape[1:] != images["train"].shape[1:]:
+            raise UsageError(
+                f"{source}: training images are {images['train'].shape[1:]} and {part} images"
+                f" {array.shape[1:]}"
+            )
+    if len({array.dtype for array in images.values()}) > 1:
+        images = {part: array.astype(np.float32) for part, array in images.items()}
+    scale = scale_of(source, images["train"])
+    for part in images:
+        if part != "train":
+            check_levels(f"{source}: x_{part}", images[part], scale)
+    if "test" not in images:
+        chosen = held_out(images["train"], labels["train"], scale)
+        if not chosen.any():
+            raise UsageError(
+                f"{source}: has no test images, and no class has two different images, of which"
+                " one could be set aside"
+            )
+        for parts_of in (images, labels):
+            parts_of["test"] = parts_of["train"][chosen]
+            parts_of["train"] = parts_of["train"][~chosen]
+        notes.append(
+            f"note: {source} has no test part: {chosen.sum()} of {len(chosen)} images are set aside"
+            f" for it, {100 * TEST_FRACTION:.0f} % of each class, chosen by their content alone"
+        )
+    if transpose:
+        images = {
+            part: np.ascontiguousarray(array.swapaxes(1, 2)) for part, array in images.items()
+        }
+    return Arrays(
+        images["train"],
+        labels["train"],
+        images["test"],
+        labels["test"],
+        images.get("validation"),
+        labels.get("validation"),
+        MappingProxyType(names),
+        tuple(notes),
+    )
+
+
+def check_arrays(
+    source: str, x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray
+) -> Arrays:
+    """Return the `Arrays` of a training and a test part; see `check`."""
+    return check(source, Found((x_train, y_train), test=(x_test, y_test)))
+
+
+def _arranged(images: np.ndarray) -> tuple[np.ndarray, str | None]:
+    """Return images with their channels last, and rows of numbers as images; and a note if so."""
+    shape = images.shape
+    if images.ndim == 4 and shape[1] in (1, 3) and min(shape[2:]) >= SMALLEST_SIDE:
+        turned = np.ascontiguousarray(np.moveaxis(images, 1, -1))
+        return turned, f"images of {shape[1:]} have their channels first: turned to channels last"
+    if images.ndim == 2 and (square := square_shape(shape[1])):
+        height, width, channels = square
+        return images.reshape(-1, *square), (
+            f"rows of {shape[1]} numbers are read as images of {height}×{width}"
+            + (", red, green and blue of each pixel side by side" if channels == 3 else "")
+        )
+    return images, None
+
+
+def square_shape(numbers: int) -> tuple[int, int, int] | None:
+    """Return the shape (H, W, C) of a square image of so many numbers, of 1 or 3 channels.
+
+    >>> square_shape(784), square_shape(3072), square_shape(785)
+    ((28, 28, 1), (32, 32, 3), None)
+    """
+    for channels in (1, 3):
+        side = math.isqrt(numbers // channels)
+        if side >= SMALLEST_SIDE and side * side * channels == numbers:
+            return side, side, channels
+    return None
+
+
+def check_images(name: str, images: np.ndarray) -> np.ndarray:
+    """Return images [N, H, W, C]: uint8 if all pixels are whole numbers 0 to 255, else float32.
+
+    Args:
+      name: what to call them in errors.
+      images: [N, H, W] or [N, H, W, C] of any numbers or booleans.
+
+    Raises:
+      UsageError: another shape, or pixels that are negative, not finite, or not numbers.
+    """
+    if images.ndim not in (3, 4) or 0 in images.shape[1:]:
+        raise UsageError(f"{name}: images must be (N, H, W) or (N, H, W, C), not {images.shape}")
+    if images.dtype.kind not in "biuf":
+        raise UsageError(f"{name}: pixels must be numbers, not {images.dtype}")
+    if images.dtype != np.uint8:
+        # NumPy warns about values beyond float32's range, which are refused here.
+        with np.errstate(over="ignore"):
+            real = images.astype(np.float32)
+        if not np.isfinite(real).all():
+            raise UsageError(f"{name}: has pixels that are not finite numbers")
+        if images.size and images.min() < 0:
+            raise UsageError(
+                f"{name}: has negative pixels, down to {real.min():g}; shift the values so that"
+                " black is 0"
+            )
+        # Check the original array: float32 would round some fractions to whole numbers.
+        is_whole = bool(np.all(images <= 255)) and bool(np.all(images == np.floor(images)))
+        images = images.astype(np.uint8) if is_whole else real
+    return images if images.ndim == 4 else images[..., None]
+
+
+def scale_of(name: str, images: np.ndarray) -> float:
+    """Return the number to divide pixels of such images by, so that they range from 0 to about 1.
+
+    It is 255 if 8-bit images have a value above 127, else the largest value, so that images of 0
+    and 1, of 0..16, or of 12 bits become as bright as others.
+
+    Args:
+      name: what to call the images in errors.
+      images: training images, as `check_images` gives them.
+
+    Raises:
+      UsageError: all pixels are 0.
+    """
+    largest = float(images.max())
+    if largest == 0:
+        raise UsageError(f"{name}: all pixels of the training images are 0")
+    return EIGHT_BITS if images.dtype == np.uint8 and largest > EIGHT_BITS // 2 else largest
+
+
+def check_levels(name: str, images: np.ndarray, scale: float) -> None:
+    """Raise `UsageError` if `images`, as `check_images` gives them, are not on this scale.
+
+    Pixels may exceed the scale, as test images may be brighter than all training images, but at
+    most `OVER` times; and fractions up to 1 don't belong to a scale above `OVER`.
+    """
+    largest = float(images.max(initial=0))
+    if largest > OVER * scale or (images.dtype != np.uint8 and largest <= 1 and scale > OVER):
+        raise UsageError(
+            f"{name}: its pixels reach {largest:g}, and those of the training images {scale:g};"
+            " use the same scale for both"
+        )

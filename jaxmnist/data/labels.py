@@ -1,0 +1,115 @@
+"""Labels of every kind that data bring, as whole numbers and the names of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from jaxmnist.errors import UsageError, printable
+
+LONGEST_NAME = 100  # characters
+LARGEST_LABEL = 2**53  # the whole numbers up to it are exact as floats
+
+
+def read_labels(
+    source: str, parts: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+    """Return labels as int64[N] by part, and the names of those classes that bring one.
+
+    Whole numbers, also as floats or as text, stay the numbers they are; other text is numbered in
+    the order of the sorted names; False is 0 and True is 1; the label of a one-hot row is the
+    position of its 1.
+
+    Args:
+      source: what to call the data in errors.
+      parts: labels of the parts 'train', 'validation' and 'test': [N], [N, 1], or one-hot [N, K].
+
+    Raises:
+      UsageError: anything else.
+    """
+    flat = {part: _flat(f"{source}: y_{part}", labels) for part, labels in parts.items()}
+    kinds = {labels.dtype.kind for labels in flat.values()}
+    if "U" in kinds:
+        if kinds != {"U"}:
+            raise UsageError(f"{source}: labels are text in one part and numbers in another")
+        numbers = number_names({name for labels in flat.values() for name in np.unique(labels)})
+        found = {}
+        for part, labels in flat.items():
+            names, places = np.unique(labels, return_inverse=True)
+            of_names = np.array([numbers[str(name)] for name in names], np.int64)
+            found[part] = of_names[places].reshape(-1)
+        return found, {number: printable(name) for name, number in numbers.items()}
+    truth = {0: "False", 1: "True"} if kinds == {"b"} else {}
+    return {part: _whole(f"{source}: y_{part}", labels) for part, labels in flat.items()}, truth
+
+
+def number_names(names: Iterable[str]) -> dict[str, int]:
+    """Return the label of each class name: the number it is, if all are, else its place.
+
+    >>> number_names(["b", "a", "10"]), number_names(["10", "9"])
+    ({'10': 0, 'a': 1, 'b': 2}, {'9': 9, '10': 10})
+    """
+    known = sorted(map(str, names))
+    digits = [name.removeprefix("-") for name in known]
+    if all(text.isascii() and text.isdigit() and len(text) < 16 for text in digits):
+        numbers = {name: int(name) for name in known}
+        if len(set(numbers.values())) == len(numbers):
+            return dict(sorted(numbers.items(), key=lambda item: item[1]))
+    return {name: place for place, name in enumerate(known)}
+
+
+def _flat(name: str, labels: np.ndarray) -> np.ndarray:
+    """Return labels [N] of numbers, bools or text."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.dtype.kind == "O":
+        labels = _of_objects(name, labels)
+    if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "biuf":
+        ones = labels == 1
+        if not ((ones | (labels == 0)).all() and (ones.sum(1) == 1).all()):
+            raise UsageError(
+                f"{name}: labels must be (N,), or (N, K) with a single 1 in each row, not"
+                f" {labels.shape}"
+            )
+        labels = ones.argmax(1)
+    if labels.ndim != 1:
+        raise UsageError(f"{name}: labels must be (N,), not {labels.shape}")
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels, "utf-8", "replace")
+    if labels.dtype.kind == "U":
+        lengths = np.char.str_len(labels)
+        if labels.size and not 0 < lengths.min() <= lengths.max() <= LONGEST_NAME:
+            raise UsageError(
+                f"{name}: names of classes must have 1 to {LONGEST_NAME} characters, not"
+                f" {lengths.min() or lengths.max()}"
+            )
+    elif labels.dtype.kind not in "biuf":
+        raise UsageError(f"{name}: labels must be whole numbers or names, not {labels.dtype}")
+    return labels
+
+
+def _of_objects(name: str, labels: np.ndarray) -> np.ndarray:
+    """Return an array of Python's objects as one of text, or of numbers."""
+    if all(isinstance(label, str) for label in labels.ravel()):
+        return labels.astype(str)
+    numbers = (int, float, np.number, np.bool_)
+    if not all(isinstance(label, numbers) for label in labels.ravel()):
+        raise UsageError(f"{name}: labels must be whole numbers or names, not a mixture of objects")
+    try:
+        return np.array(labels.tolist())
+    except (ValueError, OverflowError):
+        raise UsageError(f"{name}: labels must be whole numbers or names") from None
+
+
+def _whole(name: str, labels: np.ndarray) -> np.ndarray:
+    """Return numbers [N] as int64; `UsageError` unless they are whole."""
+    if labels.dtype.kind == "f":
+        real = labels.astype(np.float64)
+        if not (np.isfinite(real) & (real == np.floor(real)) & (abs(real) < LARGEST_LABEL)).all():
+            raise UsageError(f"{name}: labels must be whole numbers, not {labels.dtype} like these")
+    elif labels.dtype.kind == "O" or (
+        labels.dtype == np.uint64 and labels.size and labels.max() > 2**63 - 1
+    ):
+        raise UsageError(f"{name}: labels must be whole numbers below 2^63, not {labels.dtype}")
+    return labels.astype(np.int64)
