@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxmnist.commands.parser import Parser, add_model, add_run
+from jaxmnist.commands.parser import Parser, add_model, add_run, add_settings
 
 
 def main(arguments: list[str], program: str = "jaxmnist evaluate") -> None:
@@ -12,6 +12,7 @@ def main(arguments: list[str], program: str = "jaxmnist evaluate") -> None:
     )
     add_run(parser)
     add_model(parser)
+    add_settings(parser, ("data_dir",))
     given = parser.parse_args(arguments)
     # Imported late: JAX takes a second, during which signals must already be handled.
     from jaxmnist.api import own_network
@@ -20,4 +21,5 @@ def main(arguments: list[str], program: str = "jaxmnist evaluate") -> None:
     from jaxmnist.results.run import locked_run
 
     with notes_on(Console()), locked_run(given.run, own_network(given.model)) as run:
-        print(describe(look(run, run.load_dataset(), "evaluation")))
+        dataset = run.load_dataset(getattr(given, "data_dir", None))
+        print(describe(look(run, dataset, "evaluation")))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from jaxmnist.commands.parser import Parser, add_model, add_run, add_settings
 from jaxmnist.errors import UsageError, printable
 from jaxmnist.settings import SearchSettings, flag
@@ -15,6 +17,10 @@ NAMES = (
     "svm_backend",
     "svm_search",
 )
+
+
+# Flags that make the data another task's, and not the run's own in another place.
+NEW_TASK = {"dataset", "transpose", "train_limit", "validation_split"}
 
 
 def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
@@ -38,7 +44,13 @@ def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
 
     with notes_on(Console()), locked_run(directory, own_network(model)) as run:
         settings = SearchSettings(**{"seed": run.settings.seed, **given})
-        dataset = run.load_dataset() if own else load_dataset(settings)
+        dataset = None
+        if own or not given.keys() & NEW_TASK:
+            # With --data-dir alone the data may be the run's own, which have moved.
+            with suppress(*() if own else (UsageError,)):
+                dataset = run.load_dataset(settings.data_dir)
+                own = True
+        dataset = dataset or load_dataset(settings)
         for line in () if own else (*dataset.notes, dataset.scale_note):
             if line:
                 print(printable(line))

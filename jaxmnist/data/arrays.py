@@ -110,8 +110,9 @@ def check(source: str, found: Found, *, transpose: bool = False) -> Arrays:
             parts_of["test"] = parts_of["train"][chosen]
             parts_of["train"] = parts_of["train"][~chosen]
         notes.append(
-            f"note: {source} has no test part: {chosen.sum()} of {len(chosen)} images are set aside"
-            f" for it, {100 * TEST_FRACTION:.0f} % of each class, chosen by their content alone"
+            f"note: {source} has no test part: {chosen.sum()} of {len(chosen)} images are set"
+            f" aside for it, about {100 * TEST_FRACTION:.0f} % of each class, chosen by their"
+            " content alone"
         )
     if transpose:
         images = {

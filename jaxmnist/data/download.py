@@ -28,9 +28,9 @@ from urllib.parse import urljoin, urlsplit
 
 import numpy as np
 
-from jaxmnist.data.arrays import Arrays, check_arrays
+from jaxmnist.data.arrays import Arrays, Found, Part, check, check_arrays
 from jaxmnist.data.idx import IDX_NAMES, read_idx
-from jaxmnist.errors import EnvironmentFailure, JaxmnistError, UsageError, one_line
+from jaxmnist.errors import EnvironmentFailure, JaxmnistError, UsageError, one_line, printable
 from jaxmnist.reading import largest_file
 
 CONNECT_SECONDS = 5.0  # for each address of a host
@@ -38,18 +38,19 @@ READ_SECONDS = 30.0  # without data from a connected host
 
 
 def load_named(name: str) -> Arrays:
-    """Load the train and test parts of the tfds dataset `name`, such as `emnist/letters`.
+    """Load the parts train, validation and test of the tfds dataset `name`, as `emnist/letters`.
 
     Args:
       name: as tfds lists it, in lower case; `name/config` for a configuration.
 
     Returns:
-      images uint8[N, H, W, C] and labels int64[N]. IDX files keep their published order; tfds
+      images uint8[N, H, W, C], labels int64[N] and the names of the classes. Without a test part
+      one is set aside. IDX files keep their published order; tfds
       shuffles the datasets that it prepares, always in the same way.
 
     Raises:
-      UsageError: there is no such dataset, it lacks images of one size, labels or one of the
-        parts, or its files are damaged or can't be written.
+      UsageError: there is no such dataset, it lacks images of one size, labels or the part
+        train, or its files are damaged or can't be written.
       EnvironmentFailure: it can't be downloaded or prepared here.
     """
     with _tamed_tfds() as tfds:
@@ -57,11 +58,14 @@ def load_named(name: str) -> Arrays:
         builder = _find_builder(tfds, name, data_dir)
         urls = _idx_urls(builder)
         if urls:
-            return _load_idx(tfds, name, urls, builder.url_infos, data_dir / "downloads")
-        _check_features(tfds, name, builder.info.features)
-        if not builder.is_prepared():
-            _prepare(tfds, name, builder)
-        return _read_prepared(tfds, name, builder)
+            arrays = _load_idx(tfds, name, urls, builder.url_infos, data_dir / "downloads")
+        else:
+            _check_features(tfds, name, builder.info.features)
+            if not builder.is_prepared():
+                _prepare(tfds, name, builder)
+            arrays = _read_prepared(tfds, name, builder)
+        names = getattr(builder.info.features["label"], "names", None) or ()
+        return arrays._replace(names={k: printable(str(name)) for k, name in enumerate(names)})
 
 
 @contextlib.contextmanager
@@ -191,12 +195,14 @@ def _prepare(tfds: Any, name: str, builder: Any) -> None:
 
 def _read_prepared(tfds: Any, name: str, builder: Any) -> Arrays:
     """Decode a prepared dataset; TensorFlow isn't needed, and doesn't change the arrays."""
-    parts: dict[str, np.ndarray] = {}
+    parts: dict[str, Part] = {}
     shape = builder.info.features["image"].shape
-    for part in ("train", "test"):
+    if "train" not in builder.info.splits:
+        has = ", ".join(builder.info.splits) or "none"
+        raise UsageError(f"{name}: has no part 'train'; it has {has}")
+    for part in ("train", "validation", "test"):
         if part not in builder.info.splits:
-            has = ", ".join(builder.info.splits) or "none"
-            raise UsageError(f"{name}: has no part {part!r}; it has {has}")
+            continue
         size = builder.info.splits[part].num_examples
         if size * math.prod(shape) > largest_file():
             raise UsageError(f"{name}: its {part} part is too large for this machine's memory")
@@ -211,8 +217,8 @@ def _read_prepared(tfds: Any, name: str, builder: Any) -> Arrays:
                 raise ValueError(f"{count} of {size} {part} examples are there")
         except Exception as error:  # damage shows in any of the decoders
             raise UsageError(f"{builder.data_path}: can't be read: {one_line(error)}") from None
-        parts[f"x_{part}"], parts[f"y_{part}"] = images, labels
-    return check_arrays(name, **parts)
+        parts[part] = images, labels
+    return check(name, Found.of(parts))
 
 
 def _examples(tfds: Any, builder: Any, part: str) -> Iterator[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -64,7 +64,7 @@ def read_table_files(folder: Path, names: Sequence[str]) -> Found | None:
                 raise UsageError(f"{path}: has no column of labels")
             else:
                 notes.append(f"note: {path} has no labels, so that it is no {part} part")
-    return Found.of(read, notes)
+    return _found(str(folder), read, notes)
 
 
 def read_table(path: Path) -> Found:
@@ -72,11 +72,21 @@ def read_table(path: Path) -> Found:
     pixels, labels = read_rows(path)
     if labels is None:
         raise UsageError(f"{path}: has no column of labels")
-    return Found((pixels, labels))
+    return _found(str(path), {"train": (pixels, labels)}, [])
+
+
+def _found(source: str, parts: Mapping[str, Part], notes: list[str]) -> Found:
+    height, width, channels = parts["train"][0].shape[1:]
+    if channels == 3:
+        notes.append(
+            f"note: {source}: rows are read as images of {height}×{width}, red, green and blue of"
+            " each pixel side by side"
+        )
+    return Found.of(parts, notes)
 
 
 def read_rows(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read a CSV file, gzipped or not: pixels [N, D] and labels [N], None if there are none.
+    """Read a CSV file, gzipped or not: images [N, H, W, C] and labels [N], None if there are none.
 
     Memory holds the pixels and a few thousand rows of text.
 
@@ -100,6 +110,7 @@ def read_rows(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 class _Table:
     """A CSV file that is being read.
 
+    shape: (H, W, C) of the images.
     label: the column of the label; None if there is none.
     skipped: the columns that are neither label nor pixels.
     """
@@ -125,11 +136,13 @@ class _Table:
         if self.label is None and not square_shape(pixels) and square_shape(pixels - 1):
             self.label = next(i for i in range(self.width) if i not in self.skipped)
         pixels -= self.label is not None
-        if not square_shape(pixels):
+        shape = square_shape(pixels)
+        if shape is None:
             raise UsageError(
                 f"{path}: its rows have {self.width} columns, which are not a label and the pixels"
                 " of a square image, grey or RGB"
             )
+        self.shape = shape
 
     def _numbered(self, text: IO[str]) -> Iterator[tuple[int, str]]:
         """Yield the lines that are not blank, with their numbers from 1."""
@@ -162,7 +175,7 @@ class _Table:
             rows = []
         if not blocks:
             raise UsageError(f"{self.path}: has no rows")
-        pixels = np.concatenate(blocks)
+        pixels = np.concatenate(blocks).reshape(-1, *self.shape)
         return pixels, None if self.label is None else _numbers_or_text(labels)
 
     def _block(self, rows: list[tuple[int, str]]) -> tuple[np.ndarray, list[str]]:

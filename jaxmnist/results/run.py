@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -9,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxmnist.data.dataset import Dataset, load_dataset
+from jaxmnist.data.dataset import Dataset, dataset_in_memory, load_dataset
 from jaxmnist.engine.devices import set_pool_size
 from jaxmnist.errors import UsageError, printable
 from jaxmnist.hyperparameters import Hyperparameters
@@ -242,9 +243,25 @@ class Run:
         except DamagedFile as problem:
             raise UsageError(f"{problem}; {MENDS}") from None
 
-    def load_dataset(self) -> Dataset:
-        """The run's own dataset, split as in the search; `UsageError` if it has changed since."""
-        dataset = load_dataset(self.settings)
+    def load_dataset(self, data_dir: str | None = None, data: Any = None) -> Dataset:
+        """The run's own dataset, split as in the search.
+
+        Args:
+          data_dir: where the data lie now, if not where they were.
+          data: the arrays, if they lie nowhere; see `random_search`.
+
+        Raises:
+          UsageError: the data are not there, or have changed since.
+        """
+        settings = self.settings
+        if data_dir is not None:
+            settings = replace(settings, dataset=settings.dataset_name, data_dir=data_dir)
+        elif data is None and settings.data_dir and not os.path.exists(settings.data_dir):
+            raise UsageError(
+                f"{self.directory.path}: its data are not at {settings.data_dir} any more; name"
+                " their place with --data-dir"
+            )
+        dataset = load_dataset(settings) if data is None else dataset_in_memory(data, settings)
         if dataset.fingerprint != self.search["identity"]["data"]:
             raise UsageError(
                 f"{self.directory.path}: the data of {dataset.name} have changed: they"

@@ -32,6 +32,7 @@ from jaxmnist.commands.parser import run_command
 from jaxmnist.commands.search import main as search
 from jaxmnist.data.archives import read_npz
 from jaxmnist.data.arrays import check_arrays
+from jaxmnist.data.formats import read_files
 from jaxmnist.data.idx import read_idx
 from jaxmnist.data.pictures import read_pictures
 from jaxmnist.models.space import Space
@@ -220,7 +221,7 @@ def test_npz(place, content):
     path = place / "file.npz"
     path.write_bytes(content)
     with takes_at_most(16 * 2**20):
-        holds(lambda: read_npz(path))
+        holds(lambda: read_files(path))
         holds(lambda: read_pictures(path, (2, 3, 1)))
 
 
@@ -277,6 +278,25 @@ def test_pictures(place, noise, form):
     path.write_bytes(starts[form] + noise)
     with takes_at_most(16 * 2**20):
         holds(lambda: read_pictures(path, (28, 28, 1)))
+
+
+FIELDS = st.sampled_from(["0", "255", "7", "-1", "0.5", "", "a", '"', "nan", "1e999", "é", "1_0"])
+
+
+@FEWER
+@given(
+    st.lists(st.lists(FIELDS, min_size=36, max_size=38), max_size=6),
+    st.sampled_from([",", ";", "\t", ",,"]),
+    st.binary(max_size=9),
+)
+def test_tables(place, rows, separator, noise):
+    path = place / "table.csv"
+    text = "\n".join(separator.join(row) for row in rows)
+    path.write_bytes(text.encode() + noise)
+    with takes_at_most(16 * 2**20):
+        found = holds(lambda: read_files(path))
+    if found is not None:
+        assert found.x_train.shape[1:] == (6, 6, 1)
 
 
 def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):

@@ -347,7 +347,9 @@ def prepare(data_dir):
 
                 def _generate_examples(self, numbers):
                     for i in numbers:
-                        value = i % 3 if label is None else i / 2
+                        value = i % 3
+                        if label is not None:
+                            value = i % 2 if hasattr(label, "names") else i / 2
                         yield i, {"image": png(picture(i)), "label": value}
 
         builder = TinyPictures(data_dir=data_dir, file_format=file_format)
@@ -445,9 +447,19 @@ def test_damaged_records_are_one_line(prepare, damage):
     assert str(path.parent) in str(error.value)
 
 
+def test_without_a_test_part_one_is_set_aside(prepare):
+    import tensorflow_datasets as tfds
+
+    prepare(parts=("train",), label=tfds.features.ClassLabel(names=["ink", "paper"]))
+    found = load_named("tiny_pictures")
+    assert len(found.x_train) + len(found.x_test) == 10
+    assert set(found.y_test) == {0, 1}
+    assert found.names == {0: "ink", 1: "paper"}
+
+
 def test_a_lacking_part_is_named(prepare):
-    prepare(parts=("train",))
-    with pytest.raises(UsageError, match=r"^tiny_pictures: has no part 'test'; it has train$"):
+    prepare(parts=("test",))
+    with pytest.raises(UsageError, match=r"^tiny_pictures: has no part 'train'; it has test$"):
         load_named("tiny_pictures")
 
 

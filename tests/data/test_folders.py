@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxmnist.data.dataset import split
+from jaxmnist.data.formats import read_files
+from jaxmnist.errors import UsageError
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (24, 8, 9), np.uint8)
+NAMES = ("1", "2", "10")
+
+
+def fill(folder: Path, images=GREY, names=NAMES, end="png") -> Path:
+    """Pictures in a folder for each class, one after another."""
+    for i, image in enumerate(images):
+        place = folder / names[i % len(names)]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{i:03}.{end}")
+    return folder
+
+
+def by_class(images=GREY, classes=3) -> np.ndarray:
+    """The images in the order in which class folders are read, with a channel axis."""
+    stack = np.concatenate([images[k::classes] for k in range(classes)])
+    return stack if stack.ndim == 4 else stack[..., None]
+
+
+def test_parts(tmp_path):
+    fill(tmp_path / "train")
+    fill(tmp_path / "test", GREY[:6])
+    fill(tmp_path / "valid", GREY[6:12])
+    found = read_files(tmp_path)
+    assert found.notes == ()
+    # '10' stands after '2' as a number, but folders are read by name.
+    order = [GREY[0::3], GREY[2::3], GREY[1::3]]
+    assert np.array_equal(found.x_train[..., 0], np.concatenate(order))
+    assert found.y_train.tolist() == [1] * 8 + [10] * 8 + [2] * 8
+    data = split("a", found, validation_split=0.1, seed=0)
+    assert data.class_names == NAMES
+    assert data.labels == (1, 2, 10)
+    assert len(data.y_validation) == len(data.y_test) == 6
+    shutil.rmtree(tmp_path / "train")
+    with pytest.raises(UsageError, match="has a folder test, but no folder train"):
+        read_files(tmp_path)
+
+
+def test_class_folders_alone(tmp_path):
+    fill(tmp_path / "inner", names=("b", "a", "c"))
+    for folder in (tmp_path, tmp_path / "inner"):  # also one level above
+        found = read_files(folder)
+        assert len(found.x_test) == 3
+        assert "has no test part: 3 of 24 images are set aside" in found.notes[0]
+        assert dict(found.names) == {0: "a", 1: "b", 2: "c"}
+
+
+def test_what_is_no_picture_is_left_out_and_said(tmp_path):
+    fill(tmp_path, names=("a", "b", "c"))
+    (tmp_path / "a" / "notes.txt").write_text("some words")
+    (tmp_path / "a" / ".DS_Store").write_bytes(b"\0")
+    (tmp_path / "b" / "Thumbs.db").write_bytes(b"\0")
+    whole = (tmp_path / "c" / "002.png").read_bytes()
+    (tmp_path / "c" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "readme.md").write_text("x")
+    found = read_files(tmp_path)
+    assert len(found.x_train) + len(found.x_test) == 24
+    assert found.notes[0].startswith("note: 3 files are left out; the first: ")
+    (tmp_path / "a" / "notes.txt").unlink()
+    (tmp_path / "readme.md").unlink()
+    assert "c/cut.png can't be read" in read_files(tmp_path).notes[0]
+
+
+def test_sizes_must_be_equal(tmp_path):
+    fill(tmp_path)
+    Image.fromarray(GREY[0].T).save(tmp_path / "2" / "turned.png")
+    with pytest.raises(UsageError, match=r"000.png is 8×9 pixels and .*turned.png 9×8: resize"):
+        read_files(tmp_path)
+
+
+def test_modes_of_pictures(tmp_path):
+    """Grey, RGB without colours, palettes and 16 bits are grey; one coloured picture is RGB."""
+    as_rgb = np.repeat(GREY[..., None], 3, 3)
+    fill(tmp_path / "mixed", [as_rgb[0], *GREY[1:20], *as_rgb[20:]], ("a", "b", "c"))
+    Image.fromarray(GREY[1]).convert("P").save(tmp_path / "mixed" / "b" / "001.png")
+    Image.fromarray(GREY[2].astype(np.uint16) * 257).save(tmp_path / "mixed" / "c" / "002.png")
+    found = read_files(tmp_path / "mixed")
+    assert found.x_train.shape[3] == 1
+    kept = {image.tobytes() for image in (*found.x_train, *found.x_test)}
+    assert kept == {image.tobytes() for image in by_class()}
+    coloured = as_rgb.copy()
+    coloured[7, 0, 0] = [255, 0, 9]
+    fill(tmp_path / "colour", [*GREY[:7], *coloured[7:]], ("a", "b", "c"))
+    found = read_files(tmp_path / "colour")
+    assert found.x_train.shape[1:] == (8, 9, 3)
+    kept = {image.tobytes() for image in (*found.x_train, *found.x_test)}
+    assert kept == {image.tobytes() for image in coloured}
+    fill(tmp_path / "jpeg", as_rgb, ("a", "b", "c"), "jpg")
+    assert read_files(tmp_path / "jpeg").x_train.shape[3] == 1
+
+
+@pytest.mark.parametrize(("ink", "background"), [(255, "black"), (0, "white")])
+def test_transparency_stands_out_from_the_strokes(tmp_path, ink, background):
+    layers = [np.dstack([np.full((8, 9, 3), ink, np.uint8), image]) for image in GREY]
+    fill(tmp_path, layers, ("a", "b", "c"))
+    found = read_files(tmp_path)
+    assert found.notes[0] == f"note: transparency of the pictures is replaced by {background}"
+    expected = GREY if ink else 255 - GREY
+    kept = {image.tobytes() for image in (*found.x_train, *found.x_test)}
+    assert kept == {image.tobytes() for image in expected}
+
+
+def test_folders_that_hold_no_classes(tmp_path):
+    fill(tmp_path / "train" / "deeper", names=("a", "b"))
+    with pytest.raises(UsageError, match="has no pictures but the folder a; --data-dir must name"):
+        read_files(tmp_path)
+    shutil.rmtree(tmp_path / "train" / "deeper")
+    (tmp_path / "train" / "a").mkdir()
+    with pytest.raises(UsageError, match="has no pictures in folders of classes"):
+        read_files(tmp_path)
+    fill(tmp_path / "train", names=("a",))
+    with pytest.raises(UsageError, match="label a; two classes are needed"):
+        split("x", read_files(tmp_path), validation_split=0.1, seed=0)
