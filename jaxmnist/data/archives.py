@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def read_npz(path: Path) -> Found:
     recognised by their shapes.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
             return _read_parts(path, archive)
     except UsageError:
         raise
@@ -139,26 +139,20 @@ def _read_npy(path: Path, *, text: bool) -> np.ndarray:
 
 
 def _read_only_member(path: Path, *, text: bool) -> np.ndarray:
-    with zipfile.ZipFile(path) as archive:
+    with open_file(path) as file, zipfile.ZipFile(file) as archive:
         names = npz_names(archive)
         if len(names) != 1:
             raise UsageError(f"{path}: must have a single array; it has {listed(names)}")
         return read_npz_member(path, archive, names[0], text=text)
 
 
-def read_array_files(folder: Path, names: Sequence[str]) -> Found | None:
+def read_array_files(folder: Path, chosen: Mapping[str, tuple[str, str]]) -> Found:
     """Read a dataset of one array a file: IDX, `.npy` or `.npz`.
 
     Args:
       folder: where the files lie.
-      names: of the files to choose from; see `names`.
-
-    Returns:
-      The parts; None if the names are not those of images and labels for training.
+      chosen: the names of the files with images and with labels, by part; see `names.choose`.
     """
-    chosen = choose(str(folder), names, "file")
-    if not chosen:
-        return None
     return Found.of(
         {
             part: (read_array(folder / images), read_array(folder / labels, text=True))

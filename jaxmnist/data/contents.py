@@ -39,6 +39,8 @@ KNOWN = tuple(
 
 def open_file(path: Path) -> IO[bytes]:
     """Open a file for reading, through gzip if it is gzipped; raises OSError."""
+    if path.exists() and not path.is_file():  # a pipe would block
+        raise OSError("is no regular file")
     with path.open("rb") as file:
         zipped = file.read(2) == GZIP
     return cast(IO[bytes], gzip.open(path, "rb")) if zipped else path.open("rb")

@@ -65,6 +65,12 @@ def read_class_folders(folder: Path) -> Found:
     Raises:
       UsageError: no pictures, or pictures of different sizes.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Pillow warns about is refused here, or harmless
+        return _read_parts(folder)
+
+
+def _read_parts(folder: Path) -> Found:
     names = visible(folder)[0]
     parts: dict[str, Path] = {}
     for name in names:
@@ -118,9 +124,9 @@ def _read_classes(folder: Path, reading: _Reading) -> tuple[list[np.ndarray], li
             path = folder / name / file
             try:
                 image = _read(path, reading)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                if isinstance(error, UsageError):
-                    raise
+            except UsageError:
+                raise
+            except Exception as error:  # given damaged bytes, decoders raise anything
                 wrong = "is no picture"
                 if not isinstance(error, UnidentifiedImageError):
                     wrong = f"can't be read: {reason(error)}"
@@ -141,8 +147,9 @@ def _read_classes(folder: Path, reading: _Reading) -> tuple[list[np.ndarray], li
 
 def _read(path: Path, reading: _Reading) -> np.ndarray:
     """Read a picture: uint8[H, W] grey, [H, W, 3] RGB or [H, W, 4] RGB with transparency."""
-    with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as picture:
-        warnings.simplefilter("ignore")  # what Pillow warns about is refused here, or harmless
+    if not path.is_file():  # a pipe would block
+        raise OSError("is no regular file")
+    with Image.open(path, formats=FORMATS) as picture:
         if picture.width * picture.height > LARGEST_PICTURE:
             raise UsageError(f"{path}: is too large: over {LARGEST_PICTURE // 10**6} megapixels")
         shape = picture.height, picture.width

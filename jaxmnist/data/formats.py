@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from jaxmnist.data.archives import read_array_files, read_npz
@@ -11,12 +13,11 @@ from jaxmnist.data.arrays import Arrays, Found, check
 from jaxmnist.data.contents import NPY, ZIP, head_of, what_it_is
 from jaxmnist.data.folders import read_class_folders, visible
 from jaxmnist.data.idx import is_idx
-from jaxmnist.data.names import PARTS, listed
-from jaxmnist.data.tables import read_table, read_table_files
+from jaxmnist.data.names import PARTS, choose, listed, parse
+from jaxmnist.data.tables import read_table, read_table_files, table_parts
 from jaxmnist.errors import UsageError
 
 ARRAY_FILE = re.compile(r"(\.npy|\.npz|[-.]idx\d[-.a-z]*)(\.gz)?$", re.IGNORECASE)
-ARCHIVE = re.compile(r"\.npz$", re.IGNORECASE)
 TABLE = re.compile(r"\.csv(\.gz)?$", re.IGNORECASE)
 DEEPEST = 2  # folders in each other above the data, as torchvision's MNIST/raw
 MOST_FOLDERS = 100  # that are looked into
@@ -44,19 +45,25 @@ def _read(path: Path) -> Found:
     if path.name and os.path.isdir(path.parent):
         names = visible(path.parent)[1]
         starting = [name for name in names if name.startswith((f"{path.name}-", f"{path.name}_"))]
-        if found := _read_arrays(path.parent, starting):
-            return found
+        if found := _array_files(path.parent, starting):
+            return read_array_files(path.parent, found)
     raise UsageError(f"--data-dir {path}: no such folder or file")
 
 
 def _read_file(path: Path) -> Found:
+    """Read a file, or of one array the dataset in the same folder that it belongs to."""
     head = head_of(path)
     if head.startswith(ZIP):
         return read_npz(path)
     if head.startswith(NPY) or is_idx(head):
+        if name := parse(path.name):
+            beside = visible(path.parent)[1]
+            same = [other for other in beside if (p := parse(other)) and p.dataset == name.dataset]
+            if found := _array_files(path.parent, same):
+                return read_array_files(path.parent, found)
         raise UsageError(
-            f"{path}: has a single array; name the folder that holds images and labels, or"
-            " the beginning that their names share"
+            f"{path}: is a single array; give the others the names x_train, y_train, x_test and"
+            " y_test and name their folder"
         )
     if known := what_it_is(head):
         raise UsageError(f"{path}: {known}")
@@ -66,47 +73,68 @@ def _read_file(path: Path) -> Found:
 def _read_folder(folder: Path) -> Found:
     """Read what a folder holds, or the only folder with data below it."""
     places = _places(folder)
-    if not places:
+    if len(places) > 1:
+        several = listed(str(place.relative_to(folder)) for place in places)
+        raise UsageError(f"{folder}: holds several datasets, {several}: name one of these folders")
+    datasets = _datasets(places[0]) if places else {}
+    if len(datasets) > 1:
+        raise UsageError(
+            f"{folder}: holds several datasets, {listed(datasets)}: name a file, or keep only one"
+        )
+    if not datasets:
         raise UsageError(
             f"{folder}: has no data that can be read: IDX, .npy, .npz or CSV files, or pictures in"
             f" folders of classes; it has"
             f" {listed(name for names in visible(folder) for name in names)}"
         )
-    if len(places) > 1:
-        several = listed(str(place.relative_to(folder)) for place in places)
-        raise UsageError(f"{folder}: holds several datasets, {several}: name one of these folders")
-    place = places[0]
-    files = visible(place)[1]
-    tables, archives = (
-        [name for name in files if pattern.search(name)] for pattern in (TABLE, ARCHIVE)
-    )
-    found = _read_arrays(place, files) or (read_table_files(place, tables) if tables else None)
-    if found:
-        return found
-    if len(archives) == 1:
-        return read_npz(place / archives[0])
-    if _holds_files(files):
-        raise UsageError(f"{place}: has several files, none for training: {listed(files)}")
-    return read_class_folders(place)
+    return next(iter(datasets.values()))()
 
 
-def _read_arrays(folder: Path, names: list[str]) -> Found | None:
-    return read_array_files(folder, [name for name in names if ARRAY_FILE.search(name)])
+def _datasets(folder: Path) -> dict[str, Callable[[], Found]]:
+    """Return the datasets of a folder, and how to read each, by the name of a file of it."""
+    files = visible(folder)[1]
+    arrays = _array_files(folder, files)
+    tables = [name for name in files if TABLE.search(name)]
+    parts = table_parts(tables)
+    found: dict[str, Callable[[], Found]] = {}
+    if arrays:
+        found[arrays["train"][0]] = partial(read_array_files, folder, arrays)
+    if "train" in parts:
+        found[parts["train"][0]] = partial(read_table_files, folder, parts)
+    used = {name for pair in arrays.values() for name in pair}
+    for name in files:
+        if name.lower().endswith(".npz") and name not in used:
+            found[name] = partial(read_npz, folder / name)
+    if _has_pictures(folder):
+        found["folders of pictures"] = partial(read_class_folders, folder)
+    if not found and len(tables) == 1:
+        found[tables[0]] = partial(read_table, folder / tables[0])
+    return found
+
+
+def _array_files(folder: Path, names: list[str]) -> dict[str, tuple[str, str]]:
+    return choose(str(folder), [name for name in names if ARRAY_FILE.search(name)], "file")
 
 
 def _places(folder: Path, depth: int = 0) -> list[Path]:
     """Return the folders with data, from `folder` downwards."""
     folders, files = visible(folder)
-    inner = {name: visible(folder / name)[1] for name in folders[:MOST_FOLDERS]}
-    if _holds_files(files) or any(
-        name.lower() in PARTS or (found and not _holds_files(found))
-        for name, found in inner.items()
-    ):
+    if _has_files(files) or _has_pictures(folder):
         return [folder]
     if depth == DEEPEST:
         return []
+    inner = folders[:MOST_FOLDERS]
     return [place for name in inner for place in _places(folder / name, depth + 1)]
 
 
-def _holds_files(names: list[str]) -> bool:
+def _has_files(names: list[str]) -> bool:
     return any(ARRAY_FILE.search(name) or TABLE.search(name) for name in names)
+
+
+def _has_pictures(folder: Path) -> bool:
+    """Whether a folder has folders named like parts, or folders with other files than arrays."""
+    for name in visible(folder)[0][:MOST_FOLDERS]:
+        files = visible(folder / name)[1]
+        if not _has_files(files) and (files or name.lower() in PARTS):
+            return True
+    return False

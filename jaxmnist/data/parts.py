@@ -90,8 +90,8 @@ def validation_sizes(
     notes = []
     if asked < several:
         notes.append(
-            f"note: {several} images validate, one of each class; --validation-split {fraction}"
-            f" alone would give {asked} of {images}"
+            f"note: {several} images validate, one of each class that has two; --validation-split"
+            f" {fraction} alone would give {asked} of {images}"
         )
     single = [names[int(k)] for k in np.flatnonzero(counts == 1)]
     if single:

@@ -29,28 +29,29 @@ ROWS = 2048  # that are read together
 DTYPES = (np.uint8, np.int64, np.float64)  # of pixels; the first that holds all of them
 
 
-def read_table_files(folder: Path, names: Sequence[str]) -> Found | None:
-    """Read the CSV files of a folder whose names say a part, as train.csv and test.csv do.
+def table_parts(names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the names of CSV files by the part that they say, as train.csv and test.csv do."""
+    parts: dict[str, list[str]] = {}
+    for name in sorted(names):
+        tokens = re.split(r"[-_. ]+", name.lower())
+        if said := [PARTS[token] for token in tokens if token in PARTS]:
+            parts.setdefault(said[-1], []).append(name)
+    return parts
 
-    A test file without labels, as Kaggle's, is no test part. Returns None if there is no such file
-    for training, nor a single CSV file.
+
+def read_table_files(folder: Path, parts: Mapping[str, Sequence[str]]) -> Found:
+    """Read the CSV files of a folder; see `table_parts`.
+
+    A test file without labels, as Kaggle's, is no test part.
 
     Raises:
       UsageError: several files of one part, or a damaged one.
     """
-    tables = sorted(name for name in names if re.search(r"\.csv(\.gz)?$", name, re.IGNORECASE))
-    parts: dict[str, list[str]] = {}
-    for name in tables:
-        tokens = re.split(r"[-_. ]+", name.lower())
-        if said := [PARTS[token] for token in tokens if token in PARTS]:
-            parts.setdefault(said[-1], []).append(name)
-    if "train" not in parts:
-        return read_table(folder / tables[0]) if len(tables) == 1 else None
     for part, found in parts.items():
         if len(found) > 1:
             raise UsageError(
                 f"{folder}: has several tables of the {part} part, {listed(found)}; keep one of"
-                f" them, or name a single file"
+                " them, or name a single file"
             )
     read: dict[str, Part] = {}
     notes = []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -73,6 +74,31 @@ def test_what_is_no_picture_is_left_out_and_said(tmp_path):
     (tmp_path / "a" / "notes.txt").unlink()
     (tmp_path / "readme.md").unlink()
     assert "c/cut.png can't be read" in read_files(tmp_path).notes[0]
+
+
+@pytest.mark.parametrize("end", ["png", "jpg", "gif", "webp", "bmp", "tif"])
+def test_damaged_pictures_are_read_or_left_out(tmp_path, end):
+    fill(tmp_path, GREY[:12], names=("a", "b"), end=end)
+    path = tmp_path / "a" / f"000.{end}"
+    whole = path.read_bytes()
+    for _ in range(12):
+        damaged = bytearray(whole)
+        damaged[RNG.integers(len(whole))] ^= 1 << int(RNG.integers(8))
+        path.write_bytes(damaged[: RNG.integers(len(whole) // 2, len(whole) + 1)])
+        try:
+            found = read_files(tmp_path)
+        except UsageError as error:
+            assert "resize" in str(error)  # the size that its header states
+        else:
+            left_out = any("left out" in note and path.name in note for note in found.notes)
+            assert len(found.x_train) + len(found.x_test) == 12 - left_out
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    fill(tmp_path)
+    os.mkfifo(tmp_path / "2" / "pipe.png")
+    (tmp_path / "2" / "link.png").symlink_to("nowhere")
+    assert "2 files are left out" in read_files(tmp_path).notes[0]
 
 
 def test_sizes_must_be_equal(tmp_path):

@@ -84,6 +84,9 @@ def test_names_of_arrays(parts, tmp_path, images, labels):
     same(read_files(tmp_path / "folder"), parts)
     shutil.move(tmp_path / "data.npz", tmp_path / "no ending")  # content decides
     same(read_files(tmp_path / "no ending"), parts)
+    with gzip.open(tmp_path / "zipped", "wb") as file:
+        file.write((tmp_path / "no ending").read_bytes())
+    same(read_files(tmp_path / "zipped"), parts)
 
 
 def test_a_validation_part_validates(parts, tmp_path):
@@ -170,8 +173,8 @@ def test_emnists_and_qmnists_names(parts, tmp_path):
             write_idx(tmp_path / name, parts[part][0])
             write_idx(tmp_path / name.replace("images-idx3", "labels-idx1"), parts[part][1] + shift)
     refused(tmp_path, "holds 2 datasets, emnist-digits, emnist-letters", "--data-dir")
-    digits = read_files(tmp_path / "emnist-digits")
-    same(digits, parts, ("train", "test"))
+    for name in ("emnist-digits", "emnist-digits-train-labels-idx1-ubyte.gz"):  # or one file of it
+        same(read_files(tmp_path / name), parts, ("train", "test"))
     letters = split("a", read_files(tmp_path / "emnist-letters"), validation_split=0.2, seed=0)
     assert letters.labels == (1, 2, 3, 4)
     assert letters.class_names == ("1", "2", "3", "4")
@@ -228,8 +231,8 @@ def test_archives_and_single_arrays(parts, tmp_path):
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "x.txt", "x.txt")
     refused(tmp_path / "a.tar.gz", "tar archive: unpack it")
-    np.save(tmp_path / "x_train.npy", parts["train"][0])
-    refused(tmp_path / "x_train.npy", "a single array; name the folder")
+    np.save(tmp_path / "array.npy", parts["train"][0])
+    refused(tmp_path / "array.npy", "is a single array; give the others the names")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "readme.md").write_text("x")
     refused(tmp_path / "empty", "has no data that can be read", "it has readme.md")
@@ -246,6 +249,20 @@ def test_archives_and_single_arrays(parts, tmp_path):
         (folder / name).write_text("<html>busy</html>")
         refused(folder, name, "is a web page")
         write_idx(folder / name.removesuffix(".gz"), parts["test"][index])
+
+
+def test_a_folder_of_several_datasets(parts, tmp_path):
+    x, y = parts["train"]
+    for name in ("a.npz", "b.npz"):
+        np.savez(tmp_path / name, x=x, y=y)
+    refused(tmp_path, "holds several datasets, a.npz, b.npz: name a file")
+    (tmp_path / "b.npz").unlink()
+    assert len(read_files(tmp_path).y_test) == 8
+    (tmp_path / "notes.csv").write_text("some,words\n")  # not a dataset beside another
+    assert len(read_files(tmp_path).y_test) == 8
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.png").write_bytes(b"x")
+    refused(tmp_path, "a.npz, folders of pictures")
 
 
 def test_a_path_given_as_a_name(tmp_path, monkeypatch):

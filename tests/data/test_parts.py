@@ -96,7 +96,7 @@ def test_what_the_split_says():
     )
     few = split("a", arrays([5, 5, 5]), validation_split=0.1, seed=0)
     assert np.bincount(few.y_validation).tolist() == [1, 1, 1]
-    assert "3 images validate, one of each class; --validation-split 0.1 alone" in few.notes[0]
+    assert "3 images validate, one of each class that has two; --validation-split" in few.notes[0]
     for limit, says in (
         (2, "--train-limit 2 is fewer images than a has classes, 3"),
         (3, "no class has two training images of --train-limit 3"),

@@ -16,6 +16,7 @@ from processes import command, facts, flags
 
 import jaxmnist
 from jaxmnist import Run, UsageError, random_search
+from jaxmnist.data.dataset import MNIST_SHA256, load_arrays
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION
 from jaxmnist.whole_files import read_json, write_json
@@ -437,7 +438,10 @@ def test_the_whole_command(options, finished, tmp_path):
 
 def test_commands_on_a_run(copy, mnist, small):
     run = copy / "small"
-    done = command("evaluate", run)
+    # The same data in another place and form, of which the fingerprint is the same.
+    arrays = load_arrays(None, str(small))
+    np.savez(copy / "moved.npz", **{name: getattr(arrays, name) for name in MNIST_SHA256})
+    done = command("evaluate", run, "--data-dir", copy / "moved.npz")
     assert done.returncode == 0, done.stderr
     assert "test set evaluated 3 times" in done.stdout
     np.save(copy / "digits.npy", mnist.x_test[:3, ..., 0])
@@ -505,6 +509,22 @@ def test_a_run_that_has_not_finished(copy):
     done = command("predict", copy / "small", "a.png")
     assert done.returncode == 2
     assert "its search is not finished" in done.stderr
+
+
+def test_data_that_have_moved(copy, small):
+    path = copy / "small" / "search.json"
+    search = read_json(path)
+    write_json(path, {**search, "settings": {**search["settings"], "data_dir": "/nowhere/at all"}})
+    run = Run(copy / "small")
+    with pytest.raises(UsageError, match=r"not at /nowhere/at all any more; .* --data-dir"):
+        run.load_dataset()
+    arrays = load_arrays(None, str(small))
+    for dataset in (run.load_dataset(str(small)), run.load_dataset(data=arrays)):
+        assert dataset.fingerprint == search["identity"]["data"]
+        assert dataset.name == "small"
+    changed = arrays._replace(x_test=arrays.x_test[::-1])
+    with pytest.raises(UsageError, match="the data of small have changed"):
+        run.load_dataset(data=changed)
 
 
 def test_data_that_have_changed_since(copy):
