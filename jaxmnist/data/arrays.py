@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +35,7 @@ class Arrays(NamedTuple):
     y_test: np.ndarray
     x_validation: np.ndarray | None = None
     y_validation: np.ndarray | None = None
-    names: Mapping[int, str] = MappingProxyType({})
+    names: Mapping[int, str] = {}
     notes: tuple[str, ...] = ()
 
 
@@ -125,7 +124,7 @@ def check(source: str, found: Found, *, transpose: bool = False) -> Arrays:
         labels["test"],
         images.get("validation"),
         labels.get("validation"),
-        MappingProxyType(names),
+        names,
         tuple(notes),
     )
 

@@ -70,22 +70,35 @@ def read_class_folders(folder: Path) -> Found:
         return _read_parts(folder)
 
 
-def _read_parts(folder: Path) -> Found:
-    names = visible(folder)[0]
+def _parts(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Return the folders of the parts, or `folder` itself as the training part; and notes.
+
+    A folder that is named like a part is one if it holds folders; else it is a class.
+    """
     parts: dict[str, Path] = {}
-    for name in names:
-        part = PARTS.get(name.lower())
-        if part in parts:
-            raise UsageError(f"{folder}: {parts[part].name} and {name} are both the {part} part")
-        if part:
-            parts[part] = folder / name
-    if parts and "train" not in parts:
-        raise UsageError(f"{folder}: has a folder {min(names)}, but no folder train")
-    reading = _Reading()
-    read = {
-        part: _read_classes(path, reading) for part, path in (parts or {"train": folder}).items()
-    }
     notes = []
+    for name in visible(folder)[0]:
+        part = PARTS.get(name.lower())
+        if part is None:
+            continue
+        if not visible(folder / name)[0]:
+            notes.append(f"note: {folder / name} has no folders of classes, and is no {part} part")
+        elif part in parts:
+            raise UsageError(f"{folder}: {parts[part].name} and {name} are both the {part} part")
+        else:
+            parts[part] = folder / name
+    if not parts:
+        return {"train": folder}, []
+    if "train" not in parts:
+        found = parts[min(parts)].name
+        raise UsageError(f"{folder}: has a folder {found}, but no folder train with classes in it")
+    return parts, notes
+
+
+def _read_parts(folder: Path) -> Found:
+    parts, notes = _parts(folder)
+    reading = _Reading()
+    read = {part: _read_classes(path, reading) for part, path in parts.items()}
     if reading.left_out:
         several = len(reading.left_out) > 1
         what = f"{len(reading.left_out)} files are" if several else "a file is"

@@ -47,7 +47,9 @@ def _read(path: Path) -> Found:
         starting = [name for name in names if name.startswith((f"{path.name}-", f"{path.name}_"))]
         if found := _array_files(path.parent, starting):
             return read_array_files(path.parent, found)
-    raise UsageError(f"--data-dir {path}: no such folder or file")
+    is_name = re.fullmatch(r"[a-z][a-z0-9_]*", str(path))
+    mend = f"; a dataset is named by --dataset {path}" if is_name else ""
+    raise UsageError(f"--data-dir {path}: no such folder or file{mend}")
 
 
 def _read_file(path: Path) -> Found:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -100,7 +102,12 @@ def read_rows(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     if b"\0" in head:
         raise UsageError(f"{path}: is in no format that is read")
     try:
-        with open_file(path) as file, io.TextIOWrapper(file, "utf-8-sig", "replace") as text:
+        with (
+            open_file(path) as file,
+            io.TextIOWrapper(file, "utf-8-sig", "replace") as text,
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("error", DeprecationWarning)
             return _Table(path, text).read()
     except UsageError:
         raise
@@ -204,10 +211,9 @@ class _Table:
                     what = shown(labels[-1])
                     raise UsageError(f"{self.path}: line {number}: {what} is no label")
         for dtype in DTYPES:
-            try:
+            # Some releases of NumPy cut fractions off with a mere warning.
+            with suppress(ValueError, OverflowError, DeprecationWarning):
                 return self._numbers(texts, dtype), labels
-            except (ValueError, OverflowError):
-                continue
         for (number, _), line in zip(rows, texts, strict=True):
             for field in line.split(self._separator):
                 if not _is_number(field):

@@ -69,6 +69,7 @@ def describe_search(
             "labels": list(dataset.labels),
             "class_names": list(dataset.class_names),
             "scale": dataset.scale,
+            "notes": list(dataset.notes),
         },
         "versions": {
             "jaxmnist": __version__,

@@ -47,8 +47,18 @@ def test_parts(tmp_path):
     assert data.labels == (1, 2, 10)
     assert len(data.y_validation) == len(data.y_test) == 6
     shutil.rmtree(tmp_path / "train")
-    with pytest.raises(UsageError, match="has a folder test, but no folder train"):
+    with pytest.raises(UsageError, match="has a folder test, but no folder train with classes in"):
         read_files(tmp_path)
+
+
+def test_a_folder_named_like_a_part_that_holds_no_classes(tmp_path):
+    fill(tmp_path / "a", names=("train", "car", "bus"))  # a train is a vehicle too
+    assert set(read_files(tmp_path / "a").names.values()) == {"train", "car", "bus"}
+    fill(tmp_path / "b" / "train")
+    fill(tmp_path / "b", GREY[:3], ("test",))  # as some of Kaggle's
+    found = read_files(tmp_path / "b")
+    assert "b/test has no folders of classes, and is no test part" in found.notes[0]
+    assert len(found.x_test) == 3
 
 
 def test_class_folders_alone(tmp_path):

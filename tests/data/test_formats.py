@@ -159,7 +159,8 @@ def test_rows_channels_first_and_transposed():
 )
 def test_types_of_idx(parts, tmp_path, kind, dtype):
     for part, name in (("train", "train"), ("test", "t10k")):
-        idx(tmp_path / f"{name}-images-idx3-ubyte.gz", parts[part][0], kind, dtype)
+        end = "-images-idx3-ubyte.gz" if kind < 12 else "-images.idx3-ubyte"  # both are common
+        idx(tmp_path / f"{name}{end}", parts[part][0], kind, dtype)
         write_idx(tmp_path / f"{name}-labels-idx1-ubyte", parts[part][1])
     found = read_files(tmp_path)
     same(found, parts, ("train", "test"))
@@ -271,3 +272,5 @@ def test_a_path_given_as_a_name(tmp_path, monkeypatch):
     for name in ("some.npz", "./mine", str(tmp_path), "mine"):
         with pytest.raises(UsageError, match="is a path, not a name: use --data-dir"):
             load_arrays(name)
+    with pytest.raises(UsageError, match="a dataset is named by --dataset fashion_mnist"):
+        load_arrays(None, "fashion_mnist")

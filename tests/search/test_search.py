@@ -514,9 +514,9 @@ def test_a_run_that_has_not_finished(copy):
 def test_data_that_have_moved(copy, small):
     path = copy / "small" / "search.json"
     search = read_json(path)
-    write_json(path, {**search, "settings": {**search["settings"], "data_dir": "/nowhere/at all"}})
+    write_json(path, {**search, "settings": {**search["settings"], "data_dir": "/nowhere/small"}})
     run = Run(copy / "small")
-    with pytest.raises(UsageError, match=r"not at /nowhere/at all any more; .* --data-dir"):
+    with pytest.raises(UsageError, match=r"not at /nowhere/small any more; .* --data-dir"):
         run.load_dataset()
     arrays = load_arrays(None, str(small))
     for dataset in (run.load_dataset(str(small)), run.load_dataset(data=arrays)):
