@@ -176,8 +176,8 @@ class SearchSettings:
     )
     data_dir: str | None = _setting(
         None,
-        "data to read: .npz or CSV file, or folder of IDX, .npy or CSV files or of pictures in a"
-        " folder for each class",
+        "data to read: .npz, .mat or CSV file, or folder of IDX, .npy or CSV files or of pictures"
+        " in a folder for each class",
         "PATH",
     )
     transpose: bool = _setting(

@@ -82,32 +82,16 @@ def check(source: str, found: Found, *, transpose: bool = False) -> Arrays:
         images[part] = check_images(f"{source}: x_{part}", arranged)
         notes += [f"note: {source}: {note}"] if note and part == "train" else []
     labels, names = read_labels(source, {part: labels for part, (_, labels) in given.items()})
-    for part, array in images.items():
-        if len(array) != len(labels[part]):
-            raise UsageError(f"{source}: {len(array)} {part} images but {len(labels[part])} labels")
-        if len(array) == 0:
-            raise UsageError(f"{source}: has no {part} images")
-        if array.shape[1:] != images["train"].shape[1:]:
-            raise UsageError(
-                f"{source}: training images are {images['train'].shape[1:]} and {part} images"
-                f" {array.shape[1:]}"
-            )
-    if len({array.dtype for array in images.values()}) > 1:
-        images = {part: array.astype(np.float32) for part, array in images.items()}
-    scale = scale_of(source, images["train"])
-    for part in images:
-        if part != "train":
-            check_levels(f"{source}: x_{part}", images[part], scale)
+    images = _fitting(source, images, labels)
     if "test" not in images:
-        chosen = held_out(images["train"], labels["train"], scale)
+        chosen = held_out(images["train"], labels["train"], scale_of(source, images["train"]))
         if not chosen.any():
             raise UsageError(
                 f"{source}: has no test images, and no class has two different images, of which"
                 " one could be set aside"
             )
-        for parts_of in (images, labels):
-            parts_of["test"] = parts_of["train"][chosen]
-            parts_of["train"] = parts_of["train"][~chosen]
+        for kind in (images, labels):
+            kind["test"], kind["train"] = kind["train"][chosen], kind["train"][~chosen]
         notes.append(
             f"note: {source} has no test part: {chosen.sum()} of {len(chosen)} images are set"
             f" aside for it, about {100 * TEST_FRACTION:.0f} % of each class, chosen by their"
@@ -127,6 +111,28 @@ def check(source: str, found: Found, *, transpose: bool = False) -> Arrays:
         names,
         tuple(notes),
     )
+
+
+def _fitting(
+    source: str, images: dict[str, np.ndarray], labels: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return images of one dtype; `UsageError` if the parts don't fit together."""
+    for part, array in images.items():
+        if len(array) != len(labels[part]):
+            raise UsageError(f"{source}: {len(array)} {part} images but {len(labels[part])} labels")
+        if len(array) == 0:
+            raise UsageError(f"{source}: has no {part} images")
+        if array.shape[1:] != images["train"].shape[1:]:
+            raise UsageError(
+                f"{source}: training images are {images['train'].shape[1:]} and {part} images"
+                f" {array.shape[1:]}"
+            )
+    if len({array.dtype for array in images.values()}) > 1:
+        images = {part: array.astype(np.float32) for part, array in images.items()}
+    scale = scale_of(source, images["train"])
+    for part in images.keys() - {"train"}:
+        check_levels(f"{source}: x_{part}", images[part], scale)
+    return images
 
 
 def check_arrays(

@@ -23,7 +23,6 @@ KNOWN = tuple(
         (rb"version https://git-lfs", "is a pointer of Git LFS, not the data: run git lfs pull"),
         (rb"(?i)\s*<(!doctype|html|\?xml|head|!--)", "is a web page, not data: download it again"),
         (rb"\x89HDF\r\n", f"is an HDF5 file (or MATLAB 7.3), which is not read: {CONVERT}"),
-        (rb"MATLAB 5.0 MAT-file", f"is a MATLAB file; read it by scipy.io.loadmat and {CONVERT}"),
         (rb"\x80[\x02-\x05]", f"is a pickle, which can run code and is not read: {CONVERT}"),
         (rb"PAR1", f"is a Parquet file, which is not read: {CONVERT}"),
         (rb"ARROW1", f"is an Arrow file, which is not read: {CONVERT}"),

@@ -13,11 +13,13 @@ from jaxmnist.data.arrays import Arrays, Found, check
 from jaxmnist.data.contents import NPY, ZIP, head_of, what_it_is
 from jaxmnist.data.folders import read_class_folders, visible
 from jaxmnist.data.idx import is_idx
+from jaxmnist.data.matlab import MATLAB, read_matlab
 from jaxmnist.data.names import PARTS, choose, listed, parse
 from jaxmnist.data.tables import read_table, read_table_files, table_parts
 from jaxmnist.errors import UsageError
 
 ARRAY_FILE = re.compile(r"(\.npy|\.npz|[-.]idx\d[-.a-z]*)(\.gz)?$", re.IGNORECASE)
+ARCHIVE = re.compile(r"\.(npz|mat)$", re.IGNORECASE)  # files with a whole dataset
 TABLE = re.compile(r"\.csv(\.gz)?$", re.IGNORECASE)
 DEEPEST = 2  # folders in each other above the data, as torchvision's MNIST/raw
 MOST_FOLDERS = 100  # that are looked into
@@ -27,8 +29,8 @@ def read_files(path: Path, *, transpose: bool = False) -> Arrays:
     """Read a dataset from a file or a folder.
 
     Args:
-      path: an `.npz` or CSV file, or a folder of array files, CSV files or folders of pictures; or
-        the beginning of the names of array files in a folder, such as folder/emnist-letters.
+      path: an `.npz`, CSV or MATLAB file; a folder of array files, CSV files or folders of pictures;
+        or the beginning of the names of array files in a folder, such as folder/emnist-letters.
       transpose: swap rows and columns of the images.
 
     Raises:
@@ -57,6 +59,8 @@ def _read_file(path: Path) -> Found:
     head = head_of(path)
     if head.startswith(ZIP):
         return read_npz(path)
+    if head.startswith(MATLAB):
+        return read_matlab(path)
     if head.startswith(NPY) or is_idx(head):
         if name := parse(path.name):
             beside = visible(path.parent)[1]
@@ -85,8 +89,8 @@ def _read_folder(folder: Path) -> Found:
         )
     if not datasets:
         raise UsageError(
-            f"{folder}: has no data that can be read: IDX, .npy, .npz or CSV files, or pictures in"
-            f" folders of classes; it has"
+            f"{folder}: has no data that can be read: IDX, .npy, .npz, .mat or CSV files, or"
+            " pictures in folders of classes; it has"
             f" {listed(name for names in visible(folder) for name in names)}"
         )
     return next(iter(datasets.values()))()
@@ -105,8 +109,8 @@ def _datasets(folder: Path) -> dict[str, Callable[[], Found]]:
         found[parts["train"][0]] = partial(read_table_files, folder, parts)
     used = {name for pair in arrays.values() for name in pair}
     for name in files:
-        if name.lower().endswith(".npz") and name not in used:
-            found[name] = partial(read_npz, folder / name)
+        if ARCHIVE.search(name) and name not in used:
+            found[name] = partial(_read_file, folder / name)
     if _has_pictures(folder):
         found["folders of pictures"] = partial(read_class_folders, folder)
     if not found and len(tables) == 1:
@@ -130,7 +134,8 @@ def _places(folder: Path, depth: int = 0) -> list[Path]:
 
 
 def _has_files(names: list[str]) -> bool:
-    return any(ARRAY_FILE.search(name) or TABLE.search(name) for name in names)
+    patterns = (ARRAY_FILE, ARCHIVE, TABLE)
+    return any(pattern.search(name) for name in names for pattern in patterns)
 
 
 def _has_pictures(folder: Path) -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import pickle
 import shutil
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import write_idx
+from scipy.io import savemat
 
 from jaxmnist.data.archives import by_shape
 from jaxmnist.data.arrays import check
@@ -205,7 +208,7 @@ def test_images_without_labels(parts, tmp_path):
 CONTENTS = {
     "page.gz": (b"<!DOCTYPE html><html>Not found</html>", "is a web page"),
     "data.pkl": (pickle.dumps({"x_train": 1}), "is a pickle, which can run code"),
-    "data.mat": (b"MATLAB 5.0 MAT-file, Platform: GLNXA64" + bytes(100), "scipy.io.loadmat"),
+    "data.mat": (b"MATLAB 5.0 MAT-file, Platform: GLNXA64" + bytes(100), "can't be read"),
     "data.h5": (b"\x89HDF\r\n\x1a\n" + bytes(50), "HDF5"),
     "data.parquet": (b"PAR1" + bytes(50), "Parquet"),
     "pointer.npz": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
@@ -250,6 +253,47 @@ def test_archives_and_single_arrays(parts, tmp_path):
         (folder / name).write_text("<html>busy</html>")
         refused(folder, name, "is a web page")
         write_idx(folder / name.removesuffix(".gz"), parts["test"][index])
+
+
+def test_matlab(parts, tmp_path, monkeypatch):
+    """EMNIST's structure, and plain variables."""
+    path = tmp_path / "a.mat"
+    rng = np.random.default_rng(0)
+    flat = {
+        part: (rng.integers(0, 256, (len(y), 64), np.uint8), y) for part, (_, y) in parts.items()
+    }
+    structure = {part: {"images": flat[part][0], "labels": flat[part][1][:, None] + 1.0}
+                 for part in ("train", "test")}  # fmt: skip
+    for packed in (True, False):
+        savemat(path, {"dataset": structure | {"mapping": np.eye(4)}}, do_compression=packed)
+        found = read_files(path)
+        assert found.y_train.tolist() == [k + 1 for k in flat["train"][1]]
+        assert np.array_equal(found.x_test.reshape(-1, 64), flat["test"][0])
+    whole = path.read_bytes()
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged[: rng.integers(1, len(whole) + 1)])
+        with contextlib.suppress(UsageError):
+            read_files(path)
+    savemat(path, {"X": flat["train"][0], "y": flat["train"][1]})
+    assert len(read_files(tmp_path).y_test) == 8
+    savemat(path, {"weights": flat["train"][0]})
+    refused(path, "has no array x_train; it has weights")
+    savemat(path, {"x": np.zeros((10**6, 8)), "y": np.zeros(10**6)}, do_compression=True)
+    monkeypatch.setattr("jaxmnist.reading.LARGEST_FILE", 10**6)
+    with takes_at_most(5 * 10**6):
+        refused(path, "unpacks to more bytes than can be loaded")
+
+
+@contextlib.contextmanager
+def takes_at_most(size):
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < size
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_folder_of_several_datasets(parts, tmp_path):
