@@ -319,7 +319,7 @@ class SearchSettings:
         """The name of the data: `dataset`, or else the name of their folder or file."""
         if self.dataset is None and self.data_dir is not None:
             name = os.path.basename(os.path.abspath(self.data_dir))
-            for ending in (".gz", ".npz", ".csv"):
+            for ending in (".gz", ".npz", ".csv", ".mat"):
                 name = name.removesuffix(ending)
             return name or "data"
         return (self.dataset or "mnist").replace("/", "_")

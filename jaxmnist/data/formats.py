@@ -29,8 +29,9 @@ def read_files(path: Path, *, transpose: bool = False) -> Arrays:
     """Read a dataset from a file or a folder.
 
     Args:
-      path: an `.npz`, CSV or MATLAB file; a folder of array files, CSV files or folders of pictures;
-        or the beginning of the names of array files in a folder, such as folder/emnist-letters.
+      path: an `.npz`, CSV or MATLAB file; a folder of array files, of CSV files or of folders of
+        pictures; or one of the array files in a folder, or the beginning of their names, such as
+        folder/emnist-letters.
       transpose: swap rows and columns of the images.
 
     Raises:

@@ -95,13 +95,14 @@ def choose(source: str, names: Iterable[str], what: str) -> dict[str, tuple[str,
     }
     if not trained:
         return {}
-    if len(trained) > 1 and "" not in trained:
+    if len(trained) > 1 and (what == "file" or "" not in trained):
         mend = "keep one of them in it"
         if what == "file":
-            mend = f"name one, as in --data-dir {source}/{min(trained)}"
-        raise UsageError(
-            f"{source}: holds {len(trained)} datasets, {listed(sorted(trained))}: {mend}"
-        )
+            first = trained[min(trained)]
+            one = min(trained) or first.get(("train", "images")) or first["all", "images"]
+            mend = f"name one, as in --data-dir {source}/{one}"
+        known = listed(dataset or "one without a name" for dataset in sorted(trained))
+        raise UsageError(f"{source}: holds {len(trained)} datasets, {known}: {mend}")
     parts = trained[""] if "" in trained else next(iter(trained.values()))
     chosen = {}
     for part in ("train", "validation", "test"):

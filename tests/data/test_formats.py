@@ -184,6 +184,13 @@ def test_emnists_and_qmnists_names(parts, tmp_path):
     assert letters.class_names == ("1", "2", "3", "4")
     refused(tmp_path / "emnist", "holds 2 datasets")
     refused(tmp_path / "mnist", "no such folder or file")
+    for part, name in (("train", "train"), ("test", "t10k")):  # and MNIST's own beside them
+        write_idx(tmp_path / f"{name}-images-idx3-ubyte", 255 - parts[part][0])
+        write_idx(tmp_path / f"{name}-labels-idx1-ubyte", parts[part][1])
+    refused(tmp_path, "3 datasets, one without a name, emnist", "/train-images-idx3-ubyte")
+    plain = read_files(tmp_path / "train-images-idx3-ubyte")
+    same(plain._replace(x_train=255 - plain.x_train, x_test=255 - plain.x_test), parts,
+         ("train", "test"))  # fmt: skip
 
     raw = tmp_path / "torch" / "QMNIST" / "raw"  # torchvision's folders
     raw.mkdir(parents=True)

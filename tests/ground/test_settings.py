@@ -146,6 +146,7 @@ def test_settings_survive_json():
         ({"dataset": "kmnist"}, "kmnist"),
         ({"data_dir": "a/fashion/"}, "fashion"),
         ({"data_dir": "a/mine.npz"}, "mine"),
+        ({"data_dir": "a/mine.csv.gz"}, "mine"),
         ({"data_dir": "a/exp.1"}, "exp.1"),
         ({"data_dir": "a/mine.npz", "dataset": "mnist"}, "mnist"),
     ],
