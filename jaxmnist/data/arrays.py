@@ -204,8 +204,8 @@ def check_images(name: str, images: np.ndarray) -> np.ndarray:
 def scale_of(name: str, images: np.ndarray) -> float:
     """Return the number to divide pixels of such images by, so that they range from 0 to about 1.
 
-    It is 255 if 8-bit images have a value above 127, else the largest value, so that images of 0
-    and 1, of 0..16, or of 12 bits become as bright as others.
+    It is 255 if the largest value is from 128 to 255, and 1 if it is a fraction above 0.5; else the
+    largest value, so that images of 0 and 1, of 0..16, or of 12 bits become as bright as others.
 
     Args:
       name: what to call the images in errors.
@@ -217,7 +217,10 @@ def scale_of(name: str, images: np.ndarray) -> float:
     largest = float(images.max())
     if largest == 0:
         raise UsageError(f"{name}: all pixels of the training images are 0")
-    return EIGHT_BITS if images.dtype == np.uint8 and largest > EIGHT_BITS // 2 else largest
+    for usual in (1.0, EIGHT_BITS):
+        if usual / 2 < largest <= usual:
+            return usual
+    return largest
 
 
 def check_levels(name: str, images: np.ndarray, scale: float) -> None:

@@ -90,8 +90,8 @@ class Dataset:
 
     @property
     def scale_note(self) -> str | None:
-        """A note on the scale; None if it is 255."""
-        if self.scale == EIGHT_BITS:
+        """A note on the scale; None if it is 255, or 1 for fractions."""
+        if self.scale == EIGHT_BITS or (self.scale == 1 and self.x_train.dtype != np.uint8):
             return None
         return (
             f"note: pixels of {self.name} are divided by {self.scale:g}, the largest value in the"

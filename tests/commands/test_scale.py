@@ -37,7 +37,8 @@ def images(values, dtype) -> np.ndarray:
         ([0, 4095], np.uint16, np.float32, 4095),
         ([0, 65535], ">u2", np.float32, 65535),
         ([0, 0.25, 0.5], np.float64, np.float32, 0.5),
-        ([0, 254.5], np.float16, np.float32, 254.5),
+        ([0, 0.51, 0.97], np.float64, np.float32, 1),
+        ([0, 254.5], np.float16, np.float32, 255),
         ([0, 1e-40], np.float64, np.float32, np.float32(1e-40)),
     ],
 )
@@ -48,7 +49,8 @@ def test_what_pixels_are_divided_by(values, dtype, kept, scale):
     assert scale_of("here", arrays.x_train) == scale
     data = split("here", arrays, validation_split=0.25, seed=0)
     assert data.scale == scale
-    assert (data.scale_note is None) == (scale == 255)
+    fractions = kept == np.float32 and scale == 1
+    assert (data.scale_note is None) == (scale == 255 or fractions)
 
 
 def test_the_scale_is_that_of_all_training_images():
