@@ -100,7 +100,7 @@ def test_pixels_that_are_no_numbers():
 FORMS = {
     "usual": lambda white: white.astype(np.uint8) * 255,
     "ones": lambda white: white.astype(np.uint8),
-    "fractions": lambda white: white * 0.75,
+    "fractions": lambda white: white * 0.25,
     "bits12": lambda white: white.astype(np.uint16) * 4095,
 }
 
@@ -128,7 +128,7 @@ def test_every_scale_gives_the_same_run(runs, name):
     assert run.best_trial.history == usual.best_trial.history
     assert run.search["data"]["scale"] == run.best_model.scale == run.load_dataset().scale
     assert run.search["data"]["class_names"] == [str(k) for k in run.search["data"]["labels"]]
-    assert run.best_model.scale == {"ones": 1, "fractions": 0.75, "bits12": 4095}[name]
+    assert run.best_model.scale == {"ones": 1, "fractions": 0.25, "bits12": 4095}[name]
     for file in ("best/test.json", f"svm/{name}/svm.json"):
         other = usual.result(file.replace(name, "usual"))
         assert run.result(file)["confusion_matrix"] == other["confusion_matrix"]
