@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from jaxmnist.api import random_search
     from jaxmnist.data.dataset import load_arrays
+    from jaxmnist.data.pictures import read_pictures
+    from jaxmnist.data.preparation import Preparation
     from jaxmnist.errors import EnvironmentFailure, JaxmnistError, UsageError
     from jaxmnist.hyperparameters import Hyperparameters
     from jaxmnist.models.study.layers import build_model
@@ -24,6 +26,7 @@ _HOMES = {
     "FlattenFeatures": "results.features",
     "Hyperparameters": "hyperparameters",
     "JaxmnistError": "errors",
+    "Preparation": "data.preparation",
     "Run": "results.run",
     "SearchSettings": "settings",
     "SvmPipeline": "results.pipeline",
@@ -33,12 +36,14 @@ _HOMES = {
     "build_model": "models.study.layers",
     "load_arrays": "data.dataset",
     "random_search": "api",
+    "read_pictures": "data.pictures",
 }
 __all__ = [
     "EnvironmentFailure",
     "FlattenFeatures",
     "Hyperparameters",
     "JaxmnistError",
+    "Preparation",
     "Run",
     "SearchSettings",
     "SvmPipeline",
@@ -47,6 +52,7 @@ __all__ = [
     "build_model",
     "load_arrays",
     "random_search",
+    "read_pictures",
 ]
 
 

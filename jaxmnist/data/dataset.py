@@ -20,6 +20,7 @@ from jaxmnist.data.download import load_named
 from jaxmnist.data.formats import read_files
 from jaxmnist.data.idx import read_idx_folder
 from jaxmnist.data.parts import draw, limited, validation_sizes
+from jaxmnist.data.preparation import Preparation, preparation_of
 from jaxmnist.errors import UsageError, local_path
 from jaxmnist.settings import IN_MEMORY, SearchSettings
 
@@ -69,6 +70,11 @@ class Dataset:
     def classes(self) -> int:
         """The number of classes, K."""
         return len(self.labels)
+
+    @cached_property
+    def preparation(self) -> Preparation:
+        """How pictures are prepared like the training images."""
+        return preparation_of(self.x_train, self.scale)
 
     @cached_property
     def fingerprint(self) -> str:

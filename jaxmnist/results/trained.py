@@ -18,6 +18,7 @@ import numpy as np
 from safetensors.numpy import save as save_tensors
 
 from jaxmnist.data.arrays import EIGHT_BITS, check_images, check_levels
+from jaxmnist.data.preparation import Preparation
 from jaxmnist.engine.devices import start_jax
 from jaxmnist.engine.training import apply
 from jaxmnist.errors import UsageError, local_path
@@ -62,6 +63,8 @@ class TrainedModel:
     scale: what pixels are divided by; see `Dataset`.
     network: the network that `hyperparameters` configure.
     origin: the run that it comes from; None if it comes from a file alone.
+    preparation: how pictures are prepared like the images that it was trained on; None if that
+      isn't known.
 
     >>> model = run.get_best_models(1)[0]
     >>> model.predict(images).shape, model.features(images).shape == (5, model.feature_count)
@@ -75,6 +78,7 @@ class TrainedModel:
     parameters: Parameters
     network: Network = STUDY
     origin: Origin | None = None
+    preparation: Preparation | None = None
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The labels of images [N, H, W, C] (or [N, H, W] of one channel): int64[N]."""
@@ -200,13 +204,16 @@ class TrainedModel:
     @property
     def _metadata(self) -> dict[str, Any]:
         """What belongs to the weights in a file."""
-        return {
+        content = {
             "network": self.network.definition.name,
             "hyperparameters": self.hyperparameters.to_json(),
             "image_shape": list(self.image_shape),
             "labels": list(self.labels),
             "scale": self.scale,
         }
+        if self.preparation is not None:
+            content["preparation"] = self.preparation.to_json()
+        return content
 
     def to_bytes(self) -> bytes:
         """The model as a safetensors file."""
@@ -238,6 +245,11 @@ class TrainedModel:
         height, width, channels = metadata["image_shape"]
         data = DataSpec((height, width, channels), len(metadata["labels"]), float(scale))
         try:
+            preparation = None
+            if "preparation" in metadata:
+                preparation = Preparation.from_json(
+                    metadata["preparation"], data.image_shape, data.scale
+                )
             parameters = from_paths(arrays)
             network.definition.check(hyperparameters, data.image_shape)
             expected = network.shapes(hyperparameters, data)
@@ -247,4 +259,12 @@ class TrainedModel:
         if found != {name: (x.shape, x.dtype) for name, x in by_path(expected)}:
             raise DamagedFile(path, "its weights don't fit its hyperparameters")
         labels = tuple(metadata["labels"])
-        return cls(hyperparameters, data.image_shape, labels, data.scale, parameters, network)
+        return cls(
+            hyperparameters,
+            data.image_shape,
+            labels,
+            data.scale,
+            parameters,
+            network,
+            preparation=preparation,
+        )

@@ -70,6 +70,7 @@ def describe_search(
             "class_names": list(dataset.class_names),
             "scale": dataset.scale,
             "notes": list(dataset.notes),
+            "preparation": dataset.preparation.to_json(),
         },
         "versions": {
             "jaxmnist": __version__,

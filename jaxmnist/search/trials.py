@@ -278,6 +278,7 @@ class Trials:
                 data.scale,
                 event.parameters,
                 self._network,
+                preparation=data.preparation,
             )
             content = model.to_bytes()
             weights_sha256 = sha256(content)

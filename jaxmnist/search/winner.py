@@ -56,6 +56,7 @@ def keep_winner(run: Run) -> None:
         "image_shape": list(model.image_shape),
         "labels": list(model.labels),
         "scale": model.scale,
+        "preparation": None if model.preparation is None else model.preparation.to_json(),
         "score": trial.score,
         "selection": run.why(),
         "model_sha256": trial.weights_sha256,

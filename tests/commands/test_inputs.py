@@ -34,7 +34,8 @@ from jaxmnist.data.archives import read_npz
 from jaxmnist.data.arrays import check_arrays
 from jaxmnist.data.formats import read_files
 from jaxmnist.data.idx import read_idx
-from jaxmnist.data.pictures import read_pictures
+from jaxmnist.data.pictures import read_file
+from jaxmnist.data.preparation import MNIST, Preparation
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION
 from jaxmnist.report.facts import Facts
@@ -222,7 +223,7 @@ def test_npz(place, content):
     path.write_bytes(content)
     with takes_at_most(16 * 2**20):
         holds(lambda: read_files(path))
-        holds(lambda: read_pictures(path, (2, 3, 1)))
+        holds(lambda: read_file(path, Preparation((2, 3, 1), placing=MNIST)))
 
 
 def test_what_a_decoder_complains_of_stays_short(place):
@@ -233,7 +234,7 @@ def test_what_a_decoder_complains_of_stays_short(place):
     content[26:28] = struct.pack("<H", 4000)  # the length of the member's name
     path.write_bytes(content)
     with pytest.raises(UsageError) as refused:
-        read_pictures(path, (2, 3, 1))
+        read_file(path, Preparation((2, 3, 1), placing=MNIST))
     assert len(str(refused.value)) < 1000
 
 
@@ -263,7 +264,9 @@ def test_arrays(given_arrays):
 
 
 @FEWER
-@given(st.binary(max_size=40), st.sampled_from(["png", "jpeg", "gif", "bmp", "webp", "npy"]))
+@given(
+    st.binary(max_size=40), st.sampled_from(["png", "jpeg", "gif", "bmp", "webp", "tiff", "npy"])
+)
 def test_pictures(place, noise, form):
     """The start of each format, then anything."""
     starts = {
@@ -271,13 +274,14 @@ def test_pictures(place, noise, form):
         "jpeg": b"\xff\xd8\xff\xe0\0\x10JFIF\0",
         "gif": b"GIF89a",
         "bmp": b"BM" + bytes(8) + b"\x36\0\0\0\x28\0\0\0",
+        "tiff": b"II*\0\x08\0\0\0",
         "webp": b"RIFF\x40\0\0\0WEBPVP8 ",
         "npy": b"\x93NUMPY\1\0",
     }
     path = place / "picture"
     path.write_bytes(starts[form] + noise)
     with takes_at_most(16 * 2**20):
-        holds(lambda: read_pictures(path, (28, 28, 1)))
+        holds(lambda: read_file(path, Preparation((28, 28, 1), placing=MNIST)))
 
 
 FIELDS = st.sampled_from(["0", "255", "7", "-1", "0.5", "", "a", '"', "nan", "1e999", "é", "1_0"])
@@ -313,7 +317,11 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
     with takes_at_most(5 * 10**6):
         for read, name, says in (
             (read_npz, "bomb.npz", "more than can be loaded"),
-            (lambda path: read_pictures(path, (10, 10, 1)), "bomb.npz", "more than can be loaded"),
+            (
+                lambda path: read_file(path, Preparation((10, 10, 1), placing=MNIST)),
+                "bomb.npz",
+                "more than can be loaded",
+            ),
             (read_idx, "small.gz", "it has more"),
             (read_idx, "large.gz", "its header states"),
             (read_idx, "plain", "it has only 10"),

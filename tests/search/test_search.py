@@ -164,7 +164,9 @@ def test_a_bad_file_costs_the_others_nothing(copy, mnist):
     names = [copy / name for name in ("first.png", "notes.txt", "missing.png", "last.png")]
     done = command("predict", copy / "small", *names)
     assert done.returncode == 2
-    answered = [line.partition(": ")[0] for line in done.stdout.splitlines()]
+    said, *answers = done.stdout.splitlines()
+    assert said.startswith("Pictures are prepared like the training images: bright ink")
+    answered = [line.partition(": ")[0] for line in answers]
     assert answered == [str(copy / "first.png"), str(copy / "last.png")]
     complaints = done.stderr.splitlines()
     assert len(complaints) == 2
@@ -500,7 +502,7 @@ def test_a_png_is_predicted(copy, mnist):
     Image.fromarray(picture).save(copy / "seven.png")
     done = command("predict", copy / "small", copy / "seven.png")
     assert done.returncode == 0, done.stderr
-    steps = "inverted: its border is bright, scaled into 20×20, centred by centre of mass"
+    steps = "inverted: dark ink on a bright ground, scaled into 20×20, centred by centre of mass"
     assert steps in done.stdout
 
 
