@@ -17,6 +17,7 @@ from jaxmnist.errors import UsageError
 
 C = 5.0  # the default, used unless C is searched for
 BLOCK = 1024  # rows for which the kernel is computed at a time
+MOST_DECISIONS = 2**24  # numbers held for the decisions of a block of rows
 # How to install what a backend needs.
 INSTALL = {
     "sklearnex": "pip install scikit-learn-intelex",
@@ -108,6 +109,11 @@ class RbfSvm:
         return {"C": loguniform(0.5, 50), "gamma": loguniform(gamma / 10, gamma * 10)}
 
     @staticmethod
+    def largest_size(classes: int, rows: int) -> int:
+        """The bytes that fitting may take: four copies of `dual`, every row being a vector."""
+        return 4 * 8 * (classes - 1) * rows
+
+    @staticmethod
     def estimator(backend: str, **parameters: float) -> Any:
         """The library's unfitted classifier with these parameters."""
         return classifier(backend)(kernel="rbf", **parameters)
@@ -129,30 +135,34 @@ class RbfSvm:
         Each pair of classes votes; the first of the classes with equal votes wins. This is
         libsvm's rule: Chang and Lin, 'LIBSVM: a library for support vector machines', 2011.
         """
+        classes = len(self.labels)
+        rows = min(BLOCK, max(1, MOST_DECISIONS // classes**2))
         return np.concatenate(
-            [self.labels[self._votes(x[i : i + BLOCK]).argmax(1)] for i in range(0, len(x), BLOCK)]
+            [self.labels[self._votes(x[i : i + rows]).argmax(1)] for i in range(0, len(x), rows)]
             or [self.labels[:0]]
         )
 
     def _votes(self, x: np.ndarray) -> np.ndarray:
         """The number of pairs that each class wins: float[N, P] → int64[N, K]."""
         x, vectors = x.astype(np.float64), self.vectors.astype(np.float64)
-        squares = (x**2).sum(1)[:, None] + (vectors**2).sum(1) - 2 * (x @ vectors.T)
+        squares = (vectors**2).sum(1)[:, None] + (x**2).sum(1) - 2 * (vectors @ x.T)
         kernel = np.exp(-self.gamma * squares)
-        classes = len(self.labels)
-        ends = np.cumsum(self.counts)
-        of = [slice(end - count, end) for end, count in zip(ends, self.counts, strict=True)]
-        votes = np.zeros((len(x), classes), np.int64)
+        classes, ends = len(self.labels), np.cumsum(self.counts)
+        # A class's part in the decisions between it and each of the others: [K, K − 1, N].
+        parts = np.empty((classes, classes - 1, len(x)))
+        for k, (end, count) in enumerate(zip(ends, self.counts, strict=True)):
+            own = slice(end - count, end)
+            np.matmul(self.dual[:, own], kernel[own], out=parts[k])
+        votes = np.zeros((classes, len(x)), np.int64)
         pair = 0
-        for i in range(classes):
-            for j in range(i + 1, classes):
-                decision = kernel[:, of[i]] @ self.dual[j - 1, of[i]]
-                decision += kernel[:, of[j]] @ self.dual[i, of[j]]
-                first = decision + self.intercept[pair] > 0
-                votes[:, i] += first
-                votes[:, j] += ~first
-                pair += 1
-        return votes
+        for i in range(classes - 1):
+            others = classes - 1 - i  # the pairs of class i and each later one
+            decisions = parts[i, i:] + parts[i + 1 :, i]
+            first = decisions + self.intercept[pair : pair + others, None] > 0
+            votes[i] += first.sum(0)
+            votes[i + 1 :] += ~first
+            pair += others
+        return votes.T
 
     def fits(self, components: int) -> bool:
         """Whether the shapes of the arrays agree, and match features of `components` columns."""

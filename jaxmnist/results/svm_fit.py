@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxmnist.errors import UsageError
+from jaxmnist.reading import memory
 from jaxmnist.results.pipeline import SVMS, Projection, SvmPipeline
 from jaxmnist.results.rbf import RbfSvm
 
@@ -48,6 +50,17 @@ class Fit:
 
 
 Batches = Callable[[np.ndarray], Iterator[tuple[int, np.ndarray]]]
+
+
+def check_memory(kind: str, classes: int, images: int) -> None:
+    """Raise `UsageError` if fitting on these images may need more than this machine's memory."""
+    needed = SVMS[kind].largest_size(classes, images)
+    if needed > memory():
+        raise UsageError(
+            f"an SVM of {classes} classes on {images} images can need {needed / 2**30:.0f} GiB, and"
+            f" this machine has {memory() / 2**30:.0f} GiB of memory; take fewer images with"
+            " --train-limit, or search with --no-svm"
+        )
 
 
 def fit(

@@ -15,6 +15,7 @@ from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, Network
 from jaxmnist.models.space import Questions, answers_of
 from jaxmnist.reading import memory
+from jaxmnist.results import svm_fit
 from jaxmnist.settings import TRAINING, SearchSettings, TrainingSettings, flag
 
 MOST_TRACED = 16
@@ -28,9 +29,12 @@ def check_memory(
 ) -> None:
     """Raise `UsageError` if a drawn configuration can't be trained in this machine's memory.
 
-    The estimate is a lower bound: initial weights as drawn (float64), weights, Adam's two moments
-    and gradients; outputs of all layers and their gradients for up to 32 images.
+    So it does for the SVM, if there will be one. The estimate is a lower bound: initial weights as
+    drawn (float64), weights, Adam's two moments and gradients; outputs of all layers and their
+    gradients for up to 32 images.
     """
+    if settings.svm:
+        svm_fit.check_memory(svm_fit.Fitting.kind, dataset.classes, len(dataset.y_train))
     images = min(settings.batch_size, 32)
     # Tracing hundreds of networks would take minutes: then the first ones are looked at.
     most = MOST_TRACED if network.traced else None

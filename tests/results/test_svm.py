@@ -38,8 +38,9 @@ def fitted(classes=4, width=80, **options):
     return svm_fit.fit(in_blocks, width, *parts, how=how, seed=0), x, y
 
 
-@pytest.mark.parametrize(("classes", "width"), [(2, 80), (4, 80), (5, 3)])
-def test_predictions_equal_scikit_learns_pipeline(classes, width):
+@pytest.mark.parametrize(("classes", "width"), [(2, 80), (4, 80), (5, 3), (60, 20)])
+def test_predictions_equal_scikit_learns_pipeline(classes, width, monkeypatch):
+    monkeypatch.setattr(rbf, "MOST_DECISIONS", 60**2 * 100)  # several blocks for many classes
     fit, x, y = fitted(classes, width)
     components = min(64, width)
     pipeline = make_pipeline(StandardScaler(), PCA(components, random_state=0), SVC(C=5))
@@ -136,6 +137,13 @@ def test_memory_stays_under_twice_the_features():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert rows * width * 4 < peak < 2 * rows * width * 4
+
+
+def test_an_svm_that_cannot_fit_into_memory_is_refused_before_it_is_fitted():
+    """345 classes: a coefficient in each of 344 machines for every image, four times."""
+    svm_fit.check_memory("rbf", 10, 60_000)
+    with pytest.raises(UsageError, match=r"345 classes on 900000000 images can need .* --no-svm"):
+        svm_fit.check_memory("rbf", 345, 9 * 10**8)
 
 
 def test_backends():
