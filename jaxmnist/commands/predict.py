@@ -106,10 +106,8 @@ def _read(names: list[str], preparation: Preparation) -> tuple[list[Picture], in
 
 def _names(model: TrainedModel) -> list[int | str]:
     """The names of the classes where the data bring names, else their labels."""
-    named = model.origin.class_names(len(model.labels)) if model.origin else None
-    if named is None or named == [str(label) for label in model.labels]:
-        return list(model.labels)
-    return list(named)
+    numbered = model.class_names == tuple(map(str, model.labels))
+    return list(model.labels if numbered else model.class_names)
 
 
 def _said(name: int | str) -> str:

@@ -19,6 +19,7 @@ from jaxmnist.data.arrays import EIGHT_BITS, Arrays, check, scale_of
 from jaxmnist.data.download import load_named
 from jaxmnist.data.formats import read_files
 from jaxmnist.data.idx import read_idx_folder
+from jaxmnist.data.labels import class_names_of
 from jaxmnist.data.parts import draw, limited, validation_sizes
 from jaxmnist.data.preparation import Preparation, preparation_of
 from jaxmnist.errors import UsageError, local_path
@@ -39,7 +40,7 @@ class Dataset:
 
     Images are uint8 where all pixels are whole numbers from 0 to 255, else float32.
     labels: the K labels, ascending, as the data gives them: class k has label `labels[k]`.
-    class_names: K names, `class_names[k]` of class k; the label as text where the data bring none.
+    class_names: K names to show, `class_names[k]` of class k; see `labels.class_names_of`.
     scale: the divisor of pixels before they reach a network or an SVM; see `arrays.scale_of`.
     notes: a line for each thing about the data that their owner should know.
     """
@@ -57,8 +58,8 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.class_names:
-            object.__setattr__(self, "class_names", tuple(map(str, self.labels)))
+        names = class_names_of(self.labels, self.class_names)
+        object.__setattr__(self, "class_names", names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -57,6 +58,43 @@ def number_names(names: Iterable[str]) -> dict[str, int]:
         if len(set(numbers.values())) == len(numbers):
             return dict(sorted(numbers.items(), key=lambda item: item[1]))
     return {name: place for place, name in enumerate(known)}
+
+
+def class_names_of(
+    labels: Sequence[int], names: Sequence[str] = (), taken: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Return a name to show for each class: safe for a terminal, of bounded length, all different.
+
+    A blank name becomes the label; a name that stands twice, or is taken, gets its label beside it.
+
+    Args:
+      labels: the K labels, all different.
+      names: the K names, as somebody wrote them; none for the labels themselves.
+      taken: names that no class may have.
+
+    Raises:
+      ValueError: there are names, but not K, or a label stands twice.
+
+    >>> class_names_of([0, 3, 4], ["cat", "dog", "dog"]), class_names_of([0, 3])
+    (('cat', 'dog (3)', 'dog (4)'), ('0', '3'))
+    """
+    if len(set(labels)) < len(labels):
+        raise ValueError("a label stands twice")
+    shown = [
+        cut_off(printable(name)).strip() or str(label)
+        for label, name in zip(labels, names or map(str, labels), strict=True)
+    ]
+    while (counts := Counter([*shown, *taken])) and max(counts[name] for name in shown) > 1:
+        shown = [
+            f"{name} ({label})" if counts[name] > 1 else name
+            for label, name in zip(labels, shown, strict=True)
+        ]
+    return tuple(shown)
+
+
+def cut_off(name: str) -> str:
+    """Return a name, cut off if it is longer than `LONGEST_NAME`."""
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
 def _flat(name: str, labels: np.ndarray) -> np.ndarray:

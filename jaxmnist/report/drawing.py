@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 import numpy as np
 
@@ -26,7 +27,6 @@ COLOURS = {
 }
 SETTINGS: Any = {
     "svg.fonttype": "none",  # text stays text: smaller, and searchable
-    "text.parse_math": False,  # a dollar sign does not begin a formula
     "font.size": 10.0,  # on a phone a point is about a pixel
     "axes.edgecolor": COLOURS["grid"],
     "axes.labelcolor": COLOURS["muted"],
@@ -92,10 +92,26 @@ def plotting() -> Any:
 
 
 @contextmanager
+def any_text() -> Iterator[None]:
+    """A context for text of a stranger: dollars are no formula, no character warns."""
+    with plotting().rc_context({"text.parse_math": False}), catch_warnings():
+        filterwarnings("ignore", "Glyph .* missing from font")
+        yield
+
+
+def drawable(text: str) -> bool:
+    """Whether matplotlib's font has all characters of a text."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties()))
+    return all(font.get_char_index(ord(character)) for character in text)
+
+
+@contextmanager
 def canvas(width: float, height: float) -> Iterator[Canvas]:
     """An empty figure with axes; width and height in inches, small enough for a phone."""
     matplotlib = plotting()
-    with matplotlib.rc_context(SETTINGS):
+    with matplotlib.rc_context(SETTINGS), any_text():
         figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
         yield Canvas(figure, figure.add_subplot())
 

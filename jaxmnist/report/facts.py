@@ -20,7 +20,13 @@ T = TypeVar("T")
 COUNTS = dict.fromkeys(("train", "validation", "test"), int)
 SEARCH_SHAPE = {
     "machine": dict,
-    "data": {"name": str, **COUNTS, "image_shape": [int], "labels": [int]},
+    "data": {
+        "name": str,
+        **COUNTS,
+        "image_shape": [int],
+        "labels": [int],
+        "class_names": [str],
+    },
 }
 
 

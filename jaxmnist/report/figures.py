@@ -17,9 +17,13 @@ from jaxmnist.report.drawing import (
     log_axis,
 )
 from jaxmnist.report.quality import dot
+from jaxmnist.results.layout import short_names, widest
 from jaxmnist.results.statistics import wilson
 from jaxmnist.runs.trial import Trial
 
+MOST_LABELS = 20  # classes with a label in the figure of the features
+LABEL = 8  # letters of such a label
+ROUND = 3  # letters that fit into a circle
 NAMES = {
     "loss": "Training loss",
     "accuracy": "Training accuracy",
@@ -157,35 +161,40 @@ def budget(scores: Sequence[float], expected: np.ndarray, images: int) -> Figure
     )
 
 
-def scatter(points: np.ndarray, classes: np.ndarray, labels: Sequence[int], share: Any) -> Figure:
+def scatter(points: np.ndarray, classes: np.ndarray, names: Sequence[str], share: Any) -> Figure:
     """Features in two dimensions, coloured by class, with a label at each class's median.
 
-    points: float[N, 2]; classes: int[N]; share: fraction of the variance of both dimensions.
+    Of many classes those of the most points have labels.
+
+    points: float[N, 2]; classes: int[N], 0 to K − 1; names: of the K classes; share: fraction of
+    the variance of both dimensions.
     """
+    counts = np.bincount(classes, minlength=len(names))
+    labelled = sorted(k for k in np.argsort(-counts, kind="stable")[:MOST_LABELS] if counts[k])
+    labels, many = short_names([names[k] for k in labelled], LABEL), len(names) > MOST_LABELS
 
     def plot(drawn: Canvas) -> None:
         """Draw the points, and the labels of the classes."""
         axes = drawn.axes
-        for k in range(len(labels)):
-            members = points[classes == k]
-            colour = COLOURS[f"class-{k % 10}"]
+        for k in range(min(10, len(names))):
+            members = points[classes % 10 == k]
+            colour = COLOURS[f"class-{k}"]
             axes.plot(*members.T, "o", color=colour, markersize=2.6, alpha=0.75, markeredgewidth=0)
-        present = [k for k in range(len(labels)) if (classes == k).any()]
-        middles = np.array([np.median(points[classes == k], 0) for k in present])
-        for k, middle, place in zip(
-            present, middles, _apart(middles, np.ptp(points, 0)), strict=True
-        ):
+        middles = np.array([np.median(points[classes == k], 0) for k in labelled])
+        width = widest(labels)
+        places = _apart(middles, np.ptp(points, 0), width)
+        for k, label, middle, place in zip(labelled, labels, middles, places, strict=True):
             colour = COLOURS[f"class-{k % 10}"]
             axes.plot(*zip(middle, place, strict=True), color=colour, linewidth=1.5)
             axes.text(
                 *place,
-                str(labels[k]),
+                label,
                 ha="center",
                 va="center",
                 fontsize=9,
                 fontweight="bold",
                 bbox={
-                    "boxstyle": "circle,pad=0.25",
+                    "boxstyle": "circle,pad=0.25" if width <= ROUND else "round,pad=0.25",
                     "facecolor": COLOURS["surface"],
                     "edgecolor": colour,
                     "linewidth": 1.8,
@@ -201,27 +210,34 @@ def scatter(points: np.ndarray, classes: np.ndarray, labels: Sequence[int], shar
         "Validation features in two dimensions",
         f"Each dot is one of {len(points):,} validation images, placed by the first two principal"
         " components of the winner's flatten features and coloured by its true class"
-        + (" (ten colours, used repeatedly)" if len(labels) > 10 else "")
+        + (" (ten colours, used repeatedly)" if len(names) > 10 else "")
         + "; a circled label stands at, or points to, the median of its class."
-        " Classes that overlap here may still be separate in the other"
+        + (f" Only the {MOST_LABELS} classes of the most dots have one." if many else "")
+        + " Classes that overlap here may still be separate in the other"
         f" {100 - 100 * float(sum(share)):.0f} % of the variance.",
         f"Two principal components of the features of {len(points)} validation images of"
-        f" {len(labels)} classes; they explain {100 * float(sum(share)):.0f} % of the variance.",
+        f" {len(names)} classes; they explain {100 * float(sum(share)):.0f} % of the variance.",
         plot,
         size=(5.8, 4.4),
     )
 
 
-def _apart(middles: np.ndarray, extent: np.ndarray) -> np.ndarray:
-    """Places for labels near the medians of their classes, moved until none covers another."""
-    scale = np.where(extent > 0, extent, 1) * [0.055, 0.07]  # a label's width and height
+def _apart(middles: np.ndarray, extent: np.ndarray, letters: int) -> np.ndarray:
+    """Places for labels near the medians of their classes, moved until none covers another.
+
+    letters: the width of the widest label.
+    """
+    round_ones = letters <= ROUND
+    width = 0.055 if round_ones else 0.024 + 0.0145 * letters
+    scale = np.where(extent > 0, extent, 1) * [width, 0.07]  # a label's width and height
     places = middles / scale
     # Labels at the same point need a direction in which to move apart.
     angles = np.arange(len(places)) * 2.4
     places = places + 1e-3 * np.column_stack([np.cos(angles), np.sin(angles)])
     for _ in range(200):
         offsets = places[:, None] - places[None]
-        distances = np.linalg.norm(offsets, axis=-1) + np.eye(len(places))
+        norm = 2 if round_ones else np.inf  # whether circles overlap, or rectangles
+        distances = np.linalg.norm(offsets, norm, axis=-1) + np.eye(len(places))
         push = np.clip(1.05 - distances, 0, None) * (1 - np.eye(len(places)))
         if not push.any():
             break

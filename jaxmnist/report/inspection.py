@@ -24,14 +24,14 @@ class Mistake:
 
     picture: the image as a data URL.
     index: of the image in the test set.
-    truth, taken_for: the true label and the predicted one.
+    truth, taken_for: the name of the true class and of the predicted one.
     probability: the probability that the winner gave the predicted label.
     """
 
     picture: str
     index: int
-    truth: int
-    taken_for: int
+    truth: str
+    taken_for: str
     probability: float
 
 
@@ -51,8 +51,8 @@ def mistakes(run: Run, dataset: Dataset, count: int = SHOWN) -> list[Mistake]:
         Mistake(
             picture(dataset.x_test[i], dataset.scale),
             int(i),
-            dataset.labels[dataset.y_test[i]],
-            dataset.labels[predictions[i]],
+            dataset.class_names[dataset.y_test[i]],
+            dataset.class_names[predictions[i]],
             float(surest[i]),
         )
         for i in order

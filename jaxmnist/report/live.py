@@ -21,7 +21,7 @@ from jaxmnist.report.console import Console
 from jaxmnist.report.facts import plainly
 from jaxmnist.report.page import write_page
 from jaxmnist.report.progress import Progress
-from jaxmnist.results.evaluation import Evaluation
+from jaxmnist.results.confusion import Evaluation
 from jaxmnist.results.run import Run
 from jaxmnist.results.selection import rule_of
 from jaxmnist.runs.times import read_times, write_times
@@ -198,8 +198,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
             test = Evaluation.from_json(run.result("best/test.json"))
             summary = run.best_model.summary()
             index, epochs = run.best_trial.index, len(run.best_trial.history)
-            matrix, labels = test.confusion_matrix, test.labels
-            self._tensorboard.winner(index, epochs, summary, matrix, labels)
+            self._tensorboard.winner(index, epochs, summary, test)
 
     def _write_times(self) -> None:
         if self._trained or not read_times(self._directory):

@@ -14,12 +14,17 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from jaxmnist.data.dataset import Dataset
+from jaxmnist.data.labels import class_names_of
 from jaxmnist.hyperparameters import text
 from jaxmnist.models.distributions import is_number
 from jaxmnist.report import figures, inspection, quality, repeat, words
+from jaxmnist.report.confusion import confusion_figure
 from jaxmnist.report.drawing import Figure
 from jaxmnist.report.facts import Facts
-from jaxmnist.results.evaluation import Evaluation, describe_gap, times
+from jaxmnist.results.classes import confusions, worst_classes
+from jaxmnist.results.confusion import Evaluation
+from jaxmnist.results.evaluation import describe_gap, times
+from jaxmnist.results.layout import short_names, shortened
 from jaxmnist.results.run import Run
 from jaxmnist.results.statistics import Importance, expected_best, importance, wilson
 from jaxmnist.results.svm import compare
@@ -29,6 +34,8 @@ from jaxmnist.runs.trial import History
 from jaxmnist.whole_files import write_bytes
 
 RELOAD = 30  # seconds between reloads while the search runs
+NAME = 18  # columns of a class name in a table
+MOST_CLASSES = 30  # of a confusion matrix as a table, and of a report with all classes
 NO_IMAGES: dict[str, Any] = {"mistakes": None, "features": None}
 LATER = "This section comes when the search has finished."
 
@@ -70,6 +77,7 @@ def make_page(
     environment.filters["signed"] = words.signed
     environment.filters["text"] = text
     environment.filters["times"] = times
+    environment.filters["shortened"] = shortened
     style = resources.files("jaxmnist.report") / "templates" / "page.css"
     return environment.get_template("page.html").render(
         style=style.read_text("utf-8"),
@@ -173,9 +181,12 @@ def test_context(facts: Facts) -> dict[str, Any]:
     """Variables of the sections on the network and the test set, from the run's files."""
     test = facts.tested
     svm = facts.attempt("test", facts.svm)
-    context: dict[str, Any] = {"test": None, "svm": None, "summary": None, "mcnemar": None}
+    context: dict[str, Any] = dict.fromkeys(("test", "svm", "summary", "mcnemar", "confusion"))
     if test:
         context["test"] = facts.attempt("test", _tested, test)
+        if context["test"] and not context["test"]["matrix"]:
+            evaluation = Evaluation.from_json(test)
+            context["confusion"] = facts.attempt("test", confusion_figure, evaluation)
     if svm:
         context["svm"] = facts.attempt("test", lambda: {**_tested(svm), "of": svm})
         context["mcnemar"] = facts.attempt("test", compare, svm)
@@ -188,9 +199,12 @@ def _tested(content: dict[str, Any]) -> dict[str, Any]:
     """Variables of one evaluation."""
     evaluation = Evaluation.from_json(content)
     matrix = evaluation.confusion_matrix
-    wrong = [int(n) for i, row in enumerate(matrix) for j, n in enumerate(row) if i != j]
+    wrong = matrix - np.diag(np.diag(matrix))
     low, high = evaluation.confidence_interval()
+    names, short = evaluation.class_names, short_names(evaluation.class_names, NAME)
     report = evaluation.classification_report()
+    few = len(names) <= MOST_CLASSES
+    shown = range(len(names)) if few else worst_classes(evaluation)
     gap = None
     if "validation_accuracy" in content:
         gap = describe_gap(content["validation_accuracy"], content["validation_images"], evaluation)
@@ -199,11 +213,13 @@ def _tested(content: dict[str, Any]) -> dict[str, Any]:
         "images": evaluation.images,
         "low": low,
         "high": high,
-        "labels": evaluation.labels,
-        "matrix": matrix.tolist(),
-        "most_wrong": max([1, *wrong]),
-        "mistakes": sum(wrong),
-        "classes": [(label, report[str(label)]) for label in evaluation.labels],
+        "names": short,
+        "numbered": evaluation.numbered,
+        "matrix": matrix.tolist() if few else None,
+        "pairs": [] if few else [(short[i], short[j], n) for i, j, n in confusions(evaluation)],
+        "most_wrong": max(1, int(wrong.max())),
+        "mistakes": int(wrong.sum()),
+        "classes": [(short[k], report[names[k]]) for k in shown],
         "averages": [
             (name, report[name]) for name in ("macro avg", "weighted avg") if name in report
         ],
@@ -211,6 +227,13 @@ def _tested(content: dict[str, Any]) -> dict[str, Any]:
         "looks": content.get("evaluations"),
         "confused": words.most_confused(evaluation),
     }
+
+
+def _class_names(data: dict[str, Any]) -> str:
+    """The names of the classes in search.json; of many classes the first ones."""
+    names = class_names_of(data["labels"], data["class_names"])
+    more = f" … ({len(names)} in all)" if len(names) > MOST_CLASSES else ""
+    return ", ".join(names[:MOST_CLASSES]) + more
 
 
 def image_context(facts: Facts, dataset: Dataset | None) -> dict[str, Any]:
@@ -226,7 +249,7 @@ def image_context(facts: Facts, dataset: Dataset | None) -> dict[str, Any]:
 
     def features() -> Figure:
         points, classes, shares = inspection.features_in_two(facts.run, data)
-        return figures.scatter(points, classes, data.labels, shares)
+        return figures.scatter(points, classes, data.class_names, shares)
 
     return {
         "mistakes": facts.attempt("mistakes", inspection.mistakes, facts.run, data),
@@ -249,4 +272,5 @@ def record_context(facts: Facts) -> dict[str, Any]:
         "command": repeat.command(run.settings),
         "python": repeat.session(run.settings),
         "directory": str(run.directory.path),
+        "class_names": facts.attempt("record", _class_names, run.search["data"]),
     }

@@ -27,12 +27,14 @@ from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.hyperparameters import text as value_text
 from jaxmnist.models.distributions import is_number
 from jaxmnist.models.space import SpaceDescription
-from jaxmnist.report.drawing import plotting
+from jaxmnist.report.confusion import cells_of, ticks
+from jaxmnist.report.drawing import any_text, drawable, plotting
+from jaxmnist.results.confusion import Evaluation
 from jaxmnist.runs.trial import METRICS, Metrics, Trial
 
 CLOSED = b"_hparams_/session_end_info"  # contained in the file of a trial that ended
-MOST_CELLS = 300  # along a side of the confusion matrix
-MOST_NAMES = 30  # class names along a side of it
+MOST_NAMES = 30  # class names along a side of the confusion matrix
+LEVEL = 3  # letters of a class name that is not turned
 LARGEST_FIGURE = 16.0  # inches along a side, 1600 pixels
 WINNER = ".winner"  # suffix of the file with the winner's summary
 
@@ -92,15 +94,13 @@ class TensorBoard:
                 self.epoch(trial.index, epoch, metrics)
             self.end(trial.index, trial.hyperparameters, trial.status == "failed")
 
-    def winner(
-        self, index: int, epoch: int, summary: str, matrix: np.ndarray, labels: Sequence[int]
-    ) -> None:
+    def winner(self, index: int, epoch: int, summary: str, test: Evaluation) -> None:
         """Write the winner's summary and confusion matrix beside its curves; delete older ones."""
         for old in self.folder.glob(f"trial-*/*{WINNER}"):
             old.unlink()
         writer = EventsWriter(str(self.trial_folder(index) / "events"), WINNER)
         fenced = "\n".join(f"    {line}" for line in summary.splitlines())
-        for content in (text("summary", fenced), _picture(matrix, labels)):
+        for content in (text("summary", fenced), _picture(test)):
             writer.write_event(_event(content, epoch))
         writer.close()
 
@@ -155,39 +155,39 @@ def _failed() -> Any:
     return summary
 
 
-def _picture(matrix: np.ndarray, labels: Sequence[int]) -> Any:
+def _picture(evaluation: Evaluation) -> Any:
     """The confusion matrix as an image: correct in blue, wrong in orange, counts in the cells.
 
     Its size is bounded: with many classes a cell is a few pixels, with very many it stands for a
     block of classes, and not every class is named.
     """
-    figure_class = plotting().figure.Figure
-    wrong = matrix - np.diag(np.diag(matrix))
-    block = -(-len(labels) // MOST_CELLS)  # classes that a cell stands for
-    starts = np.arange(0, len(labels), block)
-    cells = np.add.reduceat(np.add.reduceat(wrong, starts, axis=0), starts, axis=1)
+    figure_class, classes = plotting().figure.Figure, len(evaluation.labels)
+    cells, starts, block = cells_of(evaluation.confusion_matrix)
     shades = np.ones((*cells.shape, 3))
     diagonal = np.arange(len(cells))
     shades[diagonal, diagonal] = [0.8, 0.86, 0.92]
     share = (cells / max(1, cells.max()))[..., None]
     shades -= share * (shades - np.array([0.84, 0.37, 0.0]))
-    size = min(max(4.0, 0.5 * len(labels) + 1), LARGEST_FIGURE)
-    figure = figure_class(figsize=(size, size), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(shades)
-    if len(labels) <= MOST_NAMES:
-        for (row, column), count in np.ndenumerate(matrix):
-            if count:
-                axes.text(column, row, str(count), ha="center", va="center", fontsize=9)
-    places = range(0, len(starts), -(-len(starts) // MOST_NAMES))
-    names = [str(labels[starts[place]])[:20] for place in places]
-    axes.set_xticks(places, names, rotation=0 if len(labels) <= MOST_NAMES else 90)
-    axes.set_yticks(places, names)
-    title = "Confusion matrix on the test set"
-    title += f" (a cell: {block}×{block} classes)" if block > 1 else ""
-    axes.set(xlabel="prediction", ylabel="truth", title=title)
+    size = min(max(4.0, 0.5 * classes + 1), LARGEST_FIGURE)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    with any_text():
+        figure = figure_class(figsize=(size, size), dpi=100, layout="constrained")
+        axes = figure.add_subplot()
+        axes.imshow(shades)
+        if classes <= MOST_NAMES:
+            for (row, column), count in np.ndenumerate(evaluation.confusion_matrix):
+                if count:
+                    axes.text(column, row, str(count), ha="center", va="center", fontsize=9)
+        pairs = zip(evaluation.class_names, evaluation.labels, strict=True)
+        names = [name if drawable(name) else str(label) for name, label in pairs]
+        places, shown = ticks(starts, names, MOST_NAMES)
+        upright = classes > MOST_NAMES or max(map(len, shown)) > LEVEL
+        axes.set_xticks(places, shown, rotation=90 if upright else 0)
+        axes.set_yticks(places, shown)
+        title = "Confusion matrix on the test set"
+        title += f" (a cell: {block}×{block} classes)" if block > 1 else ""
+        axes.set(xlabel="prediction", ylabel="truth", title=title)
+        figure.savefig(buffer, format="png")
     width, height = (int(side) for side in figure.canvas.get_width_height())
     image = Summary.Image(
         height=height, width=width, colorspace=4, encoded_image_string=buffer.getvalue()

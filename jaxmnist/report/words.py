@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxmnist.results.evaluation import Evaluation
+from jaxmnist.results.classes import SENTENCE, confusions
+from jaxmnist.results.confusion import Evaluation
+from jaxmnist.results.layout import shortened
 from jaxmnist.results.statistics import (
     FEWEST_FOR_IMPORTANCE,
     Importance,
@@ -190,13 +192,10 @@ def about_budget(facts: Facts, expected: np.ndarray) -> list[str]:
 
 def most_confused(evaluation: Evaluation, most: int = 3) -> str:
     """The most frequent confusions as a sentence."""
-    matrix = evaluation.confusion_matrix - np.diag(np.diag(evaluation.confusion_matrix))
-    order = np.argsort(-matrix, axis=None, kind="stable")[:most]
-    places = [tuple(int(x) for x in np.unravel_index(k, matrix.shape)) for k in order]
+    names = [shortened(name, SENTENCE) for name in evaluation.class_names]
     parts = [
-        f"{evaluation.labels[i]} classified as {evaluation.labels[j]} ({matrix[i, j]} times)"
-        for i, j in places
-        if matrix[i, j]
+        f"{names[i]} classified as {names[j]} ({images} times)"
+        for i, j, images in confusions(evaluation, most)
     ]
     return (
         f"The most frequent confusions: {', '.join(parts)}."

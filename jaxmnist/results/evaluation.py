@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -12,8 +10,9 @@ import numpy as np
 
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.errors import UsageError
+from jaxmnist.results.classes import describe_classes, describe_confusions
+from jaxmnist.results.confusion import REPORT_SHAPE, Evaluation, judge
 from jaxmnist.results.run import Run
-from jaxmnist.results.statistics import wilson
 from jaxmnist.runs.ledger import MOST_LOOKS
 from jaxmnist.whole_files import (
     DamagedFile,
@@ -23,16 +22,6 @@ from jaxmnist.whole_files import (
     sha256,
 )
 
-MOST_IMAGES = 10**7  # the most images that a report read from disk may count
-MOST_CLASSES = 20  # reports on the console show all classes up to this many, then the worst ones
-# Fields of a test report, in test.json and in svm.json.
-REPORT_SHAPE = {
-    "accuracy": float,
-    "confidence_interval": (float, float),
-    "labels": [int],
-    "confusion_matrix": [[int]],
-    "classification_report": dict,
-}
 TEST_SHAPE = {
     **REPORT_SHAPE,
     "model_sha256": str,
@@ -41,78 +30,6 @@ TEST_SHAPE = {
     "probabilities_sha256": str,
     "evaluations": int,
 }
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The predictions for N images compared with their true labels.
-
-    labels: the K labels, in the order of the matrix's rows and columns.
-    confusion_matrix: int64[K, K]; rows: true classes, columns: predicted classes.
-    """
-
-    labels: tuple[int, ...]
-    confusion_matrix: np.ndarray
-
-    @property
-    def images(self) -> int:
-        """The number of images evaluated, N."""
-        return int(self.confusion_matrix.sum())
-
-    @property
-    def accuracy(self) -> float:
-        """The fraction of images classified correctly."""
-        return int(np.trace(self.confusion_matrix)) / self.images
-
-    def confidence_interval(self) -> tuple[float, float]:
-        """The 95 % interval of the accuracy: see `wilson`."""
-        return wilson(self.accuracy, self.images)
-
-    def classification_report(self) -> dict[str, Any]:
-        """scikit-learn's report: precision, recall, f1-score and support by label, and averages."""
-        report: dict[str, Any] = self._report(output_dict=True)
-        return report
-
-    def classification_table(self) -> str:
-        """The report as a text table with three decimals."""
-        return str(self._report(digits=3))
-
-    def _report(self, **form: Any) -> Any:
-        # Imported here: scikit-learn takes a second to import, which would delay the first trial.
-        from sklearn.metrics import classification_report
-
-        classes = len(self.labels)
-        truth, predictions = np.divmod(
-            np.repeat(np.arange(classes * classes), self.confusion_matrix.ravel()), classes
-        )
-        return classification_report(
-            truth,
-            predictions,
-            labels=range(classes),
-            target_names=[str(label) for label in self.labels],
-            zero_division=0,
-            **form,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields `REPORT_SHAPE` of test.json and svm.json."""
-        return {
-            "accuracy": self.accuracy,
-            "confidence_interval": list(self.confidence_interval()),
-            "labels": list(self.labels),
-            "confusion_matrix": self.confusion_matrix.tolist(),
-            "classification_report": self.classification_report(),
-        }
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Evaluation:
-        """The evaluation stored by `to_json`; ValueError if its confusion matrix is impossible."""
-        labels = tuple(content["labels"])
-        matrix = np.asarray(content["confusion_matrix"], np.int64)
-        square = matrix.shape == (len(labels), len(labels))
-        if not square or matrix.min() < 0 or not 0 < matrix.sum() <= MOST_IMAGES:
-            raise ValueError("invalid confusion matrix")
-        return cls(labels, matrix)
 
 
 def times(count: int) -> str:
@@ -124,67 +41,6 @@ def prepare() -> None:
     """Import in advance the modules that evaluation needs, which takes about a second."""
     for name in ("scipy.stats", "sklearn.metrics"):
         import_module(name)
-
-
-def judge(truth: np.ndarray, predictions: np.ndarray, labels: Sequence[int]) -> Evaluation:
-    """Evaluate predicted classes int[N], 0 to K − 1, against the true classes int[N]."""
-    classes = len(labels)
-    pairs = truth.astype(np.int64) * classes + predictions
-    matrix = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
-    return Evaluation(tuple(int(label) for label in labels), matrix)
-
-
-def table(matrix: np.ndarray, labels: Sequence[int]) -> str:
-    """A confusion matrix as text, with its labels: rows are true, columns predicted classes."""
-    cells = [["", *map(str, labels)]]
-    cells += [
-        [str(label), *map(str, row)] for label, row in zip(labels, matrix.tolist(), strict=True)
-    ]
-    width = max(len(cell) for row in cells for cell in row)
-    return "\n".join(" ".join(cell.rjust(width) for cell in row) for row in cells)
-
-
-def describe_confusions(evaluation: Evaluation, file: str) -> str:
-    """The confusion matrix as text; with many classes, only the most frequent confusions.
-
-    file: the run's file that has the whole matrix; the text refers to it.
-    """
-    labels, matrix = evaluation.labels, evaluation.confusion_matrix
-    if len(labels) <= MOST_CLASSES:
-        head = "Confusion matrix (rows: truth, columns: prediction):"
-        return f"{head}\n{table(matrix, labels)}"
-    wrong = matrix - np.diag(np.diag(matrix))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CLASSES]
-    lines = [
-        f"The most frequent confusions of {len(labels)} classes ({file} has the whole matrix):"
-    ]
-    for truth, prediction in zip(*np.unravel_index(order, wrong.shape), strict=True):
-        if count := wrong[truth, prediction]:
-            images = "1 image" if count == 1 else f"{count} images"
-            lines.append(f"  {labels[truth]} classified as {labels[prediction]}: {images}")
-    return (
-        "\n".join(lines)
-        if len(lines) > 1
-        else f"No image of {len(labels)} classes is misclassified."
-    )
-
-
-def describe_classes(evaluation: Evaluation, file: str) -> str:
-    """The classification report as text; with many classes, only those of the lowest f1-score.
-
-    file: the run's file that has the whole report; the text refers to it.
-    """
-    rows = evaluation.classification_table().rstrip()
-    classes = len(evaluation.labels)
-    if classes <= MOST_CLASSES:
-        return f"Classification report:\n{rows}"
-    lines = rows.splitlines()  # header, empty line, one line per class, empty line, averages
-    report = evaluation.classification_report()
-    scores = [report[str(label)]["f1-score"] for label in evaluation.labels]
-    worst = np.argsort(scores, kind="stable")[:MOST_CLASSES]
-    shown = [*lines[:2], *(lines[2 + k] for k in worst), *lines[2 + classes :]]
-    head = f"Classification report of the {MOST_CLASSES} worst of {classes} classes"
-    return "\n".join([f"{head} ({file} has all):", *shown])
 
 
 def describe_gap(validation: float, validation_images: int, test: Evaluation) -> str:
@@ -223,7 +79,7 @@ def look(run: Run, dataset: Dataset, purpose: str) -> dict[str, Any]:
     run.files.write_look(purpose, model_sha256, data)
     probabilities = run.best_model.predict_proba(dataset.x_test)
     predictions = array_bytes(probabilities)
-    evaluation = judge(dataset.y_test, probabilities.argmax(1), dataset.labels)
+    evaluation = judge(dataset.y_test, probabilities.argmax(1), dataset.labels, dataset.class_names)
     content = {
         "model_sha256": model_sha256,
         **evaluation.to_json(),

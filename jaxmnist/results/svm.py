@@ -14,18 +14,13 @@ from threadpoolctl import threadpool_limits
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.engine.devices import pool_size, start_jax
 from jaxmnist.errors import UsageError, printable
-from jaxmnist.results.evaluation import (
-    REPORT_SHAPE,
-    Evaluation,
-    describe_classes,
-    judge,
-    times,
-    winner_predictions,
-)
+from jaxmnist.results.classes import describe_classes
+from jaxmnist.results.confusion import REPORT_SHAPE, Evaluation, judge
+from jaxmnist.results.evaluation import times, winner_predictions
 from jaxmnist.results.rbf import choose_backend
 from jaxmnist.results.run import Run
 from jaxmnist.results.statistics import mcnemar
-from jaxmnist.results.svm_fit import SCALER_ROWS, Batches, Clock, Fit, Fitting, fit
+from jaxmnist.results.svm_fit import SCALER_ROWS, Batches, Clock, Fit, Fitting, check_memory, fit
 from jaxmnist.whole_files import (
     DamagedFile,
     array_bytes,
@@ -127,7 +122,8 @@ def _fit_and_test(
     predictions = np.searchsorted(labels, fitted.svm.classifier.predict(projected))
     clock.lap("predict")
     fitted.seconds.update(clock.seconds)
-    return Tested(fitted, judge(dataset.y_test, predictions, dataset.labels), predictions)
+    evaluation = judge(dataset.y_test, predictions, dataset.labels, dataset.class_names)
+    return Tested(fitted, evaluation, predictions)
 
 
 @dataclass(frozen=True)
@@ -230,6 +226,7 @@ def fit_on_run(
         and (kept["baselines"] or not baselines)
     ):
         return kept
+    check_memory(how.kind, dataset.classes, len(dataset.y_train))
     network = winner_predictions(run) == dataset.y_test if task.own else None
     how = dataclasses.replace(how, backend=choose_backend(wanted, start_jax()))
     model = task.model

@@ -18,6 +18,7 @@ import numpy as np
 from safetensors.numpy import save as save_tensors
 
 from jaxmnist.data.arrays import EIGHT_BITS, check_images, check_levels
+from jaxmnist.data.labels import class_names_of
 from jaxmnist.data.preparation import Preparation
 from jaxmnist.engine.devices import start_jax
 from jaxmnist.engine.training import apply
@@ -99,6 +100,15 @@ class TrainedModel:
     def summary(self) -> str:
         """The layers with their output shapes and parameters, under Keras' columns."""
         return summary(self.layers)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the K classes, in the order of `labels`; the labels as text without names.
+
+        Raises `DamagedFile` if the run has other than K names.
+        """
+        names = self.origin.class_names(len(self.labels)) if self.origin else None
+        return class_names_of(self.labels, names or ())
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -234,7 +244,7 @@ class TrainedModel:
         arrays, metadata = read_tensors(path, MODEL_METADATA, sha256)
         try:
             scale = metadata["scale"] if fits(metadata, MODEL_SHAPE) else 0.0
-            if not 0 < scale < math.inf or len(set(metadata["labels"])) < 2:
+            if not 0 < scale < math.inf or not 2 <= len(set(metadata["labels"])) == len(metadata["labels"]):
                 raise ValueError
             hyperparameters = Hyperparameters(metadata["hyperparameters"])
         except (ValueError, TypeError, KeyError):

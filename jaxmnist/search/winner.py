@@ -55,6 +55,7 @@ def keep_winner(run: Run) -> None:
         "hyperparameters": trial.hyperparameters.to_json(),
         "image_shape": list(model.image_shape),
         "labels": list(model.labels),
+        "class_names": list(model.class_names),
         "scale": model.scale,
         "preparation": None if model.preparation is None else model.preparation.to_json(),
         "score": trial.score,

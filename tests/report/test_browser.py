@@ -16,6 +16,8 @@ from PIL import Image
 
 from jaxmnist import Run
 from jaxmnist.report.page import make_page
+from jaxmnist.results.confusion import Evaluation
+from jaxmnist.whole_files import array_bytes, read_json, sha256, write_json
 
 PICTURES = Path(__file__).parents[2] / "experiments" / "pictures.py"
 
@@ -125,6 +127,34 @@ def test_a_running_page_loads_itself_again(browser, finished, tmp_path: Path):
     assert page.locator("meta[http-equiv=refresh]").get_attribute("content") == "30"
     assert page.evaluate(OVERFLOWING) == []
     page.close()
+
+
+def test_names_of_classes_fit(browser, finished, tmp_path: Path):
+    """Of ten classes in a table, and of many in a figure."""
+    path = tmp_path / "small"
+    shutil.copytree(finished.directory.path, path)
+    test = read_json(path / "best" / "test.json")
+    for classes in (10, 200):
+        counts = np.diag(np.full(classes, 20))
+        counts[1, 0] = 3
+        names = tuple(f"a long name of class {k} 数字" for k in range(classes))
+        evaluation = Evaluation(tuple(range(classes)), counts, names)
+        content = array_bytes(np.full((int(counts.sum()), classes), 0.1, np.float32))
+        (path / "best" / "test_probabilities.npy").write_bytes(content)
+        changed = {**evaluation.to_json(), "probabilities_sha256": sha256(content)}
+        write_json(path / "best" / "test.json", {**test, **changed})
+        file = tmp_path / f"{classes}.html"
+        file.write_text(make_page(Run(path), images=False))
+        page = browser.new_page()
+        page.goto(file.as_uri())
+        assert page.locator("#confusion td.right").count() == (10 if classes == 10 else 0)
+        assert page.locator("#figure-confusion image").count() == (0 if classes == 10 else 1)
+        for width in (1280, 390):
+            page.set_viewport_size({"width": width, "height": 844})
+            assert page.evaluate("document.documentElement.scrollWidth") == width
+            assert page.evaluate(OVERFLOWING) == []
+            assert page.evaluate(COVERED) == []
+        page.close()
 
 
 def test_readmes_pictures(browser, finished, tmp_path):

@@ -1,19 +1,15 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score
 
-from jaxmnist.results.evaluation import (
-    Evaluation,
-    describe_classes,
-    describe_confusions,
-    describe_gap,
-    judge,
-    table,
-)
+from jaxmnist.results.classes import describe_classes, describe_confusions, report_table, table
+from jaxmnist.results.confusion import Evaluation, judge
+from jaxmnist.results.evaluation import describe_gap
 
 
 @pytest.fixture
@@ -43,7 +39,65 @@ def test_report_by_hand(judged):
         )
         assert report[label]["support"] == (truth == k).sum()
     assert math.isclose(report["accuracy"], (truth == predictions).mean())
-    assert "macro avg" in evaluation.classification_table()
+
+
+NAMES = ("cat", "T-shirt/top", "Übergröße", "a name of exactly 24 cells")
+
+
+@pytest.mark.parametrize("names", [(), NAMES])
+def test_the_table_of_the_report_is_scikit_learns(judged, names):
+    truth, predictions, _ = judged
+    evaluation = judge(truth, predictions, (3, 5, 7, 11), names)
+    shown = [name[:24] for name in names] or ["3", "5", "7", "11"]
+    if names:
+        shown[3] = "a name of exactly 24 ce…"
+    theirs = classification_report(truth, predictions, target_names=shown, digits=3)
+    assert report_table(evaluation, range(4)) == theirs.rstrip()
+    report = classification_report(
+        truth, predictions, target_names=names or shown, output_dict=True
+    )
+    assert evaluation.classification_report() == report
+
+
+def columns(line: str) -> int:
+    """The width of a line on a terminal, by Unicode's own table."""
+    return sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in line)
+
+
+@pytest.mark.parametrize("count", [4, 20])
+def test_tables_with_names_are_aligned_and_safe(count):
+    names = ["数字の名前", "accuracy", "x\x1b[2J\ny", "long " * 30, *map(str, range(16))][:count]
+    rng = np.random.default_rng(0)
+    truth, predictions = rng.integers(0, count, (2, 3000))
+    evaluation = judge(truth, predictions, range(count), names)
+    matrix = describe_confusions(evaluation, "some.json").splitlines()[1:]
+    report = [line for line in describe_classes(evaluation, "").splitlines()[1:] if line]
+    assert len({columns(line) for line in matrix}) == 1
+    assert len({columns(line) for line in report}) == 1
+    assert columns(matrix[0]) <= max(80, 24 + 6 * count)
+    for line in (*matrix, *report):
+        assert line.isprintable()
+    assert len(matrix) == count + 1
+    assert "数字の名前" in matrix[1]
+    # The class that has an average's name doesn't take its place.
+    assert "accuracy (1)" in matrix[2]
+    found = evaluation.classification_report()
+    assert found["accuracy"] == accuracy_score(truth, predictions)
+    assert found["accuracy (1)"]["support"] == (truth == 1).sum()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"class_names": ["a", "b"]}, {"class_names": []}, {"labels": [3, 5, 7, 7]}],
+)
+def test_stored_names_that_do_not_fit_are_refused(judged, changes):
+    with pytest.raises(ValueError, match=r"name|label|argument"):
+        Evaluation.from_json({**judged[2].to_json(), **changes})
+
+
+def test_stored_names_are_made_safe_again(judged):
+    content = {**judged[2].to_json(), "class_names": ["\x1b[2J", "a", "a", " "]}
+    assert Evaluation.from_json(content).class_names == ("\\x1b[2J", "a (5)", "a (7)", "11")
 
 
 def test_wilson_interval_by_its_formula():
@@ -65,12 +119,12 @@ def test_a_label_that_is_never_there():
 def test_json_reads_back(judged):
     evaluation = judged[2]
     again = Evaluation.from_json(evaluation.to_json())
-    assert again.labels == evaluation.labels
+    assert (again.labels, again.class_names) == (evaluation.labels, ("3", "5", "7", "11"))
     assert np.array_equal(again.confusion_matrix, evaluation.confusion_matrix)
 
 
 def test_table_has_labels_on_both_sides():
-    rows = [line.split() for line in table(np.array([[10, 2], [0, 333]]), (4, 9)).splitlines()]
+    rows = [line.split() for line in table(np.array([[10, 2], [0, 333]]), ("4", "9")).splitlines()]
     assert rows == [["4", "9"], ["4", "10", "2"], ["9", "0", "333"]]
 
 

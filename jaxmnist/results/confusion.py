@@ -1,0 +1,118 @@
+"""Predictions compared with the true classes: confusion matrix, accuracy, report by class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxmnist.data.labels import class_names_of
+from jaxmnist.results.statistics import wilson
+
+MOST_IMAGES = 10**7  # the most images that a report read from disk may count
+# Names in a report that are no class's.
+AVERAGES = ("accuracy", "micro avg", "macro avg", "weighted avg")
+# Fields of a test report, in test.json and in svm.json.
+REPORT_SHAPE = {
+    "accuracy": float,
+    "confidence_interval": (float, float),
+    "labels": [int],
+    "class_names": [str],
+    "confusion_matrix": [[int]],
+    "classification_report": dict,
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The predictions for N images compared with their true labels.
+
+    labels: the K labels, in the order of the matrix's rows and columns.
+    confusion_matrix: int64[K, K]; rows: true classes, columns: predicted classes.
+    class_names: the K names of the classes; the labels as text where there are none. A class that
+      has the name of an average of the report has its label beside it.
+    """
+
+    labels: tuple[int, ...]
+    confusion_matrix: np.ndarray
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = class_names_of(self.labels, self.class_names, AVERAGES)
+        object.__setattr__(self, "class_names", names)
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the names of the classes are their labels."""
+        return self.class_names == tuple(map(str, self.labels))
+
+    @property
+    def images(self) -> int:
+        """The number of images evaluated, N."""
+        return int(self.confusion_matrix.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """The fraction of images classified correctly."""
+        return int(np.trace(self.confusion_matrix)) / self.images
+
+    def confidence_interval(self) -> tuple[float, float]:
+        """The 95 % interval of the accuracy: see `wilson`."""
+        return wilson(self.accuracy, self.images)
+
+    def classification_report(self) -> dict[str, Any]:
+        """scikit-learn's report: precision, recall, f1-score, support by class name; averages."""
+        # Imported here: scikit-learn takes a second to import, which would delay the first trial.
+        from sklearn.metrics import classification_report
+
+        classes = len(self.labels)
+        truth, predictions = np.divmod(
+            np.repeat(np.arange(classes * classes), self.confusion_matrix.ravel()), classes
+        )
+        report: dict[str, Any] = classification_report(
+            truth,
+            predictions,
+            labels=range(classes),
+            target_names=self.class_names,
+            zero_division=0,
+            output_dict=True,
+        )
+        return report
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields `REPORT_SHAPE` of test.json and svm.json."""
+        return {
+            "accuracy": self.accuracy,
+            "confidence_interval": list(self.confidence_interval()),
+            "labels": list(self.labels),
+            "class_names": list(self.class_names),
+            "confusion_matrix": self.confusion_matrix.tolist(),
+            "classification_report": self.classification_report(),
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Evaluation:
+        """The evaluation stored by `to_json`; ValueError if its content is impossible."""
+        labels = tuple(content["labels"])
+        matrix = np.asarray(content["confusion_matrix"], np.int64)
+        square = matrix.shape == (len(labels), len(labels))
+        if not square or matrix.min() < 0 or not 0 < matrix.sum() <= MOST_IMAGES:
+            raise ValueError("invalid confusion matrix")
+        if not content["class_names"]:
+            raise ValueError("no class names")
+        return cls(labels, matrix, tuple(content["class_names"]))
+
+
+def judge(
+    truth: np.ndarray,
+    predictions: np.ndarray,
+    labels: Sequence[int],
+    class_names: Sequence[str] = (),
+) -> Evaluation:
+    """Evaluate predicted classes int[N], 0 to K − 1, against the true classes int[N]."""
+    classes = len(labels)
+    pairs = truth.astype(np.int64) * classes + predictions
+    matrix = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+    return Evaluation(tuple(int(label) for label in labels), matrix, tuple(class_names))
