@@ -21,6 +21,7 @@ from jaxmnist.whole_files import array_bytes
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
+import dependencies  # noqa: E402
 import measure  # noqa: E402
 import searches  # noqa: E402
 import steps  # noqa: E402
@@ -252,3 +253,19 @@ def test_the_accelerator_script(tmp_path):
     assert set(content["precisions"]) == {"highest"}
     assert "precision bfloat16 is left out" in output
     assert "--precision bfloat16 is for GPUs and TPUs" in output
+
+
+def test_the_size_of_dependencies():
+    """Every one of pyproject.toml's has its row; sizes are those of the folders."""
+    names = dependencies.dependencies()
+    assert sorted(names) == sorted(dependencies.PURPOSES)
+    brought = dependencies.alone("tensorflow-datasets")
+    assert {"tensorflow-datasets", "pyarrow"} <= brought
+    assert not brought & {"numpy", "protobuf", "jax"}  # others need them too
+    packages = Path(importlib.util.find_spec("rich").origin).parents[1]
+    folders = [packages / "rich", *packages.glob("rich-*.dist-info")]
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files) / 1e6
+    assert dependencies.megabytes(["rich"]) == pytest.approx(size, rel=0.3)
+    assert dependencies.name_of("jax>=0.6.1,!=0.10.2") == "jax"
+    assert dependencies.name_of("Ruamel_yaml[x] ; extra == 'y'") == "ruamel-yaml"

@@ -244,7 +244,8 @@ class TrainedModel:
         arrays, metadata = read_tensors(path, MODEL_METADATA, sha256)
         try:
             scale = metadata["scale"] if fits(metadata, MODEL_SHAPE) else 0.0
-            if not 0 < scale < math.inf or not 2 <= len(set(metadata["labels"])) == len(metadata["labels"]):
+            labels = tuple(metadata["labels"])
+            if not 0 < scale < math.inf or len(set(labels)) < max(2, len(labels)):
                 raise ValueError
             hyperparameters = Hyperparameters(metadata["hyperparameters"])
         except (ValueError, TypeError, KeyError):
@@ -253,7 +254,7 @@ class TrainedModel:
         if metadata["network"] != name:
             raise UsageError(f"{path}: holds the network {metadata['network']!r}, not {name!r}")
         height, width, channels = metadata["image_shape"]
-        data = DataSpec((height, width, channels), len(metadata["labels"]), float(scale))
+        data = DataSpec((height, width, channels), len(labels), float(scale))
         try:
             preparation = None
             if "preparation" in metadata:
@@ -268,7 +269,6 @@ class TrainedModel:
         found = {name: (x.shape, x.dtype) for name, x in by_path(parameters)}
         if found != {name: (x.shape, x.dtype) for name, x in by_path(expected)}:
             raise DamagedFile(path, "its weights don't fit its hyperparameters")
-        labels = tuple(metadata["labels"])
         return cls(
             hyperparameters,
             data.image_shape,
