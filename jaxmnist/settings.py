@@ -220,14 +220,14 @@ class SearchSettings:
     )
     select: str = _setting(
         "steady",
-        "how the winner is chosen: steady (trials whose validation accuracy never falls by more"
-        " than its standard error come first) or best (by validation accuracy alone)",
+        "how the winner is chosen: steady (trials whose validation accuracy never falls, beyond"
+        " what chance explains, come first) or best (by validation accuracy alone)",
         "RULE",
         choices=SELECTIONS,
     )
     tolerance: float | None = _setting(
         None,
-        "largest fall of validation accuracy that counts as steady (default: its standard error)",
+        "largest fall of validation accuracy that counts as steady (default: a test of each fall)",
         "FALL",
     )
     checkpoint_every: float = _setting(

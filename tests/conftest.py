@@ -8,6 +8,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -17,12 +18,14 @@ import pytest
 from jaxmnist import Run, random_search
 from jaxmnist.data.arrays import Arrays
 from jaxmnist.data.idx import IDX_NAMES, read_idx_folder
+from jaxmnist.engine.checkpoint import rows
 from jaxmnist.engine.training import constants_of, optimizer, start_training
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.runs.directory import read_search
 from jaxmnist.runs.layers import Layer
-from jaxmnist.runs.trial import METRICS, History, Metrics, Trial
+from jaxmnist.runs.trial import METRICS, History, Metrics, Trial, pack_right
 from jaxmnist.runs.writing import WritableRunDirectory
+from jaxmnist.whole_files import array_bytes, sha256
 
 PACKAGED = Path(__file__).parents[1] / "jaxmnist" / "data" / "mnist"
 
@@ -87,6 +90,22 @@ def writing(path: Path, search: dict | None = None) -> WritableRunDirectory:
 def history(*accuracies: float, loss: float = 0.5) -> History:
     """Epochs of these validation accuracies."""
     return tuple(Metrics(loss, 0.5, loss, accuracy) for accuracy in accuracies)
+
+
+def bits(*accuracies: float, images: int = 100) -> tuple[bytes, ...]:
+    """Packed results of epochs of these accuracies: the first images are right."""
+    right = [np.arange(images) < round(images * accuracy) for accuracy in accuracies]
+    return tuple(map(pack_right, right))
+
+
+def write_completed(run: WritableRunDirectory, trial: Trial, images: int = 100) -> None:
+    """Write a completed trial, whose first validation images are right, with its bits."""
+    packed = bits(*trial.metric("val_accuracy"), images=images)
+    content = array_bytes(rows(packed))
+    folder = run.trial_folder(trial.index)
+    folder.mkdir(parents=True, exist_ok=True)
+    run.write_validation(trial.index, content)
+    run.write_trial(replace(trial, validation_sha256=sha256(content)))
 
 
 def a_trial(

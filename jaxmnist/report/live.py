@@ -75,18 +75,17 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
 
     def __enter__(self) -> Reports:
         done = [t for t in self._records() if t.status != "running" and t.index < self._budget]
+        settings = self._settings
+        rule = rule_of(settings.select, len(self._dataset.y_validation), settings.tolerance)
+        completed = [trial for trial in done if trial.status == "completed"]
         self._console.begin(
             Progress(
                 self._budget,
-                self._settings.epochs,
+                settings.epochs,
                 len(self._dataset.y_train),
-                rule_of(
-                    self._settings.select,
-                    len(self._dataset.y_validation),
-                    self._settings.tolerance,
-                ),
+                rule,
                 ended={trial.index for trial in done},
-                completed={t.index: t.history for t in done if t.status == "completed"},
+                completed={t.index: rule.standing(t.index, t.validation) for t in completed},
                 shown=SpaceDescription.from_json(self._directory.search["space"]).shown,
             )
         )

@@ -16,8 +16,7 @@ from jaxmnist.engine.events import (
 )
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.report.words import duration
-from jaxmnist.results.selection import Rule
-from jaxmnist.runs.trial import History
+from jaxmnist.results.selection import Rule, Standing
 
 
 @dataclass
@@ -54,7 +53,7 @@ class Progress:
     epochs, images: epochs of a trial, and training images of an epoch.
     rule: the rule that ranks completed trials.
     ended: indices of the trials that have ended.
-    completed: histories of the completed trials, by index.
+    completed: the standings of the completed trials, by index.
     running: the running trials, by index.
     configurations: hyperparameters of each trial that has begun, by index, as `shown` gives them.
     shown: what to show of a configuration.
@@ -65,7 +64,7 @@ class Progress:
     images: int
     rule: Rule
     ended: set[int] = field(default_factory=set)
-    completed: dict[int, History] = field(default_factory=dict)
+    completed: dict[int, Standing] = field(default_factory=dict)
     running: dict[int, Running] = field(default_factory=dict)
     configurations: dict[int, Hyperparameters] = field(default_factory=dict)
     shown: Callable[[Hyperparameters], Hyperparameters] = lambda hyperparameters: hyperparameters
@@ -93,7 +92,7 @@ class Progress:
             self.running.pop(index, None)
             self.ended.add(index)
             if event.error is None:
-                self.completed[index] = event.history
+                self.completed[index] = self.rule.standing(index, event.validation)
         else:
             self._update_running(self.running[index], event)
 
@@ -135,11 +134,11 @@ class Progress:
     @property
     def best(self) -> tuple[int, float] | None:
         """Index and score of the trial that would win now."""
-        completed = dict(self.completed)  # the display reads it in a thread of its own
+        completed = list(self.completed.values())  # the display reads it in a thread of its own
         if not completed:
             return None
-        index = min(completed, key=lambda index: self.rule.key(completed[index], index))
-        return index, completed[index][-1].val_accuracy
+        first = min(completed)
+        return first.index, first.score
 
     def __str__(self) -> str:
         best = f", best so far {self.best[1]:.4f} (trial {self.best[0]})" if self.best else ""

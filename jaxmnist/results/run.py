@@ -18,7 +18,7 @@ from jaxmnist.models.space import SpaceDescription
 from jaxmnist.results.origin import Origin
 from jaxmnist.results.selection import Ranked, Rule, rule_of
 from jaxmnist.runs.directory import RunDirectory, threads_of
-from jaxmnist.runs.trial import Trial
+from jaxmnist.runs.trial import Trial, agree
 from jaxmnist.runs.writing import WritableRunDirectory, continue_run
 from jaxmnist.settings import SearchSettings, check_whole
 from jaxmnist.whole_files import DamagedFile, MissingFile, fits, read_json
@@ -96,7 +96,7 @@ class Run:
         trials, damaged = [], []
         for index in self.directory.trial_indices():
             try:
-                trial = self.directory.read_trial(index)
+                trial = self._read(index)
             except DamagedFile as problem:
                 if not self._skip_damaged:
                     raise UsageError(f"{problem}; {MENDS}") from None
@@ -104,6 +104,18 @@ class Run:
                 continue
             trials += [] if trial is None else [trial]
         return trials, damaged
+
+    def _read(self, index: int) -> Trial | None:
+        """The record of a trial; `DamagedFile` if it isn't one of this run's completed trials."""
+        trial = self.directory.read_trial(index)
+        if trial is None or trial.status != "completed":
+            return trial
+        path = self.directory.trial_folder(index) / "trial.json"
+        if len(trial.history) != self.settings.epochs:
+            raise DamagedFile(path, f"does not have {self.settings.epochs} epochs")
+        if not agree(trial.history, trial.validation, self.validation_images):
+            raise DamagedFile(path, "its validation accuracies do not match validation.npy")
+        return trial
 
     @cached_property
     def ranked(self) -> list[Ranked]:

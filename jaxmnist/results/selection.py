@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxmnist.runs.trial import History, Trial
+import numpy as np
+
+from jaxmnist.results.paired import LEVEL, decrease_p_values, holm, only_first
+from jaxmnist.runs.trial import Trial
+
+
+@dataclass(frozen=True)
+class Course:
+    """How results on the validation images changed over the E epochs of trials.
+
+    images: number of validation images.
+    right: int[..., E], images classified correctly after each epoch.
+    lost, won: int[..., E − 1], images that were right only before, and only after, each change of
+      epoch.
+    """
+
+    images: int
+    right: np.ndarray
+    lost: np.ndarray
+    won: np.ndarray
+
+    @classmethod
+    def of(cls, validation: Sequence[bytes], images: int) -> Course:
+        """The course of one trial, from the packed bits of each of its epochs."""
+        bits = np.frombuffer(b"".join(validation), np.uint8).reshape(len(validation), -1)
+        before, after = bits[:-1], bits[1:]
+        right = np.bitwise_count(bits).sum(-1, dtype=np.int64)
+        return cls(images, right, only_first(before, after), only_first(after, before))
+
+    @property
+    def decreases(self) -> np.ndarray:
+        """By how many images the accuracy fell at each change of epoch: int[..., E − 1]."""
+        fewer: np.ndarray = self.lost - self.won
+        return fewer
 
 
 @dataclass(frozen=True)
@@ -17,38 +48,28 @@ class Fall:
     """A decrease of validation accuracy from one epoch to the next.
 
     epoch: the epoch in which it fell, counted from 1.
+    lost, won: images that were right only before, and only after it.
     size: accuracy before minus accuracy after, above 0.
-    tolerance: the largest size that a steady trial may have.
+    counts: whether the rule takes it for a decrease.
     """
 
     epoch: int
+    lost: int
+    won: int
     size: float
-    tolerance: float
-
-    @property
-    def exceeds(self) -> bool:
-        """Whether the size is above the tolerance."""
-        # Accuracies are ratios of integers; the rounding error of a difference is about 1e-16.
-        return self.size > self.tolerance + 1e-12
+    counts: bool
 
 
-def falls(accuracies: Sequence[float], images: int, tolerance: float | None = None) -> list[Fall]:
-    """Every fall of a trial, in order.
+@dataclass(frozen=True, order=True)
+class Standing:
+    """The place of a completed trial among others: the smallest wins.
 
-    Args:
-      accuracies: validation accuracy after each epoch.
-      images: validation images.
-      tolerance: of every fall; None for the standard error of the accuracy p before the fall,
-        √(p(1 − p)/images), and at least 1/images.
+    key: what the rule compares; equal keys rank by index.
     """
-    found = []
-    for epoch, (before, after) in enumerate(itertools.pairwise(accuracies), 2):
-        if after < before:
-            allowed = tolerance
-            if allowed is None:
-                allowed = max(math.sqrt(before * (1 - before) / images), 1 / images)
-            found.append(Fall(epoch, before - after, allowed))
-    return found
+
+    key: tuple[float, ...]
+    index: int
+    score: float
 
 
 @dataclass(frozen=True)
@@ -66,17 +87,18 @@ class Ranked:
 
     @property
     def steady(self) -> bool:
-        """Whether no fall exceeds its tolerance."""
-        return not any(fall.exceeds for fall in self.falls)
+        """Whether no fall counts."""
+        return not any(fall.counts for fall in self.falls)
+
+    @property
+    def worst(self) -> Fall | None:
+        """The largest fall that counts, or else the largest; None where there is none."""
+        return max(self.falls, key=lambda fall: (fall.counts, fall.size), default=None)
 
     @property
     def fall(self) -> float:
-        """The largest decrease, 0 where there is none."""
-        return max((fall.size for fall in self.falls), default=0.0)
-
-    def worst(self) -> Fall:
-        """The fall that exceeds its tolerance by most."""
-        return max(self.falls, key=lambda fall: fall.size - fall.tolerance)
+        """The size of the worst fall, 0 where there is none."""
+        return self.worst.size if self.worst else 0.0
 
 
 @dataclass(frozen=True)
@@ -84,40 +106,72 @@ class Rule(ABC):
     """A rule that ranks completed trials.
 
     images: number of validation images.
-    tolerance: as for `falls`.
+    tolerance: the largest fall that does not count; None for a test of each fall.
     """
 
     images: int
     tolerance: float | None = None
     name: ClassVar[str]
     column: ClassVar[str] = "largest fall"  # heading of the table column beside the score
-    caption: ClassVar[str] = (
-        "“Largest fall” is a trial's largest decrease of validation accuracy from one epoch to the"
-        " next."
-    )
-
-    def falls(self, history: History) -> tuple[Fall, ...]:
-        """The falls of a completed trial."""
-        accuracies = [epoch.val_accuracy for epoch in history]
-        return tuple(falls(accuracies, self.images, self.tolerance))
 
     @abstractmethod
-    def key(self, history: History, index: int) -> tuple[float, ...]:
-        """The sort key of a completed trial: the smallest wins; equal scores rank by index."""
+    def counting(self, course: Course) -> np.ndarray:
+        """Which changes of epoch are falls that count: bool[..., E − 1]."""
+
+    @abstractmethod
+    def keys(self, course: Course) -> list[np.ndarray]:
+        """What trials are ranked by: int[...] arrays, the first decides, smaller wins."""
 
     @abstractmethod
     def reason(self, ranked: Sequence[Ranked]) -> str:
         """Why the first of `ranked` won, which better trials were passed over, at what cost."""
 
+    @property
+    def caption(self) -> str:
+        """What the table column beside the score says."""
+        return (
+            "“Largest fall” is a trial's largest decrease of validation accuracy from one epoch to"
+            " the next."
+        )
+
     def cell(self, entry: Ranked) -> str:
         """The trial's entry in the table column beside the score."""
         return f"{entry.fall:.4f}"
 
+    def falls(self, validation: Sequence[bytes]) -> tuple[Fall, ...]:
+        """Every fall of a trial, in order, from the packed bits of each of its epochs."""
+        course = Course.of(validation, self.images)
+        found = zip(course.lost.tolist(), course.won.tolist(), self.counting(course), strict=True)
+        return tuple(
+            Fall(epoch, lost, won, (lost - won) / self.images, bool(counts))
+            for epoch, (lost, won, counts) in enumerate(found, 2)
+            if lost > won
+        )
+
+    def standing(self, index: int, validation: Sequence[bytes]) -> Standing:
+        """The place of a completed trial, from the packed bits of each of its epochs."""
+        course = Course.of(validation, self.images)
+        key = tuple(float(part) for part in self.keys(course))
+        return Standing(key, index, int(course.right[-1]) / self.images)
+
+    def winners(self, course: Course) -> np.ndarray:
+        """The winner of T trials, by its place among them: int64[...].
+
+        course: of trials in ascending order of their index, its arrays are int[..., T, E] and
+          int[..., T, E − 1].
+        """
+        tied: np.ndarray = np.ones(course.right.shape[:-1], bool)
+        for part in self.keys(course):
+            best = np.where(tied, part, np.iinfo(np.int64).max).min(-1, keepdims=True)
+            tied = tied & (part == best)
+        places: np.ndarray = tied.argmax(-1)
+        return places
+
     def rank(self, trials: Sequence[Trial]) -> list[Ranked]:
         """Completed trials, the winner first; other trials are left out."""
         done = [trial for trial in trials if trial.status == "completed"]
-        done.sort(key=lambda trial: self.key(trial.history, trial.index))
-        return [Ranked(trial, self.falls(trial.history)) for trial in done]
+        done.sort(key=lambda trial: self.standing(trial.index, trial.validation))
+        return [Ranked(trial, self.falls(trial.validation)) for trial in done]
 
 
 class Best(Rule):
@@ -125,9 +179,13 @@ class Best(Rule):
 
     name = "best"
 
-    def key(self, history: History, index: int) -> tuple[float, ...]:
+    def counting(self, course: Course) -> np.ndarray:
+        """No fall counts."""
+        return np.zeros(course.lost.shape, bool)
+
+    def keys(self, course: Course) -> list[np.ndarray]:
         """The score."""
-        return (-history[-1].val_accuracy, index)
+        return [-course.right[..., -1]]
 
     def reason(self, ranked: Sequence[Ranked]) -> str:
         """State that the winner's score is the highest."""
@@ -135,20 +193,41 @@ class Best(Rule):
 
 
 class Steady(Rule):
-    """Ranks trials without a fall beyond its tolerance first, by score; then others by fall."""
+    """Ranks trials without a fall that counts first, by score; then others by fall.
+
+    A fall counts if it is larger than the tolerance. Without one it counts if it is significant:
+    McNemar's exact one-sided test, at 5 % for all falls of a trial together, by Holm's method.
+    """
 
     name = "steady"
-    caption = (
-        f"{Rule.caption} × marks a trial with a fall larger than the tolerance (one standard error"
-        " of the accuracy before it, or --tolerance), which ranks behind the steady ones."
-    )
 
-    def key(self, history: History, index: int) -> tuple[float, ...]:
-        """Steady trials come first, by score; the others by largest fall, then score."""
-        found, score = self.falls(history), history[-1].val_accuracy
-        if any(fall.exceeds for fall in found):
-            return (1, max(fall.size for fall in found), -score, index)
-        return (0, -score, index)
+    @property
+    def caption(self) -> str:
+        """What the table column beside the score says, and its mark."""
+        if self.tolerance is None:
+            counts = (
+                "that chance does not explain (McNemar's test on the images lost and won, at"
+                f" {100 * LEVEL:g} % for all epochs of a trial together)"
+            )
+        else:
+            counts = f"above {self.tolerance:g}"
+        return (
+            f"{super().caption} × marks a trial with a fall {counts}; it ranks behind the steady"
+            " ones."
+        )
+
+    def counting(self, course: Course) -> np.ndarray:
+        """The falls beyond the tolerance, or the significant ones."""
+        if self.tolerance is not None:
+            # Whole images; the product may be off by rounding.
+            beyond: np.ndarray = course.decreases > self.tolerance * self.images + 1e-6
+            return beyond
+        return holm(decrease_p_values(course.lost, course.won))
+
+    def keys(self, course: Course) -> list[np.ndarray]:
+        """The largest fall that counts, 0 for steady trials; then the score."""
+        counted = np.where(self.counting(course), course.decreases, 0)
+        return [counted.max(-1, initial=0), -course.right[..., -1]]
 
     def reason(self, ranked: Sequence[Ranked]) -> str:
         """State that the winner is the best steady trial, and which better trials fell."""
@@ -162,17 +241,25 @@ class Steady(Rule):
         )
         if not passed:
             return line + "; no trial scored higher."
-        best, fall = passed[0], passed[0].worst()
+        best = passed[0]
         others = "" if len(passed) == 1 else f", and {len(passed) - 1} more for falls of their own"
         return line + (
-            f". Passed over: trial {best.trial.index}, whose"
-            f" validation accuracy fell by {fall.size:.4f} in epoch {fall.epoch} (more than"
-            f" {fall.tolerance:.4f}){others}. That cost {best.score - winner.score:.4f} of"
-            " validation accuracy."
+            f". Passed over: trial {best.trial.index}, whose validation accuracy"
+            f" {self._fell(best)}{others}. That cost {best.score - winner.score:.4f} of validation"
+            " accuracy."
         )
 
+    def _fell(self, entry: Ranked) -> str:
+        """A trial's worst fall, and why it counts."""
+        fall = entry.worst
+        assert fall is not None
+        why = f"{fall.lost} images lost, {fall.won} won"
+        if self.tolerance is not None:
+            why = f"more than {self.tolerance:g}"
+        return f"fell by {fall.size:.4f} in epoch {fall.epoch} ({why})"
+
     def cell(self, entry: Ranked) -> str:
-        """The largest fall, marked where one exceeds its tolerance."""
+        """The worst fall, marked if it counts."""
         return super().cell(entry) + ("" if entry.steady else " ×")
 
 

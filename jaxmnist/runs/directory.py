@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from jaxmnist.whole_files import (
     MissingFile,
     content_sha256,
     fits,
+    read_array,
     read_bytes,
     read_json,
     read_sealed,
@@ -210,7 +212,11 @@ class RunDirectory:
         return self.folder("trials", f"{index:04d}")
 
     def read_trial(self, index: int) -> Trial | None:
-        """Read the record of a trial; None if there is none; `DamagedFile` if it is damaged."""
+        """Read the record of a trial; None if there is none.
+
+        Raises `DamagedFile` if the record, or the validation.npy of a completed trial, is damaged;
+        `MissingFile` if it has no validation.npy.
+        """
         path = self.trial_folder(index) / "trial.json"
         try:
             content = read_json(path)
@@ -224,7 +230,20 @@ class RunDirectory:
             raise DamagedFile(path, f"is the record of trial {trial.index}")
         if content.get("search_sha256") != self.identity_sha256:
             raise DamagedFile(path, "is the record of another search's trial")
-        return trial
+        if trial.status != "completed":
+            return trial
+        return replace(trial, validation=self._read_validation(trial))
+
+    def _read_validation(self, trial: Trial) -> tuple[bytes, ...]:
+        """Read which validation images a completed trial classified correctly, by epoch."""
+        if trial.validation_sha256 is None:
+            path = self.trial_folder(trial.index) / "trial.json"
+            raise DamagedFile(path, "does not refer to results on validation images")
+        path = self.validation_path(trial.index)
+        bits = read_array(path, trial.validation_sha256)
+        if bits.dtype != np.uint8 or bits.ndim != 2 or len(bits) != len(trial.history):
+            raise DamagedFile(path, "does not have the bits of each epoch")
+        return tuple(row.tobytes() for row in bits)
 
     def trial_indices(self) -> list[int]:
         """Return the trials that have a folder, ascending; ignores folders not named like one."""

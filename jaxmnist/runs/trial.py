@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -113,6 +113,8 @@ class Trial:
       after each epoch.
     validation_data_sha256: SHA-256 of the validation images and their labels.
     computation: what its network computes, if that is a person's own: see `Network.computation`.
+    validation: of a completed trial, which validation images were classified correctly, for each
+      epoch as `pack_right` packs them; the content of validation.npy, not a field of trial.json.
     """
 
     index: int
@@ -129,6 +131,7 @@ class Trial:
     validation_sha256: str | None = None
     validation_data_sha256: str | None = None
     computation: str | None = None
+    validation: tuple[bytes, ...] = field(default=(), repr=False)
 
     @property
     def score(self) -> float | None:

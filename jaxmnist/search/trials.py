@@ -24,7 +24,6 @@ from jaxmnist.whole_files import (
     DamagedFile,
     MissingFile,
     array_bytes,
-    read_array,
     read_bytes,
     sha256,
 )
@@ -293,6 +292,7 @@ class Trials:
             seconds=event.seconds,
             error=event.error,
             weights_sha256=weights_sha256,
+            validation=() if weights_sha256 is None else event.validation,
             validation_sha256=None if weights_sha256 is None else sha256(validation),
             validation_data_sha256=None if weights_sha256 is None else data.validation_sha256,
         )
@@ -346,7 +346,11 @@ class Trials:
 
     def _read(self, index: int) -> Trial | None:
         """The record of a trial; `DamagedFile` if the record or its validation bits are invalid."""
-        trial = self._directory.read_trial(index)
+        try:
+            trial = self._directory.read_trial(index)
+        except MissingFile:
+            logger.info(f"note: trial {index} has no validation.npy and is trained again")
+            raise
         if trial is None:
             return None
         path = self._directory.trial_folder(index) / "trial.json"
@@ -357,17 +361,9 @@ class Trials:
         epochs = len(trial.history)
         if epochs != self._settings.epochs:
             raise DamagedFile(path, f"has {epochs} epochs, not {self._settings.epochs}")
-        if trial.validation_sha256 is None or (
-            trial.validation_data_sha256 != self._dataset.validation_sha256
-        ):
+        if trial.validation_data_sha256 != self._dataset.validation_sha256:
             raise DamagedFile(path, "does not refer to results on these validation images")
-        try:
-            bits = read_array(self._directory.validation_path(index), trial.validation_sha256)
-        except MissingFile:
-            logger.info(f"note: trial {index} has no validation.npy and is trained again")
-            raise
-        images = len(self._dataset.y_validation)
-        if not agree(trial.history, [row.tobytes() for row in bits], images):
+        if not agree(trial.history, trial.validation, len(self._dataset.y_validation)):
             raise DamagedFile(path, "its validation accuracies do not match validation.npy")
         return trial
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import bits
 from processes import flags
 from rich.console import Console as RichConsole
 
@@ -27,8 +28,8 @@ from jaxmnist.report.console import Console
 from jaxmnist.report.display import Display, can_display
 from jaxmnist.report.progress import Progress
 from jaxmnist.report.show import open_console
-from jaxmnist.results.selection import rule_of
-from jaxmnist.runs.trial import Metrics
+from jaxmnist.results.selection import Standing, rule_of
+from jaxmnist.runs.trial import History, Metrics
 
 DRAWS = {index: configuration(4 * index + 4, 1, 0) for index in range(4)}
 
@@ -44,8 +45,12 @@ def trial(index: int, accuracy: float, seconds: float = 4.0) -> list:
         TrialStarted(index, DRAWS[index]),
         EpochFinished(index, 1, history[0], seconds * 0.75),
         EpochFinished(index, 2, history[1], seconds),
-        TrialFinished(index, history, {}, seconds),
+        TrialFinished(index, history, {}, seconds, validation=bits(*accuracies(history))),
     ]
+
+
+def accuracies(history: History) -> list[float]:
+    return [epoch.val_accuracy for epoch in history]
 
 
 def progress(done: int = 0) -> Progress:
@@ -149,14 +154,14 @@ def test_the_best_so_far_while_trials_complete():
     """The display asks for it in a thread of its own."""
     found = progress()
 
-    class Rule:
-        def key(self, history, index):
-            found.completed[len(found.completed)] = history  # another trial completes meanwhile
-            return (index,)
+    class Slow(Standing):
+        def __lt__(self, other):
+            found.completed[len(found.completed)] = self  # another trial completes meanwhile
+            return super().__lt__(other)
 
-    found.completed[0] = found.completed[1] = (metrics(0.5),)
-    found.rule = Rule()
-    assert found.best[0] == 0
+    found.completed = {index: Slow((0.5,), index, 0.5) for index in range(2)}
+    assert found.best == (0, 0.5)
+    assert len(found.completed) > 2
 
 
 def test_quiet_says_only_results_and_what_went_wrong(capsys):
@@ -277,11 +282,11 @@ def test_a_line_of_a_trial_that_was_tried_again():
 
 @pytest.mark.parametrize(("select", "best"), [("steady", 1), ("best", 0)])
 def test_the_best_so_far_follows_the_rule(select, best):
-    """Trial 0 scores higher, but fell by more than the standard error."""
+    """Trial 0 scores higher, but fell by more than chance explains."""
     found = progress()
     found.rule = rule_of(select, 100)
-    for index, accuracies in ((0, (0.99, 0.80)), (1, (0.5, 0.70))):
-        history = tuple(Metrics(0.5, 0.5, 0.5, accuracy) for accuracy in accuracies)
+    for index, shares in ((0, (0.99, 0.80)), (1, (0.5, 0.70))):
+        history = tuple(Metrics(0.5, 0.5, 0.5, accuracy) for accuracy in shares)
         found.update(TrialStarted(index, DRAWS[index]))
-        found.update(TrialFinished(index, history, {}, 1.0))
+        found.update(TrialFinished(index, history, {}, 1.0, validation=bits(*shares)))
     assert found.best == (best, (0.80, 0.70)[best])

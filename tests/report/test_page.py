@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import a_trial, history, writing
+from conftest import a_trial, history, write_completed, writing
 from pages import check
 
 from jaxmnist import Run
@@ -161,6 +161,7 @@ def test_a_run_that_has_not_begun_or_only_failed(copy):
 
 DAMAGE = {
     "trials/0001/trial.json": ("head", "a trial is left out"),
+    "trials/0001/validation.npy": ("head", "a trial is left out"),
     "best/test.json": ("head", "the results on the test set can't be read"),
     "best/test_probabilities.npy": ("test", "test_probabilities.npy"),
     "best/model.safetensors": ("features", "model.safetensors"),
@@ -309,9 +310,10 @@ def test_a_large_search_stays_readable(copy):
     like = run.read_trial(0)
     generator = np.random.default_rng(0)
     for index in range(4, 60):
-        epochs = tuple(Metrics(*row) for row in generator.uniform(0.9, 0.99, (3, 4)).tolist())
+        values = generator.integers(90, 100, (3, 4)) / 100  # of 100 validation images
+        epochs = tuple(Metrics(*row) for row in values.tolist())
         draw = like.hyperparameters.replace(filters=int(generator.integers(1, 41)))
-        run.write_trial(replace(like, index=index, hyperparameters=draw, history=epochs))
+        write_completed(run, replace(like, index=index, hyperparameters=draw, history=epochs))
     text = make_page(Run(copy), images=False)
     page = check(text)
     assert "1–5" in page.text["quality"]
@@ -331,11 +333,13 @@ def records(path: Path, scores: list[float], failed: int = 0) -> Run:
     )
     run = writing(path)
     for index in range(count):
-        status, error, epochs = "failed", "MemoryError: no", history(0.5, 0.5, 0.5)
-        if index < len(scores):
-            status, error, epochs = "completed", None, history(0.1, 0.2, scores[index])
         draw = configuration(index + 1, 1, 0)
-        run.write_trial(a_trial(index, draw, status, epochs, seconds=1.0, error=error))
+        if index < len(scores):
+            epochs = history(0.1, 0.2, scores[index])
+            write_completed(run, a_trial(index, draw, "completed", epochs, seconds=1.0))
+            continue
+        epochs, error = history(0.5, 0.5, 0.5), "MemoryError: no"
+        run.write_trial(a_trial(index, draw, "failed", epochs, seconds=1.0, error=error))
     return Run(path)
 
 

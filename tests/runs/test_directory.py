@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import a_trial, writing
+from conftest import a_trial, write_completed, writing
 
 from jaxmnist.errors import EnvironmentFailure, UsageError
 from jaxmnist.models.study.space import configuration
@@ -36,7 +36,7 @@ def trial(**changes):
 
 def test_trial_json_has_the_agreed_keys(tmp_path):
     run = writing(tmp_path, SEARCH)
-    run.write_trial(trial())
+    write_completed(run, trial())
     content = json.loads((tmp_path / "trials" / "0007" / "trial.json").read_text())
     agreed = "index hyperparameters status history score seconds parameters layers attempts error"
     assert set(agreed.split()) <= set(content)
@@ -246,7 +246,7 @@ def started(path):
     with begin_run(path, SEARCH, overwrite=False) as run:
         run.write_search()
         for index in (0, 1):
-            run.write_trial(replace(trial(), index=index))
+            write_completed(run, replace(trial(), index=index))
     return writing(path)
 
 
@@ -304,7 +304,7 @@ def test_a_record_of_another_search_is_not_counted(tmp_path):
     identity = {**SEARCH["identity"], "seed": 1}
     with begin_run(tmp_path / "b", {**SEARCH, "identity": identity}, overwrite=False) as second:
         second.write_search()
-        second.write_trial(replace(trial(), index=0))
+        write_completed(second, replace(trial(), index=0))
         (tmp_path / "a" / "trials" / "0000" / "trial.json").replace(
             tmp_path / "b" / "trials" / "0000" / "trial.json"
         )

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import a_trial, history
+from conftest import a_trial, bits, history
 
 from jaxmnist import random_search
 from jaxmnist.data.dataset import load_arrays, split
@@ -18,7 +18,7 @@ from jaxmnist.errors import EnvironmentFailure
 from jaxmnist.models.network import DataSpec
 from jaxmnist.models.study.network import STUDY, StudyNetwork
 from jaxmnist.models.study.space import configuration
-from jaxmnist.runs.trial import agree, pack_right
+from jaxmnist.runs.trial import agree
 from jaxmnist.runs.writing import WritableRunDirectory, begin_run
 from jaxmnist.search.loop import lost_trials
 from jaxmnist.search.trials import DEATHS, QUEUE, State, Trials, state_of
@@ -49,11 +49,6 @@ def opened(dataset, tmp_path, said):
             yield trials
 
     return run
-
-
-def bits(*accuracies):
-    """Of 100 validation images, the first ones are right."""
-    return tuple(pack_right(np.arange(100) < round(100 * accuracy)) for accuracy in accuracies)
 
 
 def started(index):
