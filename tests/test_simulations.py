@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-import steadiness  # noqa: E402
+import steadiness
 
 
 def test_steadiness():
