@@ -38,7 +38,7 @@ import jaxmnist
 from jaxmnist.engine.lanes import group_trials
 from jaxmnist.engine.stacking import Stacking
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.study.space import HELP, widths
+from jaxmnist.models.study.space import HELP, values_of
 from jaxmnist.runs.machine import machine
 from jaxmnist.settings import PRECISIONS, SearchSettings
 from jaxmnist.settings import flag as flag_of
@@ -104,7 +104,7 @@ def one_at_a_time(
     interpreter = python if peer.elsewhere else sys.executable
     seconds = []
     for h in chosen:
-        task = Task(*widths(h), images=images, epochs=epochs)
+        task = Task(*values_of(h)[:4], images=images, epochs=epochs)
         command = [interpreter, str(PEERS / peer.script), json.dumps(asdict(task)), *peer.arguments]
         outputs, _ = run_together([command])
         (moments,) = last_json(outputs[0])["moments"]

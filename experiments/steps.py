@@ -31,7 +31,7 @@ from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec
 from jaxmnist.models.study.layers import rows, study_layers
 from jaxmnist.models.study.network import STUDY
-from jaxmnist.models.study.space import configuration, widths
+from jaxmnist.models.study.space import configuration, values_of
 from jaxmnist.runs.layers import count_parameters
 
 OURS = "jaxmnist"
@@ -74,7 +74,7 @@ def training_flops(hyperparameters: Hyperparameters) -> int:
     A multiplication and an addition for each weight and output position, three times: forward,
     for the gradient of the weights, and, but for the first layer, for that of its inputs.
     """
-    layers = rows(study_layers(widths(hyperparameters), MNIST.classes), MNIST.image_shape)
+    layers = rows(study_layers(values_of(hyperparameters), MNIST.classes), MNIST.image_shape)
     weighted = [row for row in layers if row.parameter_shapes]
     passes = [2] + [3] * (len(weighted) - 1)
     return sum(

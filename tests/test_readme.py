@@ -36,7 +36,7 @@ def test_every_flag_in_readme_exists():
     mentioned = set(
         re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", commands + README.split("## Development")[0])
     )
-    mentioned -= {"--editable", "--quiet", "--help"}
+    mentioned -= {"--editable", "--dist", "--quiet", "--help"}
     assert mentioned
     for flag in mentioned:
         assert any(re.search(rf"{flag}(?![\w-])", text) for text in helps), flag

@@ -144,7 +144,9 @@ def test_ranges(name, value):
         return list(itertools.islice(Space(DEFINITION, ranges).draws(0), 3))
 
     for h in holds(drawn) or []:
-        assert all(isinstance(number, int) for number in h.values())
+        whole = [number for name, number in h.items() if name != "dropout"]
+        assert all(isinstance(number, int) for number in whole)
+        assert 0 <= h["dropout"] < 1
 
 
 # --- Data files -----------------------------------------------------------------------------------
