@@ -25,7 +25,7 @@ def lenet(x):
     for filters, padding in ((6, "same"), (16, "valid")):
         x = layers.Conv2D(filters, 5, padding=padding, use_bias=False)(x)
         x = layers.ReLU()(layers.BatchNormalization()(x))
-        x = layers.AveragePooling2D()(x)
+        x = layers.AveragePooling2D(2)(x)
     x = layers.Flatten()(x)
     for units in (120, 84):
         x = layers.Dense(units, "relu")(x)
@@ -46,7 +46,7 @@ def resnet(x):
         if y.shape != x.shape:
             x = convolution(x, filters, 1, stride)
         x = layers.ReLU()(layers.Add()([x, y]))
-    return layers.Dense(10)(layers.GlobalAveragePooling2D()(x))
+    return layers.Dense(10)(layers.GlobalAveragePooling2D(2)(x))
 
 
 if __name__ == "__main__":
@@ -55,7 +55,7 @@ if __name__ == "__main__":
     inputs = keras.Input((28, 28, 1))
     model = keras.Model(inputs, {"lenet": lenet, "resnet": resnet}[network](inputs))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(1e-3), loss, ["accuracy"])
+    model.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
     moments = []
     clock = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: moments.append(time.perf_counter())
