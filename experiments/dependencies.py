@@ -28,6 +28,7 @@ PURPOSES = {
     "scipy": ("scipy.stats", "tests and intervals, distributions, pictures, MATLAB files"),
     "threadpoolctl": ("threadpoolctl", "the same SVM for any number of cores"),
     "safetensors": ("safetensors.numpy", "weights as files that can't run code"),
+    "flatbuffers": ("flatbuffers", "exported programs; jax.export needs it"),
     "pillow": ("PIL.Image", "pictures as data, for predict, on the page"),
     "platformdirs": ("platformdirs", "the user's cache folder"),
     "tensorflow-datasets": ("tensorflow_datasets", "--dataset NAME"),
@@ -106,7 +107,8 @@ def main() -> None:
         when = "at the start" if module.partition(".")[0] in started else "when used"
         seconds = seconds_to_import(module, times)
         print(f"| {name} | {megabytes(own):.1f}{brings} | {seconds:.2f} | {when} | {purpose} |")
-    print(f"| shared by several | {megabytes(shared):.1f}, {len(shared)} packages | | | |")
+    names = ", ".join(sorted(shared))
+    print(f"| what several need ({names}) | {megabytes(shared):.1f} | | | |")
     everything = needed_by(dependencies())
     print(f"| all | {megabytes(everything):.1f}, {len(everything)} packages | | | |")
 
