@@ -46,21 +46,27 @@ def simulate(scene: Scene, trials: int, generator: np.random.Generator) -> Cours
     falls_at = generator.integers(1, scene.epochs, trials)
     epochs = np.arange(scene.epochs)
     rates = 1 - scene.accuracy + scene.fall * (epochs >= falls_at[:, None])  # (trials, epochs)
-    right = [scene.images - generator.binomial(scene.images, rates[:, 0])]
+    right = scene.images - generator.binomial(scene.images, rates[:, 0])
     lost, won = [], []
     for epoch in epochs[1:]:
         q, r = rates[:, epoch - 1], rates[:, epoch]
         both = q * r + scene.correlation * np.sqrt(q * (1 - q) * r * (1 - r))
-        lost.append(generator.binomial(right[-1], (r - both) / (1 - q)))
-        won.append(generator.binomial(scene.images - right[-1], 1 - both / q))
-        right.append(right[-1] - lost[-1] + won[-1])
-    return Course(scene.images, *(np.stack(counts, -1) for counts in (right, lost, won)))
+        lost.append(generator.binomial(right, (r - both) / (1 - q)))
+        won.append(generator.binomial(scene.images - right, 1 - both / q))
+        right = right - lost[-1] + won[-1]
+    return Course(scene.images, right, np.stack(lost, -1), np.stack(won, -1))
+
+
+def before(course: Course) -> np.ndarray:
+    """The right images before each change of epoch: int[trials, epochs − 1]."""
+    right: np.ndarray = course.right[:, None] + np.cumsum(course.decreases[:, ::-1], 1)[:, ::-1]
+    return right
 
 
 def unsteady(course: Course) -> tuple[float, float]:
     """The shares of trials that the rule calls unsteady, and that one standard error would."""
     steady = rule_of("steady", course.images)
-    accuracy = course.right[:, :-1] / course.images
+    accuracy = before(course) / course.images
     error = np.sqrt(accuracy * (1 - accuracy) / course.images)
     beyond = course.decreases / course.images > np.maximum(error, 1 / course.images)
     return float(steady.counting(course).any(-1).mean()), float(beyond.any(-1).mean())
@@ -72,17 +78,17 @@ def table(images: int, epochs: int, trials: int, fall: float, seed: int) -> str:
     lines = [
         f"{trials} simulated trials a row, {images} validation images, {epochs} epochs",
         f"{'true fall':>9} {'accuracy':>8} {'correlation':>11} {'called unsteady':>15}"
-        f" {'± 2 s.e.':>8} {'before':>6}",
+        f" {'± 2 s.e.':>8} {'former':>6}",
     ]
     for true_fall in (0.0, fall):
         for accuracy in (0.97, 0.98, 0.985, 0.99):
             for correlation in (0.55, 0.77):
                 scene = Scene(images, epochs, accuracy, correlation, true_fall)
-                now, before = unsteady(simulate(scene, trials, generator))
+                now, former = unsteady(simulate(scene, trials, generator))
                 error = 2 * math.sqrt(now * (1 - now) / trials)
                 lines.append(
                     f"{true_fall:9.3f} {accuracy:8.3f} {correlation:11.2f} {now:15.3f}"
-                    f" {error:8.3f} {before:6.2f}"
+                    f" {error:8.3f} {former:6.2f}"
                 )
     return "\n".join(lines)
 

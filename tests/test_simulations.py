@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxmnist.results.corrected import interval, resampled
+from jaxmnist.results.selection import rule_of
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+import corrected_score
 import steadiness
 
 
@@ -17,19 +21,65 @@ def test_steadiness():
     generator = np.random.default_rng(0)
     plateau = steadiness.Scene(6000, 5, 0.99, 0.55)
     course = steadiness.simulate(plateau, 20_000, generator)
-    assert (course.right[:, 1:] == course.right[:, :-1] - course.lost + course.won).all()
-    # Both images' errors: P(wrong twice) = q² + ρ q (1 − q).
-    twice = 1 - (course.right[:, 0] + course.won[:, 0]).mean() / 6000
+    # P(wrong twice) = q² + ρ q (1 − q).
+    twice = 1 - (steadiness.before(course)[:, -1] + course.won[:, -1]).mean() / 6000
     assert twice == pytest.approx(0.01**2 + 0.55 * 0.01 * 0.99, rel=0.02)
     now, before = steadiness.unsteady(course)
     assert now <= 0.05
     assert before > 0.4
     fall = steadiness.Scene(6000, 5, 0.99, 0.55, 0.005)
     course = steadiness.simulate(fall, 20_000, generator)
-    lowest, highest = course.right[:, -1].mean(), course.right[:, 0].mean()
+    lowest, highest = course.right.mean(), steadiness.before(course)[:, 0].mean()
     assert (highest - lowest) / 6000 == pytest.approx(0.005, rel=0.02)
     assert steadiness.unsteady(course)[0] >= 0.9
 
 
 def test_the_table_of_steadiness():
     assert len(steadiness.table(600, 5, 10, 0.005, 0).splitlines()) == 18
+
+
+def test_searches_are_simulated_as_they_say():
+    """True accuracies, and correlations of errors between trials and between epochs."""
+    generator = np.random.default_rng(0)
+    accuracies = np.array([0.985, 0.985, 0.97])
+    images = 200_000
+    search = corrected_score.simulate(accuracies, images, 3, 0.5, generator)
+    right = np.unpackbits(search.bits, axis=-1, count=images).astype(bool)
+    assert right[:, -1].mean(-1) == pytest.approx(accuracies, abs=0.001)
+    between = np.corrcoef(right[0, -1], right[1, -1])[0, 1]
+    assert between == pytest.approx(0.5, abs=0.03)
+    assert np.corrcoef(right[0, -1], right[0, -2])[0, 1] == pytest.approx(0.65, abs=0.03)
+    falling = corrected_score.simulate(accuracies, images, 3, 0.5, generator, fall=0.005)
+    last = np.unpackbits(falling.bits, axis=-1, count=images).mean(-1)
+    assert last[:, 1] - last[:, 2] == pytest.approx([0, 0.005, 0], abs=0.001)
+
+
+def test_the_corrected_score_is_nearly_unbiased_and_its_interval_covers():
+    """Of 300 searches among 10 equal trials, the hardest of the scenes for a plain bootstrap."""
+    generator, rule = np.random.default_rng(1), rule_of("best", 6000)
+    rows = []
+    for _ in range(300):
+        search = corrected_score.simulate(np.full(10, 0.985), 6000, 1, 0.5, generator)
+        scores = np.bitwise_count(search.bits[:, 0]).sum(-1) / 6000
+        winner = int(scores.argmax())
+        added = resampled(search.bits, rule, winner)
+        score = scores[winner] - added.size
+        low, high = interval(score, 6000, added.variance)
+        rows.append((scores[winner] - 0.985, score - 0.985, low <= 0.985 <= high, scores.mean()))
+    raw, score, covered, luck = np.array(rows, float).T
+    luck -= 0.985
+
+    def bias(error: np.ndarray) -> float:
+        """The mean error, with the luck that all trials share as a control variate."""
+        return float((error - np.cov(error, luck)[0, 1] / np.var(luck, ddof=1) * luck).mean())
+
+    assert bias(raw) > 0.0012
+    assert abs(bias(score)) < 0.0003  # the claim's 0.0002, and two standard errors
+    assert 0.93 <= covered.mean() <= 0.99
+
+
+def test_the_table_of_corrected_scores():
+    for scene in corrected_score.SCENES:
+        lines = corrected_score.table(scene, 3, 2, "steady", 300, 2, 0.5, 0).splitlines()
+        assert len(lines) == 7
+        assert lines[-1].split("jaxmnist")[0].split()[-1] == "3"

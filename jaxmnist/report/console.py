@@ -75,8 +75,8 @@ class Console:
             print(text, flush=True)
 
     def results(self, run: Run) -> None:
-        """Print the ranking of the trials, and why the winner won."""
-        self.result(f"\n{run.results_summary()}\n\n{run.why()}")
+        """Print the ranking of the trials, why the winner won, and its corrected score."""
+        self.result(f"\n{run.results_summary()}")
 
     def event(self, event: Event) -> None:
         """Show an event."""

@@ -23,10 +23,11 @@ from jaxmnist.report.drawing import Figure
 from jaxmnist.report.facts import Facts
 from jaxmnist.results.classes import confusions, worst_classes
 from jaxmnist.results.confusion import Evaluation
+from jaxmnist.results.corrected import describe
 from jaxmnist.results.evaluation import describe_gap, times
 from jaxmnist.results.layout import short_names, shortened
 from jaxmnist.results.run import Run
-from jaxmnist.results.statistics import Importance, expected_best, importance, wilson
+from jaxmnist.results.statistics import Importance, expected_best, importance
 from jaxmnist.results.svm import compare
 from jaxmnist.runs.layers import summary
 from jaxmnist.runs.times import read_times
@@ -99,15 +100,14 @@ def search_context(facts: Facts, running: bool) -> dict[str, Any]:
     why = run.rule.reason(facts.ranked) if winner else None
     if why and state["word"] in ("running", "unfinished"):
         why = f"So far: {why}"
-    interval = None
-    if winner and winner.score is not None:
-        interval = wilson(winner.score, facts.validation_images)
+    found = facts.attempt("winner", lambda: run.corrected) if winner else None
     return {
         "name": run.search["data"]["name"],
         "data": run.search["data"],
         "state": state,
         "winner": winner,
-        "winner_interval": interval,
+        "corrected": found,
+        "about_score": describe(found) if found else None,
         "why": why,
         "budget": facts.budget,
         "space_size": facts.space.size_text,

@@ -15,9 +15,7 @@ from jaxmnist.results.statistics import (
     Importance,
     chance_of_new_best,
     distribution,
-    luck_of_the_best,
     standard_error,
-    wilson,
 )
 
 if TYPE_CHECKING:
@@ -76,8 +74,8 @@ def state(facts: Facts, running: bool) -> dict[str, str]:
 
 
 def about_scores(facts: Facts) -> list[str]:
-    """Sentences: whether the best score is an outlier, and how much of it is luck."""
-    scores, images, winner = facts.scores, facts.validation_images, facts.winner
+    """Sentences: the winner's place among the scores, and whether the best is an outlier."""
+    scores, winner = facts.scores, facts.winner
     if winner is None or winner.score is None:
         return []
     found = distribution(scores)
@@ -98,24 +96,6 @@ def about_scores(facts: Facts) -> list[str]:
             f" {found.count} the highest lies at least that far out with probability"
             f" {found.p_value:.2f} (Grubbs' test), {verdict}. The test assumes that scores are"
             f" normally distributed, which {found.count} trials can't show."
-        )
-    low, high = wilson(winner.score, images)
-    inside = sum(low <= trial.score <= high for trial in facts.trials if trial.score is not None)
-    said.append(
-        f"The winner's own 95 % interval, {low:.4f} to {high:.4f} on {images:,} validation images,"
-        f" contains the scores of {inside - 1} of the other {count(len(scores) - 1, 'trial')}:"
-        " these images may not tell them apart."
-        if inside > 1
-        else f"The winner's own 95 % interval, {low:.4f} to {high:.4f} on {images:,} validation"
-        " images, contains no other trial's score."
-    )
-    if len(scores) > 1:
-        luck = luck_of_the_best(len(scores))
-        error = standard_error(winner.score, images)
-        said.append(
-            f"Of {len(scores)} equally good networks the best would score up to {luck:.2f} standard"
-            f" errors, {luck * error:.4f}, above their true accuracy by luck alone (less, as all"
-            " are scored on the same images). That is why the winner is evaluated on the test set."
         )
     return said
 

@@ -15,6 +15,7 @@ from jaxmnist.engine.devices import set_pool_size
 from jaxmnist.errors import UsageError, printable
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import SpaceDescription
+from jaxmnist.results.corrected import Corrected, corrected, describe
 from jaxmnist.results.origin import Origin
 from jaxmnist.results.selection import Ranked, Rule, rule_of
 from jaxmnist.runs.directory import RunDirectory, threads_of
@@ -205,10 +206,15 @@ class Run:
         return [head, *rows]
 
     def results_summary(self) -> str:
-        """A line for each trial, the winner first, then those that failed."""
-        return "\n".join(
+        """A line for each trial, the winner first, then those that failed; and why it won.
+
+        Then the winner's score corrected for having been selected, and the trials that the
+        validation images don't tell from it.
+        """
+        table = "\n".join(
             f"{a:>5}  {b:>12}  {c:>14}  {d:>7}  {e}" for a, b, c, d, e in self.results_table()
         )
+        return f"{table}\n\n{self.why()}\n{describe(self.corrected)}" if self.ranked else table
 
     def search_space_summary(self) -> str:
         """A line for each hyperparameter with its range, and the number of configurations."""
@@ -223,6 +229,14 @@ class Run:
         Raises `UsageError` if no trial has completed.
         """
         return self.rule.reason(self._completed())
+
+    @cached_property
+    def corrected(self) -> Corrected:
+        """The winner's score corrected for having been selected, and the trials as good as it.
+
+        Raises `UsageError` if no trial has completed.
+        """
+        return corrected(self._completed(), self.rule)
 
     @cached_property
     def best_model(self) -> TrainedModel:

@@ -18,7 +18,7 @@ class Course:
     """How results on the validation images changed over the E epochs of trials.
 
     images: number of validation images.
-    right: int[..., E], images classified correctly after each epoch.
+    right: int[...], images classified correctly after the last epoch.
     lost, won: int[..., E − 1], images that were right only before, and only after, each change of
       epoch.
     """
@@ -33,7 +33,7 @@ class Course:
         """The course of one trial, from the packed bits of each of its epochs."""
         bits = np.frombuffer(b"".join(validation), np.uint8).reshape(len(validation), -1)
         before, after = bits[:-1], bits[1:]
-        right = np.bitwise_count(bits).sum(-1, dtype=np.int64)
+        right = np.bitwise_count(bits[-1]).sum(dtype=np.int64)
         return cls(images, right, only_first(before, after), only_first(after, before))
 
     @property
@@ -152,15 +152,15 @@ class Rule(ABC):
         """The place of a completed trial, from the packed bits of each of its epochs."""
         course = Course.of(validation, self.images)
         key = tuple(float(part) for part in self.keys(course))
-        return Standing(key, index, int(course.right[-1]) / self.images)
+        return Standing(key, index, int(course.right) / self.images)
 
     def winners(self, course: Course) -> np.ndarray:
         """The winner of T trials, by its place among them: int64[...].
 
-        course: of trials in ascending order of their index, its arrays are int[..., T, E] and
+        course: of trials in ascending order of their index, its arrays are int[..., T] and
           int[..., T, E − 1].
         """
-        tied: np.ndarray = np.ones(course.right.shape[:-1], bool)
+        tied: np.ndarray = np.ones(course.right.shape, bool)
         for part in self.keys(course):
             best = np.where(tied, part, np.iinfo(np.int64).max).min(-1, keepdims=True)
             tied = tied & (part == best)
@@ -185,7 +185,7 @@ class Best(Rule):
 
     def keys(self, course: Course) -> list[np.ndarray]:
         """The score."""
-        return [-course.right[..., -1]]
+        return [-course.right]
 
     def reason(self, ranked: Sequence[Ranked]) -> str:
         """State that the winner's score is the highest."""
@@ -227,7 +227,7 @@ class Steady(Rule):
     def keys(self, course: Course) -> list[np.ndarray]:
         """The largest fall that counts, 0 for steady trials; then the score."""
         counted = np.where(self.counting(course), course.decreases, 0)
-        return [counted.max(-1, initial=0), -course.right[..., -1]]
+        return [counted.max(-1, initial=0), -course.right]
 
     def reason(self, ranked: Sequence[Ranked]) -> str:
         """State that the winner is the best steady trial, and which better trials fell."""

@@ -89,17 +89,6 @@ def chance_of_new_best(run: int, more: int) -> float:
     return more / (run + more)
 
 
-def luck_of_the_best(count: int) -> float:
-    """How many standard errors the best of `count` equally good models is lifted by chance.
-
-    The mean largest of n standard normal numbers, n ∫ x φ(x) Φ(x)ⁿ⁻¹ dx, by the trapezoidal rule.
-    """
-    x = np.linspace(-9, 9, 4001)
-    density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
-    below = np.array([0.5 * (1 + math.erf(value / math.sqrt(2))) for value in x])
-    return float(np.trapezoid(count * x * density * below ** (count - 1), x))
-
-
 def correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Pearson's correlation along the last axis; NaN where either array does not vary."""
     x = x - x.mean(-1, keepdims=True)

@@ -59,6 +59,9 @@ def keep_winner(run: Run) -> None:
         "scale": model.scale,
         "preparation": None if model.preparation is None else model.preparation.to_json(),
         "score": trial.score,
+        "corrected_score": run.corrected.score,
+        "corrected_interval": list(run.corrected.interval),
+        "indistinguishable": list(run.corrected.indistinguishable),
         "selection": run.why(),
         "model_sha256": trial.weights_sha256,
     }

@@ -28,6 +28,7 @@ from jaxmnist.report.console import Console
 from jaxmnist.report.display import Display, can_display
 from jaxmnist.report.progress import Progress
 from jaxmnist.report.show import open_console
+from jaxmnist.results.corrected import describe
 from jaxmnist.results.selection import Standing, rule_of
 from jaxmnist.runs.trial import History, Metrics
 
@@ -221,6 +222,7 @@ def test_what_a_terminal_shows(finished):
     assert [table.index(score) for score in dict.fromkeys(scores)] == sorted(
         table.index(score) for score in dict.fromkeys(scores)
     )
+    assert describe(finished.corrected) in " ".join(shown.split())
     assert "\x1b[?25h" in file.getvalue()  # the cursor is visible again
 
 
@@ -267,7 +269,7 @@ def test_a_search_on_a_real_terminal(options: dict, tmp_path: Path):
 
 
 def test_results_summary_is_the_same_table(finished):
-    lines = finished.results_summary().splitlines()
+    lines = finished.results_summary().split("\n\n")[0].splitlines()
     assert lines[0].split()[:2] == ["trial", "val_accuracy"]
     assert [line.split()[1] for line in lines[1:]] == [f"{e.score:.4f}" for e in finished.ranked]
 

@@ -23,6 +23,7 @@ from jaxmnist.report.facts import Facts
 from jaxmnist.report.inspection import features_in_two
 from jaxmnist.report.page import make_page, write_page
 from jaxmnist.report.repeat import command, session
+from jaxmnist.results.corrected import describe
 from jaxmnist.runs.trial import METRICS, Metrics
 from jaxmnist.whole_files import read_json, write_json
 
@@ -61,6 +62,8 @@ def test_the_page_of_a_finished_run(finished):
     assert {"figure-against-parameters", "figure-against-seconds"} <= names
     winner = finished.best_trial
     assert finished.why() in page.text["winner"]
+    assert describe(finished.corrected) in page.text["winner"]
+    assert f"corrected {finished.corrected.score:.4f}" in page.text["head"]
     assert f"{winner.parameters:,}" in page.text["winner"]
     for trial in finished.trials:
         assert f"{trial.score:.4f}" in page.text["trials"]

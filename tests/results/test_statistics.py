@@ -47,11 +47,6 @@ def test_chance_of_a_new_best():
     assert ours.chance_of_new_best(8, 4) == pytest.approx(later, abs=0.01)
 
 
-@pytest.mark.parametrize(("count", "mean"), [(1, 0.0), (2, 1 / math.sqrt(math.pi)), (10, 1.53875)])
-def test_luck_of_the_best(count, mean):
-    assert ours.luck_of_the_best(count) == pytest.approx(mean, abs=1e-4)
-
-
 def test_importance_is_spearmans():
     generator = np.random.default_rng(1)
     values = generator.integers(1, 4, 12).tolist()

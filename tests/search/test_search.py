@@ -426,6 +426,7 @@ def test_the_whole_command(options, finished, tmp_path):
         "4 of 8 configurations on small: 300 training, 100 validation and 200 test images",
         "epoch 3/3: loss",
         "wins with validation accuracy",
+        "Selection among 4 trials on the same 100 images",
         "Total params:",
         "Test accuracy:",
         "Confusion matrix",
@@ -545,7 +546,9 @@ def test_results_summary_ranks_and_names_failures(copy, finished):
     run = Run(writing(copy / "small"))
     failed = replace(run.trials[0], status="failed", error="the loss became nan in epoch 1")
     run.files.write_trial(failed)
-    lines = Run(copy / "small").results_summary().splitlines()
+    table, _, said = Run(copy / "small").results_summary().partition("\n\n")
+    lines = table.splitlines()
     assert "the loss became nan" in lines[-1]
     assert len(lines) == 5
+    assert "Selection among 3 trials" in said
     assert finished.results_summary().splitlines()[1].split()[0] == str(finished.best_trial.index)
