@@ -55,10 +55,10 @@ def test_searches_are_simulated_as_they_say():
 
 
 def test_the_corrected_score_is_nearly_unbiased_and_its_interval_covers():
-    """Of 300 searches among 10 equal trials, the hardest of the scenes for a plain bootstrap."""
+    """Of 200 searches among 10 equal trials, the hardest of the scenes for a plain bootstrap."""
     generator, rule = np.random.default_rng(1), rule_of("best", 6000)
     rows = []
-    for _ in range(300):
+    for _ in range(200):
         search = corrected_score.simulate(np.full(10, 0.985), 6000, 1, 0.5, generator)
         scores = np.bitwise_count(search.bits[:, 0]).sum(-1) / 6000
         winner = int(scores.argmax())
