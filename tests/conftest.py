@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
+# XLA warns of each program that it takes from the cache; see `engine.cache.keep_programs`.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import jax
 import numpy as np
 import pytest
@@ -124,10 +126,26 @@ def last_metrics(trial: Trial) -> dict[str, float]:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Commands that tests start keep their programs together, and not in the user's folder."""
+    """Tests, and commands that they start, keep compiled programs, and not in the user's folder.
+
+    Half of the time of all tests would be spent on compiling the same small programs again.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of all workers
+    kept = {
+        "jax_compilation_cache_dir": str(folder / "programs"),
+        "jax_persistent_cache_min_compile_time_secs": 0.05,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in kept}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAXMNIST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("JAXMNIST_CACHE", str(folder / "cache"))
+        for name, value in kept.items():
+            jax.config.update(name, value)
         yield
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 @pytest.fixture(scope="session")
