@@ -199,14 +199,16 @@ def squeeze(hp):
 class Nnx(nnx.Module):
     def __init__(self, *, rngs):
         self.first = nnx.Conv(1, 32, (3, 3), rngs=rngs)
-        self.norms = nnx.List([nnx.BatchNorm(n, rngs=rngs) for n in (32, 64)])
+        self.first_norm = nnx.BatchNorm(32, rngs=rngs)
+        self.second_norm = nnx.BatchNorm(64, rngs=rngs)
         self.second = nnx.Conv(32, 64, (3, 3), rngs=rngs)
         self.dense = nnx.Linear(7 * 7 * 64, 256, rngs=rngs)
         self.dropout = nnx.Dropout(0.3, rngs=rngs)
         self.head = nnx.Linear(256, 10, rngs=rngs)
 
     def __call__(self, x, train):
-        for convolution, norm in zip((self.first, self.second), self.norms, strict=True):
+        layers = (self.first, self.first_norm), (self.second, self.second_norm)
+        for convolution, norm in layers:
             x = nnx.relu(norm(convolution(x), use_running_average=not train))
             x = nnx.avg_pool(x, (2, 2), (2, 2))
         x = nnx.relu(self.dense(x.reshape(x.shape[0], -1)))
