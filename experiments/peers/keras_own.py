@@ -46,7 +46,7 @@ def resnet(x):
         if y.shape != x.shape:
             x = convolution(x, filters, 1, stride)
         x = layers.ReLU()(layers.Add()([x, y]))
-    return layers.Dense(10)(layers.GlobalAveragePooling2D(2)(x))
+    return layers.Dense(10)(layers.GlobalAveragePooling2D()(x))
 
 
 if __name__ == "__main__":
