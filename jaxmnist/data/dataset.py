@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -23,7 +23,7 @@ from jaxmnist.data.labels import class_names_of
 from jaxmnist.data.parts import draw, limited, validation_sizes
 from jaxmnist.data.preparation import Preparation, preparation_of
 from jaxmnist.errors import UsageError, local_path
-from jaxmnist.settings import IN_MEMORY, SearchSettings
+from jaxmnist.settings import SearchSettings
 
 ENDING = r"\.(npz|npy|csv|gz|zip|mat|png|jpg|pkl|h5)$"  # no dataset's name ends so
 MNIST_SHA256 = {
@@ -43,6 +43,7 @@ class Dataset:
     class_names: K names to show, `class_names[k]` of class k; see `labels.class_names_of`.
     scale: the divisor of pixels before they reach a network or an SVM; see `arrays.scale_of`.
     notes: a line for each thing about the data that their owner should know.
+    in_memory: whether they were given as arrays, and not as files or by a name.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Dataset:
     scale: float
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    in_memory: bool = False
 
     def __post_init__(self) -> None:
         names = class_names_of(self.labels, self.class_names)
@@ -125,11 +127,6 @@ def load_arrays(
     """
     if data_dir is not None:
         return read_files(Path(local_path(data_dir, "--data-dir")), transpose=transpose)
-    if dataset == IN_MEMORY:
-        raise UsageError(
-            "the data of this run were arrays in memory: give them again as data=, or where they"
-            " lie by --data-dir"
-        )
     arrays = _by_name(dataset or "mnist")
     if transpose:
         x_train, x_test = (
@@ -176,7 +173,7 @@ def dataset_in_memory(data: Any, settings: SearchSettings) -> Dataset:
       UsageError: the arrays are not such ones, or don't fit together.
     """
     if isinstance(data, Arrays):
-        return split_as(settings, data)
+        return replace(split_as(settings, data), in_memory=True)
     if isinstance(data, tuple | list) and len(data) in (2, 3):
         pairs = [part for part in data if isinstance(part, tuple | list) and len(part) == 2]
         if len(pairs) == len(data):
@@ -191,7 +188,8 @@ def dataset_in_memory(data: Any, settings: SearchSettings) -> Dataset:
     except (ValueError, TypeError):
         raise UsageError("data must be arrays of images and of labels") from None
     found = in_order(list(zip(parts[::2], parts[1::2], strict=True)))
-    return split_as(settings, check("data", found, transpose=settings.transpose))
+    arrays = check("data", found, transpose=settings.transpose)
+    return replace(split_as(settings, arrays), in_memory=True)
 
 
 def split_as(settings: SearchSettings, arrays: Arrays) -> Dataset:

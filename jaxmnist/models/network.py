@@ -203,6 +203,10 @@ class Network(ABC):
         """Whether the last batch of an epoch may be filled up with images that don't count."""
         return True
 
+    def predicts_alone(self, hyperparameters: Hyperparameters, data: DataSpec) -> bool:
+        """Whether the outputs for an image in evaluation are the same beside other images."""
+        return True
+
     def training(
         self, settings: TrainingSettings, hyperparameters: Hyperparameters, data: DataSpec
     ) -> TrainingSettings:

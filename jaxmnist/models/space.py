@@ -82,6 +82,7 @@ class Questions:
         self._declared: dict[str, Distribution] = {}
         self._values: dict[str, Any] = {}
         self._conditions: list[bool] = []
+        self._scopes: list[str] = []
 
     def Int(
         self,
@@ -153,18 +154,27 @@ class Questions:
         finally:
             self._conditions.pop()
 
+    @contextmanager
+    def name_scope(self, name: str) -> Iterator[None]:
+        """Names inside begin with `name` and an underscore: 'block' and 'units', 'block_units'."""
+        self._scopes.append(name)
+        try:
+            yield
+        finally:
+            self._scopes.pop()
+
     def ask_as_declared(self, name: str, declared: Distribution) -> Any:
         """The value of a hyperparameter with this distribution, unless a person gave another."""
         return self._ask(name, lambda: declared, None, None, None)
 
     def get(self, name: str) -> Any:
         """The value of a hyperparameter that was asked for before in this configuration."""
-        if name not in self._values:
+        if name not in self:
             raise UsageError(f"hp.get({name!r}): this configuration has not asked for {name} yet")
-        return self._values[name]
+        return self._values[self._scoped(name)]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._values
+        return self._scoped(name) in self._values
 
     @property
     def values(self) -> Hyperparameters:
@@ -179,6 +189,7 @@ class Questions:
         parent_name: str | None,
         parent_values: Any,
     ) -> Any:
+        name = self._scoped(name)
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise UsageError(
                 f"hyperparameter {name!r}: a name must start with a letter and contain only"
@@ -215,7 +226,11 @@ class Questions:
         known = parent_values if isinstance(parent_values, list | tuple) else [parent_values]
         # By JSON's text, as Python takes 1, 1.0 and True for the same.
         texts = [json.dumps(plain(value)) for value in known]
-        return parent_name in self._values and json.dumps(self._values[parent_name]) in texts
+        return parent_name in self and json.dumps(self.get(parent_name)) in texts
+
+    def _scoped(self, name: Any) -> Any:
+        """A name with those of the scopes in which it is used."""
+        return "_".join([*map(str, self._scopes), name]) if isinstance(name, str) else name
 
 
 @dataclass(frozen=True)

@@ -262,6 +262,7 @@ def record_context(facts: Facts) -> dict[str, Any]:
     run = facts.run
     times = read_times(run.directory)
     looks = facts.attempt("record", run.directory.read_looks) or []
+    objects = repeat.in_python_only(run.search)
     return {
         "settings": repeat.settings_rows(run.search),
         "fingerprint": run.search["identity"].get("data"),
@@ -269,8 +270,9 @@ def record_context(facts: Facts) -> dict[str, Any]:
         "times": times,
         "machine": run.search.get("machine", {}),
         "looks": looks,
+        "objects": objects,
         "command": repeat.command(run.settings),
-        "python": repeat.session(run.settings),
+        "python": repeat.session(run.settings, objects),
         "directory": str(run.directory.path),
         "class_names": facts.attempt("record", _class_names, run.search["data"]),
     }

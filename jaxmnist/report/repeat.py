@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Collection
 from typing import Any
 
 from jaxmnist.hyperparameters import text
-from jaxmnist.settings import SearchSettings, flag
+from jaxmnist.models.study.space import DEFINITION
+from jaxmnist.settings import IN_MEMORY, SearchSettings, flag
 
 # Settings that don't belong to a repetition elsewhere, and ranges, which are added apart.
 LEFT_OUT = ("overwrite", "quiet", "directory", "cache", "ranges")
@@ -29,13 +31,27 @@ def command(settings: SearchSettings) -> str:
     return shlex.join(parts)
 
 
-def session(settings: SearchSettings) -> str:
-    """The same search as a line of Python."""
+def in_python_only(search: dict[str, Any]) -> list[str]:
+    """What a run was given that no command line can name, from its search.json."""
+    own = search["identity"]["network"] != DEFINITION.name and search["settings"]["model"] is None
+    return ["build_model"] * own + ["data"] * search["data"]["in_memory"]
+
+
+def session(settings: SearchSettings, objects: Collection[str] = ()) -> str:
+    """The same search as a line of Python.
+
+    Args:
+      settings: of the search.
+      objects: see `in_python_only`.
+    """
     usual = SearchSettings().to_json()
-    given = [
+    given = ["build_model"] if "build_model" in objects else []
+    given += ["data=data"] if "data" in objects else []
+    unnamed = "data" in objects and settings.dataset == IN_MEMORY
+    given += [
         f"{name}={value!r}"
         for name, value in settings.to_json().items()
-        if name not in LEFT_OUT and value != usual[name]
+        if name not in LEFT_OUT and value != usual[name] and not (name == "dataset" and unnamed)
     ]
     given += [f"{name}={value!r}" for name, value in settings.ranges.items()]
     return f"jaxmnist.random_search({', '.join(given)})"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SEARCH_SHAPE = {
     "settings": dict,
-    "data": {"validation": int},
+    "data": {"validation": int, "in_memory": bool},
     "identity": {"data": str, "network": str},
     "space": dict,
 }
@@ -282,6 +282,11 @@ class Run:
         settings = self.settings
         if data_dir is not None:
             settings = replace(settings, dataset=settings.dataset_name, data_dir=data_dir)
+        elif data is None and self.search["data"]["in_memory"]:
+            raise UsageError(
+                f"{self.directory.path}: its data were arrays in memory: give them again as data=,"
+                " or where they lie by --data-dir"
+            )
         elif data is None and settings.data_dir and not os.path.exists(settings.data_dir):
             raise UsageError(
                 f"{self.directory.path}: its data are not at {settings.data_dir} any more; name"

@@ -86,6 +86,19 @@ def check_optimizer_settings(
     )
 
 
+def describe_dependence(
+    network: Network, hyperparameters: Hyperparameters, dataset: Dataset
+) -> str | None:
+    """A note if the network's output for an image depends on the images beside it, or None."""
+    if network.predicts_alone(hyperparameters, DataSpec.of(dataset)):
+        return None
+    return (
+        "note: in evaluation, too, the network's output for an image depends on the other images of"
+        " its batch: accuracies and predictions depend on how images are put together; statistics"
+        " of a batch belong into training, as in BatchNorm"
+    )
+
+
 def rehearse(
     network: Network, hyperparameters: Hyperparameters, dataset: Dataset, debugging: str
 ) -> None:

@@ -61,6 +61,7 @@ def describe_search(
         "settings": settings.to_json(),
         "data": {
             "name": dataset.name,
+            "in_memory": dataset.in_memory,
             "train": len(dataset.y_train),
             "validation": len(dataset.y_validation),
             "test": len(dataset.y_test),

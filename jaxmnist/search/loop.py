@@ -21,7 +21,12 @@ from jaxmnist.results import evaluation
 from jaxmnist.results.rbf import choose_backend
 from jaxmnist.results.run import Run
 from jaxmnist.runs.writing import begin_run
-from jaxmnist.search.checks import check_memory, check_optimizer_settings, rehearse
+from jaxmnist.search.checks import (
+    check_memory,
+    check_optimizer_settings,
+    describe_dependence,
+    rehearse,
+)
 from jaxmnist.search.description import describe_budget, describe_narrowed, describe_search
 from jaxmnist.search.listener import Listener, TrialListener
 from jaxmnist.search.trials import Trials
@@ -61,6 +66,7 @@ def search(
         *dataset.notes,
         dataset.scale_note,
         describe_budget(len(draws), settings.max_trials, description),
+        describe_dependence(network, draws[0], dataset),
     ):
         if line:
             logger.info(line)

@@ -60,6 +60,7 @@ def test_ten_networks_as_people_write_them(name, dataset):
     if name != "bridged":
         assert sum(layer.parameters for layer in network.layers(h, DATA)) == count(trained)
     stateful = bool(collections)
+    assert network.predicts_alone(h, DATA)
     assert network.batching(h, DATA) == (
         "exact" if name == "bridged" else "masked" if stateful else "independent"
     )
@@ -246,6 +247,8 @@ def test_configurations_that_differ_in_an_axis_only():
     rows, images = Space(network.definition).members()
     assert network.batching(rows, DATA) == "independent"
     assert network.batching(images, DATA) == "exact"
+    assert network.predicts_alone(rows, DATA)
+    assert not network.predicts_alone(images, DATA)
 
 
 def test_an_optimizer_of_ones_own_has_its_own_names(dataset):

@@ -316,6 +316,31 @@ def test_a_range_that_depends_on_another_value():
     ]
 
 
+def test_name_scopes():
+    def ask(hp):
+        hp.Int("units", 1, 1)
+        for block in ("stem", "head"):
+            with hp.name_scope(block):
+                kind = hp.Choice("kind", ["wide", "deep"])
+                with hp.conditional_scope("kind", "wide"), hp.name_scope("inner"):
+                    hp.Int("units", 2, 2)
+                assert ("kind" in hp, hp.get("kind")) == (True, kind)
+        assert "kind" not in hp
+
+    assert [dict(member) for member in space_of(ask).members()][:2] == [
+        {"units": 1, "stem_kind": "wide", "stem_inner_units": 2}
+        | {"head_kind": "wide", "head_inner_units": 2},
+        {"units": 1, "stem_kind": "wide", "stem_inner_units": 2, "head_kind": "deep"},
+    ]
+
+    def unnamed(hp):
+        with hp.name_scope(3):
+            hp.Int("units", 1, 2)
+
+    with pytest.raises(UsageError, match="'3_units': a name must start with a letter"):
+        space_of(unnamed)
+
+
 def test_conditional_scopes_and_parents():
     def ask(hp):
         hp.Choice("kind", ["a", "b", "c"])

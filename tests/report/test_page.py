@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,9 +23,10 @@ from jaxmnist.report.drawing import accuracy_axis, canvas, inline_svg
 from jaxmnist.report.facts import Facts
 from jaxmnist.report.inspection import features_in_two
 from jaxmnist.report.page import make_page, write_page
-from jaxmnist.report.repeat import command, session
+from jaxmnist.report.repeat import command, in_python_only, session
 from jaxmnist.results.corrected import describe
 from jaxmnist.runs.trial import METRICS, Metrics
+from jaxmnist.settings import SearchSettings
 from jaxmnist.whole_files import read_json, write_json
 
 
@@ -239,7 +241,7 @@ def test_hostile_words_stay_words(copy):
 
 def test_search_json_that_says_too_little(copy):
     search = read_json(copy / "search.json")
-    changed_search(copy, data={"validation": search["data"]["validation"]})
+    changed_search(copy, data={name: search["data"][name] for name in ("validation", "in_memory")})
     line = [sys.executable, "-m", "jaxmnist", "report", str(copy)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
@@ -274,6 +276,24 @@ def test_how_to_repeat_it(finished):
     again = settings_of(vars(parser.parse_args(line.split()[3:])), space)
     assert again.ranges == {**finished.settings.ranges, "units": "8"}
     assert session(finished.settings).startswith("jaxmnist.random_search(")
+
+
+def test_how_to_repeat_what_was_given_in_python():
+    study = {"identity": {"network": "study"}, "data": {"in_memory": False}}
+    own = {"identity": {"network": "own"}, "data": {"in_memory": True}}
+    named, unnamed = {"settings": {"model": "net.py"}}, {"settings": {"model": None}}
+    assert in_python_only(study | unnamed) == []
+    assert in_python_only(own | named) == ["data"]
+    assert in_python_only(own | unnamed) == ["build_model", "data"]
+    settings = SearchSettings(max_trials=3, dataset="arrays")
+    line = session(settings, ["build_model", "data"])
+    assert line == "jaxmnist.random_search(build_model, data=data, max_trials=3)"
+    named = session(replace(settings, dataset="mine"), ["data"])
+    assert eval(named, {"jaxmnist": SimpleNamespace(random_search=dict), "data": 1}) == {
+        "data": 1,
+        "dataset": "mine",
+        "max_trials": 3,
+    }
 
 
 def test_words():

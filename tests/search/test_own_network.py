@@ -17,6 +17,7 @@ from processes import command, facts, flags
 import jaxmnist
 from jaxmnist import Run, UsageError, random_search
 from jaxmnist.engine.events import EpochFinished, TrialFinished, TrialStarted
+from jaxmnist.report.repeat import in_python_only
 
 SOURCE = """
 import flax.linen as nn
@@ -157,6 +158,18 @@ def test_arrays_a_listener_and_training_settings(in_memory):
     assert run.get_best_models(1)[0].predict(in_memory["data"][0][:3]).shape == (3,)
     with pytest.raises(UsageError, match="arrays in memory"):
         run.load_dataset()
+    assert in_python_only(run.search) == ["build_model", "data"]
+
+
+class Centred(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)((x - x.mean(0)).reshape(x.shape[0], -1))
+
+
+def test_a_network_that_needs_its_batch_to_predict_is_noted(in_memory, said):
+    random_search(lambda hp: Centred(), max_trials=1, **in_memory)
+    assert sum("in evaluation, too, the network's output" in line for line in said) == 1
 
 
 @pytest.fixture
