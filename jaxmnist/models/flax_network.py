@@ -33,8 +33,8 @@ from jaxmnist.models.network import (
     pixels,
 )
 from jaxmnist.models.optimizers import check_optimizer, with_plain_keys
+from jaxmnist.models.questions import Definition, Questions, answers_of
 from jaxmnist.models.rewriting import rewritten, with_last_inputs
-from jaxmnist.models.space import Definition, Questions, answers_of
 from jaxmnist.runs.layers import Layer
 from jaxmnist.settings import TrainingSettings
 

@@ -16,7 +16,7 @@ import optax
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import Method
-from jaxmnist.models.space import Definition
+from jaxmnist.models.questions import Definition
 from jaxmnist.runs.layers import Layer
 from jaxmnist.settings import TrainingSettings
 

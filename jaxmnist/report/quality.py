@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxmnist.hyperparameters import text
 from jaxmnist.models.distributions import Choice, Distribution, is_number
-from jaxmnist.models.space import ends_or_values
+from jaxmnist.models.questions import ends_or_values
 from jaxmnist.report.drawing import COLOURS, STRETCHED, Canvas, Figure, accuracy_axis, draw
 from jaxmnist.report.words import signed
 from jaxmnist.results.statistics import Importance, bins

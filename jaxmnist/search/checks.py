@@ -13,7 +13,7 @@ from jaxmnist.engine.local import Engine
 from jaxmnist.errors import UsageError, one_line
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, Network
-from jaxmnist.models.space import Questions, answers_of
+from jaxmnist.models.questions import Questions, answers_of
 from jaxmnist.reading import memory
 from jaxmnist.results import svm_fit
 from jaxmnist.settings import TRAINING, SearchSettings, TrainingSettings, flag

@@ -5,7 +5,8 @@ from __future__ import annotations
 from jaxmnist.engine.cache import cache_folder, keep_programs
 from jaxmnist.engine.devices import check_precision, set_pool_size, start_jax
 from jaxmnist.errors import JaxmnistError
-from jaxmnist.models.space import Definition, Space
+from jaxmnist.models.questions import Definition
+from jaxmnist.models.space import Space
 from jaxmnist.runs.directory import RunDirectory, threads_of
 from jaxmnist.settings import SearchSettings
 

@@ -9,7 +9,8 @@ import pytest
 
 from jaxmnist import UsageError, random_search
 from jaxmnist.models.distributions import Choice, Float, Int
-from jaxmnist.models.space import Definition, Space
+from jaxmnist.models.questions import Definition
+from jaxmnist.models.space import Space
 from jaxmnist.settings import TRAINING, SearchSettings
 
 WIDTH = Int(32, 128, step=16)

@@ -16,7 +16,8 @@ from jaxmnist import Run, UsageError
 from jaxmnist.api import run_search as search
 from jaxmnist.api import settings_of
 from jaxmnist.models.network import Model, Network, Outputs, pixels
-from jaxmnist.models.space import Definition, Space
+from jaxmnist.models.questions import Definition
+from jaxmnist.models.space import Space
 from jaxmnist.report.page import make_page
 from jaxmnist.report.tensorboard import columns
 from jaxmnist.results.trained import TrainedModel

@@ -21,7 +21,8 @@ from jaxmnist.models.distributions import (
     distribution_from_json,
     distribution_to_json,
 )
-from jaxmnist.models.space import Definition, Questions, Space, SpaceDescription
+from jaxmnist.models.questions import Definition, Questions
+from jaxmnist.models.space import Space, SpaceDescription
 from jaxmnist.models.study.space import DEFINITION, configuration, most_conv_layers
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, by_path, from_paths
-from jaxmnist.models.space import Questions, answers_of
+from jaxmnist.models.questions import Questions, answers_of
 from jaxmnist.models.study.layers import build_model
 from jaxmnist.models.study.network import STUDY
 from jaxmnist.models.study.space import configuration

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import Method, Padding, convolve_relu_pool
 from jaxmnist.models.network import Outputs, pixels
-from jaxmnist.models.space import Questions
+from jaxmnist.models.questions import Questions
 from jaxmnist.models.study.space import Values, ask, values_of
 
 Shape = tuple[int, ...]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from jaxmnist.errors import UsageError
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.space import Definition, Questions, answers_of
+from jaxmnist.models.questions import Definition, Questions, answers_of
 from jaxmnist.settings import TRAINING, check_number, flag
 
 HELP = {
