@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from jaxmnist.errors import printable
 from jaxmnist.report.console import Console
 from jaxmnist.report.progress import Progress, Running
 from jaxmnist.results.corrected import describe
+from jaxmnist.runs.keys import in_order
 
 if TYPE_CHECKING:
     from jaxmnist.results.run import Run
@@ -91,11 +93,11 @@ class Display(Console):
         draw = progress.configurations[event.index]
         line = Text.assemble(("✓ " if event.error is None else "✗ "), f"trial {event.index} ")
         line.stylize("green" if event.error is None else "red")
-        ended = (
-            f"{event.history[-1].val_accuracy:.4f} in {event.seconds:.1f} s"
-            if event.error is None
-            else f"failed after {event.seconds:.1f} s: {printable(event.error)}"
-        )
+        ended = f"in {event.seconds:.1f} s"
+        if event.error is not None:
+            ended = f"failed after {event.seconds:.1f} s: {printable(event.error)}"
+        elif math.isfinite(score := event.history[-1].val_accuracy):  # a refit has none
+            ended = f"{score:.4f} {ended}"
         line.append(f"{ended}  ", style="not dim")
         line.append(str(draw), style="dim")
         self._console.print(line)
@@ -108,7 +110,7 @@ class Display(Console):
         for name in ("trial", "epoch", "accuracy", "val_accuracy", "images/s"):
             table.add_column(name, justify="right")
         table.add_column("hyperparameters", style="dim")
-        for index, trial in sorted(progress.running.items()):
+        for index, trial in sorted(progress.running.items(), key=lambda item: in_order(item[0])):
             cells = _cells(trial, progress.epochs)
             table.add_row(str(index), *cells, Text(str(progress.configurations[index])))
         line = Table.grid(padding=(0, 2))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from jaxmnist.report.progress import Progress
 from jaxmnist.results.confusion import Evaluation
 from jaxmnist.results.run import Run
 from jaxmnist.results.selection import rule_of
+from jaxmnist.runs.keys import TrialKey
 from jaxmnist.runs.times import read_times, write_times
 from jaxmnist.runs.trial import History, Trial
 from jaxmnist.runs.writing import WritableRunDirectory
@@ -66,8 +67,8 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
         self._budget = budget
         self._console = console
         self._tensorboard: TensorBoard | None = None
-        self._running: dict[int, History] = {}
-        self._uneven: set[int] = set()  # trials whose epochs did not come in order
+        self._running: dict[TrialKey, History] = {}
+        self._uneven: set[TrialKey] = set()  # trials whose epochs did not come in order
         self._next_page = time.monotonic() + PAGE_EVERY
         self._said: set[str] = set()
         self._trained = False
@@ -146,6 +147,11 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
             self._running.pop(event.index, None)
         if self._settings.report and time.monotonic() >= self._next_page:
             self._safely("the page", self._write_page)
+
+    def again(self, reruns: Collection[TrialKey], ended: Collection[TrialKey]) -> None:
+        """Count reruns with the trials."""
+        assert self._console.progress is not None
+        self._console.progress.add(reruns, ended)
 
     def trained(self) -> None:
         """Rewrite the page, if there is one, when all trials are done: it stops reloading."""
