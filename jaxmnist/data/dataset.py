@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -104,6 +104,17 @@ class Dataset:
             f"note: pixels of {self.name} are divided by {self.scale:g}, the largest value in the"
             f" training images, not by {EIGHT_BITS:g}"
         )
+
+
+def joined(data: Dataset) -> Dataset:
+    """Return data whose training images are followed by those that validated; none are left."""
+    return replace(
+        data,
+        x_train=np.concatenate([data.x_train, data.x_validation]),
+        y_train=np.concatenate([data.y_train, data.y_validation]),
+        x_validation=data.x_validation[:0],
+        y_validation=data.y_validation[:0],
+    )
 
 
 def load_arrays(

@@ -125,7 +125,7 @@ class Trials:
                 self._records[index] = trial
         self._check_computations()
         done = [index for index in self._records if self._is_done(index)]
-        beyond = [index_of(index) for index in done if index not in draws]
+        beyond = [i for i in done if i not in draws and isinstance(i, int)]
         if beyond:
             raise UsageError(
                 f"--max-trials {len(draws)} is less than the {max(beyond) + 1} trials that this run"
@@ -133,7 +133,7 @@ class Trials:
             )
         for index in done:
             self._write_given_up(index)
-        if done:
+        if done := [index for index in done if index in draws]:
             logger.info(f"{len(done)} {self.what} are already finished")
 
     @property
@@ -190,7 +190,9 @@ class Trials:
                 self._directory.drop_checkpoint(index)
         self._directory.keep_weights(best, self._stored())
 
-    def set_aside_damaged_checkpoints(self, indices: Iterable[TrialKey]) -> dict[TrialKey, Checkpoint]:
+    def set_aside_damaged_checkpoints(
+        self, indices: Iterable[TrialKey]
+    ) -> dict[TrialKey, Checkpoint]:
         """The checkpoints of these trials, where they exist; damaged ones are set aside."""
         found = {
             index: self._directory.mended(partial(self._read_checkpoint, index))
