@@ -241,7 +241,7 @@ class SearchSettings:
     )
     finalists: int | None = _setting(
         None,
-        "number of the first trials of the ranking to train again; the best mean of the reruns wins",
+        "number of the first trials to train again; the best mean of such reruns wins",
         "K",
     )
     reruns: int | None = _setting(None, "how often each finalist is trained again (default 3)", "R")

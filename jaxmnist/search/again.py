@@ -40,7 +40,7 @@ class Reruns(Trials):
         return [key for key in self.draws if self._is_done(key)]
 
 
-def check_finalists(run: Run) -> None:
+def check_reruns(run: Run) -> None:
     """Raise `EnvironmentFailure` if no rerun of any finalist completed."""
     if run.finals and run.finals[0].tested is None:
         key = run.rerun_keys[0]

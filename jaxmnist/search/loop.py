@@ -23,8 +23,13 @@ from jaxmnist.results.rbf import choose_backend
 from jaxmnist.results.run import Run
 from jaxmnist.runs.keys import Rerun, TrialKey
 from jaxmnist.runs.writing import begin_run
-from jaxmnist.search.again import Reruns, check_finalists, check_refit
-from jaxmnist.search.checks import check_memory, check_optimizer_settings, rehearse
+from jaxmnist.search.again import Reruns, check_refit, check_reruns
+from jaxmnist.search.checks import (
+    check_finalists,
+    check_memory,
+    check_optimizer_settings,
+    rehearse,
+)
 from jaxmnist.search.description import describe_budget, describe_narrowed, describe_search
 from jaxmnist.search.listener import Listener, TrialListener
 from jaxmnist.search.trials import Trials
@@ -68,6 +73,7 @@ def search(
     ):
         if line:
             logger.info(line)
+    check_finalists(len(draws), settings)
     check_memory(draws.values(), settings, dataset, network)
     check_optimizer_settings(draws.values(), settings, dataset, network)
     if debugging := debugging_settings():
@@ -164,11 +170,14 @@ def train_again(run: Run, settings: SearchSettings, dataset: Dataset, told: Tria
         keys = run.rerun_keys
         finalists = list(dict.fromkeys(key.index for key in keys))
         if len(finalists) < settings.finalists:
-            logger.info(f"note: only {len(finalists)} of {settings.finalists} finalists completed")
+            logger.info(
+                f"note: --finalists asks for {settings.finalists} trials, and {len(finalists)}"
+                " completed"
+            )
         names = ", ".join(map(str, finalists))
         logger.info(f"finalists: trials {names}; {settings.reruns} reruns of each")
         run = again(keys, dataset)
-        check_finalists(run)
+        check_reruns(run)
     if settings.refit:
         key = refit_of(run.best_trial)
         data = joined(dataset)
