@@ -304,7 +304,7 @@ class Engine:
                 tuple(lanes.validation[lane]),
             )
 
-    def _end_epoch(self, lanes: _Lanes, evaluate: Callable[..., Any]) -> Iterator[Event]:
+    def _end_epoch(self, lanes: _Lanes, evaluate: Callable[..., Any] | None) -> Iterator[Event]:
         """Evaluate the trials whose loss is finite, and set the state for the next epoch."""
         found = self._metrics(lanes.state, lanes.loss_sum, evaluate)
         lanes.state, lanes.step = start_epoch(lanes.state), 0
@@ -313,7 +313,7 @@ class Engine:
             metrics, right = found[lane]
             lanes.histories[lane].append(metrics)
             lanes.validation[lane].append(right)
-            if metrics.finite or (not self._validated and np.isfinite(metrics.loss)):
+            if metrics.finite or (evaluate is None and np.isfinite(metrics.loss)):
                 index = lanes.trials[lane][0]
                 yield EpochFinished(index, lanes.epoch, metrics, lanes.seconds, right)
             else:
@@ -341,7 +341,7 @@ class Engine:
             )
 
     def _metrics(
-        self, state: TrainingState, loss_sum: np.ndarray, evaluate: Callable[..., Any]
+        self, state: TrainingState, loss_sum: np.ndarray, evaluate: Callable[..., Any] | None
     ) -> list[tuple[Metrics, bytes]]:
         """Each trial's metrics for the epoch, and the bits of its validation images.
 
@@ -356,7 +356,7 @@ class Engine:
         if not np.isfinite(loss_sum).any():
             return unknown
         correct = np.asarray(state.correct)
-        if not validated:
+        if evaluate is None:
             return [
                 (replace(metrics, accuracy=int(correct[lane]) / images), none_right)
                 for lane, (metrics, _) in enumerate(unknown)
@@ -474,7 +474,7 @@ class Engine:
             return lambda: function.lower(*arguments).compile(options)
 
         train, validate = self.functions(group)
-        return compiler(*train), compiler(*validate)
+        return compiler(*train), compiler(*validate) if self._validated else lambda: None
 
     def functions(self, group: Group) -> tuple[tuple[Any, Arguments], tuple[Any, Arguments]]:
         """The jitted training and evaluation functions of a group, with arguments to lower them."""
@@ -508,6 +508,7 @@ class Engine:
     def _rate(self, group: Group) -> float:
         """Steps per second, summed over all lanes, without compilation."""
         train = self._build(group)[0]()
+        assert train is not None
         state, order = self._start(group, {}).state, self._batches(group, 0)
         last = np.int32(min(self._steps, len(order)))
         seconds = []

@@ -18,6 +18,7 @@ from jaxmnist.engine.events import TrialEvent, TrialFinished
 from jaxmnist.errors import printable
 from jaxmnist.report.console import Console
 from jaxmnist.report.progress import Progress, Running
+from jaxmnist.results import finalists
 from jaxmnist.results.corrected import describe
 from jaxmnist.runs.keys import in_order
 
@@ -83,8 +84,12 @@ class Display(Console):
         for place, row in enumerate(rows):
             failed = "dim" if place >= len(run.ranked) else ""
             table.add_row(*map(Text, row), style=failed if place else "bold green")
-        for part in ("", table, "", Text(run.why()), Text(describe(run.corrected))):
+        for part in ("", table, "", Text(run.why())):
             self._console.print(part)
+        if run.finals:
+            self.result(f"\n{finalists.summary(run.finals)}")
+        else:
+            self._console.print(Text(describe(run.corrected)))
 
     def show(self, event: TrialEvent, progress: Progress) -> None:
         """Print a line for a trial that has ended."""

@@ -195,15 +195,15 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
 
         space = self._run().space
         self._tensorboard = TensorBoard(self._directory.tensorboard_folder, space)
-        self._tensorboard.catch_up(self._records())
+        self._tensorboard.catch_up([*self._records(), *self._run().further_trials])
 
     def _write_winner(self) -> None:
         if self._tensorboard:
             run = self._run()
             test = Evaluation.from_json(run.result("best/test.json"))
             summary = run.best_model.summary()
-            index, epochs = run.best_trial.index, len(run.best_trial.history)
-            self._tensorboard.winner(index, epochs, summary, test)
+            final = run.final_trial or run.best_trial
+            self._tensorboard.winner(final.key, len(final.history), summary, test)
 
     def _write_times(self) -> None:
         if self._trained or not read_times(self._directory):

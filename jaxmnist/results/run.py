@@ -200,6 +200,11 @@ class Run:
         refit = self._again(finalists.refit_of(winner))
         return refit if refit and refit.status == "completed" else None
 
+    @property
+    def further_trials(self) -> list[Trial]:
+        """The records of all reruns and refits, also of those that the settings don't ask for."""
+        return [trial for key in self.directory.reruns() if (trial := self._again(key))]
+
     def _again(self, key: Rerun) -> Trial | None:
         """The record of a rerun or refit."""
         try:
@@ -268,15 +273,15 @@ class Run:
         """A line for each trial, the winner first, then those that failed; and why it won.
 
         Then the winner's score corrected for having been selected, and the trials that the
-        validation images don't tell from it; then the finalists, and which of them is chosen.
+        validation images don't tell from it; or else the finalists, and which of them is chosen.
         """
         table = "\n".join(
             f"{a:>5}  {b:>12}  {c:>14}  {d:>7}  {e}" for a, b, c, d, e in self.results_table()
         )
         if not self.ranked:
             return table
-        found = f"{table}\n\n{self.why()}\n{describe(self.corrected)}"
-        return f"{found}\n\n{finalists.summary(self.finals)}" if self.finals else found
+        more = f"\n{finalists.summary(self.finals)}" if self.finals else describe(self.corrected)
+        return f"{table}\n\n{self.why()}\n{more}"
 
     def search_space_summary(self) -> str:
         """A line for each hyperparameter with its range, and the number of configurations."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import ClassVar
 
 from jaxmnist.errors import EnvironmentFailure
 from jaxmnist.results.run import Run
@@ -19,7 +18,8 @@ class Reruns(Trials):
     is chosen; other reruns that an earlier session trained keep their records.
     """
 
-    what: ClassVar[str] = "reruns"
+    def _already(self, done: int) -> str:
+        return f"{done} of {len(self.draws)} are already finished"
 
     def _stored(self) -> Sequence[TrialKey]:
         kinds = {key.refit for key in self.draws if isinstance(key, Rerun)}
@@ -53,4 +53,6 @@ def check_refit(run: Run, key: Rerun) -> None:
     """Raise `EnvironmentFailure` if the refit failed."""
     record = run.directory.read_trial(key)
     if run.final_trial is None and record is not None:
-        raise EnvironmentFailure(f"trial {key} failed: {record.error}; search without --refit")
+        raise EnvironmentFailure(
+            f"trial {key} failed: {record.error}; without --refit the winner itself is tested"
+        )

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from enum import Enum
 from functools import partial
-from typing import ClassVar
 
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.engine.checkpoint import from_arrays, rows, to_arrays
@@ -99,8 +98,6 @@ class Trials:
       UsageError: the run has finished trials beyond the budget.
     """
 
-    what: ClassVar[str] = "trials"  # the word for them
-
     def __init__(
         self,
         directory: WritableRunDirectory,
@@ -134,7 +131,7 @@ class Trials:
         for index in done:
             self._write_given_up(index)
         if done := [index for index in done if index in draws]:
-            logger.info(f"{len(done)} {self.what} are already finished")
+            logger.info(self._already(len(done)))
 
     @property
     def stacking(self) -> Stacking | None:
@@ -342,6 +339,10 @@ class Trials:
 
     def _is_done(self, index: TrialKey) -> bool:
         return self.state(index) in DONE
+
+    def _already(self, done: int) -> str:
+        """What is said of trials that earlier sessions finished."""
+        return f"{done} trials are already finished"
 
     def _stored(self) -> Sequence[TrialKey]:
         """The trials that have a folder."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxmnist.data.dataset import Dataset
-from jaxmnist.results import evaluation, svm
+from jaxmnist.results import evaluation, finalists, svm
 from jaxmnist.results.corrected import indistinguishable
 from jaxmnist.results.run import CONFIG_SHAPE, Run
 from jaxmnist.search.listener import Listener
@@ -100,7 +100,7 @@ def keep_winner(run: Run) -> None:
         "preparation": None if model.preparation is None else model.preparation.to_json(),
         "score": best.score,
         **corrections(run),
-        "selection": run.why(),
+        "selection": f"{run.why()} {finalists.describe(run.finals)}" if run.finals else run.why(),
         "rerun": best.rerun,
         "refit": run.settings.refit,
         "model_sha256": trial.weights_sha256,
