@@ -14,8 +14,6 @@ from jaxmnist.results.corrected import interval
 from jaxmnist.runs.keys import REFIT, Rerun
 from jaxmnist.runs.trial import Trial, unpack_right
 
-ENDED = ("completed", "failed")
-
 
 @dataclass(frozen=True, eq=False)
 class Finalist:
