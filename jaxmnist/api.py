@@ -50,6 +50,9 @@ def random_search(
     tolerance: float | None = None,
     checkpoint_every: float = 60.0,
     max_retries: int = 1,
+    finalists: int | None = None,
+    reruns: int | None = None,
+    refit: bool = False,
     keep: int = 3,
     jobs: int | None = None,
     lanes: int | None = None,
@@ -71,7 +74,8 @@ def random_search(
       data: (x_train, y_train, x_test, y_test), or with (x_validation, y_validation) between the
         two, or (x, y) alone: images [N, H, W] or [N, H, W, C], and labels [N] as numbers or names;
         None for the dataset's.
-      listener: called with every event, after it was recorded.
+      listener: called with every event, after it was recorded. Its `index` is the trial's, or a
+        `runs.keys.Rerun` (index, number) where a trial is trained again.
       dataset, …, quiet: the options of the command line; its `--help` explains them.
       **ranges: ranges of hyperparameters by name: text such as '32:128:16', a tuple (first, last[,
         step or 'log']), a list of values, or one value.

@@ -31,6 +31,7 @@ LARGEST_NUMBER = 10**9  # the largest value of any count; a larger one is a typi
 LARGEST_VALUES = {
     "max_trials": 10**5,
     "lanes": 10**4,
+    "reruns": 1000,
     "svm_search": 10**4,
 }
 
@@ -238,6 +239,16 @@ class SearchSettings:
         "retries after a trial raises; five more if the process dies",
         "N",
     )
+    finalists: int | None = _setting(
+        None,
+        "number of the first trials to train again; the best mean of such reruns wins",
+        "K",
+    )
+    reruns: int | None = _setting(None, "how often each finalist is trained again (default 3)", "R")
+    refit: bool = _setting(
+        False,
+        "train the winner again on training and validation images together, and test that network",
+    )
     keep: int = _setting(3, "number of the best trials whose weights are kept", "N")
     jobs: int | None = _setting(None, "trials to train at once (default: one per core)", "N")
     lanes: int | None = _setting(
@@ -280,7 +291,7 @@ class SearchSettings:
             if not isinstance(value, str) or not value or not value.isprintable():
                 raise UsageError(f"{flag(name)} must be a name or a path, not {shown(value)}")
             object.__setattr__(self, name, local_path(value, flag(name)))
-        for name in ("transpose", "overwrite", "svm", "report", "tensorboard", "quiet"):
+        for name in ("transpose", "overwrite", "refit", "svm", "report", "tensorboard", "quiet"):
             if not isinstance(getattr(self, name), bool):
                 what = shown(getattr(self, name))
                 raise UsageError(f"{flag(name)} must be true or false, not {what}")
@@ -293,6 +304,7 @@ class SearchSettings:
         for name, low in (("max_trials", 1), ("keep", 1), ("svm_search", 0), ("max_retries", 0)):
             object.__setattr__(self, name, check_whole(name, getattr(self, name), low))
         object.__setattr__(self, "seed", check_whole("seed", self.seed, 0, LARGEST_SEED))
+        self._check_finalists()
         for name in ("train_limit", "jobs", "lanes"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, check_whole(name, getattr(self, name), 1))
@@ -313,6 +325,21 @@ class SearchSettings:
                     f"--data-dir {shown(self.data_dir)} gives no valid name: add --dataset NAME"
                 )
             raise UsageError(f"--dataset must be the name of a dataset, not {shown(self.dataset)}")
+
+    def _check_finalists(self) -> None:
+        """Check the finalists and their reruns, of which there are 3 by default."""
+        if self.finalists is None:
+            if self.reruns is not None:
+                raise UsageError("--reruns needs --finalists, the number of trials to train again")
+            return
+        finalists = check_whole("finalists", self.finalists, 2)
+        if finalists > self.max_trials:
+            raise UsageError(
+                f"--finalists {finalists} is more than the {self.max_trials} trials of --max-trials"
+            )
+        object.__setattr__(self, "finalists", finalists)
+        reruns = 3 if self.reruns is None else self.reruns
+        object.__setattr__(self, "reruns", check_whole("reruns", reruns, 1))
 
     @property
     def dataset_name(self) -> str:

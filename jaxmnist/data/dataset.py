@@ -108,6 +108,17 @@ class Dataset:
         )
 
 
+def joined(data: Dataset) -> Dataset:
+    """Return data whose training images are followed by those that validated; none are left."""
+    return replace(
+        data,
+        x_train=np.concatenate([data.x_train, data.x_validation]),
+        y_train=np.concatenate([data.y_train, data.y_validation]),
+        x_validation=data.x_validation[:0],
+        y_validation=data.y_validation[:0],
+    )
+
+
 def load_arrays(
     dataset: str | None = None, data_dir: str | None = None, transpose: bool = False
 ) -> Arrays:

@@ -11,12 +11,14 @@ from jaxmnist.engine.events import Checkpoint
 from jaxmnist.engine.training import TrainingState, first_state
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, Network
+from jaxmnist.runs.keys import TrialKey, index_of, number_of
 from jaxmnist.runs.trial import METRICS, agree, history_from_json, history_to_json
 from jaxmnist.settings import TrainingSettings
 from jaxmnist.whole_files import fits
 
 CHECKPOINT_SHAPE = {
     "index": int,
+    "rerun": None,
     "epoch": int,
     "step": int,
     "history": {key: list for key in METRICS},
@@ -28,7 +30,8 @@ VALIDATION = "validation"  # name of the bits, uint8[epochs, B], of the correctl
 def to_arrays(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays of a checkpoint by name, and its other values as JSON."""
     content = {
-        "index": checkpoint.index,
+        "index": index_of(checkpoint.index),
+        "rerun": number_of(checkpoint.index),
         "epoch": checkpoint.epoch,
         "step": checkpoint.step,
         "history": history_to_json(checkpoint.history),
@@ -49,7 +52,7 @@ def rows(validation: tuple[bytes, ...]) -> np.ndarray:
 def from_arrays(
     arrays: dict[str, np.ndarray],
     content: dict[str, Any],
-    index: int,
+    index: TrialKey,
     hyperparameters: Hyperparameters,
     network: Network,
     data: DataSpec,
@@ -62,7 +65,8 @@ def from_arrays(
 
     images: the number of validation images.
     """
-    if not fits(content, CHECKPOINT_SHAPE) or content["index"] != index:
+    own = {"index": index_of(index), "rerun": number_of(index)}
+    if not fits(content, CHECKPOINT_SHAPE) or any(content[key] != own[key] for key in own):
         raise ValueError("it belongs to another trial")
     epoch, step = content["epoch"], content["step"]
     history = history_from_json(content["history"])

@@ -1,4 +1,4 @@
-"""The events that the engine yields."""
+"""The events that the engine yields; their `index` names the trial, or a rerun of one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from jaxmnist.engine.stacking import Stacking
 from jaxmnist.engine.training import TrainingState
 from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.runs.keys import TrialKey
 from jaxmnist.runs.trial import History, Metrics
 
 
@@ -18,7 +19,7 @@ class TrialStarted:
     history: the epochs finished before an interruption.
     """
 
-    index: int
+    index: TrialKey
     hyperparameters: Hyperparameters
     history: History = ()
 
@@ -31,7 +32,7 @@ class TrialCompiled:
     seconds: wall time since the trial began.
     """
 
-    index: int
+    index: TrialKey
     epoch: int = 0
     images: int = 0
     seconds: float = 0.0
@@ -45,7 +46,7 @@ class StepsFinished:
     seconds: wall time since the trial began.
     """
 
-    index: int
+    index: TrialKey
     epoch: int
     images: int
     accuracy: float
@@ -60,7 +61,7 @@ class EpochFinished:
     validation: one bit per validation image, 1 if correctly classified: see `trial.pack_right`.
     """
 
-    index: int
+    index: TrialKey
     epoch: int
     metrics: Metrics
     seconds: float
@@ -80,7 +81,7 @@ class TrialFinished:
       the epoch was not evaluated.
     """
 
-    index: int
+    index: TrialKey
     history: History
     parameters: dict[str, Any] | None
     seconds: float
@@ -100,7 +101,7 @@ class Checkpoint:
     validation: for each finished epoch, the bits of the correctly classified validation images.
     """
 
-    index: int
+    index: TrialKey
     state: TrainingState
     epoch: int
     step: int

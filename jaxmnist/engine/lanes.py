@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmnist.engine.stacking import Stacking, lanes_for, round_up
 from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.runs.keys import TrialKey, in_order, number_of
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,12 @@ class Group:
 
     widest: the configuration that all are padded to; its numbers are those of the first trial.
     key: what trials that share a program have in common.
-    trials: (index, hyperparameters) of each trial.
+    trials: (key, hyperparameters) of each trial.
     lanes: the number of lanes of the program; those beyond the trials are idle.
     """
 
     widest: Hyperparameters
-    trials: tuple[tuple[int, Hyperparameters], ...]
+    trials: tuple[tuple[TrialKey, Hyperparameters], ...]
     lanes: int
     key: Hashable = None
 
@@ -49,17 +50,17 @@ class Group:
 
 
 def group_trials(
-    trials: Iterable[tuple[int, Hyperparameters]],
+    trials: Iterable[tuple[TrialKey, Hyperparameters]],
     stacking: Stacking,
     devices: int,
-    positions: Mapping[int, Hashable] | None = None,
+    positions: Mapping[TrialKey, Hashable] | None = None,
     key_of: Callable[[Hyperparameters], Hashable] = lambda hyperparameters: hyperparameters,
     pads: Callable[[Hyperparameters], bool] = lambda hyperparameters: True,
 ) -> list[Group]:
     """The trials in groups that `stacking` allows, ordered by the first trial of each group.
 
-    positions: the (epoch, step) from which trials resume, by index; those of a group must be equal,
-      because its trials train on the same batches.
+    positions: the (epoch, step) from which trials resume, by key; those of a group must be equal,
+      because its trials train on the same batches. So must be the numbers of reruns.
     key_of: what trials of a group have in common, once they are padded.
     pads: whether a configuration may be padded.
     """
@@ -67,18 +68,19 @@ def group_trials(
     def widest_of(hyperparameters: Hyperparameters) -> Hyperparameters:
         return stacking.widest(hyperparameters) if pads(hyperparameters) else hyperparameters
 
-    alike: dict[tuple[Hashable, Hashable], list[tuple[int, Hyperparameters]]] = {}
+    alike: dict[tuple[Hashable, ...], list[tuple[TrialKey, Hyperparameters]]] = {}
     for index, hyperparameters in trials:
-        key = key_of(widest_of(hyperparameters)), (positions or {}).get(index)
+        batches = number_of(index), (positions or {}).get(index)
+        key = key_of(widest_of(hyperparameters)), *batches
         alike.setdefault(key, []).append((index, hyperparameters))
     most = round_up(stacking.lanes, devices)
     groups = []
-    for (shared, _), members in alike.items():
+    for (shared, *_), members in alike.items():
         for first in range(0, len(members), most):
             part = tuple(members[first : first + most])
             widest = widest_of(part[0][1])
             groups.append(Group(widest, part, lanes_for(len(part), devices, most), shared))
-    return sorted(groups, key=lambda group: group.trials[0][0])
+    return sorted(groups, key=lambda group: in_order(group.trials[0][0]))
 
 
 class Devices:

@@ -33,6 +33,7 @@ from jaxmnist.engine.events import (
 )
 from jaxmnist.engine.lanes import Devices, Group, group_trials
 from jaxmnist.engine.programs import Compilers, Programs
+from jaxmnist.engine.seeds import order_seed, weights_seed
 from jaxmnist.engine.stacking import Stacking, candidates, choose, round_up
 from jaxmnist.engine.training import (
     TrainingState,
@@ -50,6 +51,7 @@ from jaxmnist.errors import one_line
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import block_size
 from jaxmnist.models.network import DataSpec, Network
+from jaxmnist.runs.keys import TrialKey, index_of
 from jaxmnist.runs.machine import cores
 from jaxmnist.runs.trial import Metrics, pack_right
 from jaxmnist.settings import TrainingSettings
@@ -111,6 +113,8 @@ class _Lanes:
 class Engine:
     """Trains configurations of a network on one dataset, whose images are on the device.
 
+    The dataset may have no validation images; then validation metrics are NaN, and bits empty.
+
     jobs: groups of trials that run at once; None for one per core on a CPU, one on an accelerator.
     lanes: trials in one program; None to measure the fastest number (on a CPU: one).
     stacking: how the trials of a resumed run share programs; None for a new run.
@@ -146,7 +150,7 @@ class Engine:
             wanted = round_up(self.lanes, self._devices.count)
             self.stacking = self.stacking if self.stacking.lanes == wanted else None
         data, everywhere = self.dataset, self._devices.everywhere
-        self._data = DataSpec.of(data)
+        self._data, self._validated = DataSpec.of(data), len(data.y_validation)
         self._train = jax.device_put((data.x_train, data.y_train), everywhere)
         # A batch size above the number of images is reduced, to avoid computing padding.
         self._steps = CPU_STEPS if self.platform == "cpu" else STEPS
@@ -159,10 +163,10 @@ class Engine:
     @contextmanager
     def run(
         self,
-        trials: Iterable[tuple[int, Hyperparameters]],
-        checkpoints: Mapping[int, Checkpoint] | None = None,
+        trials: Iterable[tuple[TrialKey, Hyperparameters]],
+        checkpoints: Mapping[TrialKey, Checkpoint] | None = None,
     ) -> Iterator[Events]:
-        """Train trials, given as (index, hyperparameters); the context's value iterates events.
+        """Train trials, given as (key, hyperparameters); the context's value iterates events.
 
         Trials that have a checkpoint resume from it. Leaving the context early stops the running
         trials at their next pause and waits for their threads to end.
@@ -194,7 +198,7 @@ class Engine:
             events.join()
             self.compiled += programs.compiled
 
-    def _choose(self, trials: list[tuple[int, Hyperparameters]]) -> list[Event]:
+    def _choose(self, trials: list[tuple[TrialKey, Hyperparameters]]) -> list[Event]:
         """Choose how trials are stacked; returns the event that reports it."""
         devices = self._devices.count
         padding = self.network.padding(self.platform)
@@ -216,7 +220,7 @@ class Engine:
     def _attempt(
         self,
         group: Group,
-        checkpoints: Mapping[int, Checkpoint],
+        checkpoints: Mapping[TrialKey, Checkpoint],
         programs: Programs,
         stop: threading.Event,
     ) -> Iterator[Event]:
@@ -242,7 +246,7 @@ class Engine:
     def _train_group(
         self,
         group: Group,
-        checkpoints: Mapping[int, Checkpoint],
+        checkpoints: Mapping[TrialKey, Checkpoint],
         programs: Programs,
         stop: threading.Event,
     ) -> Iterator[Event]:
@@ -300,7 +304,7 @@ class Engine:
                 tuple(lanes.validation[lane]),
             )
 
-    def _end_epoch(self, lanes: _Lanes, evaluate: Callable[..., Any]) -> Iterator[Event]:
+    def _end_epoch(self, lanes: _Lanes, evaluate: Callable[..., Any] | None) -> Iterator[Event]:
         """Evaluate the trials whose loss is finite, and set the state for the next epoch."""
         found = self._metrics(lanes.state, lanes.loss_sum, evaluate)
         lanes.state, lanes.step = start_epoch(lanes.state), 0
@@ -309,7 +313,7 @@ class Engine:
             metrics, right = found[lane]
             lanes.histories[lane].append(metrics)
             lanes.validation[lane].append(right)
-            if metrics.finite:
+            if metrics.finite or (evaluate is None and np.isfinite(metrics.loss)):
                 index = lanes.trials[lane][0]
                 yield EpochFinished(index, lanes.epoch, metrics, lanes.seconds, right)
             else:
@@ -337,25 +341,30 @@ class Engine:
             )
 
     def _metrics(
-        self, state: TrainingState, loss_sum: np.ndarray, evaluate: Callable[..., Any]
+        self, state: TrainingState, loss_sum: np.ndarray, evaluate: Callable[..., Any] | None
     ) -> list[tuple[Metrics, bytes]]:
         """Each trial's metrics for the epoch, and the bits of its validation images.
 
         A bit is 1 if the image is correctly classified. A trial whose training loss is not finite
-        is not evaluated; all its bits are 0.
+        is not evaluated; all its bits are 0. Without validation images their metrics are NaN.
         """
-        images, validated = len(self.dataset.y_train), len(self.dataset.y_validation)
+        images, validated = len(self.dataset.y_train), self._validated
         none_right = pack_right(np.zeros(validated, bool))
         unknown = [
             (Metrics(float(loss) / images, np.nan, np.nan, np.nan), none_right) for loss in loss_sum
         ]
         if not np.isfinite(loss_sum).any():
             return unknown
+        correct = np.asarray(state.correct)
+        if evaluate is None:
+            return [
+                (replace(metrics, accuracy=int(correct[lane]) / images), none_right)
+                for lane, (metrics, _) in enumerate(unknown)
+            ]
         weights = state.parameters, state.collections
         found = jax.device_get(evaluate(weights, *self._validation))
         # The batches contain the images in order, followed by padding.
         right = found.right.reshape(len(found.right), -1)[:, :validated]
-        correct = np.asarray(state.correct)
         return [
             (
                 Metrics(
@@ -388,32 +397,29 @@ class Engine:
 
         return jax.tree.map(resize, tree, is_leaf=lambda part: isinstance(part, dict))
 
-    def _start(self, group: Group, checkpoints: Mapping[int, Checkpoint]) -> _Lanes:
+    def _start(self, group: Group, checkpoints: Mapping[TrialKey, Checkpoint]) -> _Lanes:
         """The state of a group before its next step; idle lanes repeat the last trial."""
         states: list[TrainingState] = []
         for index, hyperparameters in group.trials:
+            seeds = {"seed": weights_seed(self.seed, index), "index": index_of(index)}
             if index in checkpoints:
                 state = checkpoints[index].state
                 # A checkpoint has no constants: they follow from the trial.
                 constants = constants_of(
                     self._settings(hyperparameters),
-                    self.seed,
-                    index,
+                    **seeds,
                     numbers=self.network.numbers(hyperparameters),
                 )
                 state = state._replace(constants=constants)
             else:
-                weights = self.network.initial_parameters(
-                    hyperparameters, self._data, seed=self.seed, index=index
-                )
+                weights = self.network.initial_parameters(hyperparameters, self._data, **seeds)
                 state = first_state(
                     self.network,
                     hyperparameters,
                     self._data,
                     self.settings,
                     weights,
-                    seed=self.seed,
-                    index=index,
+                    **seeds,
                     computed=True,
                 )
             states.append(self._resize(state, hyperparameters, group.widest))
@@ -432,9 +438,9 @@ class Engine:
 
     def _groups(
         self,
-        trials: Iterable[tuple[int, Hyperparameters]],
+        trials: Iterable[tuple[TrialKey, Hyperparameters]],
         stacking: Stacking,
-        positions: Mapping[int, Hashable] | None = None,
+        positions: Mapping[TrialKey, Hashable] | None = None,
     ) -> list[Group]:
         """The trials in groups that can share a program: see `group_trials`."""
         return group_trials(
@@ -453,8 +459,9 @@ class Engine:
         return replace(settings, batch_size=min(settings.batch_size, len(self.dataset.y_train)))
 
     def _batches(self, group: Group, epoch: int) -> np.ndarray:
-        """The batches of an epoch, the same for all trials: int32[S, K, B]."""
-        order = epoch_order(len(self.dataset.y_train), self.seed, epoch)
+        """The batches of an epoch, the same for all trials of a group: int32[S, K, B]."""
+        seed = order_seed(self.seed, group.trials[0][0])
+        order = epoch_order(len(self.dataset.y_train), seed, epoch)
         size = self._settings(group.widest).batch_size
         block = self.network.block_size(group.widest, self._data, self.platform, size)
         return batches(order, size, block)
@@ -467,7 +474,7 @@ class Engine:
             return lambda: function.lower(*arguments).compile(options)
 
         train, validate = self.functions(group)
-        return compiler(*train), compiler(*validate)
+        return compiler(*train), compiler(*validate) if self._validated else lambda: None
 
     def functions(self, group: Group) -> tuple[tuple[Any, Arguments], tuple[Any, Arguments]]:
         """The jitted training and evaluation functions of a group, with arguments to lower them."""
@@ -501,6 +508,7 @@ class Engine:
     def _rate(self, group: Group) -> float:
         """Steps per second, summed over all lanes, without compilation."""
         train = self._build(group)[0]()
+        assert train is not None
         state, order = self._start(group, {}).state, self._batches(group, 0)
         last = np.int32(min(self._steps, len(order)))
         seconds = []

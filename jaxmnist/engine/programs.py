@@ -18,14 +18,18 @@ TIDY_EVERY = 8  # dropped pairs of programs between two releases of memory
 
 
 class Pair(NamedTuple):
-    """The programs of a group: one trains all its lanes for some steps, one evaluates them."""
+    """The programs of a group: one trains all its lanes for some steps, one evaluates them.
+
+    evaluate: None if there is nothing to evaluate them on.
+    """
 
     train: jax.stages.Compiled
-    evaluate: jax.stages.Compiled
+    evaluate: jax.stages.Compiled | None
 
 
-Compilers = tuple[Callable[[], jax.stages.Compiled], Callable[[], jax.stages.Compiled]]
-Halves = tuple[Future[jax.stages.Compiled], Future[jax.stages.Compiled]]
+Compiler = Callable[[], jax.stages.Compiled | None]
+Compilers = tuple[Compiler, Compiler]
+Half = Future[jax.stages.Compiled | None]
 
 
 class Programs:
@@ -49,7 +53,7 @@ class Programs:
         self._dropped = 0
         self._build = build
         self._lock = threading.Lock()
-        self._pairs: dict[tuple[Any, ...], Halves] = {}
+        self._pairs: dict[tuple[Any, ...], tuple[Half, Half]] = {}
         groups = list(groups)
         self._waiting = Counter(group.program for group in groups)
         self._threads = ThreadPoolExecutor(ahead, "compile") if ahead else None
@@ -77,8 +81,9 @@ class Programs:
                     half.set_result(self._compile(group, i))
                 except BaseException as failure:
                     half.set_exception(failure)
-        train, evaluate = pair
-        return Pair(train.result(), evaluate.result())
+        train, evaluate = (half.result() for half in pair)
+        assert train is not None
+        return Pair(train, evaluate)
 
     def release(self, group: Group) -> None:
         """Drop a group's programs unless another group still needs them."""
@@ -97,7 +102,7 @@ class Programs:
         if self._threads:
             self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def _compile(self, group: Group, i: int) -> jax.stages.Compiled:
+    def _compile(self, group: Group, i: int) -> jax.stages.Compiled | None:
         # Building is done here, so that an error in it also counts as an error of the group.
         return self._build(group)[i]()
 

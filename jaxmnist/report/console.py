@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -96,18 +97,21 @@ class Console:
         clock = f"[{time.perf_counter() - self._started:6.1f} s] trial {index}"
         if isinstance(event, TrialStarted):
             after = f" after epoch {len(event.history)}" if event.history else ""
-            shown = progress.configurations[index]
-            self.note(f"{clock}: {shown}: compiling and training{after}")
+            configuration = progress.configurations[index]
+            self.note(f"{clock}: {configuration}: compiling and training{after}")
         elif isinstance(event, EpochFinished):
             m = event.metrics
+            shown = f"loss {m.loss:.4f} accuracy {m.accuracy:.4f}"
+            if math.isfinite(m.val_loss):  # a refit has no validation images
+                shown += f" val_loss {m.val_loss:.4f} val_accuracy {m.val_accuracy:.4f}"
             self.note(
-                f"{clock} epoch {event.epoch}/{progress.epochs}: loss {m.loss:.4f} accuracy"
-                f" {m.accuracy:.4f} val_loss {m.val_loss:.4f} val_accuracy {m.val_accuracy:.4f}"
+                f"{clock} epoch {event.epoch}/{progress.epochs}: {shown}"
                 f" {progress.running[index].rate:.0f} images/s"
             )
         elif isinstance(event, TrialFinished) and event.error is None:
             score = event.history[-1].val_accuracy
-            self.note(f"{clock}: completed in {event.seconds:.1f} s, score {score:.4f}; {progress}")
+            scored = f", score {score:.4f}" if math.isfinite(score) else ""
+            self.note(f"{clock}: completed in {event.seconds:.1f} s{scored}; {progress}")
         elif isinstance(event, TrialFinished):
             self.note(f"{clock}: failed after {event.seconds:.1f} s: {event.error}; {progress}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,9 @@ from jaxmnist.engine.events import TrialEvent, TrialFinished
 from jaxmnist.errors import printable
 from jaxmnist.report.console import Console
 from jaxmnist.report.progress import Progress, Running
+from jaxmnist.results import finalists
 from jaxmnist.results.corrected import describe
+from jaxmnist.runs.keys import in_order
 
 if TYPE_CHECKING:
     from jaxmnist.results.run import Run
@@ -81,8 +84,12 @@ class Display(Console):
         for place, row in enumerate(rows):
             failed = "dim" if place >= len(run.ranked) else ""
             table.add_row(*map(Text, row), style=failed if place else "bold green")
-        for part in ("", table, "", Text(run.why()), Text(describe(run.corrected))):
+        for part in ("", table, "", Text(run.why())):
             self._console.print(part)
+        if run.finals:
+            self.result(f"\n{finalists.summary(run.finals)}")
+        else:
+            self._console.print(Text(describe(run.corrected)))
 
     def show(self, event: TrialEvent, progress: Progress) -> None:
         """Print a line for a trial that has ended."""
@@ -91,11 +98,11 @@ class Display(Console):
         draw = progress.configurations[event.index]
         line = Text.assemble(("✓ " if event.error is None else "✗ "), f"trial {event.index} ")
         line.stylize("green" if event.error is None else "red")
-        ended = (
-            f"{event.history[-1].val_accuracy:.4f} in {event.seconds:.1f} s"
-            if event.error is None
-            else f"failed after {event.seconds:.1f} s: {printable(event.error)}"
-        )
+        ended = f"in {event.seconds:.1f} s"
+        if event.error is not None:
+            ended = f"failed after {event.seconds:.1f} s: {printable(event.error)}"
+        elif math.isfinite(score := event.history[-1].val_accuracy):  # a refit has none
+            ended = f"{score:.4f} {ended}"
         line.append(f"{ended}  ", style="not dim")
         line.append(str(draw), style="dim")
         self._console.print(line)
@@ -108,7 +115,7 @@ class Display(Console):
         for name in ("trial", "epoch", "accuracy", "val_accuracy", "images/s"):
             table.add_column(name, justify="right")
         table.add_column("hyperparameters", style="dim")
-        for index, trial in sorted(progress.running.items()):
+        for index, trial in sorted(progress.running.items(), key=lambda item: in_order(item[0])):
             cells = _cells(trial, progress.epochs)
             table.add_row(str(index), *cells, Text(str(progress.configurations[index])))
         line = Table.grid(padding=(0, 2))

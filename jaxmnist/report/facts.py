@@ -68,6 +68,8 @@ class Facts:
             for trial in self.run.trials
         ]
         self.ranked: list[Ranked] = self.run.ranked
+        if self.ranked:
+            _ = self.run.final_trial  # reads the reruns, whose damage is noted too
         for problem in self.run.damaged:
             self.note("run", f"a trial is left out: {problem}")
 
@@ -93,8 +95,11 @@ class Facts:
 
     @property
     def winner(self) -> Trial | None:
-        """The trial that is first in the ranking, if one has completed."""
-        return self.ranked[0].trial if self.ranked else None
+        """The trial that wins, if one has completed; of a finalist the trial, not its reruns."""
+        if not self.ranked:
+            return None
+        index = self.run.best_trial.index
+        return next(entry.trial for entry in self.ranked if entry.trial.index == index)
 
     @property
     def scores(self) -> list[float]:
@@ -134,14 +139,15 @@ class Facts:
 
     def svm(self) -> dict[str, Any] | None:
         """The content of svm.json for the run's own data, if it belongs to the current winner."""
-        winner, identity = self.winner, self.run.search["identity"]
+        final = self.run.final_trial if self.ranked else None
+        identity = self.run.search["identity"]
         for path in self.run.directory.svm_paths():
             try:
                 content = read_json(path)
             except DamagedFile as problem:
                 self.note("test", str(problem))
                 continue
-            own = winner and content.get("model_sha256") == winner.weights_sha256
+            own = final and content.get("model_sha256") == final.weights_sha256
             if own and content.get("data") == identity["data"]:
                 return content
         return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from jaxmnist.report.progress import Progress
 from jaxmnist.results.confusion import Evaluation
 from jaxmnist.results.run import Run
 from jaxmnist.results.selection import rule_of
+from jaxmnist.runs.keys import TrialKey
 from jaxmnist.runs.times import read_times, write_times
 from jaxmnist.runs.trial import History, Trial
 from jaxmnist.runs.writing import WritableRunDirectory
@@ -66,8 +67,8 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
         self._budget = budget
         self._console = console
         self._tensorboard: TensorBoard | None = None
-        self._running: dict[int, History] = {}
-        self._uneven: set[int] = set()  # trials whose epochs did not come in order
+        self._running: dict[TrialKey, History] = {}
+        self._uneven: set[TrialKey] = set()  # trials whose epochs did not come in order
         self._next_page = time.monotonic() + PAGE_EVERY
         self._said: set[str] = set()
         self._trained = False
@@ -147,6 +148,11 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
         if self._settings.report and time.monotonic() >= self._next_page:
             self._safely("the page", self._write_page)
 
+    def again(self, reruns: Collection[TrialKey], ended: Collection[TrialKey]) -> None:
+        """Count reruns with the trials."""
+        assert self._console.progress is not None
+        self._console.progress.add(reruns, ended)
+
     def trained(self) -> None:
         """Rewrite the page, if there is one, when all trials are done: it stops reloading."""
         if self._settings.report and self._directory.page_path.exists():
@@ -189,15 +195,15 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
 
         space = self._run().space
         self._tensorboard = TensorBoard(self._directory.tensorboard_folder, space)
-        self._tensorboard.catch_up(self._records())
+        self._tensorboard.catch_up([*self._records(), *self._run().further_trials])
 
     def _write_winner(self) -> None:
         if self._tensorboard:
             run = self._run()
             test = Evaluation.from_json(run.result("best/test.json"))
             summary = run.best_model.summary()
-            index, epochs = run.best_trial.index, len(run.best_trial.history)
-            self._tensorboard.winner(index, epochs, summary, test)
+            final = run.final_trial or run.best_trial
+            self._tensorboard.winner(final.key, len(final.history), summary, test)
 
     def _write_times(self) -> None:
         if self._trained or not read_times(self._directory):

@@ -5,7 +5,7 @@ It is made from the run's files; the test set is not evaluated again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from jaxmnist.report import figures, inspection, quality, repeat, words
 from jaxmnist.report.confusion import confusion_figure
 from jaxmnist.report.drawing import Figure
 from jaxmnist.report.facts import Facts
+from jaxmnist.results import finalists
 from jaxmnist.results.classes import confusions, worst_classes
 from jaxmnist.results.confusion import Evaluation
 from jaxmnist.results.corrected import describe
-from jaxmnist.results.evaluation import describe_gap, times
+from jaxmnist.results.evaluation import gap_of, times
+from jaxmnist.results.finalists import Finalist
 from jaxmnist.results.layout import short_names, shortened
 from jaxmnist.results.run import Run
 from jaxmnist.results.statistics import Importance, expected_best, importance
@@ -97,17 +99,21 @@ def search_context(facts: Facts, running: bool) -> dict[str, Any]:
     """Variables of the page's head and ranking: the state of the search, and the winner."""
     run, winner = facts.run, facts.winner
     state = words.state(facts, running)
-    why = run.rule.reason(facts.ranked) if winner else None
+    why = run.why() if winner else None
     if why and state["word"] in ("running", "unfinished"):
         why = f"So far: {why}"
-    found = facts.attempt("winner", lambda: run.corrected) if winner else None
+    finals = (facts.attempt("winner", lambda: run.finals) or ()) if winner else ()
+    found = facts.attempt("winner", lambda: run.corrected) if winner and not finals else None
     return {
         "name": run.search["data"]["name"],
         "data": run.search["data"],
         "state": state,
         "winner": winner,
         "corrected": found,
-        "about_score": describe(found) if found else None,
+        "about_score": finalists.describe(finals) if finals else describe(found) if found else None,
+        "finalists": facts.attempt("finalists", _finalists, facts, finals) if finals else None,
+        "chosen": finals[0] if finals else None,
+        "refit": run.settings.refit,
         "why": why,
         "budget": facts.budget,
         "space_size": facts.space.size_text,
@@ -119,6 +125,16 @@ def search_context(facts: Facts, running: bool) -> dict[str, Any]:
         "unranked": [trial for trial in facts.trials if trial.status != "completed"],
         "hyperparameters": facts.space.varied,
     }
+
+
+def _finalists(facts: Facts, finals: Sequence[Finalist]) -> list[tuple[str, ...]]:
+    """The table of finalists with their configurations."""
+    head, *rows = finalists.table(finals)
+    shown = [str(facts.space.shown(each.trial.hyperparameters)) for each in finals]
+    return [
+        (*head, "configuration"),
+        *((*row, text) for row, text in zip(rows, shown, strict=True)),
+    ]
 
 
 def trial_context(facts: Facts) -> dict[str, Any]:
@@ -206,8 +222,8 @@ def _tested(content: dict[str, Any]) -> dict[str, Any]:
     few = len(names) <= MOST_CLASSES
     shown = range(len(names)) if few else worst_classes(evaluation)
     gap = None
-    if "validation_accuracy" in content:
-        gap = describe_gap(content["validation_accuracy"], content["validation_images"], evaluation)
+    if "probabilities_sha256" in content:  # of the network, not of an SVM
+        gap = gap_of(content, evaluation)
     return {
         "accuracy": evaluation.accuracy,
         "images": evaluation.images,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from jaxmnist.engine.events import (
@@ -17,6 +17,7 @@ from jaxmnist.engine.events import (
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.report.words import duration
 from jaxmnist.results.selection import Rule, Standing
+from jaxmnist.runs.keys import TrialKey, index_of
 
 
 @dataclass
@@ -49,13 +50,13 @@ class Running:
 class Progress:
     """The progress of a search.
 
-    budget: number of trials to run.
+    budget: number of trials to run, with the reruns that were added to them.
     epochs, images: epochs of a trial, and training images of an epoch.
     rule: the rule that ranks completed trials.
-    ended: indices of the trials that have ended.
-    completed: the standings of the completed trials, by index.
-    running: the running trials, by index.
-    configurations: hyperparameters of each trial that has begun, by index, as `shown` gives them.
+    ended: the trials and reruns that have ended.
+    completed: the standings of the completed trials, by index; reruns are ranked apart.
+    running: the running trials and reruns.
+    configurations: hyperparameters of each trial that has begun, as `shown` gives them.
     shown: what to show of a configuration.
     """
 
@@ -63,16 +64,24 @@ class Progress:
     epochs: int
     images: int
     rule: Rule
-    ended: set[int] = field(default_factory=set)
-    completed: dict[int, Standing] = field(default_factory=dict)
-    running: dict[int, Running] = field(default_factory=dict)
-    configurations: dict[int, Hyperparameters] = field(default_factory=dict)
+    ended: set[TrialKey] = field(default_factory=set)
+    completed: dict[TrialKey, Standing] = field(default_factory=dict)
+    running: dict[TrialKey, Running] = field(default_factory=dict)
+    configurations: dict[TrialKey, Hyperparameters] = field(default_factory=dict)
     shown: Callable[[Hyperparameters], Hyperparameters] = lambda hyperparameters: hyperparameters
+    reruns: bool = field(default=False, init=False)
     _began: float = field(default_factory=time.perf_counter)
     _before: float = 0.0  # epochs of earlier sessions
 
     def __post_init__(self) -> None:
         self._before = self.epochs * len(self.ended)
+
+    def add(self, further: Collection[TrialKey], ended: Collection[TrialKey]) -> None:
+        """Add reruns, of which some may have ended in an earlier session."""
+        self.budget += len(further)
+        self.reruns = True
+        self.ended.update(ended)
+        self._before += self.epochs * len(ended)
 
     def update(self, event: TrialEvent) -> None:
         """Update from an event of a trial."""
@@ -91,8 +100,8 @@ class Progress:
         elif isinstance(event, TrialFinished):
             self.running.pop(index, None)
             self.ended.add(index)
-            if event.error is None:
-                self.completed[index] = self.rule.standing(index, event.validation)
+            if event.error is None and index == index_of(index):
+                self.completed[index] = self.rule.standing(index_of(index), event.validation)
         else:
             self._update_running(self.running[index], event)
 
@@ -142,4 +151,5 @@ class Progress:
 
     def __str__(self) -> str:
         best = f", best so far {self.best[1]:.4f} (trial {self.best[0]})" if self.best else ""
-        return f"{len(self.ended)} of {self.budget} trials{best}, {self.left()}"
+        what = "trials and reruns" if self.reruns else "trials"
+        return f"{len(self.ended)} of {self.budget} {what}{best}, {self.left()}"

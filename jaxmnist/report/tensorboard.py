@@ -30,6 +30,7 @@ from jaxmnist.models.space import SpaceDescription
 from jaxmnist.report.confusion import cells_of, ticks
 from jaxmnist.report.drawing import any_text, drawable, plotting
 from jaxmnist.results.confusion import Evaluation
+from jaxmnist.runs.keys import Rerun, TrialKey, index_of
 from jaxmnist.runs.trial import METRICS, Metrics, Trial
 
 CLOSED = b"_hparams_/session_end_info"  # contained in the file of a trial that ended
@@ -52,13 +53,16 @@ class TensorBoard:
     def __init__(self, folder: Path, space: SpaceDescription) -> None:
         self.folder = folder
         self._space = space
-        self._writers: dict[int, Any] = {}
+        self._writers: dict[TrialKey, Any] = {}
 
-    def trial_folder(self, index: int) -> Path:
-        """The folder of a trial, which is the name that TensorBoard shows."""
-        return self.folder / f"trial-{index:04d}"
+    def trial_folder(self, index: TrialKey) -> Path:
+        """The folder of a trial or rerun, which is the name that TensorBoard shows."""
+        name = f"trial-{index_of(index):04d}"
+        if isinstance(index, Rerun):
+            name += "-refit" if index.refit else f"-rerun-{index.number}"
+        return self.folder / name
 
-    def start(self, index: int, hyperparameters: Hyperparameters) -> None:
+    def start(self, index: TrialKey, hyperparameters: Hyperparameters) -> None:
         """Begin a trial."""
         if index in self._writers:
             self._writers.pop(index).close()
@@ -72,13 +76,13 @@ class TensorBoard:
         self._write(index, experiment)
         self._write(index, began)
 
-    def epoch(self, index: int, epoch: int, metrics: Metrics) -> None:
+    def epoch(self, index: TrialKey, epoch: int, metrics: Metrics) -> None:
         """Add an epoch, counted from 1, to the curves of a trial."""
         for name in METRICS:
             if math.isfinite(value := getattr(metrics, name)):
                 self._write(index, scalar(name, value), epoch)
 
-    def end(self, index: int, hyperparameters: Hyperparameters, failed: bool) -> None:
+    def end(self, index: TrialKey, hyperparameters: Hyperparameters, failed: bool) -> None:
         """End a trial."""
         ended = _hparams(columns(self._space, hyperparameters))[2]
         self._write(index, _failed() if failed else ended)
@@ -87,14 +91,14 @@ class TensorBoard:
     def catch_up(self, trials: Sequence[Trial]) -> None:
         """Write files that ended trials lack: TensorBoard was off, or the disk was full."""
         for trial in trials:
-            if trial.status == "running" or self._closed(trial.index):
+            if trial.status == "running" or self._closed(trial.key):
                 continue
-            self.start(trial.index, trial.hyperparameters)
+            self.start(trial.key, trial.hyperparameters)
             for epoch, metrics in enumerate(trial.history, 1):
-                self.epoch(trial.index, epoch, metrics)
-            self.end(trial.index, trial.hyperparameters, trial.status == "failed")
+                self.epoch(trial.key, epoch, metrics)
+            self.end(trial.key, trial.hyperparameters, trial.status == "failed")
 
-    def winner(self, index: int, epoch: int, summary: str, test: Evaluation) -> None:
+    def winner(self, index: TrialKey, epoch: int, summary: str, test: Evaluation) -> None:
         """Write the winner's summary and confusion matrix beside its curves; delete older ones."""
         for old in self.folder.glob(f"trial-*/*{WINNER}"):
             old.unlink()
@@ -110,11 +114,11 @@ class TensorBoard:
             with contextlib.suppress(OSError):  # a failed write was reported before
                 self._writers.popitem()[1].close()
 
-    def _write(self, index: int, summary: Any, step: int = 0) -> None:
+    def _write(self, index: TrialKey, summary: Any, step: int = 0) -> None:
         self._writers[index].write_event(_event(summary, step))
         self._writers[index].flush()
 
-    def _closed(self, index: int) -> bool:
+    def _closed(self, index: TrialKey) -> bool:
         files = sorted(self.trial_folder(index).glob("*tfevents*"))
         return any(CLOSED in file.read_bytes() for file in files)
 

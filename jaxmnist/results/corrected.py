@@ -167,7 +167,7 @@ def resampled(bits: np.ndarray, rule: Rule, winner: int) -> Optimism:
     return Optimism(*found)
 
 
-def interval(score: float, images: int, variance: float = 0.0) -> tuple[float, float]:
+def interval(score: float, images: float, variance: float = 0.0) -> tuple[float, float]:
     """The 95 % interval of a corrected accuracy.
 
     Wilson's, of as many images as have the variance p(1 − p)/n + `variance` of the correction.

@@ -17,6 +17,7 @@ from jaxmnist.runs.ledger import MOST_LOOKS
 from jaxmnist.whole_files import (
     DamagedFile,
     array_bytes,
+    fits,
     read_array,
     read_json,
     sha256,
@@ -25,11 +26,11 @@ from jaxmnist.whole_files import (
 TEST_SHAPE = {
     **REPORT_SHAPE,
     "model_sha256": str,
-    "validation_accuracy": float,
-    "validation_images": int,
     "probabilities_sha256": str,
     "evaluations": int,
 }
+GAP_SHAPE = {"validation_accuracy": float, "validation_images": int}
+REFIT_SHAPE = {"refit_images": int}  # in place of `GAP_SHAPE`, for a refitted network
 
 
 def times(count: int) -> str:
@@ -69,6 +70,16 @@ def describe_gap(validation: float, validation_images: int, test: Evaluation) ->
     )
 
 
+def gap_of(content: dict[str, Any], test: Evaluation) -> str:
+    """What best/test.json says about the gap between validation and test accuracy."""
+    if "refit_images" in content:
+        return (
+            f"The network was refitted on {content['refit_images']:,} images; no validation images"
+            " are left, so no gap is shown."
+        )
+    return describe_gap(content["validation_accuracy"], content["validation_images"], test)
+
+
 def look(run: Run, dataset: Dataset, purpose: str) -> dict[str, Any]:
     """Evaluate the winner on the test set once, and save the results under best/.
 
@@ -80,11 +91,14 @@ def look(run: Run, dataset: Dataset, purpose: str) -> dict[str, Any]:
     probabilities = run.best_model.predict_proba(dataset.x_test)
     predictions = array_bytes(probabilities)
     evaluation = judge(dataset.y_test, probabilities.argmax(1), dataset.labels, dataset.class_names)
+    validated = len(dataset.y_validation)
+    gap = {"validation_accuracy": config["score"], "validation_images": validated}
+    if config.get("refit"):
+        gap = {"refit_images": len(dataset.y_train) + validated}
     content = {
         "model_sha256": model_sha256,
         **evaluation.to_json(),
-        "validation_accuracy": config["score"],
-        "validation_images": len(dataset.y_validation),
+        **gap,
         "probabilities_sha256": sha256(predictions),
         "evaluations": run.directory.looks_at(data),
     }
@@ -109,10 +123,14 @@ def _kept(run: Run) -> tuple[dict[str, Any] | None, np.ndarray]:
         evaluation = Evaluation.from_json(content)
     except ValueError:
         raise DamagedFile(path, "is not a report on test images") from None
-    validated = content["validation_images"] >= 1 and 0 <= content["validation_accuracy"] <= 1
-    if not validated or content["evaluations"] not in range(MOST_LOOKS):
+    shape = REFIT_SHAPE if "refit_images" in content else GAP_SHAPE
+    possible = fits(content, shape) and min(content[name] for name in shape) >= 0
+    if not possible or content.get("validation_accuracy", 0) > 1:
         raise DamagedFile(path, "is not a report on test images")
-    if content["model_sha256"] != run.best_trial.weights_sha256:
+    if content["evaluations"] not in range(MOST_LOOKS):
+        raise DamagedFile(path, "is not a report on test images")
+    final = run.final_trial
+    if final is None or content["model_sha256"] != final.weights_sha256:
         return None, np.zeros((0, 0), np.float32)
     probabilities = read_array(beside, content["probabilities_sha256"])
     if probabilities.shape != (evaluation.images, len(evaluation.labels)):
@@ -145,7 +163,7 @@ def describe(content: dict[str, Any]) -> str:
             f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images"
             f" (95 % interval {low:.4f} to {high:.4f};"
             f" test set evaluated {times(looks)})",
-            describe_gap(content["validation_accuracy"], content["validation_images"], evaluation),
+            gap_of(content, evaluation),
             "",
             describe_confusions(evaluation, "best/test.json"),
             "",

@@ -15,10 +15,13 @@ from jaxmnist.engine.devices import set_pool_size
 from jaxmnist.errors import UsageError, printable
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import SpaceDescription
+from jaxmnist.results import finalists
 from jaxmnist.results.corrected import Corrected, corrected, describe
+from jaxmnist.results.finalists import Finalist
 from jaxmnist.results.origin import Origin
 from jaxmnist.results.selection import Ranked, Rule, rule_of
 from jaxmnist.runs.directory import RunDirectory, threads_of
+from jaxmnist.runs.keys import REFIT, Rerun, TrialKey
 from jaxmnist.runs.trial import Trial, agree
 from jaxmnist.runs.writing import WritableRunDirectory, continue_run
 from jaxmnist.settings import SearchSettings, check_whole
@@ -106,15 +109,16 @@ class Run:
             trials += [] if trial is None else [trial]
         return trials, damaged
 
-    def _read(self, index: int) -> Trial | None:
+    def _read(self, key: TrialKey) -> Trial | None:
         """The record of a trial; `DamagedFile` if it isn't one of this run's completed trials."""
-        trial = self.directory.read_trial(index)
+        trial = self.directory.read_trial(key)
         if trial is None or trial.status != "completed":
             return trial
-        path = self.directory.trial_folder(index) / "trial.json"
+        path = self.directory.trial_folder(key) / "trial.json"
         if len(trial.history) != self.settings.epochs:
             raise DamagedFile(path, f"does not have {self.settings.epochs} epochs")
-        if not agree(trial.history, trial.validation, self.validation_images):
+        images = 0 if trial.rerun == REFIT else self.validation_images
+        if not agree(trial.history, trial.validation, images):
             raise DamagedFile(path, "its validation accuracies do not match validation.npy")
         return trial
 
@@ -158,8 +162,64 @@ class Run:
 
     @property
     def best_trial(self) -> Trial:
-        """The winner; `UsageError` if no trial has completed."""
-        return self._completed()[0].trial
+        """The winner; `UsageError` if no trial has completed.
+
+        With finalists it is the first rerun of the chosen one, whose network is tested.
+        """
+        self._completed()
+        return self._best()[0]
+
+    @property
+    def rerun_keys(self) -> list[Rerun]:
+        """The reruns that the run's settings ask for, of the finalists in the current ranking."""
+        trials = [entry.trial for entry in self.ranked]
+        settings = self.settings
+        return finalists.rerun_keys(trials, settings.finalists or 0, settings.reruns or 0)
+
+    @cached_property
+    def finals(self) -> tuple[Finalist, ...]:
+        """The finalists, the chosen one first; none without them or while reruns are missing."""
+        keys = self.rerun_keys
+        records = {key: trial for key in keys if (trial := self._again(key))}
+        if any(key not in records or records[key].status == "running" for key in keys):
+            return ()
+        trials = [entry.trial for entry in self.ranked[: self.settings.finalists or 0]]
+        return finalists.choose(trials, records, self.settings.reruns or 0, self.validation_images)
+
+    @cached_property
+    def final_trial(self) -> Trial | None:
+        """The record of the network that best/ is to hold: the winner's, or that of its refit.
+
+        None while it is not trained; `UsageError` if no trial has completed.
+        """
+        winner = self.best_trial
+        if self.settings.finalists and winner.rerun is None:
+            return None
+        if not self.settings.refit:
+            return winner
+        refit = self._again(finalists.refit_of(winner))
+        return refit if refit and refit.status == "completed" else None
+
+    @property
+    def further_trials(self) -> list[Trial]:
+        """The records of all reruns and refits, also of those that the settings don't ask for."""
+        return [trial for key in self.directory.reruns() if (trial := self._again(key))]
+
+    def _again(self, key: Rerun) -> Trial | None:
+        """The record of a rerun or refit."""
+        try:
+            return self._read(key)
+        except DamagedFile as problem:
+            if not self._skip_damaged:
+                raise UsageError(f"{problem}; {MENDS}") from None
+            self.damaged.append(str(problem))
+            return None
+
+    def _best(self) -> list[Trial]:
+        """Completed trials, the winner first; finalists as their reruns, in the order of these."""
+        again = {each.trial.index for each in self.finals}
+        others = [entry.trial for entry in self.ranked if entry.trial.index not in again]
+        return [each.tested or each.trial for each in self.finals] + others
 
     def _completed(self) -> list[Ranked]:
         if not self.ranked:
@@ -169,21 +229,25 @@ class Run:
     def get_best_hyperparameters(self, n: int = 1) -> list[Hyperparameters]:
         """The hyperparameters of the first n trials, the winner's first."""
         n = check_whole("n", n, 1)
-        return [entry.trial.hyperparameters for entry in self.ranked[:n]]
+        return [trial.hyperparameters for trial in self._best()[:n]]
 
     def get_best_models(self, n: int = 1) -> list[TrainedModel]:
-        """The first n models, the winner first; `UsageError` if their weights weren't kept."""
+        """The first n models, the winner first; `UsageError` if their weights weren't kept.
+
+        A refitted winner is the refitted network.
+        """
         n = check_whole("n", n, 1)
         if n > self.settings.keep:
             raise UsageError(
                 f"weights of {self.settings.keep} trials were kept, not of {n};"
                 f" search with keep={n} to keep them"
             )
-        return [self.load_model(entry.trial) for entry in self.ranked[:n]]
+        models = [self.load_model(trial) for trial in self._best()[:n]]
+        return [self.best_model, *models[1:]] if self.settings.refit else models
 
     def load_model(self, trial: Trial) -> TrainedModel:
         """The network of a trial whose weights are kept."""
-        return self._load(self.directory.weights_path(trial.index), trial.weights_sha256)
+        return self._load(self.directory.weights_path(trial.key), trial.weights_sha256)
 
     def results_table(self) -> list[tuple[str, ...]]:
         """The table of trials: its header, then rows, the winner first and failed trials last."""
@@ -209,12 +273,15 @@ class Run:
         """A line for each trial, the winner first, then those that failed; and why it won.
 
         Then the winner's score corrected for having been selected, and the trials that the
-        validation images don't tell from it.
+        validation images don't tell from it; or else the finalists, and which of them is chosen.
         """
         table = "\n".join(
             f"{a:>5}  {b:>12}  {c:>14}  {d:>7}  {e}" for a, b, c, d, e in self.results_table()
         )
-        return f"{table}\n\n{self.why()}\n{describe(self.corrected)}" if self.ranked else table
+        if not self.ranked:
+            return table
+        more = f"\n{finalists.summary(self.finals)}" if self.finals else describe(self.corrected)
+        return f"{table}\n\n{self.why()}\n{more}"
 
     def search_space_summary(self) -> str:
         """A line for each hyperparameter with its range, and the number of configurations."""
@@ -226,13 +293,15 @@ class Run:
     def why(self) -> str:
         """Why the winner won, which better trials the rule passed over, and what that cost.
 
-        Raises `UsageError` if no trial has completed.
+        With finalists this says it of the ranking that they come from. Raises `UsageError` if no
+        trial has completed.
         """
-        return self.rule.reason(self._completed())
+        reason = self.rule.reason(self._completed())
+        return f"Before the reruns: {reason}" if self.finals else reason
 
     @cached_property
     def corrected(self) -> Corrected:
-        """The winner's score corrected for having been selected, and the trials as good as it.
+        """The ranking's first score corrected for its selection, and the trials as good as it.
 
         Raises `UsageError` if no trial has completed.
         """
@@ -247,7 +316,8 @@ class Run:
     def winner(self) -> dict[str, Any]:
         """The content of best/config.json; `UsageError` unless it is the winner of these trials."""
         config = self.result("best/config.json", CONFIG_SHAPE)
-        if config["model_sha256"] != self.best_trial.weights_sha256:
+        final = self.final_trial
+        if final is None or config["model_sha256"] != final.weights_sha256:
             raise UsageError(
                 f"{self.directory.path}: best/ holds an earlier winner, as its search is not"
                 " finished; the search's own command goes on"

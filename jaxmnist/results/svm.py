@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from jaxmnist.data.dataset import Dataset
+from jaxmnist.data.dataset import Dataset, joined
 from jaxmnist.engine.devices import pool_size, start_jax
 from jaxmnist.errors import UsageError, printable
 from jaxmnist.results.classes import describe_classes
@@ -20,7 +20,17 @@ from jaxmnist.results.evaluation import times, winner_predictions
 from jaxmnist.results.rbf import choose_backend
 from jaxmnist.results.run import Run
 from jaxmnist.results.statistics import mcnemar
-from jaxmnist.results.svm_fit import SCALER_ROWS, Batches, Clock, Fit, Fitting, check_memory, fit
+from jaxmnist.results.svm_fit import (
+    SCALER_ROWS,
+    Batches,
+    Clock,
+    Fit,
+    Fitting,
+    check_memory,
+    fit,
+    tune,
+)
+from jaxmnist.runs.keys import TrialKey
 from jaxmnist.whole_files import (
     DamagedFile,
     array_bytes,
@@ -42,6 +52,8 @@ FITTED_SHAPE = {
     "components": int,
     "search": [{str: float}],
 }
+# What `svm_fit.tune` found; None where the fit itself searches.
+Tried = list[dict[str, float]] | None
 # Fields of svm.json that are read again.
 SVM_SHAPE = {
     **FITTED_SHAPE,
@@ -92,29 +104,31 @@ class Tested:
 
 
 def fit_and_test(
-    batches: Batches, width: int, dataset: Dataset, *, how: Fitting, seed: int
+    batches: Batches, width: int, dataset: Dataset, *, how: Fitting, seed: int, tried: Tried = None
 ) -> Tested:
     """Fit on the training part of `dataset`, evaluate on its test part once.
+
+    tried: as of `svm_fit.fit`.
 
     BLAS uses as many threads as XLA's pool, so that a run resumed on another number of cores gives
     the same SVM, bit for bit.
     """
     with threadpool_limits(pool_size(), user_api="blas"):
-        return _fit_and_test(batches, width, dataset, how=how, seed=seed)
+        return _fit_and_test(batches, width, dataset, how=how, seed=seed, tried=tried)
+
+
+def _parts(dataset: Dataset) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """The images and labels of the training part, and of the validation part."""
+    labels = np.asarray(dataset.labels)
+    train = dataset.x_train, labels[dataset.y_train]
+    return train, (dataset.x_validation, labels[dataset.y_validation])
 
 
 def _fit_and_test(
-    batches: Batches, width: int, dataset: Dataset, *, how: Fitting, seed: int
+    batches: Batches, width: int, dataset: Dataset, *, how: Fitting, seed: int, tried: Tried
 ) -> Tested:
     labels = np.asarray(dataset.labels)
-    fitted = fit(
-        batches,
-        width,
-        (dataset.x_train, labels[dataset.y_train]),
-        (dataset.x_validation, labels[dataset.y_validation]),
-        how=how,
-        seed=seed,
-    )
+    fitted = fit(batches, width, *_parts(dataset), how=how, seed=seed, tried=tried)
     clock = Clock()
     projected = np.concatenate(
         [fitted.svm.project(values) for _, values in batches(dataset.x_test)]
@@ -132,7 +146,8 @@ class Task:
 
     name: name of the SVM's folder in svm/.
     own: whether `dataset` is the run's own.
-    model_sha256: SHA-256 of the weights of the winner, trial `index`.
+    model_sha256: SHA-256 of the weights of the network in best/.
+    key: of the trial, rerun or refit that the network comes from.
     """
 
     run: Run
@@ -140,12 +155,13 @@ class Task:
     name: str
     own: bool
     model_sha256: str
-    index: int
+    key: TrialKey
 
     @classmethod
     def of(cls, run: Run, dataset: Dataset) -> Task:
         """The task for `dataset`; `UsageError` if its image shape is not the network's."""
-        config = run.winner()
+        config, final = run.winner(), run.final_trial
+        assert final is not None  # as there is a winner
         takes = run.best_model.image_shape
         if dataset.image_shape != takes:
             raise UsageError(
@@ -156,22 +172,49 @@ class Task:
         name = dataset.name
         if not own and name == run.settings.dataset_name:
             name += f"-{dataset.fingerprint[:8]}"  # other images under the run's own name
-        return cls(run, dataset, name, own, config["model_sha256"], config["trial"])
+        return cls(run, dataset, name, own, config["model_sha256"], final.key)
 
     @property
     def model(self) -> TrainedModel:
         """The winner's network, for images on the scale of `dataset`."""
         return dataclasses.replace(self.run.best_model, scale=self.dataset.scale)
 
-    def test(self, batches: Batches, width: int, purpose: str, *, how: Fitting) -> Tested:
-        """Record the evaluation in the ledger, fit on features, and evaluate."""
-        self.run.files.write_look(purpose, self.model_sha256, self.dataset.fingerprint)
+    @property
+    def refitted(self) -> bool:
+        """Whether the network was trained on the validation images of `dataset` too."""
+        return self.own and self.run.settings.refit
+
+    def tune(self, how: Fitting) -> Tried:
+        """For a refitted network search with the winner before the refit, as `svm_fit.tune` does.
+
+        The refitted network has seen the validation images: on its features they would validate
+        nothing.
+        """
+        if not (self.refitted and how.draws):
+            return None
+        before = self.run.load_model(self.run.best_trial)
         seed = self.run.settings.seed
-        return fit_and_test(batches, width, self.dataset, how=how, seed=seed)
+        with threadpool_limits(pool_size(), user_api="blas"):
+            return tune(
+                lambda images: before.batches("features", images),
+                before.feature_count,
+                *_parts(self.dataset),
+                how=how,
+                seed=seed,
+            )
+
+    def test(
+        self, batches: Batches, width: int, purpose: str, *, how: Fitting, tried: Tried = None
+    ) -> Tested:
+        """Record the evaluation in the ledger, fit on features, and evaluate."""
+        data = joined(self.dataset) if self.refitted else self.dataset
+        seed = self.run.settings.seed
+        self.run.files.write_look(purpose, self.model_sha256, self.dataset.fingerprint)
+        return fit_and_test(batches, width, data, how=how, seed=seed, tried=tried)
 
     def test_baselines(self, *, how: Fitting) -> dict[str, Any]:
         """The same SVM on raw pixels, and on the network's features before it was trained."""
-        before = self.model.untrained(self.run.settings.seed, self.index)
+        before = self.model.untrained(self.run.settings.seed, self.key)
         pixels = self.test(
             lambda images: raw_pixels(images, self.dataset.scale),
             math.prod(self.dataset.image_shape),
@@ -226,7 +269,8 @@ def fit_on_run(
         and (kept["baselines"] or not baselines)
     ):
         return kept
-    check_memory(how.kind, dataset.classes, len(dataset.y_train))
+    fitted = len(dataset.y_train) + task.refitted * len(dataset.y_validation)
+    check_memory(how.kind, dataset.classes, fitted)
     network = winner_predictions(run) == dataset.y_test if task.own else None
     how = dataclasses.replace(how, backend=choose_backend(wanted, start_jax()))
     model = task.model
@@ -235,6 +279,7 @@ def fit_on_run(
         model.feature_count,
         "svm",
         how=how,
+        tried=task.tune(how),
     )
     content = {
         "model_sha256": task.model_sha256,

@@ -71,6 +71,7 @@ def fit(
     *,
     how: Fitting,
     seed: int,
+    tried: list[dict[str, float]] | None = None,
 ) -> Fit:
     """Fit scaler, PCA and SVC on training images alone.
 
@@ -84,22 +85,56 @@ def fit(
       validation: images and labels that the search scores its draws on.
       how: the SVM, the backend and the number of draws.
       seed: seed of PCA and of the search.
+      tried: what `tune` found on other features, in place of a search here.
     """
     clock = Clock()
     x, project = _fit_projection(batches, width, train[0], seed, clock)
     kind, backend = SVMS[how.kind], how.backend
-    parameters, tried = kind.default(x), []
-    if how.draws:
-        held_out = np.concatenate([project(values) for _, values in batches(validation[0])])
-        parts = (x, train[1]), (held_out, validation[1])
-        tried = _interruptible(
-            lambda: _search(kind, backend, *parts, parameters, draws=how.draws, seed=seed)
-        )
-        parameters = {name: tried[0][name] for name in parameters}
+    if tried is None and how.draws:
+        tried = _tried(batches, (x, train[1]), validation, project, how=how, seed=seed)
         clock.lap("search")
+    parameters = kind.default(x)
+    if tried:
+        parameters = {name: tried[0][name] for name in parameters}
     fitted = _interruptible(lambda: kind.fit(x, train[1], backend, parameters))
     clock.lap("svc")
-    return Fit(SvmPipeline(project, fitted), backend, clock.seconds, tried)
+    return Fit(SvmPipeline(project, fitted), backend, clock.seconds, tried or [])
+
+
+def tune(
+    batches: Batches,
+    width: int,
+    train: tuple[np.ndarray, np.ndarray],
+    validation: tuple[np.ndarray, np.ndarray],
+    *,
+    how: Fitting,
+    seed: int,
+) -> list[dict[str, float]]:
+    """Parameters and validation accuracy of the default and of each draw, best first.
+
+    The arguments are those of `fit`.
+    """
+    x, project = _fit_projection(batches, width, train[0], seed, Clock())
+    return _tried(batches, (x, train[1]), validation, project, how=how, seed=seed)
+
+
+def _tried(
+    batches: Batches,
+    train: tuple[np.ndarray, np.ndarray],
+    validation: tuple[np.ndarray, np.ndarray],
+    project: Projection,
+    *,
+    how: Fitting,
+    seed: int,
+) -> list[dict[str, float]]:
+    """The search on projected features float32[N, P] and labels, and on validation images."""
+    kind = SVMS[how.kind]
+    held_out = np.concatenate([project(values) for _, values in batches(validation[0])])
+    parts, default = (train, (held_out, validation[1])), kind.default(train[0])
+    found: list[dict[str, float]] = _interruptible(
+        lambda: _search(kind, how.backend, *parts, default, draws=how.draws, seed=seed)
+    )
+    return found
 
 
 def _fit_projection(

@@ -21,6 +21,7 @@ from jaxmnist.data.arrays import EIGHT_BITS, check_images, check_levels
 from jaxmnist.data.labels import class_names_of
 from jaxmnist.data.preparation import Preparation
 from jaxmnist.engine.devices import start_jax
+from jaxmnist.engine.seeds import weights_seed
 from jaxmnist.engine.training import apply
 from jaxmnist.errors import UsageError, local_path
 from jaxmnist.hyperparameters import Hyperparameters
@@ -29,6 +30,7 @@ from jaxmnist.models.network import DataSpec, Network, Parameters, by_path, from
 from jaxmnist.models.study.network import STUDY
 from jaxmnist.results.export import Exportable, target, write
 from jaxmnist.results.origin import Origin, facts
+from jaxmnist.runs.keys import TrialKey, index_of
 from jaxmnist.runs.layers import Layer, summary
 from jaxmnist.whole_files import DamagedFile, fits, read_tensors
 
@@ -124,10 +126,10 @@ class TrainedModel:
     def _data(self) -> DataSpec:
         return DataSpec(self.image_shape, len(self.labels), self.scale)
 
-    def untrained(self, seed: int, index: int) -> TrainedModel:
-        """The same network with the initial weights of trial `index` of `seed`."""
+    def untrained(self, seed: int, key: TrialKey) -> TrainedModel:
+        """The same network with the initial weights of trial or rerun `key` of `seed`."""
         parameters = self.network.initial_parameters(
-            self.hyperparameters, self._data, seed=seed, index=index
+            self.hyperparameters, self._data, seed=weights_seed(seed, key), index=index_of(key)
         )
         return dataclasses.replace(self, parameters=parameters, origin=None)
 

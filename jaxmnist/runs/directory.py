@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxmnist.errors import UsageError, disk_error, local_path
 from jaxmnist.runs import ledger
+from jaxmnist.runs.keys import REFIT, Rerun, TrialKey, index_of
 from jaxmnist.runs.trial import Trial
 from jaxmnist.whole_files import (
     LARGEST_JSON,
@@ -207,17 +208,20 @@ class RunDirectory:
 
     # --- trials ---
 
-    def trial_folder(self, index: int) -> Path:
-        """Return the folder of a trial."""
-        return self.folder("trials", f"{index:04d}")
+    def trial_folder(self, key: TrialKey) -> Path:
+        """Return the folder of a trial, or of a rerun, which lies in its trial's."""
+        parts = ["trials", f"{index_of(key):04d}"]
+        if isinstance(key, Rerun):
+            parts += ["refit"] if key.refit else ["reruns", str(key.number)]
+        return self.folder(*parts)
 
-    def read_trial(self, index: int) -> Trial | None:
-        """Read the record of a trial; None if there is none.
+    def read_trial(self, key: TrialKey) -> Trial | None:
+        """Read the record of a trial or rerun; None if there is none.
 
         Raises `DamagedFile` if the record, or the validation.npy of a completed trial, is damaged;
         `MissingFile` if it has no validation.npy.
         """
-        path = self.trial_folder(index) / "trial.json"
+        path = self.trial_folder(key) / "trial.json"
         try:
             content = read_json(path)
         except MissingFile:
@@ -226,8 +230,8 @@ class RunDirectory:
             trial = Trial.from_json(content)
         except (ValueError, TypeError):
             raise DamagedFile(path, "is not the record of a trial") from None
-        if trial.index != index:
-            raise DamagedFile(path, f"is the record of trial {trial.index}")
+        if trial.key != key:
+            raise DamagedFile(path, f"is the record of trial {trial.key}")
         if content.get("search_sha256") != self.identity_sha256:
             raise DamagedFile(path, "is the record of another search's trial")
         if trial.status != "completed":
@@ -237,9 +241,9 @@ class RunDirectory:
     def _read_validation(self, trial: Trial) -> tuple[bytes, ...]:
         """Read which validation images a completed trial classified correctly, by epoch."""
         if trial.validation_sha256 is None:
-            path = self.trial_folder(trial.index) / "trial.json"
+            path = self.trial_folder(trial.key) / "trial.json"
             raise DamagedFile(path, "does not refer to results on validation images")
-        path = self.validation_path(trial.index)
+        path = self.validation_path(trial.key)
         bits = read_array(path, trial.validation_sha256)
         if bits.dtype != np.uint8 or bits.ndim != 2 or len(bits) != len(trial.history):
             raise DamagedFile(path, "does not have the bits of each epoch")
@@ -247,30 +251,34 @@ class RunDirectory:
 
     def trial_indices(self) -> list[int]:
         """Return the trials that have a folder, ascending; ignores folders not named like one."""
-        folder = self.folder("trials")
-        try:
-            names = os.listdir(folder)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except OSError as error:
-            raise disk_error(f"{folder}: can't be read", error) from None
+        names = _listed(self.folder("trials"))
         return sorted(int(name) for name in names if _is_index(name))
 
-    def weights_path(self, index: int) -> Path:
+    def reruns(self) -> list[Rerun]:
+        """Return the reruns and refits that have a folder, in order."""
+        found = []
+        for index in self.trial_indices():
+            folder = self.trial_folder(index)
+            found += [Rerun(index, REFIT)] if os.path.lexists(folder / "refit") else []
+            names = _listed(self.folder("trials", folder.name, "reruns"))
+            found += [Rerun(index, int(name)) for name in names if _is_number(name)]
+        return sorted(found)
+
+    def weights_path(self, key: TrialKey) -> Path:
         """Return the path of a trial's weights, which exist while it is among the best."""
-        return self.trial_folder(index) / "model.safetensors"
+        return self.trial_folder(key) / "model.safetensors"
 
-    def validation_path(self, index: int) -> Path:
+    def validation_path(self, key: TrialKey) -> Path:
         """Return the path of the record of which validation images a trial classified correctly."""
-        return self.trial_folder(index) / "validation.npy"
+        return self.trial_folder(key) / "validation.npy"
 
-    def checkpoint_path(self, index: int) -> Path:
+    def checkpoint_path(self, key: TrialKey) -> Path:
         """Return the path of a trial's checkpoint, which exists while it runs."""
-        return self.trial_folder(index) / "checkpoint.safetensors"
+        return self.trial_folder(key) / "checkpoint.safetensors"
 
-    def read_checkpoint(self, index: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def read_checkpoint(self, key: TrialKey) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Read a trial's checkpoint; raises like `read_json`, also if it is of another search."""
-        path = self.checkpoint_path(index)
+        path = self.checkpoint_path(key)
         arrays, content = read_sealed(path)
         if content.get("search_sha256") != self.identity_sha256:
             raise DamagedFile(path, "is the checkpoint of another search's trial")
@@ -296,6 +304,20 @@ def threads_of(search: dict[str, Any]) -> int | None:
     if isinstance(threads, bool) or not isinstance(threads, int):
         return None
     return threads if 0 < threads <= MOST_THREADS else None
+
+
+def _listed(folder: Path) -> list[str]:
+    """Return the names in a folder; none if there is no such folder."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise disk_error(f"{folder}: can't be read", error) from None
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and int(name) > 0 and name == str(int(name))
 
 
 def _is_index(name: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.runs.keys import REFIT, Rerun, TrialKey
 from jaxmnist.runs.layers import Layer, count_parameters
 from jaxmnist.whole_files import fits
 
@@ -92,6 +93,8 @@ def agree(history: History, validation: Sequence[bytes], images: int) -> bool:
     for epoch, packed in zip(history, validation, strict=True):
         if len(packed) != -(-images // 8):
             return False
+        if not images:  # the accuracy of none isn't a number
+            continue
         accuracy = int(unpack_right(packed, images).sum()) / images
         if math.isfinite(epoch.val_accuracy) and accuracy != epoch.val_accuracy:
             return False
@@ -112,6 +115,7 @@ class Trial:
     validation_sha256: SHA-256 of validation.npy: which validation images were classified correctly
       after each epoch.
     validation_data_sha256: SHA-256 of the validation images and their labels.
+    rerun: the number of a rerun, see `keys.Rerun`; None for the trial itself.
     computation: what its network computes, if that is a person's own: see `Network.computation`.
     validation: of a completed trial, which validation images were classified correctly, for each
       epoch as `pack_right` packs them; the content of validation.npy, not a field of trial.json.
@@ -131,12 +135,22 @@ class Trial:
     validation_sha256: str | None = None
     validation_data_sha256: str | None = None
     computation: str | None = None
+    rerun: int | None = None
     validation: tuple[bytes, ...] = field(default=(), repr=False)
 
     @property
+    def key(self) -> TrialKey:
+        """What names it: its index, or which rerun of it it is."""
+        return self.index if self.rerun is None else Rerun(self.index, self.rerun)
+
+    @property
     def score(self) -> float | None:
-        """The validation accuracy of the last epoch; None unless the trial completed."""
-        return self.history[-1].val_accuracy if self.status == "completed" else None
+        """The validation accuracy of the last epoch; None unless the trial completed.
+
+        A refit has none: no image is left for validation.
+        """
+        scored = self.status == "completed" and self.rerun != REFIT
+        return self.history[-1].val_accuracy if scored else None
 
     @property
     def parameters(self) -> int:
@@ -166,6 +180,7 @@ class Trial:
             "validation_sha256": self.validation_sha256,
             "validation_data_sha256": self.validation_data_sha256,
             "computation": self.computation,
+            **({} if self.rerun is None else {"rerun": self.rerun}),
         }
 
     @classmethod
@@ -174,9 +189,13 @@ class Trial:
         if not fits(content, TRIAL_SHAPE):
             raise ValueError("not a trial")
         history = history_from_json(content["history"])
-        possible = bool(history) and all(0 <= epoch.val_accuracy <= 1 for epoch in history)
+        rerun = content.get("rerun")
+        if rerun is not None and (not fits(rerun, int) or rerun < 0):
+            raise ValueError("rerun is not a number")
+        name = "accuracy" if rerun == REFIT else "val_accuracy"
+        possible = bool(history) and all(0 <= getattr(epoch, name) <= 1 for epoch in history)
         if content["status"] == "completed" and not possible:
-            raise ValueError("a completed trial without validation accuracies")
+            raise ValueError("a completed trial without accuracies")
         for key in ("error", "computation", *HASHES):
             if not isinstance(content[key], str | None):
                 raise ValueError(f"{key} is not text")
@@ -192,6 +211,7 @@ class Trial:
             failures=content["failures"],
             deaths=content["deaths"],
             computation=content["computation"],
+            rerun=rerun,
             **{key: content[key] for key in HASHES},
         )
         if trial.parameters != content["parameters"]:

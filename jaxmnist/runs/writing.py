@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from jaxmnist.runs.directory import (
     read_search,
     threads_of,
 )
+from jaxmnist.runs.keys import Rerun, TrialKey
 from jaxmnist.runs.trial import Trial
 from jaxmnist.whole_files import (
     DamagedFile,
@@ -135,6 +136,8 @@ class WritableRunDirectory(RunDirectory):
         for above in (self.path / "trials", self.path / "svm"):
             if above.is_dir():
                 folders += sorted(above.iterdir())
+        folders += [self.trial_folder(key) for key in self.reruns()]
+        folders += [path / "reruns" for path in folders if path.parent.name == "trials"]
         for path in folders:
             if os.path.lexists(path) and not path.is_symlink() and not path.is_dir():
                 logger.info(f"note: {path}: is not a folder; moved to {self.set_aside(path)}")
@@ -147,15 +150,18 @@ class WritableRunDirectory(RunDirectory):
     def write_trial(self, trial: Trial) -> None:
         """Write the record of a trial."""
         self.check_there()
-        path = self.trial_folder(trial.index) / "trial.json"
+        path = self.trial_folder(trial.key) / "trial.json"
         with disk(path):
             self.folder("trials").mkdir(exist_ok=True)
+            if isinstance(trial.key, Rerun):
+                self.trial_folder(trial.index).mkdir(exist_ok=True)
+                path.parent.parent.mkdir(exist_ok=True)
         write_json(path, {**trial.to_json(), "search_sha256": self.identity_sha256})
 
-    def write_weights(self, index: int, content: bytes) -> None:
+    def write_weights(self, key: TrialKey, content: bytes) -> None:
         """Write a trial's weights."""
         self.check_there()
-        write_bytes(self.weights_path(index), content)
+        write_bytes(self.weights_path(key), content)
 
     def write_file(self, path: Path, content: bytes) -> None:
         """Write a file of the winner, or of an SVM."""
@@ -169,30 +175,32 @@ class WritableRunDirectory(RunDirectory):
         self.check_there()
         write_json(path, content)
 
-    def write_validation(self, index: int, content: bytes) -> None:
+    def write_validation(self, key: TrialKey, content: bytes) -> None:
         """Write the record of which validation images a trial classified correctly."""
         self.check_there()
-        write_bytes(self.validation_path(index), content)
+        write_bytes(self.validation_path(key), content)
 
     def write_checkpoint(
-        self, index: int, arrays: dict[str, np.ndarray], content: dict[str, Any]
+        self, key: TrialKey, arrays: dict[str, np.ndarray], content: dict[str, Any]
     ) -> None:
         """Write a running trial's checkpoint."""
         self.check_there()
         content = {**content, "search_sha256": self.identity_sha256}
-        write_bytes(self.checkpoint_path(index), sealed_bytes(arrays, content))
+        write_bytes(self.checkpoint_path(key), sealed_bytes(arrays, content))
 
-    def drop_checkpoint(self, index: int) -> None:
+    def drop_checkpoint(self, key: TrialKey) -> None:
         """Delete a trial's checkpoint, also an unfinished one that a killed process left."""
-        path = self.checkpoint_path(index)
+        path = self.checkpoint_path(key)
         for each in (path, unfinished(path)):
             self._delete(each)
 
-    def keep_weights(self, kept: set[int]) -> None:
-        """Delete the weights of trials that are not in `kept`."""
-        for index in self.trial_indices():
-            if index not in kept:
-                self._delete(self.weights_path(index))
+    def keep_weights(
+        self, kept: Container[TrialKey], among: Iterable[TrialKey] | None = None
+    ) -> None:
+        """Delete the weights of trials that are not in `kept`; of all trials, or of those named."""
+        for key in self.trial_indices() if among is None else among:
+            if key not in kept:
+                self._delete(self.weights_path(key))
 
     def _delete(self, path: Path) -> None:
         """Delete a file or a link; a folder in its place is set aside."""

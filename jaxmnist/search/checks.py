@@ -21,6 +21,15 @@ from jaxmnist.settings import TRAINING, SearchSettings, TrainingSettings, flag
 MOST_TRACED = 16
 
 
+def check_finalists(trials: int, settings: SearchSettings) -> None:
+    """Raise `UsageError` if there are fewer trials, of a small space, than finalists."""
+    if settings.finalists is not None and settings.finalists > trials:
+        raise UsageError(
+            f"--finalists {settings.finalists} is more than the {trials} configurations that can be"
+            " drawn"
+        )
+
+
 def check_memory(
     draws: Iterable[Hyperparameters],
     settings: SearchSettings,
@@ -34,7 +43,8 @@ def check_memory(
     gradients for up to 32 images.
     """
     if settings.svm:
-        svm_fit.check_memory(svm_fit.Fitting.kind, dataset.classes, len(dataset.y_train))
+        fitted = len(dataset.y_train) + settings.refit * len(dataset.y_validation)
+        svm_fit.check_memory(svm_fit.Fitting.kind, dataset.classes, fitted)
     images = min(settings.batch_size, 32)
     # Tracing hundreds of networks would take minutes: then the first ones are looked at.
     most = MOST_TRACED if network.traced else None

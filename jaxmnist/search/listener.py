@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.engine.events import Event
 from jaxmnist.models.network import Network
 from jaxmnist.results.run import Run
+from jaxmnist.runs.keys import TrialKey
 from jaxmnist.runs.writing import WritableRunDirectory
 from jaxmnist.settings import SearchSettings
 
@@ -41,6 +43,9 @@ class TrialListener:
 
     def event(self, event: Event) -> None:
         """An event of the engine has happened."""
+
+    def again(self, reruns: Collection[TrialKey], ended: Collection[TrialKey]) -> None:
+        """Reruns follow; some may have ended in an earlier session."""
 
     def trained(self) -> None:
         """All trials are done."""

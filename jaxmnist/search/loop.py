@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 
-from jaxmnist.data.dataset import Dataset, load_dataset
+from jaxmnist.data.dataset import Dataset, joined, load_dataset
 from jaxmnist.engine.cache import cache_folder
 from jaxmnist.engine.devices import debugging_settings
 from jaxmnist.engine.local import Engine
@@ -18,10 +18,14 @@ from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import Network
 from jaxmnist.models.space import Space
 from jaxmnist.results import evaluation
+from jaxmnist.results.finalists import refit_of
 from jaxmnist.results.rbf import choose_backend
 from jaxmnist.results.run import Run
+from jaxmnist.runs.keys import Rerun, TrialKey
 from jaxmnist.runs.writing import begin_run
+from jaxmnist.search.again import Reruns, check_refit, check_reruns
 from jaxmnist.search.checks import (
+    check_finalists,
     check_memory,
     check_optimizer_settings,
     describe_dependence,
@@ -60,7 +64,8 @@ def search(
     declared = Space(network.definition, settings.ranges).describe()
     space = Space(network.definition, settings.ranges, dataset.image_shape, dataset.classes)
     description = space.describe()
-    draws = dict(enumerate(itertools.islice(space.draws(settings.seed), settings.max_trials)))
+    drawn = itertools.islice(space.draws(settings.seed), settings.max_trials)
+    draws: dict[TrialKey, Hyperparameters] = dict(enumerate(drawn))
     for line in (
         describe_narrowed(declared, description, dataset.image_shape),
         *dataset.notes,
@@ -70,6 +75,7 @@ def search(
     ):
         if line:
             logger.info(line)
+    check_finalists(len(draws), settings)
     check_memory(draws.values(), settings, dataset, network)
     check_optimizer_settings(draws.values(), settings, dataset, network)
     if debugging := debugging_settings():
@@ -94,10 +100,11 @@ def search(
             # because modules can't be imported while Python shuts down.
             beside.submit(evaluation.prepare)
             train(trials, network, settings, dataset, told)
-            told.trained()
             run = Run(directory, network)
             if not run.ranked:
                 raise EnvironmentFailure(f"every trial failed; trial 0: {run.trials[0].error}")
+            run = train_again(run, settings, dataset, told)
+            told.trained()
             listener.ranked(run)
             finish(run, settings, dataset, listener)
     return run
@@ -147,7 +154,42 @@ def train(
                 trials.stopped()
 
 
-def lost_trials(trials: Trials) -> dict[int, Hyperparameters]:
+def train_again(run: Run, settings: SearchSettings, dataset: Dataset, told: TrialListener) -> Run:
+    """Train the finalists again, then the winner on all images, as far as the settings ask for it.
+
+    Returns the run as it is then.
+    """
+
+    def again(keys: list[Rerun], data: Dataset) -> Run:
+        drawn = {trial.index: trial.hyperparameters for trial in run.trials}
+        draws: dict[TrialKey, Hyperparameters] = {key: drawn[key.index] for key in keys}
+        reruns = Reruns(run.files, run.network, data, settings, draws)
+        told.again(keys, reruns.ended)
+        train(reruns, run.network, settings, data, told)
+        return Run(run.directory, run.network)
+
+    if settings.finalists:
+        keys = run.rerun_keys
+        finalists = list(dict.fromkeys(key.index for key in keys))
+        if len(finalists) < settings.finalists:
+            logger.info(
+                f"note: --finalists asks for {settings.finalists} trials, and {len(finalists)}"
+                " completed"
+            )
+        names = ", ".join(map(str, finalists))
+        logger.info(f"finalists: trials {names}; {settings.reruns} reruns of each")
+        run = again(keys, dataset)
+        check_reruns(run)
+    if settings.refit:
+        key = refit_of(run.best_trial)
+        data = joined(dataset)
+        logger.info(f"trial {key}: training and validation images together, {len(data.y_train)}")
+        run = again([key], data)
+        check_refit(run, key)
+    return run
+
+
+def lost_trials(trials: Trials) -> dict[TrialKey, Hyperparameters]:
     """The best trials whose weights are missing or damaged; deletes leftover files first."""
     trials.set_aside_damaged_weights()
     trials.delete_leftovers()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from enum import Enum
 from functools import partial
@@ -17,7 +17,8 @@ from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, Network
 from jaxmnist.results.selection import rule_of
 from jaxmnist.results.trained import TrainedModel
-from jaxmnist.runs.trial import Trial, agree
+from jaxmnist.runs.keys import TrialKey, index_of, number_of
+from jaxmnist.runs.trial import Trial, agree, history_to_json
 from jaxmnist.runs.writing import WritableRunDirectory
 from jaxmnist.settings import SearchSettings
 from jaxmnist.whole_files import (
@@ -103,7 +104,7 @@ class Trials:
         network: Network,
         dataset: Dataset,
         settings: SearchSettings,
-        draws: Mapping[int, Hyperparameters],
+        draws: Mapping[TrialKey, Hyperparameters],
     ) -> None:
         self.draws = draws
         self._directory = directory
@@ -111,17 +112,17 @@ class Trials:
         self._dataset = dataset
         self._data = DataSpec.of(dataset)
         self._settings = settings
-        self._records: dict[int, Trial] = {}
-        self._running: set[int] = set()
-        self._from: dict[int, tuple[int, int]] = {}  # epoch and step of the checkpoints
+        self._records: dict[TrialKey, Trial] = {}
+        self._running: set[TrialKey] = set()
+        self._from: dict[TrialKey, tuple[int, int]] = {}  # epoch and step of the checkpoints
         directory.set_aside_misplaced()
-        for index in directory.trial_indices():
+        for index in self._stored():
             trial = directory.mended(partial(self._read, index))
             if trial is not None:
                 self._records[index] = trial
         self._check_computations()
         done = [index for index in self._records if self._is_done(index)]
-        beyond = [index for index in done if index not in draws]
+        beyond = [i for i in done if i not in draws and isinstance(i, int)]
         if beyond:
             raise UsageError(
                 f"--max-trials {len(draws)} is less than the {max(beyond) + 1} trials that this run"
@@ -129,8 +130,8 @@ class Trials:
             )
         for index in done:
             self._write_given_up(index)
-        if done:
-            logger.info(f"{len(done)} trials are already finished")
+        if done := [index for index in done if index in draws]:
+            logger.info(self._already(len(done)))
 
     @property
     def stacking(self) -> Stacking | None:
@@ -141,11 +142,11 @@ class Trials:
         except (TypeError, ValueError):  # written by a later version; measured again
             return None
 
-    def state(self, index: int) -> State:
+    def state(self, index: TrialKey) -> State:
         """The state of a trial."""
         return state_of(self._records.get(index), self._settings.max_retries)
 
-    def pending(self) -> dict[int, Hyperparameters]:
+    def pending(self) -> dict[TrialKey, Hyperparameters]:
         """The draws to train next, in the order of `QUEUE`; empty when all are done."""
         for states in QUEUE:
             found = [index for index in self.draws if self.state(index) in states]
@@ -154,7 +155,7 @@ class Trials:
                 return {index: self.draws[index] for index in (found[:1] if alone else found)}
         return {}
 
-    def without_weights(self) -> dict[int, Hyperparameters]:
+    def without_weights(self) -> dict[TrialKey, Hyperparameters]:
         """The best trials whose weights are missing; to be called when all trials are done.
 
         The weights may have been lost, or were not kept because a different rule ranked the trials.
@@ -163,7 +164,7 @@ class Trials:
         lost = [i for i in self._best() if not self._directory.weights_path(i).is_file()]
         return {index: self.draws[index] for index in lost}
 
-    def why_again(self, index: int) -> str | None:
+    def why_again(self, index: TrialKey) -> str | None:
         """The reason why a trial is trained again; None for other trials."""
         if self._is_done(index):
             return f"trial {index} is among the best, but its weights are missing: trained again"
@@ -184,9 +185,11 @@ class Trials:
         for index in self._records:
             if self._is_done(index) and index not in missing:
                 self._directory.drop_checkpoint(index)
-        self._directory.keep_weights(best)
+        self._directory.keep_weights(best, self._stored())
 
-    def set_aside_damaged_checkpoints(self, indices: Iterable[int]) -> dict[int, Checkpoint]:
+    def set_aside_damaged_checkpoints(
+        self, indices: Iterable[TrialKey]
+    ) -> dict[TrialKey, Checkpoint]:
         """The checkpoints of these trials, where they exist; damaged ones are set aside."""
         found = {
             index: self._directory.mended(partial(self._read_checkpoint, index))
@@ -216,7 +219,7 @@ class Trials:
 
     # --- the events of a trial ---
 
-    def _start(self, index: int) -> None:
+    def _start(self, index: TrialKey) -> None:
         if self._is_done(index):
             return  # its record is kept until its weights exist again
         trial, before = self._new(index, "running"), self._records.get(index)
@@ -245,11 +248,9 @@ class Trials:
         if before.status == "completed":
             if trial.status != "completed":
                 raise EnvironmentFailure(f"trial {index} failed when trained again: {trial.error}")
-            same = (trial.history, trial.validation_sha256) == (
-                before.history,
-                before.validation_sha256,
-            )
-            if not same:
+            # As JSON, where what isn't a number equals itself.
+            now, then = (history_to_json(each.history) for each in (trial, before))
+            if now != then or trial.validation_sha256 != before.validation_sha256:
                 logger.info(f"note: trial {index} did not reproduce its first result")
             elif trial.weights_sha256 == before.weights_sha256:
                 trial = before
@@ -261,8 +262,8 @@ class Trials:
             return
         self._directory.drop_checkpoint(index)
         # The weights of a trial that is not done are kept, because its record may name them again.
-        others = {i for i in self._directory.trial_indices() if not self._is_done(i)}
-        self._directory.keep_weights(others | set(self._best()))
+        others = {i for i in self._stored() if not self._is_done(i)}
+        self._directory.keep_weights(others | set(self._best()), self._stored())
 
     def _finish(self, event: TrialFinished, before: Trial) -> Trial:
         """The record of a trial that ended; writes the weights and bits that it names first."""
@@ -297,13 +298,14 @@ class Trials:
             validation_data_sha256=None if weights_sha256 is None else data.validation_sha256,
         )
 
-    def _new(self, index: int, status: str) -> Trial:
+    def _new(self, index: TrialKey, status: str) -> Trial:
         draw = self.draws[index]
         layers = self._network.layers(draw, self._data)
         computation = self._network.computation(draw, self._data)
-        return Trial(index, draw, status, (), layers, computation=computation)
+        trial = Trial(index_of(index), draw, status, (), layers, computation=computation)
+        return replace(trial, rerun=number_of(index))
 
-    def _write_given_up(self, index: int) -> None:
+    def _write_given_up(self, index: TrialKey) -> None:
         trial = self._records[index]
         if self.state(index) is State.GIVEN_UP and trial.status == "running":
             error = f"the process died {trial.deaths} times while this trial was running"
@@ -335,16 +337,25 @@ class Trials:
                     " beside it"
                 )
 
-    def _is_done(self, index: int) -> bool:
+    def _is_done(self, index: TrialKey) -> bool:
         return self.state(index) in DONE
 
-    def _best(self) -> list[int]:
+    def _already(self, done: int) -> str:
+        """What is said of trials that earlier sessions finished."""
+        return f"{done} trials are already finished"
+
+    def _stored(self) -> Sequence[TrialKey]:
+        """The trials that have a folder."""
+        return self._directory.trial_indices()
+
+    def _best(self) -> list[TrialKey]:
+        """The trials whose weights are kept."""
         images = len(self._dataset.y_validation)
         rule = rule_of(self._settings.select, images, self._settings.tolerance)
         ranked = rule.rank(list(self._records.values()))
         return [entry.trial.index for entry in ranked[: self._settings.keep]]
 
-    def _read(self, index: int) -> Trial | None:
+    def _read(self, index: TrialKey) -> Trial | None:
         """The record of a trial; `DamagedFile` if the record or its validation bits are invalid."""
         try:
             trial = self._directory.read_trial(index)
@@ -367,7 +378,7 @@ class Trials:
             raise DamagedFile(path, "its validation accuracies do not match validation.npy")
         return trial
 
-    def _read_checkpoint(self, index: int) -> Checkpoint:
+    def _read_checkpoint(self, index: TrialKey) -> Checkpoint:
         """The checkpoint of a trial; `DamagedFile` if it is invalid."""
         arrays, content = self._directory.read_checkpoint(index)
         try:
@@ -385,7 +396,7 @@ class Trials:
             path = self._directory.checkpoint_path(index)
             raise DamagedFile(path, f"is not a checkpoint of this trial: {problem}") from None
 
-    def _check_weights(self, index: int) -> bool:
+    def _check_weights(self, index: TrialKey) -> bool:
         """True if a trial's weights match its record; `DamagedFile` if they don't."""
         path = self._directory.weights_path(index)
         if sha256(read_bytes(path)) != self._records[index].weights_sha256:

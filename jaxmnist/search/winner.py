@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
+
+import numpy as np
 
 from jaxmnist.data.dataset import Dataset
-from jaxmnist.results import evaluation, svm
+from jaxmnist.results import evaluation, finalists, svm
+from jaxmnist.results.corrected import indistinguishable
 from jaxmnist.results.run import CONFIG_SHAPE, Run
 from jaxmnist.search.listener import Listener
 from jaxmnist.settings import SearchSettings
@@ -45,10 +49,46 @@ def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Liste
         listener.result("\n" + svm.describe(content))
 
 
+def corrections(run: Run) -> dict[str, Any]:
+    """What config.json says of the winner's score: corrected for its selection, or of reruns.
+
+    The mean of reruns is not the best of scores: it stands for the corrected score.
+    """
+    if not run.finals:
+        return {
+            "corrected_score": run.corrected.score,
+            "corrected_interval": list(run.corrected.interval),
+            "indistinguishable": list(run.corrected.indistinguishable),
+        }
+    chosen = run.finals[0]
+    others = {
+        entry.trial.index: np.frombuffer(entry.trial.validation[-1], np.uint8)
+        for entry in run.ranked
+        if entry.trial.index != chosen.trial.index
+    }
+    tested = np.frombuffer(run.best_trial.validation[-1], np.uint8)
+    return {
+        "corrected_score": chosen.mean,
+        "corrected_interval": list(chosen.interval),
+        "indistinguishable": list(indistinguishable(tested, others)),
+        "finalists": [
+            {
+                "trial": each.trial.index,
+                "scores": each.scores,
+                "failed": each.failed,
+                **({"mean": each.mean, "interval": list(each.interval)} if each.reruns else {}),
+                **({"deviation": each.deviation} if len(each.reruns) > 1 else {}),
+            }
+            for each in run.finals
+        ],
+    }
+
+
 def keep_winner(run: Run) -> None:
     """Write best/: the winner's weights, their description and the network's summary."""
 
-    trial, files = run.best_trial, run.files
+    best, trial, files = run.best_trial, run.final_trial, run.files
+    assert trial is not None  # the search is finished
     model = run.load_model(trial)
     config = {
         "trial": trial.index,
@@ -58,14 +98,14 @@ def keep_winner(run: Run) -> None:
         "class_names": list(model.class_names),
         "scale": model.scale,
         "preparation": None if model.preparation is None else model.preparation.to_json(),
-        "score": trial.score,
-        "corrected_score": run.corrected.score,
-        "corrected_interval": list(run.corrected.interval),
-        "indistinguishable": list(run.corrected.indistinguishable),
-        "selection": run.why(),
+        "score": best.score,
+        **corrections(run),
+        "selection": f"{run.why()} {finalists.describe(run.finals)}" if run.finals else run.why(),
+        "rerun": best.rerun,
+        "refit": run.settings.refit,
         "model_sha256": trial.weights_sha256,
     }
-    weights = read_bytes(run.directory.weights_path(trial.index))
+    weights = read_bytes(run.directory.weights_path(trial.key))
     summary = (model.summary() + "\n").encode()
 
     def check() -> None:

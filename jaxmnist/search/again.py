@@ -1,0 +1,58 @@
+"""Trainings again of trials that are done: the finalists' reruns, and the winner's refit."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from jaxmnist.errors import EnvironmentFailure
+from jaxmnist.results.run import Run
+from jaxmnist.runs.keys import Rerun, TrialKey
+from jaxmnist.search.trials import Trials
+
+
+class Reruns(Trials):
+    """The records of reruns, or of a refit, written to disk whenever they change.
+
+    They are what `Trials` are for trials; its `draws` are the reruns that are wanted. The weights
+    of the first completed rerun of each trial are kept, because its network is tested if the trial
+    is chosen; other reruns that an earlier session trained keep their records.
+    """
+
+    def _already(self, done: int) -> str:
+        return f"{done} of {len(self.draws)} are already finished"
+
+    def _stored(self) -> Sequence[TrialKey]:
+        kinds = {key.refit for key in self.draws if isinstance(key, Rerun)}
+        return [key for key in self._directory.reruns() if key.refit in kinds]
+
+    def _best(self) -> list[TrialKey]:
+        wanted = sorted(key for key in self.draws if isinstance(key, Rerun))
+        first: dict[int, TrialKey] = {}
+        for key in wanted:
+            record = self._records.get(key)
+            if record is not None and record.status == "completed":
+                first.setdefault(key.index, key)
+        return list(first.values())
+
+    @property
+    def ended(self) -> Collection[TrialKey]:
+        """The wanted reruns that have ended."""
+        return [key for key in self.draws if self._is_done(key)]
+
+
+def check_reruns(run: Run) -> None:
+    """Raise `EnvironmentFailure` if no rerun of any finalist completed."""
+    if run.finals and run.finals[0].tested is None:
+        key = run.rerun_keys[0]
+        failed = run.directory.read_trial(key)
+        assert failed is not None
+        raise EnvironmentFailure(f"every rerun failed; trial {key}: {failed.error}")
+
+
+def check_refit(run: Run, key: Rerun) -> None:
+    """Raise `EnvironmentFailure` if the refit failed."""
+    record = run.directory.read_trial(key)
+    if run.final_trial is None and record is not None:
+        raise EnvironmentFailure(
+            f"trial {key} failed: {record.error}; without --refit the winner itself is tested"
+        )
