@@ -1,0 +1,172 @@
+"""Which hyperparameters the scores depend on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxmnist.hyperparameters import text
+from jaxmnist.models.distributions import is_number
+from jaxmnist.results.paired import LEVEL, holm
+
+SHUFFLES = 1999
+MOST_CATEGORIES = 3  # numbers of more different values have a parabola
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How much of the variation of the scores' ranks a hyperparameter explains by itself.
+
+    name: the hyperparameter's name.
+    trials: number of trials that have it; the others are left out.
+    share: the explained share of the variance, 0 to 1, less what chance explains on average
+      (Ezekiel's adjusted R²); NaN where it is not estimable.
+    low, high: its 95 % interval; NaN where it is not estimable.
+    chance: the share that 95 % of shuffles of the scores stay below.
+    p_value: the fraction of shuffles that explain at least as much; 1 where not estimable.
+    matters: whether it is significant, at 5 % for all hyperparameters together (Holm).
+    """
+
+    name: str
+    trials: int
+    share: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    chance: float = math.nan
+    p_value: float = 1.0
+    matters: bool = False
+
+    @property
+    def estimable(self) -> bool:
+        """Whether the trials have different values and different scores."""
+        return math.isfinite(self.share)
+
+
+def importances(
+    names: Sequence[str],
+    configurations: Sequence[Mapping[str, Any]],
+    scores: Sequence[float],
+    shuffles: int = SHUFFLES,
+) -> list[Importance]:
+    """The importance of every hyperparameter, the largest share first.
+
+    Scores are replaced by their ranks, so that a trial that failed to learn counts like any last
+    one. They are regressed on the hyperparameter: categories, and numbers of up to three values,
+    have a mean each (Kruskal and Wallis' statistic); other numbers have a parabola in their ranks,
+    which rises, falls, or is best in the middle. The p-value is exact for scores that don't depend
+    on the hyperparameter. The interval is that of a regression with normal errors.
+
+    Args:
+      names: of the hyperparameters.
+      configurations: of the T trials; a conditional hyperparameter isn't in all of them.
+      scores: float[T], the score of each trial.
+      shuffles: number of shuffles of the scores.
+
+    References:
+      Kruskal and Wallis, 'Use of ranks in one-criterion variance analysis', 1952; Conover and Iman,
+      'Rank transformations as a bridge between parametric and nonparametric statistics', 1981;
+      Pitman, 'Significance tests which may be applied to samples from any populations', 1937;
+      Ezekiel, 'Methods of correlation analysis', 1930; Smithson, 'Correct confidence intervals for
+      various regression effect sizes and parameters', 2001; `paired.holm`.
+    """
+    generator = np.random.default_rng(0)  # fixed, so that a report made again is the same
+    found = []
+    for name in names:
+        having = [(c[name], s) for c, s in zip(configurations, scores, strict=True) if name in c]
+        values, own = [value for value, _ in having], [score for _, score in having]
+        found.append({"name": name, **_importance(values, own, shuffles, generator)})
+    told = holm(np.array([item["p_value"] for item in found])) if found else []
+    complete = [Importance(**item, matters=bool(t)) for item, t in zip(found, told, strict=True)]
+    return sorted(complete, key=lambda item: -item.share if item.estimable else 1.0)
+
+
+def _importance(
+    values: Sequence[Any],
+    scores: Sequence[float],
+    shuffles: int,
+    generator: np.random.Generator,
+) -> dict[str, Any]:
+    """The fields of an `Importance` that don't depend on the other hyperparameters."""
+    unknown = {"trials": len(scores), "p_value": 1.0}
+    if len(set(scores)) < 2:
+        return unknown
+    columns = basis(values)
+    trials, degrees = columns.shape
+    rest = trials - 1 - degrees
+    if degrees == 0 or rest < 1:
+        return unknown
+    ranks = standard_ranks(np.array(scores))
+    explained = min(1.0, float(((ranks @ columns) ** 2).sum()))
+    shuffled = generator.permuted(np.tile(ranks, (shuffles, 1)), axis=1)
+    by_chance = ((shuffled @ columns) ** 2).sum(1)
+    as_much = int((by_chance >= explained - 1e-9).sum())
+    low, high = share_interval(explained, trials, degrees)
+    return {
+        **unknown,
+        "share": adjusted(explained, trials, degrees),
+        "low": low,
+        "high": high,
+        "chance": adjusted(float(np.quantile(by_chance, 1 - LEVEL)), trials, degrees),
+        "p_value": (as_much + 1) / (shuffles + 1),
+    }
+
+
+def standard_ranks(numbers: np.ndarray) -> np.ndarray:
+    """Ranks with mean 0 and sum of squares 1; equal numbers have the mean of their ranks."""
+    # Imported here as its half second would delay the first trial.
+    from scipy.stats import rankdata
+
+    ranks = rankdata(numbers) - (len(numbers) + 1) / 2
+    standard: np.ndarray = ranks / np.linalg.norm(ranks)
+    return standard
+
+
+def basis(values: Sequence[Any]) -> np.ndarray:
+    """What a hyperparameter can explain: float[T, d], orthonormal columns with mean 0."""
+    different = {text(value) for value in values}
+    if len(different) > MOST_CATEGORIES and all(map(is_number, values)):
+        ranks = standard_ranks(np.array(values, float))
+        columns = np.stack([ranks, ranks**2], 1)
+    else:
+        labels = [text(value) for value in values]
+        columns = np.array([[label == each for each in sorted(different)[1:]] for label in labels])
+    columns = columns.reshape(len(values), -1).astype(float)
+    left, sizes, _ = np.linalg.svd(columns - columns.mean(0), full_matrices=False)
+    orthonormal: np.ndarray = left[:, sizes > 1e-9]
+    return orthonormal
+
+
+def adjusted(explained: float, trials: int, degrees: int) -> float:
+    """Ezekiel's adjusted R², at least 0: 1 − (1 − R²)(n − 1)/(n − 1 − d)."""
+    return max(0.0, 1 - (1 - explained) * (trials - 1) / (trials - 1 - degrees))
+
+
+def share_interval(explained: float, trials: int, degrees: int) -> tuple[float, float]:
+    """The 95 % interval of the explained share of the variance, λ/(λ + n).
+
+    λ are the non-centralities for which the F statistic is at its 97.5 % and 2.5 % quantile.
+    """
+    # Imported here as its half second would delay the first trial.
+    from scipy.optimize import brentq
+    from scipy.special import ncfdtr
+
+    rest = trials - 1 - degrees
+    f = explained / degrees / max(1e-9, (1 - explained) / rest)
+
+    def end(quantile: float) -> float:
+        """The share for which F is at this quantile, 0 where it is below for every share."""
+
+        def beyond(share: float) -> float:
+            below = float(ncfdtr(degrees, rest, trials * share / (1 - share), f))
+            return (0.0 if math.isnan(below) else below) - quantile  # NaN is too small a number
+
+        top = 1 - 1e-6
+        if beyond(0.0) <= 0:
+            return 0.0
+        return top if beyond(top) > 0 else float(brentq(beyond, 0.0, top, xtol=1e-6))
+
+    return end(1 - LEVEL / 2), end(LEVEL / 2)
