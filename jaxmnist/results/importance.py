@@ -58,7 +58,7 @@ def importances(
     one. They are regressed on the hyperparameter: categories, and numbers of up to three values,
     have a mean each (Kruskal and Wallis' statistic); other numbers have a parabola in their ranks,
     which rises, falls, or is best in the middle. The p-value is exact for scores that don't depend
-    on the hyperparameter. The interval is that of a regression with normal errors.
+    on the hyperparameter. The interval assumes normal errors.
 
     Args:
       names: of the hyperparameters.
@@ -70,8 +70,7 @@ def importances(
       Kruskal and Wallis, 'Use of ranks in one-criterion variance analysis', 1952; Conover and Iman,
       'Rank transformations as a bridge between parametric and nonparametric statistics', 1981;
       Pitman, 'Significance tests which may be applied to samples from any populations', 1937;
-      Ezekiel, 'Methods of correlation analysis', 1930; Smithson, 'Correct confidence intervals for
-      various regression effect sizes and parameters', 2001; `paired.holm`.
+      Ezekiel, 'Methods of correlation analysis', 1930; `share_interval` and `paired.holm`.
     """
     generator = np.random.default_rng(0)  # fixed, so that a report made again is the same
     found = []
@@ -146,27 +145,38 @@ def adjusted(explained: float, trials: int, degrees: int) -> float:
 
 
 def share_interval(explained: float, trials: int, degrees: int) -> tuple[float, float]:
-    """The 95 % interval of the explained share of the variance, λ/(λ + n).
+    """The 95 % interval of the explained share ρ² of the variance: where R² is a likely value.
 
-    λ are the non-centralities for which the F statistic is at its 97.5 % and 2.5 % quantile.
+    As trials are drawn at random, R²/(1 − R²) is nearly φ₁/(n − 1 − d) times an F of φ₁²/φ₂ and
+    n − 1 − d degrees of freedom, φᵢ = (n − 1)((1 − ρ²)⁻ⁱ − 1) + d.
+
+    Args:
+      explained: R², 0 to 1, of d columns and n trials.
+      trials, degrees: n and d.
+
+    References:
+      Lee, 'Some results on the sampling distribution of the multiple correlation coefficient',
+      1971; Helland, 'On the interpretation and use of R² in regression analysis', 1987.
     """
     # Imported here as its half second would delay the first trial.
     from scipy.optimize import brentq
-    from scipy.special import ncfdtr
+    from scipy.special import fdtr
 
     rest = trials - 1 - degrees
-    f = explained / degrees / max(1e-9, (1 - explained) / rest)
+    odds = explained / max(1e-12, 1 - explained)
+
+    def chance(share: float) -> float:
+        """The probability of an R² below `explained` where this is the true share."""
+        first, second = ((trials - 1) * ((1 - share) ** -i - 1) + degrees for i in (1, 2))
+        return float(fdtr(first**2 / second, rest, odds * rest / first))
 
     def end(quantile: float) -> float:
-        """The share for which F is at this quantile, 0 where it is below for every share."""
-
-        def beyond(share: float) -> float:
-            below = float(ncfdtr(degrees, rest, trials * share / (1 - share), f))
-            return (0.0 if math.isnan(below) else below) - quantile  # NaN is too small a number
-
+        """The share for which R² is at this quantile; 0 where it is below it for every share."""
         top = 1 - 1e-6
-        if beyond(0.0) <= 0:
+        if chance(0.0) <= quantile:
             return 0.0
-        return top if beyond(top) > 0 else float(brentq(beyond, 0.0, top, xtol=1e-6))
+        if chance(top) >= quantile:
+            return top
+        return float(brentq(lambda share: chance(share) - quantile, 0.0, top, xtol=1e-6))
 
     return end(1 - LEVEL / 2), end(LEVEL / 2)
