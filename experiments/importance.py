@@ -209,7 +209,9 @@ def table(scene: str, trials: int, searches: int, share: float, shuffles: int, s
     lines = []
     for name in METHODS:
         named = "–" if truth.name is None else f"{100 * first[name] / searches:.0f} %"
-        line = f"{scene:14} {trials:6} {name:14} {named:>11} {100 * alarms[name] / searches:10.1f} %"
+        line = (
+            f"{scene:14} {trials:6} {name:14} {named:>11} {100 * alarms[name] / searches:10.1f} %"
+        )
         if name == "jaxmnist":
             line += f" {whole:10.2f} {np.mean(estimates):8.2f} {100 * covered / searches:8.1f} %"
         lines.append(line)

@@ -10,6 +10,12 @@ import numpy as np
 
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.errors import UsageError
+from jaxmnist.results.calibration import (
+    CALIBRATION_SHAPE,
+    Calibration,
+    calibration,
+    describe_calibration,
+)
 from jaxmnist.results.classes import describe_classes, describe_confusions
 from jaxmnist.results.confusion import REPORT_SHAPE, Evaluation, judge
 from jaxmnist.results.run import Run
@@ -24,6 +30,7 @@ from jaxmnist.whole_files import (
 
 TEST_SHAPE = {
     **REPORT_SHAPE,
+    **CALIBRATION_SHAPE,
     "model_sha256": str,
     "validation_accuracy": float,
     "validation_images": int,
@@ -83,6 +90,7 @@ def look(run: Run, dataset: Dataset, purpose: str) -> dict[str, Any]:
     content = {
         "model_sha256": model_sha256,
         **evaluation.to_json(),
+        **calibration(dataset.y_test, probabilities).to_json(),
         "validation_accuracy": config["score"],
         "validation_images": len(dataset.y_validation),
         "probabilities_sha256": sha256(predictions),
@@ -107,6 +115,8 @@ def _kept(run: Run) -> tuple[dict[str, Any] | None, np.ndarray]:
     content = read_json(path, TEST_SHAPE)
     try:
         evaluation = Evaluation.from_json(content)
+        if Calibration.from_json(content).images != evaluation.images:
+            raise ValueError("counts other images")
     except ValueError:
         raise DamagedFile(path, "is not a report on test images") from None
     validated = content["validation_images"] >= 1 and 0 <= content["validation_accuracy"] <= 1
@@ -145,6 +155,7 @@ def describe(content: dict[str, Any]) -> str:
             f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images"
             f" (95 % interval {low:.4f} to {high:.4f};"
             f" test set evaluated {times(looks)})",
+            describe_calibration(Calibration.from_json(content)),
             describe_gap(content["validation_accuracy"], content["validation_images"], evaluation),
             "",
             describe_confusions(evaluation, "best/test.json"),

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from jaxmnist.results.paired import LEVEL
-from jaxmnist.results.selection import Standing
+from jaxmnist.results.selection import Ranked, Rule, Standing
 
 SIMULATIONS = 10_000
 FEWEST = 4  # comparable trials; with fewer the bound of the gain is too large to say anything
@@ -30,6 +30,11 @@ class TuningCurve:
     scores: np.ndarray
     low: np.ndarray
     high: np.ndarray
+
+
+def standings_of(ranked: Sequence[Ranked], rule: Rule) -> list[Standing]:
+    """The standings of ranked trials, the winner's first."""
+    return [rule.standing(entry.trial.index, entry.trial.validation) for entry in ranked]
 
 
 def tuning_curve(standings: Sequence[Standing]) -> TuningCurve:

@@ -301,7 +301,6 @@ def test_words():
     assert words.duration(185) == "3 min 05 s"
     assert words.duration(7800) == "2 h 10 min"
     assert words.accuracy(None) == words.accuracy(float("nan")) == "–"
-    assert words.signed(-0.25) == "−0.25"
 
 
 @pytest.mark.parametrize(
