@@ -92,13 +92,13 @@ def places_between(trials: int) -> tuple[np.ndarray, np.ndarray]:
 
     The fewest and the most, such that all n numbers lie between them with 95 % probability.
     """
-    # Imported here as its half second would delay the first trial.
-    from scipy.stats import binom
+    # Imported here as it takes a tenth of a second.
+    from scipy.special import bdtr
 
     quantiles = 0.5 ** (1 / np.arange(1, trials + 1))
     numbers = np.arange(trials + 1)
-    fewer = binom.cdf(numbers, trials, quantiles[:, None])
-    more = binom.sf(numbers - 1, trials, quantiles[:, None])
+    fewer = bdtr(numbers, trials, quantiles[:, None])  # binomial: that number or fewer
+    more = 1 - np.concatenate([np.zeros((trials, 1)), fewer[:, :-1]], 1)
     tails = np.minimum(fewer, more)  # (k, number)
     generator = np.random.default_rng(0)  # fixed, so that a report made again is the same
     least = np.empty(SIMULATIONS)
