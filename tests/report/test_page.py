@@ -393,13 +393,14 @@ def test_failed_trials_count_as_tried(copy):
 
 
 def test_the_rest_of_a_space_is_less_than_twice_the_budget(copy):
-    """The space has 40 configurations: of 25 trials 15 are left, of 40 none."""
-    scores = np.linspace(0.5, 0.74, 25).tolist()
-    text = text_of(records(copy, scores))
-    assert "The 15 trials that the space has left find a better one with prob" in text["budget"]
-    assert "probability 0.38 at most" in text["budget"]
-    text = text_of(records(copy, scores + scores[:15]))
-    assert "has tried its whole space" in text["budget"]
+    run = records(copy, [0.9, 0.92, 0.94, 0.9, 0.91, 0.93])
+    run.space = replace(run.space, size=8)
+    said = " ".join(words.about_more(run))
+    assert "The 2 trials that the space has left find a better one with probability 0.25" in said
+    run.space = replace(run.space, size=6)
+    assert "has tried its whole space" in words.about_more(run)[0]
+    run = records(copy, [0.9, 0.92])
+    assert "How much better it would be, these trials can't say" in words.about_more(run)[0]
 
 
 def test_equal_scores_of_many_trials_show_nothing(copy):

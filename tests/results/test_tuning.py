@@ -66,8 +66,8 @@ def test_the_places_hold_the_whole_curve(trials):
     assert trials < 7 or inside <= 0.975
 
 
-def test_a_curve_of_thousands_is_finite():
-    curve = tuning_curve(steady(np.random.default_rng(0).random(1500).tolist()))
+def test_a_curve_of_hundreds_is_finite():
+    curve = tuning_curve(steady(np.random.default_rng(0).random(700).tolist()))
     assert (np.diff(curve.scores) >= 0).all()
     assert (curve.low <= curve.scores).all()
     assert (curve.scores <= curve.high).all()
