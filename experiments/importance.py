@@ -166,7 +166,7 @@ def told(
 
 def true_share(truth: Truth, share: float) -> float:
     """The share of the variance of the scores' ranks that the truth explains, by its parabola."""
-    drawn, scores = simulate(truth, 100_000, share, np.random.default_rng(0))
+    drawn, scores = simulate(truth, 30_000, share, np.random.default_rng(0))
     values = drawn[truth.name or "filters"]
     having = values >= 0
     category = truth.name in CATEGORIES

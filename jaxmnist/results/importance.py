@@ -14,7 +14,8 @@ from jaxmnist.models.distributions import is_number
 from jaxmnist.results.paired import LEVEL, holm
 
 # Completed trials from which on importance is shown: in experiments/importance.py nine of ten
-# searches of so many find a hyperparameter that explains half of the scores' variance.
+# searches of so many find a hyperparameter that explains half of the scores' variance, and that all
+# trials have.
 FEWEST_FOR_IMPORTANCE = 30
 SHUFFLES = 1999
 MOST_CATEGORIES = 3  # numbers of more different values have a parabola
