@@ -21,7 +21,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxmnist.results.importance import adjusted, basis, share_interval, standard_ranks
+from jaxmnist.results.importance import (
+    adjusted,
+    basis,
+    share_interval,
+    standard_ranks,
+    widening,
+)
 from jaxmnist.results.paired import holm
 
 VALUES = {"filters": 7, "conv_layers": 3, "dense_layers": 3, "units": 8, "optimizer": 3}
@@ -185,8 +191,9 @@ def covers(
     trials, degrees = columns.shape
     if degrees == 0 or trials - 1 - degrees < 1:
         return True, 0.0
-    explained = float(regression(columns, standard_ranks(scores[having])))
-    low, high = share_interval(explained, trials, degrees)
+    ranks = standard_ranks(scores[having])
+    explained = float(regression(columns, ranks))
+    low, high = share_interval(explained, trials, degrees, widening(columns, ranks))
     return low <= whole <= high, adjusted(explained, trials, degrees)
 
 

@@ -18,6 +18,7 @@ from jaxmnist.results.paired import LEVEL, holm
 # trials have.
 FEWEST_FOR_IMPORTANCE = 30
 SHUFFLES = 1999
+MOST_WIDENING = 3.0  # of the variance of a share; few trials estimate it badly
 MOST_CATEGORIES = 3  # numbers of more different values have a parabola
 
 
@@ -62,7 +63,7 @@ def importances(
     one. They are regressed on the hyperparameter: categories, and numbers of up to three values,
     have a mean each (Kruskal and Wallis' statistic); other numbers have a parabola in their ranks,
     which rises, falls, or is best in the middle. The p-value is exact for scores that don't depend
-    on the hyperparameter. The interval assumes normal errors.
+    on the hyperparameter. The interval is approximate.
 
     Args:
       names: of the hyperparameters.
@@ -107,7 +108,7 @@ def _importance(
     shuffled = generator.permuted(np.tile(ranks, (shuffles, 1)), axis=1)
     by_chance = ((shuffled @ columns) ** 2).sum(1)
     as_much = int((by_chance >= explained - 1e-9).sum())
-    low, high = share_interval(explained, trials, degrees)
+    low, high = share_interval(explained, trials, degrees, widening(columns, ranks))
     return {
         **unknown,
         "share": adjusted(explained, trials, degrees),
@@ -148,7 +149,31 @@ def adjusted(explained: float, trials: int, degrees: int) -> float:
     return max(0.0, 1 - (1 - explained) * (trials - 1) / (trials - 1 - degrees))
 
 
-def share_interval(explained: float, trials: int, degrees: int) -> tuple[float, float]:
+def widening(columns: np.ndarray, ranks: np.ndarray) -> float:
+    """How much larger the standard error of R² is than with normally distributed errors: 1 to √3.
+
+    By the influence of each trial on R², (1 − R²) n y² − n e² with its rank y and residual e, whose
+    mean square would be 4 R² (1 − R²)². Errors that depend on the hyperparameter make it larger.
+
+    Args:
+      columns: float[T, d], see `basis`.
+      ranks: float[T], see `standard_ranks`.
+
+    References:
+      Jaeckel, 'The infinitesimal jackknife', 1972.
+    """
+    fitted = ranks @ columns
+    explained, rest = float((fitted**2).sum()), ranks - columns @ fitted
+    influence = len(ranks) * ((1 - explained) * ranks**2 - rest**2)
+    normal = 4 * explained * (1 - explained) ** 2
+    if normal < 1e-9:
+        return 1.0
+    return math.sqrt(min(MOST_WIDENING, max(1.0, float((influence**2).mean()) / normal)))
+
+
+def share_interval(
+    explained: float, trials: int, degrees: int, widened: float = 1.0
+) -> tuple[float, float]:
     """The 95 % interval of the explained share ρ² of the variance: where R² is a likely value.
 
     As trials are drawn at random, R²/(1 − R²) is nearly φ₁/(n − 1 − d) times an F of φ₁²/φ₂ and
@@ -157,6 +182,7 @@ def share_interval(explained: float, trials: int, degrees: int) -> tuple[float, 
     Args:
       explained: R², 0 to 1, of d columns and n trials.
       trials, degrees: n and d.
+      widened: by how much the interval is wider, for artanh ρ; see `widening`.
 
     References:
       Lee, 'Some results on the sampling distribution of the multiple correlation coefficient',
@@ -183,4 +209,12 @@ def share_interval(explained: float, trials: int, degrees: int) -> tuple[float, 
             return top
         return float(brentq(lambda share: chance(share) - quantile, 0.0, top, xtol=1e-6))
 
-    return end(1 - LEVEL / 2), end(LEVEL / 2)
+    middle = _artanh(adjusted(explained, trials, degrees))
+    ends = (_artanh(end(1 - LEVEL / 2)), _artanh(end(LEVEL / 2)))
+    low, high = (math.tanh(max(0.0, middle + widened * (each - middle))) ** 2 for each in ends)
+    return low, high
+
+
+def _artanh(share: float) -> float:
+    """Fisher's transformation of the correlation ρ, from ρ²."""
+    return math.atanh(math.sqrt(min(share, 1 - 1e-6)))
