@@ -17,6 +17,7 @@ from jaxmnist.engine.events import TrialEvent, TrialFinished
 from jaxmnist.errors import printable
 from jaxmnist.report.console import Console
 from jaxmnist.report.progress import Progress, Running
+from jaxmnist.report.words import about_more
 from jaxmnist.results.corrected import describe
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Display(Console):
         self._console.print(Text(text), soft_wrap=True)
 
     def results(self, run: Run) -> None:
-        """Print the trials as a table, best first, why the winner won, and its corrected score."""
+        """Print the trials as a table, why the winner won, its corrected score, and what more brings."""
         self.close()
         table = Table(header_style="dim", show_edge=False, pad_edge=False, box=SIMPLE)
         head, *rows = run.results_table()
@@ -81,7 +82,8 @@ class Display(Console):
         for place, row in enumerate(rows):
             failed = "dim" if place >= len(run.ranked) else ""
             table.add_row(*map(Text, row), style=failed if place else "bold green")
-        for part in ("", table, "", Text(run.why()), Text(describe(run.corrected))):
+        said = (run.why(), describe(run.corrected), about_more(run)[0])
+        for part in ("", table, "", *map(Text, said)):
             self._console.print(part)
 
     def show(self, event: TrialEvent, progress: Progress) -> None:
