@@ -73,7 +73,7 @@ class Display(Console):
         self._console.print(Text(text), soft_wrap=True)
 
     def results(self, run: Run) -> None:
-        """Print the trials as a table, why the winner won, its corrected score, and what more brings."""
+        """Print the trials as a table, why the winner won, its score, and what more would bring."""
         self.close()
         table = Table(header_style="dim", show_edge=False, pad_edge=False, box=SIMPLE)
         head, *rows = run.results_table()
