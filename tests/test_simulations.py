@@ -13,7 +13,9 @@ from jaxmnist.results.selection import rule_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import corrected_score
+import importance
 import steadiness
+import tuning_curve
 
 
 def test_steadiness():
@@ -83,3 +85,49 @@ def test_the_table_of_corrected_scores():
         lines = corrected_score.table(scene, 3, 2, "steady", 300, 2, 0.5, 0).splitlines()
         assert len(lines) == 7
         assert lines[-1].split("jaxmnist")[0].split()[-1] == "3"
+
+
+def test_from_30_trials_on_what_matters_is_found():
+    """Of 40 searches, with half of the scores' variance explained; PED-ANOVA sees less."""
+    generator = np.random.default_rng(0)
+    for scene, fewest in (("inverted U", 32), ("conditional", 20)):
+        truth = importance.SCENES[scene]
+        first = dict.fromkeys(("jaxmnist", "PED-ANOVA"), 0)
+        for _ in range(40):
+            drawn, scores = importance.simulate(truth, 30, 0.5, generator)
+            for name in first:
+                found = importance.told(drawn, scores, importance.METHODS[name], 149, generator)
+                first[name] += found[:1] == [truth.name]
+        assert first["jaxmnist"] >= fewest
+        assert first["jaxmnist"] > first["PED-ANOVA"]
+
+
+def test_simulated_hyperparameters_explain_their_share():
+    assert importance.true_share(importance.SCENES["nothing"], 0.5) < 0.001
+    for scene in ("monotone", "category"):
+        drawn, scores = importance.simulate(
+            importance.SCENES[scene], 50_000, 0.3, np.random.default_rng(0)
+        )
+        values = drawn[importance.SCENES[scene].name]
+        means = np.array([scores[values == value].mean() for value in range(values.max() + 1)])
+        assert means[values].var() / scores.var() == pytest.approx(0.3, abs=0.02)
+
+
+def test_the_table_of_importance():
+    for scene in importance.SCENES:
+        lines = importance.table(scene, 8, 2, 0.5, 19, 0).splitlines()
+        assert [line[22:36].strip() for line in lines] == list(importance.METHODS)
+
+
+def test_the_tuning_curves_band_covers():
+    """Of 150 searches, also where half of the curve's trials rank behind for their falls."""
+    generator = np.random.default_rng(0)
+    for scene in ("normal", "two thirds fall"):
+        drawn = [tuning_curve.draw(tuning_curve.SCENES[scene], 20, generator) for _ in range(150)]
+        inside = sum(tuning_curve.inside(tuning_curve.SCENES[scene], found) for found in drawn)
+        assert 0.91 <= inside / 150 <= 0.99
+
+
+def test_the_table_of_tuning_curves():
+    for scene in tuning_curve.SCENES:
+        assert tuning_curve.table(scene, 5, 2, 0).startswith(scene)

@@ -23,6 +23,7 @@ from jaxmnist.engine.events import (
 )
 from jaxmnist.errors import printable
 from jaxmnist.report.progress import Progress
+from jaxmnist.report.words import about_more
 
 if TYPE_CHECKING:
     from jaxmnist.results.run import Run
@@ -76,8 +77,10 @@ class Console:
             print(text, flush=True)
 
     def results(self, run: Run) -> None:
-        """Print the ranking of the trials, why the winner won, and its corrected score."""
+        """Print the ranking, why the winner won, its corrected score, and what more would bring."""
         self.result(f"\n{run.results_summary()}")
+        if run.ranked:
+            self.result(about_more(run)[0])
 
     def event(self, event: Event) -> None:
         """Show an event."""

@@ -18,6 +18,7 @@ from jaxmnist.engine.events import TrialEvent, TrialFinished
 from jaxmnist.errors import printable
 from jaxmnist.report.console import Console
 from jaxmnist.report.progress import Progress, Running
+from jaxmnist.report.words import about_more
 from jaxmnist.results import finalists
 from jaxmnist.results.corrected import describe
 from jaxmnist.runs.keys import in_order
@@ -75,7 +76,7 @@ class Display(Console):
         self._console.print(Text(text), soft_wrap=True)
 
     def results(self, run: Run) -> None:
-        """Print the trials as a table, best first, why the winner won, and its corrected score."""
+        """Print the trials as a table, why the winner won, its score, and what more would bring."""
         self.close()
         table = Table(header_style="dim", show_edge=False, pad_edge=False, box=SIMPLE)
         head, *rows = run.results_table()
@@ -90,6 +91,7 @@ class Display(Console):
             self.result(f"\n{finalists.summary(run.finals)}")
         else:
             self._console.print(Text(describe(run.corrected)))
+        self._console.print(Text(about_more(run)[0]))
 
     def show(self, event: TrialEvent, progress: Progress) -> None:
         """Print a line for a trial that has ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,11 @@ from jaxmnist.report.drawing import (
     log_axis,
 )
 from jaxmnist.report.quality import dot
+from jaxmnist.results.calibration import Calibration
 from jaxmnist.results.layout import short_names, widest
+from jaxmnist.results.selection import Rule
 from jaxmnist.results.statistics import wilson
+from jaxmnist.results.tuning import TuningCurve
 from jaxmnist.runs.trial import Trial
 
 MOST_LABELS = 20  # classes with a label in the figure of the features
@@ -119,8 +123,9 @@ def against(trials: Sequence[Trial], winner: int | None, cost: str, images: int)
         f"against-{cost}",
         f"Accuracy against {cost}",
         "Up is better, left is cheaper. Each dot is a trial, the orange one the winner; its line is"
-        f" the 95 % interval on {images:,} validation images (Wilson). Trials whose lines overlap"
-        f" widely may be equally good. {STRETCHED}"
+        f" the 95 % interval on {images:,} validation images (Wilson). As all trials"
+        " were measured on the same images, these lines don't tell which ones are equally good: the"
+        f" section on the winner does. {STRETCHED}"
         + (
             " A trial's time includes compiling and depends on what ran at the same time; trials"
             " that trained together share their time equally."
@@ -132,31 +137,79 @@ def against(trials: Sequence[Trial], winner: int | None, cost: str, images: int)
     )
 
 
-def budget(scores: Sequence[float], expected: np.ndarray, images: int) -> Figure:
-    """The best score by number of completed trials: in this run, and `expected` on average."""
-    went = np.maximum.accumulate(scores)
-    numbers = np.arange(1, len(scores) + 1)
+def budget(trials: Sequence[Trial], rule: Rule, curve: TuningCurve, images: int) -> Figure:
+    """The selected trial's score by number of trials: in this run's order, and the tuning curve.
+
+    trials: the completed ones by index, which `rule` selects from.
+    """
+    standings = [rule.standing(trial.index, trial.validation) for trial in trials]
+    went = [best.score for best in accumulate(standings, min)]
+    numbers = np.arange(1, len(trials) + 1)
 
     def plot(drawn: Canvas) -> None:
-        """Draw the run's own steps, and the expected curve."""
+        """Draw the band, the run's own steps, and the curve."""
         axes = drawn.axes
-        accuracy_axis(axes, [*expected, *went], images)
-        axes.step(numbers, went, where="post", color=COLOURS["trial"], linewidth=1.2, label="run")
-        axes.plot(numbers, expected, color=COLOURS["winner"], linewidth=2.2, label="expected")
-        axes.plot(numbers, expected, "o", color=COLOURS["winner"], markersize=3.5)
+        accuracy_axis(axes, [*curve.scores, *went], images)
+        axes.fill_between(
+            numbers, curve.low, curve.high, color=COLOURS["winner"], alpha=0.15, linewidth=0
+        )
+        axes.step(numbers, went, where="post", color=COLOURS["trial"], linewidth=1.2)
+        axes.plot(numbers, curve.scores, "o-", color=COLOURS["winner"], linewidth=2.2, ms=3.5)
         axes.set_xlabel("completed trials")
-        axes.set_ylabel("best validation accuracy")
+        axes.set_ylabel("validation accuracy")
         axes.locator_params(axis="x", integer=True, nbins=8)
-        axes.legend(frameon=False, loc="lower right", labels=["in this run's order", "expected"])
+        axes.legend(
+            frameon=False,
+            loc="lower right",
+            labels=["95 % band", "in this run's order", "half of all searches reach"],
+        )
 
-    steps = ", ".join(f"{k}: {value:.4f}" for k, value in zip(numbers, expected, strict=True))
+    rows = zip(numbers, curve.scores, curve.low, curve.high, strict=True)
+    steps = ", ".join(f"{k}: {score:.4f} ({low:.4f} to {high:.4f})" for k, score, low, high in rows)
     return draw(
         "budget",
-        "Expected best so far against budget",
-        "The thick line is the mean best score over all choices of that many of the trials"
-        " (Tang et al., 2020); the steps show them in this run's order. Where the thick line"
-        f" is flat, more trials bring little. {STRETCHED}",
-        f"Expected best validation accuracy by completed trials: {steps}.",
+        "The winner's score against the budget",
+        "The thick line: of all searches of so many trials, half select one that ranks at least as"
+        " high as the trial of this validation accuracy. The whole true line lies in the band with"
+        " 95 % probability (Lourie, Cho and He, 2024); where it has no edge, these trials don't"
+        f" bound it. The steps show the winner so far in this run's order. {STRETCHED}",
+        f"Validation accuracy of the selected trial by completed trials, with band: {steps}.",
+        plot,
+    )
+
+
+def reliability(found: Calibration) -> Figure:
+    """The accuracy of the test images by the probability of their predicted class."""
+    filled = [part for part in found.bins if part.images]
+    middles = [part.probability / part.images for part in filled]
+    rates = [part.right / part.images for part in filled]
+    intervals = [wilson(rate, part.images) for rate, part in zip(rates, filled, strict=True)]
+
+    def plot(drawn: Canvas) -> None:
+        """Draw the diagonal, and a dot with an interval for each bin."""
+        axes = drawn.axes
+        axes.plot([0, 1], [0, 1], "--", color=COLOURS["muted"], linewidth=1)
+        for x, y, (low, high), part in zip(middles, rates, intervals, filled, strict=True):
+            axes.plot([x, x], [low, high], color=COLOURS["winner"], linewidth=1.5, alpha=0.6)
+            (dot,) = axes.plot([x], [y], "o", color=COLOURS["winner"], markersize=6)
+            drawn.mark(dot, f"{part.images} images: probability {x:.4f}, accuracy {y:.4f}")
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(0, 1.02)
+        axes.grid()
+        axes.set_xlabel("mean probability of the predicted class")
+        axes.set_ylabel("accuracy")
+
+    rows = [
+        f"{part.images} images of mean probability {x:.4f}: accuracy {y:.4f}"
+        for x, y, part in zip(middles, rates, filled, strict=True)
+    ]
+    return draw(
+        "reliability",
+        "Are the probabilities true?",
+        "Each dot stands for the test images whose predicted class has a probability in one of 15"
+        " equal parts of 0 to 1 (Guo et al., 2017); its line is the 95 % interval of their accuracy"
+        " (Wilson). On the dashed line probabilities are true; below it they are too high.",
+        "; ".join(rows) + ".",
         plot,
     )
 

@@ -16,24 +16,25 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.data.labels import class_names_of
 from jaxmnist.hyperparameters import text
-from jaxmnist.models.distributions import is_number
 from jaxmnist.report import figures, inspection, quality, repeat, words
 from jaxmnist.report.confusion import confusion_figure
 from jaxmnist.report.drawing import Figure
 from jaxmnist.report.facts import Facts
 from jaxmnist.results import finalists
+from jaxmnist.results.calibration import Calibration, describe_calibration
 from jaxmnist.results.classes import confusions, worst_classes
 from jaxmnist.results.confusion import Evaluation
 from jaxmnist.results.corrected import describe
 from jaxmnist.results.evaluation import gap_of, times
 from jaxmnist.results.finalists import Finalist
+from jaxmnist.results.importance import FEWEST_FOR_IMPORTANCE, Importance, importances
 from jaxmnist.results.layout import short_names, shortened
 from jaxmnist.results.run import Run
-from jaxmnist.results.statistics import Importance, expected_best, importance
 from jaxmnist.results.svm import compare
+from jaxmnist.results.tuning import standings_of, tuning_curve
 from jaxmnist.runs.layers import summary
 from jaxmnist.runs.times import read_times
-from jaxmnist.runs.trial import History
+from jaxmnist.runs.trial import History, Trial
 from jaxmnist.whole_files import write_bytes
 
 RELOAD = 30  # seconds between reloads while the search runs
@@ -77,7 +78,6 @@ def make_page(
     )
     environment.filters["accuracy"] = words.accuracy
     environment.filters["duration"] = words.duration
-    environment.filters["signed"] = words.signed
     environment.filters["text"] = text
     environment.filters["times"] = times
     environment.filters["shortened"] = shortened
@@ -157,15 +157,7 @@ def trial_context(facts: Facts) -> dict[str, Any]:
         facts.attempt("cost", figures.against, done, index, cost, images)
         for cost in ("parameters", "seconds")
     ]
-    ordered = [name for name in space.varied if _has_order(space.some_values(name))]
-    unordered = [name for name in space.varied if name not in ordered]
-
-    def important() -> list[Importance]:
-        values = {name: [t.hyperparameters.get(name) for t in done] for name in ordered}
-        return [importance(name, values[name], scores, len(ordered)) for name in ordered]
-
-    found = facts.attempt("importance", important) or []
-    expected = facts.attempt("budget", expected_best, scores) if scores else None
+    found = facts.attempt("importance", _importances, facts, done) or []
     winner_score = facts.winner.score if facts.winner else None
     histogram = None
     if winner_score is not None:
@@ -174,35 +166,47 @@ def trial_context(facts: Facts) -> dict[str, Any]:
         "curves": [picture for picture in curves if picture],
         "quality": [picture for picture in values if picture],
         "histogram": histogram,
-        "about_scores": facts.attempt("scores", words.about_scores, facts) or [],
+        "about_scores": words.place_by_score(facts),
         "importance": facts.attempt("importance", quality.importances, found),
-        "importances": sorted(found, key=lambda item: -abs(np.nan_to_num(item.rho))),
-        "about_importance": words.about_importance(found, scores, unordered),
+        "importances": found,
+        "about_importance": words.about_importance(found, scores),
         "cost": [picture for picture in costs if picture],
-        "budget_figure": None
-        if expected is None
-        else facts.attempt("budget", figures.budget, scores, expected, images),
-        "about_budget": []
-        if expected is None
-        else facts.attempt("budget", words.about_budget, facts, expected) or [],
+        "budget_figure": facts.attempt("budget", _budget, facts, done) if done else None,
+        "about_budget": facts.attempt("budget", words.about_more, facts.run) if done else None,
     }
 
 
-def _has_order(values: list[Any]) -> bool:
-    """Whether values are ordered: numbers, or false and true."""
-    return all(map(is_number, values)) or all(isinstance(value, bool) for value in values)
+def _importances(facts: Facts, done: list[Trial]) -> list[Importance]:
+    """The importance of each hyperparameter that varies; none where there are too few trials."""
+    if len(done) < FEWEST_FOR_IMPORTANCE:
+        return []
+    configurations = [trial.hyperparameters for trial in done]
+    return importances(facts.space.varied, configurations, facts.scores)
+
+
+def _budget(facts: Facts, done: list[Trial]) -> Figure:
+    """The tuning curve of completed trials."""
+    rule = facts.run.rule
+    curve = tuning_curve(standings_of(facts.ranked, rule))
+    return figures.budget(done, rule, curve, facts.validation_images)
 
 
 def test_context(facts: Facts) -> dict[str, Any]:
     """Variables of the sections on the network and the test set, from the run's files."""
     test = facts.tested
     svm = facts.attempt("test", facts.svm)
-    context: dict[str, Any] = dict.fromkeys(("test", "svm", "summary", "mcnemar", "confusion"))
+    context: dict[str, Any] = dict.fromkeys(
+        ("test", "svm", "summary", "mcnemar", "confusion", "reliability", "about_calibration")
+    )
     if test:
         context["test"] = facts.attempt("test", _tested, test)
         if context["test"] and not context["test"]["matrix"]:
             evaluation = Evaluation.from_json(test)
             context["confusion"] = facts.attempt("test", confusion_figure, evaluation)
+        found = facts.attempt("test", Calibration.from_json, test)
+        if found:
+            context["about_calibration"] = describe_calibration(found)
+            context["reliability"] = facts.attempt("test", figures.reliability, found)
     if svm:
         context["svm"] = facts.attempt("test", lambda: {**_tested(svm), "of": svm})
         context["mcnemar"] = facts.attempt("test", compare, svm)
@@ -218,7 +222,7 @@ def _tested(content: dict[str, Any]) -> dict[str, Any]:
     wrong = matrix - np.diag(np.diag(matrix))
     low, high = evaluation.confidence_interval()
     names, short = evaluation.class_names, short_names(evaluation.class_names, NAME)
-    report = evaluation.classification_report()
+    report, intervals = evaluation.classification_report(), evaluation.recall_intervals()
     few = len(names) <= MOST_CLASSES
     shown = range(len(names)) if few else worst_classes(evaluation)
     gap = None
@@ -235,7 +239,7 @@ def _tested(content: dict[str, Any]) -> dict[str, Any]:
         "pairs": [] if few else [(short[i], short[j], n) for i, j, n in confusions(evaluation)],
         "most_wrong": max(1, int(wrong.max())),
         "mistakes": int(wrong.sum()),
-        "classes": [(short[k], report[names[k]]) for k in shown],
+        "classes": [(short[k], report[names[k]], intervals[k]) for k in shown],
         "averages": [
             (name, report[name]) for name in ("macro avg", "weighted avg") if name in report
         ],

@@ -11,8 +11,8 @@ from jaxmnist.hyperparameters import text
 from jaxmnist.models.distributions import Choice, Distribution, is_number
 from jaxmnist.models.questions import ends_or_values
 from jaxmnist.report.drawing import COLOURS, STRETCHED, Canvas, Figure, accuracy_axis, draw
-from jaxmnist.report.words import signed
-from jaxmnist.results.statistics import Importance, bins
+from jaxmnist.results.importance import Importance
+from jaxmnist.results.statistics import bins
 from jaxmnist.runs.trial import Trial
 
 MOST_COLUMNS = 9  # values of a hyperparameter that fit side by side
@@ -154,7 +154,7 @@ def histogram(scores: Sequence[float], winner: float) -> Figure:
     counts, _ = np.histogram(scores, edges)
 
     def plot(drawn: Canvas) -> None:
-        """Draw the bars, a normal distribution, a tick for each trial, and the winner."""
+        """Draw the bars, a tick for each trial, and the winner."""
         axes = drawn.axes
         bars = axes.bar(
             edges[:-1],
@@ -167,12 +167,6 @@ def histogram(scores: Sequence[float], winner: float) -> Figure:
             linewidth=1.5,
         )
         axes.bar_label(bars, padding=2)
-        normal = np.linspace(edges[0], edges[-1], 200)
-        deviation = np.std(scores, ddof=1) if len(scores) > 1 else 0
-        if len(scores) >= 4 and deviation > 0:
-            height = len(scores) * (edges[1] - edges[0]) / (deviation * np.sqrt(2 * np.pi))
-            bell = height * np.exp(-((normal - np.mean(scores)) ** 2) / (2 * deviation**2))
-            axes.plot(normal, bell, "--", color=COLOURS["muted"], linewidth=1)
         axes.plot(scores, np.full(len(scores), -0.025 * counts.max()), "|", color=COLOURS["trial"])
         axes.axvline(winner, color=COLOURS["winner"], linewidth=2)
         right = winner > (edges[0] + edges[-1]) / 2
@@ -201,59 +195,47 @@ def histogram(scores: Sequence[float], winner: float) -> Figure:
         "histogram",
         "Trials by validation accuracy",
         "The number on a bar counts its trials; each tick below is a trial; the orange line is the"
-        " winner. The dashed line is the normal distribution of the same mean and standard"
-        " deviation.",
+        " winner.",
         f"Trials by validation accuracy: {', '.join(rows)}. The winner has {winner:.4f}.",
         plot,
     )
 
 
 def importances(found: Sequence[Importance]) -> Figure | None:
-    """Each hyperparameter's rank correlation with the score, with its interval; None if unknown."""
-    order = sorted(found, key=lambda item: abs(item.rho) if np.isfinite(item.rho) else -1)
-    if not any(np.isfinite(item.rho) for item in order):
+    """The share that each hyperparameter explains, with its interval; None if none is estimable."""
+    order = [item for item in reversed(found) if item.estimable]
+    if not order:
         return None
 
     def plot(drawn: Canvas) -> None:
-        """Draw a dot and an interval for each hyperparameter."""
+        """Draw a dot, an interval and the mark of chance for each hyperparameter."""
         axes = drawn.axes
-        axes.axvline(0, color=COLOURS["muted"], linewidth=0.8)
         for place, item in enumerate(order):
-            if not np.isfinite(item.rho):
-                axes.text(0.03, place, "not estimable", va="center", color=COLOURS["muted"])
-                continue
-            colour = COLOURS["winner" if item.known else "trial"]
+            colour = COLOURS["winner" if item.matters else "trial"]
             axes.plot([item.low, item.high], [place, place], color=colour, linewidth=2.5, alpha=0.6)
-            axes.plot([item.rho], [place], "o", color=colour, markersize=8)
-            axes.annotate(
-                signed(item.rho),
-                (item.rho, place),
-                xytext=(0, 7),
-                textcoords="offset points",
-                ha="center",
-            )
+            axes.plot([item.share], [place], "o", color=colour, markersize=8)
+            axes.plot([item.chance], [place], "|", color=COLOURS["ink"], markersize=16)
         labels = [f"{item.name}\nn = {item.trials}" for item in order]
         axes.set_yticks(range(len(order)), labels)
         axes.tick_params(axis="y", length=0)
-        axes.set_ylim(-0.5, len(order) - 0.3)
-        axes.set_xlim(-1.05, 1.05)
-        axes.set_xticks([-1, -0.5, 0, 0.5, 1])
+        axes.set_ylim(-0.5, len(order) - 0.5)
+        axes.set_xlim(-0.03, 1)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
         axes.grid(axis="x")
-        axes.set_xlabel("Spearman's rank correlation with the score")
+        axes.set_xlabel("share of the differences between scores")
 
     rows = [
-        f"{item.name}: {signed(item.rho)}, interval {signed(item.low)} to {signed(item.high)}"
-        if np.isfinite(item.rho)
-        else f"{item.name}: not estimable"
+        f"{item.name}: {item.share:.2f}, interval {item.low:.2f} to {item.high:.2f}, chance up to"
+        f" {item.chance:.2f}"
         for item in reversed(order)
     ]
     return draw(
         "importance",
         "Importance of each hyperparameter",
-        "The dot is Spearman's rank correlation: right of 0 larger values scored higher, left of 0"
-        " lower, and further from 0 is more important. The line is its 95 % interval, from a"
-        " bootstrap over trials; significant correlations are orange. A hyperparameter that is best"
-        " at a middle value shows no importance here: see the bars above for that.",
+        "The dot is the share of the variance of the scores' ranks that a hyperparameter explains"
+        " by itself, the line its 95 % interval; the upright stroke is what chance alone stays"
+        " below in 95 of 100 cases. Significant shares are orange. Numbers may be best at an end or"
+        " in the middle; a single good value among many is hardly seen.",
         "; ".join(rows) + ".",
         plot,
     )

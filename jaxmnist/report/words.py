@@ -9,29 +9,19 @@ import numpy as np
 
 from jaxmnist.results.classes import SENTENCE, confusions
 from jaxmnist.results.confusion import Evaluation
+from jaxmnist.results.importance import FEWEST_FOR_IMPORTANCE, Importance
 from jaxmnist.results.layout import shortened
-from jaxmnist.results.statistics import (
-    FEWEST_FOR_IMPORTANCE,
-    Importance,
-    chance_of_new_best,
-    distribution,
-    standard_error,
-)
+from jaxmnist.results.statistics import chance_of_new_best, standard_error
+from jaxmnist.results.tuning import most_gain, standings_of
 
 if TYPE_CHECKING:
     from jaxmnist.report.facts import Facts
-
-MORE = 10  # trials that a reader may consider adding
+    from jaxmnist.results.run import Run
 
 
 def accuracy(value: float | None) -> str:
     """An accuracy with four decimals; a dash if there is none."""
     return "–" if value is None or not np.isfinite(value) else f"{value:.4f}"
-
-
-def signed(value: float, digits: int = 2) -> str:
-    """A number with its sign: +0.81, −0.25."""
-    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def duration(seconds: float) -> str:
@@ -73,48 +63,17 @@ def state(facts: Facts, running: bool) -> dict[str, str]:
     return {"word": "finished", "sentence": sentence}
 
 
-def about_scores(facts: Facts) -> list[str]:
-    """Sentences: the winner's place among the scores, and whether the best is an outlier."""
-    scores, winner = facts.scores, facts.winner
+def place_by_score(facts: Facts) -> str | None:
+    """The winner's place among the scores as a sentence; None without a winner."""
+    winner = facts.winner
     if winner is None or winner.score is None:
-        return []
-    found = distribution(scores)
-    place = 1 + sum(score > winner.score for score in scores)
-    said = [f"By score alone the winner is number {place} of {len(scores)}."]
-    if found is None:
-        said.append("There are too few different scores to say how they are distributed.")
-    else:
-        verdict = (
-            "so the best is not shown to be an outlier"
-            if found.p_value >= 0.05
-            else "so the best stands out from the others"
-        )
-        said.append(
-            f"The scores have mean {found.mean:.4f}, standard deviation {found.deviation:.4f} and"
-            f" skewness {signed(found.skewness)} (0 is symmetric). The highest lies"
-            f" {found.distance:.2f} standard deviations above the mean; in a normal sample of"
-            f" {found.count} the highest lies at least that far out with probability"
-            f" {found.p_value:.2f} (Grubbs' test), {verdict}. The test assumes that scores are"
-            f" normally distributed, which {found.count} trials can't show."
-        )
-    return said
+        return None
+    place = 1 + sum(score > winner.score for score in facts.scores)
+    return f"By score alone the winner is number {place} of {len(facts.scores)}."
 
 
-def about_importance(
-    found: Sequence[Importance], scores: Sequence[float], unordered: Sequence[str] = ()
-) -> str:
-    """What the importances show, or why they show nothing.
-
-    unordered: hyperparameters whose values have no order, and so no rank correlation.
-    """
-    said = _about_importance(found, scores)
-    if unordered:
-        names = ", ".join(unordered)
-        said += f" The values of {names} have no order: see the bars above for their scores."
-    return said
-
-
-def _about_importance(found: Sequence[Importance], scores: Sequence[float]) -> str:
+def about_importance(found: Sequence[Importance], scores: Sequence[float]) -> str:
+    """What the importances show, or why they show nothing."""
     trials = len(scores)
     if trials < FEWEST_FOR_IMPORTANCE:
         return (
@@ -123,51 +82,50 @@ def _about_importance(found: Sequence[Importance], scores: Sequence[float]) -> s
         )
     if len(set(scores)) == 1:
         return "All trials have the same score, so no hyperparameter made a difference."
-    known = [item for item in found if item.known]
-    few = [item.name for item in found if item.trials < FEWEST_FOR_IMPORTANCE]
+    known = [item for item in found if item.matters]
     if not known:
-        only = f" (Too few trials have {', '.join(few)} to tell.)" if few else ""
         return (
             f"{trials} trials do not show that any hyperparameter matters, with all"
-            f" {len(found)} tested together. That does not mean that none does.{only}"
+            f" {len(found)} tested together. That does not mean that none does."
         )
-    parts = [f"{item.name} ({'larger' if item.rho > 0 else 'smaller'} is better)" for item in known]
+    parts = [f"{item.name} (about {100 * item.share:.0f} %)" for item in known]
     others = len(found) - len(known)
     rest = "" if not others else f" For the other {others}, {trials} trials show no clear effect."
-    return f"These matter more than chance explains: {', '.join(parts)}.{rest}"
+    return (
+        "These explain more of the differences between scores than chance does:"
+        f" {', '.join(parts)}.{rest}"
+    )
 
 
-def about_budget(facts: Facts, expected: np.ndarray) -> list[str]:
-    """Sentences: whether ten more trials would help, from the expected best of each number."""
-    scores, images = facts.scores, facts.validation_images
-    ended = len(scores) + facts.count("failed")
-    size = facts.space.size
-    more = MORE if size is None else min(MORE, size - ended)
-    if len(scores) < 2:
-        return ["One score says nothing about what more trials would bring."]
-    half = len(scores) // 2
-    gain = float(expected[-1] - expected[half - 1])
-    error = max(standard_error(max(scores), images), 1 / images)
-    said = [
-        f"Going from {half} to {len(scores)} completed trials raised the expected best by"
-        f" {gain:.4f}. One standard error of the best score is {error:.4f}."
-    ]
+def about_more(run: Run) -> list[str]:
+    """Sentences: what twice as many trials, or all that the space has left, would bring.
+
+    run: a run with completed trials.
+    """
+    winner, standings = run.ranked[0], standings_of(run.ranked, run.rule)
+    ended = sum(trial.status in ("completed", "failed") for trial in run.trials)
+    size = run.space.size
+    more = ended if size is None else min(ended, size - ended)
     if more <= 0:
-        return [*said, "The search has tried its whole space: there are no more trials to run."]
+        return ["The search has tried its whole space: there are no more trials to run."]
+    if winner.score == 1:
+        return ["More trials can't raise the winner's validation accuracy, which is 1."]
+    trials = f"Twice the budget, {count(more, 'more trial')},"
+    if more < ended:
+        trials = f"The {count(more, 'trial')} that the space has left"
+    finds = "finds" if more == ended or more == 1 else "find"
     chance = chance_of_new_best(ended, more)
-    verdict = (
-        "no more than one standard error: these validation images can hardly show it, and more of"
-        " them may help more than more trials"
-        if gain <= error
-        else "more than one standard error, so more trials may be worthwhile"
-    )
-    said.append(
-        f"Would {more} more help? If trials come from the same distribution, the best of all"
-        f" {ended + more} is among the {more} new ones with probability"
-        f" {more}/{ended + more} = {chance:.2f} at most. The gain from going from {half} to"
-        f" {len(scores)} trials is {verdict}."
-    )
-    return said
+    said = f"{trials} {finds} a better one with probability {chance:.2f} at most"
+    bound = most_gain(standings, ended, more)
+    if bound is None:
+        return [f"{said}. How much better it would be, these trials can't say."]
+    error = standard_error(winner.score, run.validation_images)
+    return [
+        f"{said}: with 95 % probability the winner's validation accuracy rises by no more than"
+        f" {bound:.4f}; its standard error is {error:.4f}.",
+        "The bound takes the better half of the scores for that of a normal distribution. A part"
+        " of every rise is luck, as the best of more scores is picked.",
+    ]
 
 
 def most_confused(evaluation: Evaluation, most: int = 3) -> str:

@@ -51,24 +51,31 @@ def table(matrix: np.ndarray, names: Sequence[str]) -> str:
 
 
 def report_table(evaluation: Evaluation, shown: Sequence[int]) -> str:
-    """The classification report of some classes and the averages, laid out as by scikit-learn."""
+    """The classification report of some classes and the averages, laid out as by scikit-learn.
+
+    A last column has the 95 % interval of each class's recall.
+    """
     report = evaluation.classification_report()
+    intervals = evaluation.recall_intervals()
     names = short_names([evaluation.class_names[k] for k in shown], NAME)
     averages = ("macro avg", "weighted avg")
     first = widest([*names, *averages])
 
-    def line(name: str, row: dict[str, float]) -> str:
+    def line(name: str, row: dict[str, float], interval: tuple[float, float] | None = None) -> str:
         numbers = "".join(f" {row[key]:>9.3f}" for key in ("precision", "recall", "f1-score"))
-        return f"{right(name, first)} {numbers} {row['support']:>9.0f}"
+        return f"{right(name, first)} {numbers} {row['support']:>9.0f}" + (
+            "" if interval is None else f"  {interval[0]:.3f}–{interval[1]:.3f}"
+        )
 
     heads = "".join(f" {head:>9}" for head in ("precision", "recall", "f1-score", "support"))
+    heads += "  recall, 95 %"
     accuracy = f"{report['accuracy']:>9.3f} {evaluation.images:>9}"
     rows = [report[evaluation.class_names[k]] for k in shown]
     return "\n".join(
         [
             f"{'':{first}} {heads}",
             "",
-            *map(line, names, rows),
+            *map(line, names, rows, (intervals[k] for k in shown)),
             "",
             f"{'accuracy':>{first}} {'':20} {accuracy}",
             *(line(name, report[name]) for name in averages),

@@ -62,6 +62,15 @@ class Evaluation:
         """The 95 % interval of the accuracy: see `wilson`."""
         return wilson(self.accuracy, self.images)
 
+    def recall_intervals(self) -> list[tuple[float, float] | None]:
+        """The 95 % interval of each class's recall: see `wilson`; None for a class without images.
+
+        The recall is the accuracy on the images of the class.
+        """
+        right, images = np.diag(self.confusion_matrix), self.confusion_matrix.sum(1)
+        pairs = zip(right.tolist(), images.tolist(), strict=True)
+        return [wilson(hits / count, count) if count else None for hits, count in pairs]
+
     def classification_report(self) -> dict[str, Any]:
         """scikit-learn's report: precision, recall, f1-score, support by class name; averages."""
         # Imported here: scikit-learn takes a second to import, which would delay the first trial.

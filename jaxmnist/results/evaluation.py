@@ -10,6 +10,12 @@ import numpy as np
 
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.errors import UsageError
+from jaxmnist.results.calibration import (
+    CALIBRATION_SHAPE,
+    Calibration,
+    calibration,
+    describe_calibration,
+)
 from jaxmnist.results.classes import describe_classes, describe_confusions
 from jaxmnist.results.confusion import REPORT_SHAPE, Evaluation, judge
 from jaxmnist.results.run import Run
@@ -25,6 +31,7 @@ from jaxmnist.whole_files import (
 
 TEST_SHAPE = {
     **REPORT_SHAPE,
+    **CALIBRATION_SHAPE,
     "model_sha256": str,
     "probabilities_sha256": str,
     "evaluations": int,
@@ -98,6 +105,7 @@ def look(run: Run, dataset: Dataset, purpose: str) -> dict[str, Any]:
     content = {
         "model_sha256": model_sha256,
         **evaluation.to_json(),
+        **calibration(dataset.y_test, probabilities).to_json(),
         **gap,
         "probabilities_sha256": sha256(predictions),
         "evaluations": run.directory.looks_at(data),
@@ -121,6 +129,8 @@ def _kept(run: Run) -> tuple[dict[str, Any] | None, np.ndarray]:
     content = read_json(path, TEST_SHAPE)
     try:
         evaluation = Evaluation.from_json(content)
+        if Calibration.from_json(content).images != evaluation.images:
+            raise ValueError("counts other images")
     except ValueError:
         raise DamagedFile(path, "is not a report on test images") from None
     shape = REFIT_SHAPE if "refit_images" in content else GAP_SHAPE
@@ -163,6 +173,7 @@ def describe(content: dict[str, Any]) -> str:
             f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images"
             f" (95 % interval {low:.4f} to {high:.4f};"
             f" test set evaluated {times(looks)})",
+            describe_calibration(Calibration.from_json(content)),
             gap_of(content, evaluation),
             "",
             describe_confusions(evaluation, "best/test.json"),

@@ -71,6 +71,11 @@ class Standing:
     index: int
     score: float
 
+    @property
+    def group(self) -> tuple[float, ...]:
+        """What is compared before the score: trials that agree in it rank by score alone."""
+        return self.key[:-1]
+
 
 @dataclass(frozen=True)
 class Ranked:
@@ -120,7 +125,10 @@ class Rule(ABC):
 
     @abstractmethod
     def keys(self, course: Course) -> list[np.ndarray]:
-        """What trials are ranked by: int[...] arrays, the first decides, smaller wins."""
+        """What trials are ranked by: int[...] arrays, the first decides, smaller wins.
+
+        The last one is the score, negated.
+        """
 
     @abstractmethod
     def reason(self, ranked: Sequence[Ranked]) -> str:

@@ -409,11 +409,15 @@ def svm_report(run: Path) -> str:
     return svm.describe(content) if content else ""
 
 
-def test_a_share_of_more_than_all(run):
+@pytest.mark.parametrize(
+    "changes",
+    [{"validation_accuracy": 2}, {"loss": -1}, {"calibration_error": 2}, {"reliability": []}],
+)
+def test_results_that_are_impossible(run, changes):
     path = run / "best" / "test.json"
     whole = path.read_bytes()
     try:
-        write_json(path, read_json(path) | {"validation_accuracy": 2})
+        write_json(path, read_json(path) | changes)
         with pytest.raises(DamagedFile, match="is not a report"):
             kept_look(Run(run))
     finally:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from jaxmnist import Run
 from jaxmnist.report.page import make_page
+from jaxmnist.results.calibration import calibration
 from jaxmnist.results.confusion import Evaluation
 from jaxmnist.whole_files import array_bytes, read_json, sha256, write_json
 
@@ -139,9 +140,11 @@ def test_names_of_classes_fit(browser, finished, tmp_path: Path):
         counts[1, 0] = 3
         names = tuple(f"a long name of class {k} 数字" for k in range(classes))
         evaluation = Evaluation(tuple(range(classes)), counts, names)
-        content = array_bytes(np.full((int(counts.sum()), classes), 0.1, np.float32))
+        probabilities = np.full((int(counts.sum()), classes), 0.1, np.float32)
+        content = array_bytes(probabilities)
+        calibrated = calibration(np.zeros(len(probabilities), int), probabilities).to_json()
         (path / "best" / "test_probabilities.npy").write_bytes(content)
-        changed = {**evaluation.to_json(), "probabilities_sha256": sha256(content)}
+        changed = {**evaluation.to_json(), **calibrated, "probabilities_sha256": sha256(content)}
         write_json(path / "best" / "test.json", {**test, **changed})
         file = tmp_path / f"{classes}.html"
         file.write_text(make_page(Run(path), images=False))

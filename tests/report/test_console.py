@@ -28,6 +28,7 @@ from jaxmnist.report.console import Console
 from jaxmnist.report.display import Display, can_display
 from jaxmnist.report.progress import Progress
 from jaxmnist.report.show import open_console
+from jaxmnist.report.words import about_more
 from jaxmnist.results.corrected import describe
 from jaxmnist.results.selection import Standing, rule_of
 from jaxmnist.runs.trial import History, Metrics
@@ -223,6 +224,7 @@ def test_what_a_terminal_shows(finished):
         table.index(score) for score in dict.fromkeys(scores)
     )
     assert describe(finished.corrected) in " ".join(shown.split())
+    assert about_more(finished)[0] in " ".join(shown.split())
     assert "\x1b[?25h" in file.getvalue()  # the cursor is visible again
 
 

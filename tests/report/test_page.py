@@ -24,7 +24,10 @@ from jaxmnist.report.facts import Facts
 from jaxmnist.report.inspection import features_in_two
 from jaxmnist.report.page import make_page, write_page
 from jaxmnist.report.repeat import command, in_python_only, session
+from jaxmnist.results.calibration import Calibration, describe_calibration
+from jaxmnist.results.confusion import Evaluation
 from jaxmnist.results.corrected import describe
+from jaxmnist.results.tuning import most_gain, standings_of
 from jaxmnist.runs.trial import METRICS, Metrics
 from jaxmnist.settings import SearchSettings
 from jaxmnist.whole_files import read_json, write_json
@@ -60,7 +63,8 @@ def test_the_page_of_a_finished_run(finished):
         name.replace("dense-layers", "dense_layers") for name in names
     }
     assert "figure-quality-units" not in names  # it has one value only
-    assert {"figure-importance", "figure-budget", "figure-features"} <= names
+    assert {"figure-budget", "figure-reliability", "figure-features"} <= names
+    assert "figure-importance" not in names  # of four trials
     assert {"figure-against-parameters", "figure-against-seconds"} <= names
     winner = finished.best_trial
     assert finished.why() in page.text["winner"]
@@ -76,8 +80,11 @@ def test_the_page_of_a_finished_run(finished):
         page.text["importance"].split()
     )
     assert finished.best_model.summary() in page.text["network"]
-    assert "one standard error" in page.text["budget"].lower()
-    assert "Would 4 more help?" in page.text["budget"]  # the space of 8 has no more
+    assert describe_calibration(Calibration.from_json(test)) in page.text["test"]
+    low, high = Evaluation.from_json(test).recall_intervals()[0]
+    assert f"{low:.3f}–{high:.3f}" in page.text["test"]
+    assert words.about_more(finished)[0] in page.text["budget"]
+    assert "Twice the budget, 4 more trials, finds" in page.text["budget"]
     for what in ("seed", "jax", "training", "winner", "processor"):
         assert what in page.text["record"]
     assert "--max-trials 4" in page.text["repeat"]
@@ -301,7 +308,6 @@ def test_words():
     assert words.duration(185) == "3 min 05 s"
     assert words.duration(7800) == "2 h 10 min"
     assert words.accuracy(None) == words.accuracy(float("nan")) == "–"
-    assert words.signed(-0.25) == "−0.25"
 
 
 @pytest.mark.parametrize(
@@ -340,6 +346,8 @@ def test_a_large_search_stays_readable(copy):
     text = make_page(Run(copy), images=False)
     page = check(text)
     assert "1–5" in page.text["quality"]
+    assert {"figure-importance", "figure-budget"} <= {a["id"] for a in page.all("figure")}
+    assert "60 trials do not show that any hyperparameter matters" in page.text["importance"]
     assert len(text) < 2_000_000
     assert Facts(Run(copy)).budget == 60
 
@@ -373,18 +381,30 @@ def text_of(run: Run) -> dict[str, str]:
 
 def test_perfect_scores_do_not_ask_for_more_trials(copy):
     text = text_of(records(copy, [1.0] * 5))
-    assert "raised the expected best by 0.0000" in text["budget"]
-    assert "no more than one standard error" in text["budget"]
-    assert "may be worthwhile" not in text["budget"]
+    assert "More trials can't raise the winner's validation accuracy, which is 1." in text["budget"]
 
 
 def test_failed_trials_count_as_tried(copy):
-    text = text_of(records(copy, [0.9, 0.92, 0.94, 0.9, 0.91, 0.93], failed=4))
-    assert "probability 10/20 = 0.50 at most" in text["budget"]
+    run = records(copy, [0.9, 0.92, 0.94, 0.9, 0.91, 0.93], failed=4)
+    text = text_of(run)
+    assert "10 more trials, finds a better one with probability 0.50 at most" in text["budget"]
+    bound = most_gain(standings_of(run.ranked, run.rule), 10, 10)
+    assert f"rises by no more than {bound:.4f}; its standard error is 0.0237" in text["budget"]
+
+
+def test_the_rest_of_a_space_is_less_than_twice_the_budget(copy):
+    run = records(copy, [0.9, 0.92, 0.94, 0.9, 0.91, 0.93])
+    run.space = replace(run.space, size=8)
+    said = " ".join(words.about_more(run))
+    assert "The 2 trials that the space has left find a better one with probability 0.25" in said
+    run.space = replace(run.space, size=6)
+    assert "has tried its whole space" in words.about_more(run)[0]
+    run = records(copy, [0.9, 0.92])
+    assert "How much better it would be, these trials can't say" in words.about_more(run)[0]
 
 
 def test_equal_scores_of_many_trials_show_nothing(copy):
-    text = text_of(records(copy, [0.9] * 9))
+    text = text_of(records(copy, [0.9] * 30))
     assert "All trials have the same score" in text["importance"]
 
 

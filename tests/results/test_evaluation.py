@@ -5,6 +5,7 @@ import unicodedata
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score
 
 from jaxmnist.results.classes import describe_classes, describe_confusions, report_table, table
@@ -52,7 +53,15 @@ def test_the_table_of_the_report_is_scikit_learns(judged, names):
     if names:
         shown[3] = "a name of exactly 24 ce…"
     theirs = classification_report(truth, predictions, target_names=shown, digits=3)
-    assert report_table(evaluation, range(4)) == theirs.rstrip()
+    ours = report_table(evaluation, range(4)).splitlines()
+    width = len(theirs.splitlines()[0])
+    assert "\n".join(line[:width].rstrip() for line in ours) == theirs.rstrip()
+    assert ours[0][width:] == "  recall, 95 %"
+    for k, line in enumerate(ours[2:6]):
+        hits, images = ((truth == k) & (predictions == k)).sum(), (truth == k).sum()
+        low, high = stats.binomtest(hits, images).proportion_ci(0.95, "wilson")
+        assert line[width:] == f"  {low:.3f}–{high:.3f}"
+    assert not any(line[width:] for line in ours[6:])
     report = classification_report(
         truth, predictions, target_names=names or shown, output_dict=True
     )
@@ -73,7 +82,9 @@ def test_tables_with_names_are_aligned_and_safe(count):
     matrix = describe_confusions(evaluation, "some.json").splitlines()[1:]
     report = [line for line in describe_classes(evaluation, "").splitlines()[1:] if line]
     assert len({columns(line) for line in matrix}) == 1
-    assert len({columns(line) for line in report}) == 1
+    assert len({columns(line) for line in report[1 : count + 1]}) == 1
+    assert len({columns(line) for line in report[count + 1 :]}) == 1
+    assert columns(report[1]) - columns(report[-1]) == len("  0.000–0.000")
     assert columns(matrix[0]) <= max(80, 24 + 6 * count)
     for line in (*matrix, *report):
         assert line.isprintable()
@@ -114,6 +125,8 @@ def test_a_label_that_is_never_there():
     evaluation = judge(np.array([0, 0, 1]), np.array([0, 0, 0]), (0, 1, 2))
     report = evaluation.classification_report()
     assert report["1"]["precision"] == report["2"]["recall"] == 0
+    assert evaluation.recall_intervals()[2] is None
+    assert "–" not in report_table(evaluation, [2])
 
 
 def test_json_reads_back(judged):

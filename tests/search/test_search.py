@@ -100,6 +100,10 @@ def test_the_test_report_is_that_of_the_kept_model(finished, mnist):
     test = finished.result("best/test.json")
     right = finished.best_model.predict(mnist.x_test[:200]) == mnist.y_test[:200]
     assert test["accuracy"] == right.mean()
+    probabilities = finished.best_model.predict_proba(mnist.x_test[:200]).astype(float)
+    true_ones = probabilities[np.arange(200), mnist.y_test[:200]]
+    assert test["loss"] == pytest.approx(-np.log(true_ones).mean(), rel=1e-6)
+    assert sum(images for images, _, _ in test["reliability"]) == 200
 
 
 def test_the_same_call_again_changes_nothing_and_looks_at_nothing(copy, options):
@@ -427,8 +431,10 @@ def test_the_whole_command(options, finished, tmp_path):
         "epoch 3/3: loss",
         "wins with validation accuracy",
         "Selection among 4 trials on the same 100 images",
+        "Twice the budget, 4 more trials, finds a better one with probability 0.50 at most",
         "Total params:",
         "Test accuracy:",
+        "Test loss",
         "Confusion matrix",
         "macro avg",
         "SVM on the flatten features",
