@@ -26,6 +26,7 @@ PRECISIONS = ("default", "highest", "bfloat16")
 SELECTIONS = ("steady", "best")
 SVM_BACKENDS = ("auto", "sklearn", "sklearnex", "cuml")
 IN_MEMORY = "arrays"  # the name of a dataset that is given as arrays without a name
+KEEP = 3  # trials whose weights are kept, unless more are needed or a person says otherwise
 LARGEST_NUMBER = 10**9  # the largest value of any count; a larger one is a typing error
 # Smaller limits, where memory or time would run out earlier.
 LARGEST_VALUES = {
@@ -238,7 +239,14 @@ class SearchSettings:
         "retries after a trial raises; five more if the process dies",
         "N",
     )
-    keep: int = _setting(3, "number of the best trials whose weights are kept", "N")
+    keep: int | None = _setting(
+        None, f"number of the best trials whose weights are kept (default {KEEP}, or more)", "N"
+    )
+    ensemble: int | None = _setting(
+        None,
+        "also test the mean of the probabilities of the best K trials, whose weights are kept",
+        "K",
+    )
     jobs: int | None = _setting(None, "trials to train at once (default: one per core)", "N")
     lanes: int | None = _setting(
         None,
@@ -290,6 +298,7 @@ class SearchSettings:
                 "--project-name must be the name of a folder, without slashes,"
                 f" not {shown(self.project_name)}"
             )
+        self._check_ensemble()
         for name, low in (("max_trials", 1), ("keep", 1), ("svm_search", 0), ("max_retries", 0)):
             object.__setattr__(self, name, check_whole(name, getattr(self, name), low))
         object.__setattr__(self, "seed", check_whole("seed", self.seed, 0, LARGEST_SEED))
@@ -313,6 +322,27 @@ class SearchSettings:
                     f"--data-dir {shown(self.data_dir)} gives no valid name: add --dataset NAME"
                 )
             raise UsageError(f"--dataset must be the name of a dataset, not {shown(self.dataset)}")
+
+    def _check_ensemble(self) -> None:
+        """Check `ensemble` against the trials; without a `keep`, set one that suffices for it."""
+        members = self.ensemble
+        if members is None:
+            object.__setattr__(self, "keep", KEEP if self.keep is None else self.keep)
+            return
+        members = check_whole("ensemble", members, 2)
+        object.__setattr__(self, "ensemble", members)
+        trials = check_whole("max_trials", self.max_trials, 1)
+        if members > trials:
+            raise UsageError(
+                f"--ensemble {members} needs as many trials, and --max-trials is {trials}"
+            )
+        if self.keep is None:
+            object.__setattr__(self, "keep", max(KEEP, members))
+        elif check_whole("keep", self.keep, 1) < members:
+            raise UsageError(
+                f"--ensemble {members} needs the weights of as many trials, and --keep is"
+                f" {self.keep}: leave it out or raise it"
+            )
 
     @property
     def dataset_name(self) -> str:

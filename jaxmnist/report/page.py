@@ -21,6 +21,7 @@ from jaxmnist.report import figures, inspection, quality, repeat, words
 from jaxmnist.report.confusion import confusion_figure
 from jaxmnist.report.drawing import Figure
 from jaxmnist.report.facts import Facts
+from jaxmnist.results import comparisons, members
 from jaxmnist.results.classes import confusions, worst_classes
 from jaxmnist.results.confusion import Evaluation
 from jaxmnist.results.corrected import describe
@@ -28,7 +29,6 @@ from jaxmnist.results.evaluation import describe_gap, times
 from jaxmnist.results.layout import short_names, shortened
 from jaxmnist.results.run import Run
 from jaxmnist.results.statistics import Importance, expected_best, importance
-from jaxmnist.results.svm import compare
 from jaxmnist.runs.layers import summary
 from jaxmnist.runs.times import read_times
 from jaxmnist.runs.trial import History
@@ -181,7 +181,8 @@ def test_context(facts: Facts) -> dict[str, Any]:
     """Variables of the sections on the network and the test set, from the run's files."""
     test = facts.tested
     svm = facts.attempt("test", facts.svm)
-    context: dict[str, Any] = dict.fromkeys(("test", "svm", "summary", "mcnemar", "confusion"))
+    context: dict[str, Any] = dict.fromkeys(("test", "svm", "summary", "confusion", "ensemble"))
+    context["comparisons"] = []
     if test:
         context["test"] = facts.attempt("test", _tested, test)
         if context["test"] and not context["test"]["matrix"]:
@@ -189,7 +190,11 @@ def test_context(facts: Facts) -> dict[str, Any]:
             context["confusion"] = facts.attempt("test", confusion_figure, evaluation)
     if svm:
         context["svm"] = facts.attempt("test", lambda: {**_tested(svm), "of": svm})
-        context["mcnemar"] = facts.attempt("test", compare, svm)
+    if test:
+        kept = facts.attempt("test", facts.run.kept_comparisons)
+        context["comparisons"] = facts.attempt("test", comparisons.describe, kept) or []
+        ensemble = facts.attempt("test", facts.run.kept_ensemble)
+        context["ensemble"] = members.describe(ensemble) if ensemble else None
     if facts.winner:
         context["summary"] = facts.attempt("network", summary, facts.winner.layers)
     return context

@@ -15,6 +15,7 @@ from jaxmnist.engine.devices import set_pool_size
 from jaxmnist.errors import UsageError, printable
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import SpaceDescription
+from jaxmnist.results import comparisons, members
 from jaxmnist.results.corrected import Corrected, corrected, describe
 from jaxmnist.results.origin import Origin
 from jaxmnist.results.selection import Ranked, Rule, rule_of
@@ -26,6 +27,7 @@ from jaxmnist.whole_files import DamagedFile, MissingFile, fits, read_json
 
 if TYPE_CHECKING:
     from jaxmnist.models.network import Network
+    from jaxmnist.results.ensemble import Ensemble
     from jaxmnist.results.trained import TrainedModel
 
 SEARCH_SHAPE = {
@@ -174,10 +176,10 @@ class Run:
     def get_best_models(self, n: int = 1) -> list[TrainedModel]:
         """The first n models, the winner first; `UsageError` if their weights weren't kept."""
         n = check_whole("n", n, 1)
-        if n > self.settings.keep:
+        kept = self.settings.keep
+        if kept is not None and n > kept:  # None only before the settings are checked
             raise UsageError(
-                f"weights of {self.settings.keep} trials were kept, not of {n};"
-                f" search with keep={n} to keep them"
+                f"weights of {kept} trials were kept, not of {n}; search with keep={n} to keep them"
             )
         return [self.load_model(entry.trial) for entry in self.ranked[:n]]
 
@@ -208,13 +210,26 @@ class Run:
     def results_summary(self) -> str:
         """A line for each trial, the winner first, then those that failed; and why it won.
 
-        Then the winner's score corrected for having been selected, and the trials that the
-        validation images don't tell from it.
+        Then the winner's score corrected for having been selected, the trials that the validation
+        images don't tell from it, and the ensemble, if one was tested.
         """
         table = "\n".join(
             f"{a:>5}  {b:>12}  {c:>14}  {d:>7}  {e}" for a, b, c, d, e in self.results_table()
         )
-        return f"{table}\n\n{self.why()}\n{describe(self.corrected)}" if self.ranked else table
+        if not self.ranked:
+            return table
+        lines = [table, "", self.why(), describe(self.corrected)]
+        if found := self.kept_ensemble():
+            lines += [members.describe(found), *comparisons.describe(self.kept_comparisons())]
+        return "\n".join(lines)
+
+    def kept_ensemble(self) -> dict[str, Any] | None:
+        """The content of best/ensemble/ensemble.json; None unless it is of the first trials."""
+        return members.kept(self.directory, self.ranked)
+
+    def kept_comparisons(self) -> dict[str, Any] | None:
+        """The content of best/comparisons.json; None unless it is of the present models."""
+        return comparisons.kept(self.directory, self.ranked)
 
     def search_space_summary(self) -> str:
         """A line for each hyperparameter with its range, and the number of configurations."""
@@ -243,6 +258,30 @@ class Run:
         """The winner's trained network, loaded from best/."""
         config = self.result("best/config.json", CONFIG_SHAPE)
         return self._load(self.directory.model_path, config["model_sha256"])
+
+    @cached_property
+    def ensemble(self) -> Ensemble:
+        """The first trials' networks, which predict by the mean of their probabilities.
+
+        Raises `UsageError` if the search tested no ensemble, or other trials are the first now.
+        """
+        # Imported here: JAX takes a second, in which a command would have no signal handlers yet.
+        from jaxmnist.results.ensemble import Ensemble
+
+        content = self.kept_ensemble()
+        if content is None:
+            raise UsageError(
+                f"{self.directory.path}: has no ensemble of its first trials: repeat its search"
+                " with --ensemble K, in Python ensemble=K, to test one"
+            )
+        trials = members.first(self.ranked, len(content["members"]))
+        origin = Origin(
+            RunDirectory(self.directory.path, self.search),
+            content["model_sha256"],
+            self.directory.ensemble_path,
+        )
+        models = tuple(self.load_model(trial) for trial in trials)
+        return Ensemble(models, tuple(trial.index for trial in trials), origin)
 
     def winner(self) -> dict[str, Any]:
         """The content of best/config.json; `UsageError` unless it is the winner of these trials."""

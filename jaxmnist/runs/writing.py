@@ -28,6 +28,7 @@ from jaxmnist.runs.directory import (
     threads_of,
 )
 from jaxmnist.runs.trial import Trial
+from jaxmnist.settings import SVM_BACKENDS
 from jaxmnist.whole_files import (
     DamagedFile,
     MissingFile,
@@ -135,6 +136,10 @@ class WritableRunDirectory(RunDirectory):
         for above in (self.path / "trials", self.path / "svm"):
             if above.is_dir():
                 folders += sorted(above.iterdir())
+        folders += [self.path / "best" / "ensemble"]
+        if (self.path / "svm").is_dir():
+            svms = [path for path in (self.path / "svm").iterdir() if path.is_dir()]
+            folders += [path / backend for path in svms for backend in SVM_BACKENDS]
         for path in folders:
             if os.path.lexists(path) and not path.is_symlink() and not path.is_dir():
                 logger.info(f"note: {path}: is not a folder; moved to {self.set_aside(path)}")

@@ -21,7 +21,7 @@ from jaxmnist.results import evaluation
 from jaxmnist.results.rbf import choose_backend
 from jaxmnist.results.run import Run
 from jaxmnist.runs.writing import begin_run
-from jaxmnist.search.checks import check_memory, check_optimizer_settings, rehearse
+from jaxmnist.search.checks import check_ensemble, check_memory, check_optimizer_settings, rehearse
 from jaxmnist.search.description import describe_budget, describe_narrowed, describe_search
 from jaxmnist.search.listener import Listener, TrialListener
 from jaxmnist.search.trials import Trials
@@ -61,6 +61,7 @@ def search(
         *dataset.notes,
         dataset.scale_note,
         describe_budget(len(draws), settings.max_trials, description),
+        check_ensemble(len(draws), settings),
     ):
         if line:
             logger.info(line)
