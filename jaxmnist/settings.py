@@ -240,7 +240,9 @@ class SearchSettings:
         "N",
     )
     keep: int | None = _setting(
-        None, f"number of the best trials whose weights are kept (default {KEEP}, or more)", "N"
+        None,
+        f"number of the best trials whose weights are kept (default {KEEP}; more for an ensemble)",
+        "N",
     )
     ensemble: int | None = _setting(
         None,

@@ -274,7 +274,13 @@ class Run:
                 f"{self.directory.path}: has no ensemble of its first trials: repeat its search"
                 " with --ensemble K, in Python ensemble=K, to test one"
             )
-        trials = members.first(self.ranked, len(content["members"]))
+        count, kept = len(content["members"]), self.settings.keep
+        if kept is not None and count > kept:
+            raise UsageError(
+                f"{self.directory.path}: weights of {kept} trials were kept, not of the ensemble's"
+                f" {count}: repeat its search with --ensemble {count}, in Python ensemble={count}"
+            )
+        trials = members.first(self.ranked, count)
         origin = Origin(
             RunDirectory(self.directory.path, self.search),
             content["model_sha256"],
