@@ -16,6 +16,7 @@ from processes import command, flags
 from jaxmnist import Run, UsageError, random_search
 from jaxmnist.commands import main as commands
 from jaxmnist.commands.parser import run_command
+from jaxmnist.report.page import make_page
 from jaxmnist.results import members
 from jaxmnist.results.ensemble_look import evaluate_ensemble
 from jaxmnist.search.checks import check_ensemble
@@ -86,6 +87,8 @@ def test_its_report_and_its_look(tested, finished, dataset):
     assert f"Ensemble of the first 3 trials ({', '.join(map(str, first))})" in text
     assert f"test accuracy {content['accuracy']:.4f}" in text
     assert "costs 3 times the computing" in text
+    page = make_page(run, images=False)
+    assert members.describe(content) in page
 
 
 def test_it_is_looked_at_once(tested, dataset, tmp_path, said):
