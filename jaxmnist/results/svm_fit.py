@@ -19,6 +19,10 @@ from jaxmnist.results.rbf import RbfSvm
 
 COMPONENTS = 64
 SCALER_ROWS = 1024  # rows that are scaled at a time
+# Of many features, components are found by power iterations. On 8192 × 4032 features of a network,
+# 4 on 64 + 32 directions take 0.79 of the time of scikit-learn's 7 on 64 + 10, and the components
+# have slightly more of the variance.
+RANDOMIZED = {"n_oversamples": 32, "iterated_power": 4}
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ def _fit_projection(
     for part in rows:
         x[part] = scaler.transform(x[part])
     clock.lap("scaler")
-    pca = PCA(min(COMPONENTS, *x.shape), copy=False, random_state=seed)
+    pca = PCA(min(COMPONENTS, *x.shape), copy=False, random_state=seed, **RANDOMIZED)
     projected = np.ascontiguousarray(pca.fit_transform(x), np.float32)
     clock.lap("pca")
     return projected, Projection(
