@@ -17,6 +17,7 @@ from jaxmnist.errors import UsageError, printable
 from jaxmnist.results.classes import describe_classes
 from jaxmnist.results.confusion import REPORT_SHAPE, Evaluation, judge
 from jaxmnist.results.evaluation import times, winner_predictions
+from jaxmnist.results.pipeline import Projection
 from jaxmnist.results.rbf import choose_backend
 from jaxmnist.results.run import Run
 from jaxmnist.results.statistics import mcnemar
@@ -108,6 +109,11 @@ def _fit_and_test(
     batches: Batches, width: int, dataset: Dataset, *, how: Fitting, seed: int
 ) -> Tested:
     labels = np.asarray(dataset.labels)
+    projected: list[np.ndarray] = []
+
+    def project_test(project: Projection) -> None:
+        projected.extend(project(values) for _, values in batches(dataset.x_test))
+
     fitted = fit(
         batches,
         width,
@@ -115,12 +121,10 @@ def _fit_and_test(
         (dataset.x_validation, labels[dataset.y_validation]),
         how=how,
         seed=seed,
+        meanwhile=project_test,
     )
     clock = Clock()
-    projected = np.concatenate(
-        [fitted.svm.project(values) for _, values in batches(dataset.x_test)]
-    )
-    predictions = np.searchsorted(labels, fitted.svm.classifier.predict(projected))
+    predictions = np.searchsorted(labels, fitted.svm.classifier.predict(np.concatenate(projected)))
     clock.lap("predict")
     fitted.seconds.update(clock.seconds)
     evaluation = judge(dataset.y_test, predictions, dataset.labels, dataset.class_names)

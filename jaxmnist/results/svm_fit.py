@@ -75,6 +75,7 @@ def fit(
     *,
     how: Fitting,
     seed: int,
+    meanwhile: Callable[[Projection], object] | None = None,
 ) -> Fit:
     """Fit scaler, PCA and SVC on training images alone.
 
@@ -88,6 +89,7 @@ def fit(
       validation: images and labels that the search scores its draws on.
       how: the SVM, the backend and the number of draws.
       seed: seed of PCA and of the search.
+      meanwhile: called while the SVM is fitted, which takes one core in most libraries.
     """
     clock = Clock()
     x, project = _fit_projection(batches, width, train[0], seed, clock)
@@ -101,7 +103,10 @@ def fit(
         )
         parameters = {name: tried[0][name] for name in parameters}
         clock.lap("search")
-    fitted = _interruptible(lambda: kind.fit(x, train[1], backend, parameters))
+    fitted = _interruptible(
+        lambda: kind.fit(x, train[1], backend, parameters),
+        (lambda: meanwhile(project)) if meanwhile else None,
+    )
     clock.lap("svc")
     return Fit(SvmPipeline(project, fitted), backend, clock.seconds, tried)
 
@@ -150,8 +155,11 @@ class Clock:
         self._last = now
 
 
-def _interruptible(work: Callable[[], Any]) -> Any:
-    """What `work` returns, run in a thread so that a signal can end the wait: libsvm ignores it."""
+def _interruptible(work: Callable[[], Any], meanwhile: Callable[[], object] | None = None) -> Any:
+    """What `work` returns, run in a thread so that a signal can end the wait: libsvm ignores it.
+
+    `meanwhile` is called in this thread before the wait.
+    """
     result: Future[Any] = Future()
 
     def run() -> None:
@@ -164,6 +172,8 @@ def _interruptible(work: Callable[[], Any]) -> Any:
             result.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
+    if meanwhile:
+        meanwhile()
     return result.result()
 
 
