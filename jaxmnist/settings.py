@@ -26,6 +26,7 @@ PRECISIONS = ("default", "highest", "bfloat16")
 SELECTIONS = ("steady", "best")
 SVM_BACKENDS = ("auto", "sklearn", "sklearnex", "cuml")
 IN_MEMORY = "arrays"  # the name of a dataset that is given as arrays without a name
+KEEP = 3  # trials whose weights are kept, unless more are needed or a person says otherwise
 LARGEST_NUMBER = 10**9  # the largest value of any count; a larger one is a typing error
 # Smaller limits, where memory or time would run out earlier.
 LARGEST_VALUES = {
@@ -249,7 +250,16 @@ class SearchSettings:
         False,
         "train the winner again on training and validation images together, and test that network",
     )
-    keep: int = _setting(3, "number of the best trials whose weights are kept", "N")
+    keep: int | None = _setting(
+        None,
+        f"number of the best trials whose weights are kept (default {KEEP}; more for an ensemble)",
+        "N",
+    )
+    ensemble: int | None = _setting(
+        None,
+        "also test the mean of the probabilities of the best K trials, whose weights are kept",
+        "K",
+    )
     jobs: int | None = _setting(None, "trials to train at once (default: one per core)", "N")
     lanes: int | None = _setting(
         None,
@@ -301,6 +311,7 @@ class SearchSettings:
                 "--project-name must be the name of a folder, without slashes,"
                 f" not {shown(self.project_name)}"
             )
+        self._check_ensemble()
         for name, low in (("max_trials", 1), ("keep", 1), ("svm_search", 0), ("max_retries", 0)):
             object.__setattr__(self, name, check_whole(name, getattr(self, name), low))
         object.__setattr__(self, "seed", check_whole("seed", self.seed, 0, LARGEST_SEED))
@@ -340,6 +351,32 @@ class SearchSettings:
         object.__setattr__(self, "finalists", finalists)
         reruns = 3 if self.reruns is None else self.reruns
         object.__setattr__(self, "reruns", check_whole("reruns", reruns, 1))
+
+    def _check_ensemble(self) -> None:
+        """Check `ensemble` against the trials; without a `keep`, set one that suffices for it."""
+        members = self.ensemble
+        if members is None:
+            object.__setattr__(self, "keep", KEEP if self.keep is None else self.keep)
+            return
+        members = check_whole("ensemble", members, 2)
+        object.__setattr__(self, "ensemble", members)
+        if self.refit:
+            raise UsageError(
+                "--ensemble and --refit test different networks, as the ensemble's members are not"
+                " refitted: give one of them"
+            )
+        trials = check_whole("max_trials", self.max_trials, 1)
+        if members > trials:
+            raise UsageError(
+                f"--ensemble {members} needs as many trials, and --max-trials is {trials}"
+            )
+        if self.keep is None:
+            object.__setattr__(self, "keep", max(KEEP, members))
+        elif check_whole("keep", self.keep, 1) < members:
+            raise UsageError(
+                f"--ensemble {members} needs the weights of as many trials, and --keep is"
+                f" {self.keep}: leave it out or raise it"
+            )
 
     @property
     def dataset_name(self) -> str:

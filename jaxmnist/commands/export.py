@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxmnist.commands.parser import Parser, add_model, add_run
+from jaxmnist.commands.parser import Parser, add_ensemble, add_model, add_run
 from jaxmnist.errors import printable
 
 
@@ -21,6 +21,7 @@ def main(arguments: list[str], program: str = "jaxmnist export") -> None:
         " and TPU), .onnx (needs jax2onnx) or .safetensors (the weights alone)",
     )
     add_model(parser)
+    add_ensemble(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     given = parser.parse_args(arguments)
     # Imported late: JAX takes a second, during which signals must already be handled.
@@ -31,7 +32,8 @@ def main(arguments: list[str], program: str = "jaxmnist export") -> None:
     target(given.path, given.overwrite)  # a mistake in it is told before the run is read
     run = Run(given.run, own_network(given.model))
     run.winner()
-    found = run.best_model.export(given.path, overwrite=given.overwrite)
+    model = run.ensemble if given.ensemble else run.best_model
+    found = model.export(given.path, overwrite=given.overwrite)
     print(
         f"{printable(given.path)}: {found['file_bytes']} bytes; it is described in"
         f" {printable(given.path)}.json"

@@ -41,6 +41,16 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_ensemble(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of the run's ensemble in place of its winner."""
+    parser.add_argument(
+        "--ensemble",
+        action="store_true",
+        help="use the mean probability of the best trials, which the search tested (its --ensemble"
+        " K), in place of the winner",
+    )
+
+
 def model_of(arguments: list[str]) -> str | None:
     """What is given as --model; None if nothing is."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxmnist.commands.parser import Parser, add_model, add_run, complain
+from jaxmnist.commands.parser import Parser, add_ensemble, add_model, add_run, complain
 from jaxmnist.errors import UsageError, local_path, printable
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from jaxmnist.data.pictures import Picture
     from jaxmnist.data.preparation import Preparation
+    from jaxmnist.results.ensemble import Ensemble
     from jaxmnist.results.trained import TrainedModel
 
 
@@ -33,7 +34,8 @@ def main(arguments: list[str], program: str = "jaxmnist predict") -> int:
     from jaxmnist.data.preparation import preparation_for
     from jaxmnist.results.run import Run
 
-    model = Run(given.run, own_network(given.model)).best_model
+    run = Run(given.run, own_network(given.model))
+    model = run.ensemble if given.ensemble else run.best_model
     preparation = preparation_for(model, given.prepare, "--prepare")
     pictures, status = _read(given.files, preparation)
     if not pictures:
@@ -61,6 +63,7 @@ def _parser(program: str) -> Parser:
         help="pictures (PNG, JPEG, BMP, GIF, WebP, TIFF), folders of them, or arrays of images:"
         " .npy, .npz (images, x_test or test_images), .csv of pixels",
     )
+    add_ensemble(parser)
     parser.add_argument(
         "--prepare",
         metavar="WORD",
@@ -104,7 +107,7 @@ def _read(names: list[str], preparation: Preparation) -> tuple[list[Picture], in
     return pictures, status
 
 
-def _names(model: TrainedModel) -> list[int | str]:
+def _names(model: TrainedModel | Ensemble) -> list[int | str]:
     """The names of the classes where the data bring names, else their labels."""
     numbered = model.class_names == tuple(map(str, model.labels))
     return list(model.labels if numbered else model.class_names)

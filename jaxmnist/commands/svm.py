@@ -39,6 +39,7 @@ def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
     from jaxmnist.api import own_network
     from jaxmnist.data.dataset import load_dataset
     from jaxmnist.report.console import Console, notes_on
+    from jaxmnist.results import comparisons
     from jaxmnist.results.run import locked_run
     from jaxmnist.results.svm import describe, fit_on_run
 
@@ -61,4 +62,9 @@ def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
             draws=settings.svm_search,
             baselines=not own,
         )
-    print(describe(content))
+        compared = (
+            comparisons.write(run.files, run.ranked, run.tested_sha256, dataset.y_test)
+            if own
+            else None
+        )
+    print("\n".join([describe(content), *comparisons.describe(compared)]))

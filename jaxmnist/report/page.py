@@ -20,7 +20,7 @@ from jaxmnist.report import figures, inspection, quality, repeat, words
 from jaxmnist.report.confusion import confusion_figure
 from jaxmnist.report.drawing import Figure
 from jaxmnist.report.facts import Facts
-from jaxmnist.results import finalists
+from jaxmnist.results import comparisons, finalists, members
 from jaxmnist.results.calibration import Calibration, describe_calibration
 from jaxmnist.results.classes import confusions, worst_classes
 from jaxmnist.results.confusion import Evaluation
@@ -30,7 +30,6 @@ from jaxmnist.results.finalists import Finalist
 from jaxmnist.results.importance import FEWEST_FOR_IMPORTANCE, Importance, importances
 from jaxmnist.results.layout import short_names, shortened
 from jaxmnist.results.run import Run
-from jaxmnist.results.svm import compare
 from jaxmnist.results.tuning import standings_of, tuning_curve
 from jaxmnist.runs.layers import summary
 from jaxmnist.runs.times import read_times
@@ -196,8 +195,9 @@ def test_context(facts: Facts) -> dict[str, Any]:
     test = facts.tested
     svm = facts.attempt("test", facts.svm)
     context: dict[str, Any] = dict.fromkeys(
-        ("test", "svm", "summary", "mcnemar", "confusion", "reliability", "about_calibration")
+        ("test", "svm", "summary", "ensemble", "confusion", "reliability", "about_calibration")
     )
+    context["comparisons"] = []
     if test:
         context["test"] = facts.attempt("test", _tested, test)
         if context["test"] and not context["test"]["matrix"]:
@@ -209,7 +209,11 @@ def test_context(facts: Facts) -> dict[str, Any]:
             context["reliability"] = facts.attempt("test", figures.reliability, found)
     if svm:
         context["svm"] = facts.attempt("test", lambda: {**_tested(svm), "of": svm})
-        context["mcnemar"] = facts.attempt("test", compare, svm)
+    if test:
+        kept = facts.attempt("test", facts.run.kept_comparisons)
+        context["comparisons"] = facts.attempt("test", comparisons.describe, kept) or []
+        ensemble = facts.attempt("test", facts.run.kept_ensemble)
+        context["ensemble"] = members.describe(ensemble) if ensemble else None
     if facts.winner:
         context["summary"] = facts.attempt("network", summary, facts.winner.layers)
     return context

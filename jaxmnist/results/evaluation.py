@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,31 +90,66 @@ def gap_of(content: dict[str, Any], test: Evaluation) -> str:
     return describe_gap(content["validation_accuracy"], content["validation_images"], test)
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated on the test set, and where the results lie.
+
+    model_sha256: of the model's weights.
+    predict_proba: returns the probabilities float32[N, K] of images [N, H, W, C].
+    report, beside: the paths of the report, and of the probabilities for the test images.
+    says: what else the report says.
+    """
+
+    model_sha256: str
+    predict_proba: Callable[[np.ndarray], np.ndarray]
+    report: Path
+    beside: Path
+    says: Mapping[str, Any]
+
+
 def look(run: Run, dataset: Dataset, purpose: str) -> dict[str, Any]:
     """Evaluate the winner on the test set once, and save the results under best/.
 
     The ledger records the evaluation before it happens. Returns the content of best/test.json.
     """
-    config = run.winner()
-    model_sha256, data = config["model_sha256"], run.search["identity"]["data"]
+    config, place = run.winner(), run.directory
+    winner = Subject(
+        config["model_sha256"],
+        run.best_model.predict_proba,
+        place.test_path,
+        place.probabilities_path,
+        {"refit_images": len(dataset.y_train) + len(dataset.y_validation)}
+        if config.get("refit")
+        else validated(config["score"], dataset),
+    )
+    return look_at(winner, run, dataset, purpose)
+
+
+def validated(accuracy: float, dataset: Dataset) -> dict[str, Any]:
+    """What a report says of a model's accuracy on the validation images."""
+    return {"validation_accuracy": accuracy, "validation_images": len(dataset.y_validation)}
+
+
+def look_at(subject: Subject, run: Run, dataset: Dataset, purpose: str) -> dict[str, Any]:
+    """Evaluate a model on the test set once, and save the results; returns the report.
+
+    The ledger records the evaluation before it happens.
+    """
+    model_sha256, data = subject.model_sha256, run.search["identity"]["data"]
     run.files.write_look(purpose, model_sha256, data)
-    probabilities = run.best_model.predict_proba(dataset.x_test)
+    probabilities = subject.predict_proba(dataset.x_test)
     predictions = array_bytes(probabilities)
     evaluation = judge(dataset.y_test, probabilities.argmax(1), dataset.labels, dataset.class_names)
-    validated = len(dataset.y_validation)
-    gap = {"validation_accuracy": config["score"], "validation_images": validated}
-    if config.get("refit"):
-        gap = {"refit_images": len(dataset.y_train) + validated}
     content = {
         "model_sha256": model_sha256,
         **evaluation.to_json(),
         **calibration(dataset.y_test, probabilities).to_json(),
-        **gap,
         "probabilities_sha256": sha256(predictions),
         "evaluations": run.directory.looks_at(data),
+        **subject.says,
     }
-    run.files.write_file(run.directory.probabilities_path, predictions)
-    run.files.write_json(run.directory.test_path, content)
+    run.files.write_file(subject.beside, predictions)
+    run.files.write_json(subject.report, content)
     return content
 
 
@@ -126,25 +164,39 @@ def kept_look(run: Run) -> dict[str, Any] | None:
 def _kept(run: Run) -> tuple[dict[str, Any] | None, np.ndarray]:
     """The content of best/test.json, or None, and the probabilities float32[N, K] beside it."""
     path, beside = run.directory.test_path, run.directory.probabilities_path
-    content = read_json(path, TEST_SHAPE)
+    return read_report(path, beside, run.tested_sha256)
+
+
+def read_report(
+    path: Path, beside: Path, model_sha256: str | None, shape: Any = None
+) -> tuple[dict[str, Any] | None, np.ndarray]:
+    """A report on test images, None if it is another model's; and the probabilities beside it.
+
+    Args:
+      path, beside: of the report, and of the probabilities float32[N, K].
+      model_sha256: of the model's weights.
+      shape: fields that the report has beyond `TEST_SHAPE`.
+
+    Raises `DamagedFile` if one of the files is damaged.
+    """
+    content = read_json(path, {**TEST_SHAPE, **(shape or {})})
     try:
         evaluation = Evaluation.from_json(content)
         if Calibration.from_json(content).images != evaluation.images:
             raise ValueError("counts other images")
     except ValueError:
         raise DamagedFile(path, "is not a report on test images") from None
-    shape = REFIT_SHAPE if "refit_images" in content else GAP_SHAPE
-    possible = fits(content, shape) and min(content[name] for name in shape) >= 0
+    about: dict[str, Any] = REFIT_SHAPE if "refit_images" in content else GAP_SHAPE
+    possible = fits(content, about) and min(content[name] for name in about) >= 0
     if not possible or content.get("validation_accuracy", 0) > 1:
         raise DamagedFile(path, "is not a report on test images")
     if content["evaluations"] not in range(MOST_LOOKS):
         raise DamagedFile(path, "is not a report on test images")
-    final = run.final_trial
-    if final is None or content["model_sha256"] != final.weights_sha256:
+    if content["model_sha256"] != model_sha256:
         return None, np.zeros((0, 0), np.float32)
     probabilities = read_array(beside, content["probabilities_sha256"])
     if probabilities.shape != (evaluation.images, len(evaluation.labels)):
-        raise DamagedFile(beside, "does not match test.json")
+        raise DamagedFile(beside, f"does not match {path.name}")
     return content, probabilities
 
 

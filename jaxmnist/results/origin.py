@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jaxmnist.errors import UsageError
@@ -11,7 +12,7 @@ from jaxmnist.runs.directory import RunDirectory
 from jaxmnist.whole_files import DamagedFile, MissingFile, fits, read_json
 
 DTYPES = {"uint8", "float32"}  # of a dataset's images
-TESTED = {"model_sha256": str, "accuracy": float}  # fields of best/test.json
+TESTED = {"model_sha256": str, "accuracy": float}  # fields of a report on test images
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,12 @@ class Origin:
     """The run that a model comes from.
 
     sha256: of the model's file.
+    report: the report on test images that may be the model's; None for best/test.json.
     """
 
     directory: RunDirectory
     sha256: str
+    report: Path | None = None
 
     @property
     def dtype(self) -> str | None:
@@ -53,13 +56,14 @@ class Origin:
         Raises `UsageError` if the report on them is damaged.
         """
         try:
-            report = read_json(self.directory.test_path, TESTED)
+            report = read_json(self.report or self.directory.test_path, TESTED)
         except MissingFile:
             return None
         except DamagedFile as problem:
-            raise UsageError(
-                f"{problem}; python -m jaxmnist evaluate {self.directory.path} makes it again"
-            ) from None
+            mend = f"python -m jaxmnist evaluate {self.directory.path} makes it again"
+            if self.report:
+                mend = "repeat the search's command, which makes it again"
+            raise UsageError(f"{problem}; {mend}") from None
         accuracy: float = report["accuracy"]
         return accuracy if report["model_sha256"] == self.sha256 else None
 

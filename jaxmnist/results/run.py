@@ -15,7 +15,7 @@ from jaxmnist.engine.devices import set_pool_size
 from jaxmnist.errors import UsageError, printable
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import SpaceDescription
-from jaxmnist.results import finalists
+from jaxmnist.results import comparisons, finalists, members
 from jaxmnist.results.corrected import Corrected, corrected, describe
 from jaxmnist.results.finalists import Finalist
 from jaxmnist.results.origin import Origin
@@ -29,6 +29,7 @@ from jaxmnist.whole_files import DamagedFile, MissingFile, fits, read_json
 
 if TYPE_CHECKING:
     from jaxmnist.models.network import Network
+    from jaxmnist.results.ensemble import Ensemble
     from jaxmnist.results.trained import TrainedModel
 
 SEARCH_SHAPE = {
@@ -237,10 +238,10 @@ class Run:
         A refitted winner is the refitted network.
         """
         n = check_whole("n", n, 1)
-        if n > self.settings.keep:
+        kept = self.settings.keep
+        if kept is not None and n > kept:  # None only before the settings are checked
             raise UsageError(
-                f"weights of {self.settings.keep} trials were kept, not of {n};"
-                f" search with keep={n} to keep them"
+                f"weights of {kept} trials were kept, not of {n}; search with keep={n} to keep them"
             )
         models = [self.load_model(trial) for trial in self._best()[:n]]
         return [self.best_model, *models[1:]] if self.settings.refit else models
@@ -274,6 +275,7 @@ class Run:
 
         Then the winner's score corrected for having been selected, and the trials that the
         validation images don't tell from it; or else the finalists, and which of them is chosen.
+        Then the ensemble, if one was tested.
         """
         table = "\n".join(
             f"{a:>5}  {b:>12}  {c:>14}  {d:>7}  {e}" for a, b, c, d, e in self.results_table()
@@ -281,7 +283,24 @@ class Run:
         if not self.ranked:
             return table
         more = f"\n{finalists.summary(self.finals)}" if self.finals else describe(self.corrected)
-        return f"{table}\n\n{self.why()}\n{more}"
+        lines = [table, "", self.why(), more]
+        if found := self.kept_ensemble():
+            lines += [members.describe(found), *comparisons.describe(self.kept_comparisons())]
+        return "\n".join(lines)
+
+    def kept_ensemble(self) -> dict[str, Any] | None:
+        """The content of best/ensemble/ensemble.json; None unless it is of the first trials."""
+        return members.kept(self.directory, self.ranked)
+
+    def kept_comparisons(self) -> dict[str, Any] | None:
+        """The content of best/comparisons.json; None unless it is of the present models."""
+        return comparisons.kept(self.directory, self.ranked, self.tested_sha256)
+
+    @property
+    def tested_sha256(self) -> str | None:
+        """The SHA-256 of the weights that best/ is to hold; None while they are not trained."""
+        final = self.final_trial if self.ranked else None
+        return final.weights_sha256 if final else None
 
     def search_space_summary(self) -> str:
         """A line for each hyperparameter with its range, and the number of configurations."""
@@ -312,6 +331,36 @@ class Run:
         """The winner's trained network, loaded from best/."""
         config = self.result("best/config.json", CONFIG_SHAPE)
         return self._load(self.directory.model_path, config["model_sha256"])
+
+    @cached_property
+    def ensemble(self) -> Ensemble:
+        """The first trials' networks, which predict by the mean of their probabilities.
+
+        Raises `UsageError` if the search tested no ensemble, or other trials are the first now.
+        """
+        # Imported here: JAX takes a second, in which a command would have no signal handlers yet.
+        from jaxmnist.results.ensemble import Ensemble
+
+        content = self.kept_ensemble()
+        if content is None:
+            raise UsageError(
+                f"{self.directory.path}: has no ensemble of its first trials: repeat its search"
+                " with --ensemble K, in Python ensemble=K, to test one"
+            )
+        count, kept = len(content["members"]), self.settings.keep
+        if kept is not None and count > kept:
+            raise UsageError(
+                f"{self.directory.path}: weights of {kept} trials were kept, not of the ensemble's"
+                f" {count}: repeat its search with --ensemble {count}, in Python ensemble={count}"
+            )
+        trials = members.first(self.ranked, count)
+        origin = Origin(
+            RunDirectory(self.directory.path, self.search),
+            content["model_sha256"],
+            self.directory.ensemble_path,
+        )
+        models = tuple(self.load_model(trial) for trial in trials)
+        return Ensemble(models, tuple(trial.index for trial in trials), origin)
 
     def winner(self) -> dict[str, Any]:
         """The content of best/config.json; `UsageError` unless it is the winner of these trials."""

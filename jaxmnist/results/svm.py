@@ -17,6 +17,7 @@ from jaxmnist.errors import UsageError, printable
 from jaxmnist.results.classes import describe_classes
 from jaxmnist.results.confusion import REPORT_SHAPE, Evaluation, judge
 from jaxmnist.results.evaluation import times, winner_predictions
+from jaxmnist.results.pipeline import Projection
 from jaxmnist.results.rbf import choose_backend
 from jaxmnist.results.run import Run
 from jaxmnist.results.statistics import mcnemar
@@ -60,6 +61,7 @@ SVM_SHAPE = {
     "model_sha256": str,
     "data": str,
     "dataset": str,
+    "folder": str,
     "draws": int,
     "baselines": {str: FITTED_SHAPE},
     "pipeline_sha256": str,
@@ -128,12 +130,22 @@ def _fit_and_test(
     batches: Batches, width: int, dataset: Dataset, *, how: Fitting, seed: int, tried: Tried
 ) -> Tested:
     labels = np.asarray(dataset.labels)
-    fitted = fit(batches, width, *_parts(dataset), how=how, seed=seed, tried=tried)
-    clock = Clock()
-    projected = np.concatenate(
-        [fitted.svm.project(values) for _, values in batches(dataset.x_test)]
+    projected: list[np.ndarray] = []
+
+    def project_test(project: Projection) -> None:
+        projected.extend(project(values) for _, values in batches(dataset.x_test))
+
+    fitted = fit(
+        batches,
+        width,
+        *_parts(dataset),
+        how=how,
+        seed=seed,
+        tried=tried,
+        meanwhile=project_test,
     )
-    predictions = np.searchsorted(labels, fitted.svm.classifier.predict(projected))
+    clock = Clock()
+    predictions = np.searchsorted(labels, fitted.svm.classifier.predict(np.concatenate(projected)))
     clock.lap("predict")
     fitted.seconds.update(clock.seconds)
     evaluation = judge(dataset.y_test, predictions, dataset.labels, dataset.class_names)
@@ -244,7 +256,8 @@ def fit_on_run(
     """Fit the SVM on the winner's features of `dataset`, and save it under svm/.
 
     An SVM saved for the same network, data and settings is reused without evaluating the test set
-    again.
+    again. One by another backend stays, and the new one is saved below it, in a folder named like
+    its backend.
 
     Args:
       run: a run with its winner in best/, locked by the caller.
@@ -257,10 +270,14 @@ def fit_on_run(
       The content of svm.json.
     """
     task = Task.of(run, dataset)
-    kept = run.files.mended(lambda: _kept(task))
+    place: tuple[str, ...] = (task.name,)
+    kept = run.files.mended(lambda: _kept(task, place))
     how = Fitting(wanted, draws)
     if kept:
         run.files.complete_ledger(kept, dataset.fingerprint)
+        if wanted not in ("auto", kept["backend"]):
+            place = (task.name, wanted)
+            kept = run.files.mended(lambda: _kept(task, place))
     if (
         kept
         and wanted in ("auto", kept["backend"])
@@ -285,6 +302,7 @@ def fit_on_run(
         "model_sha256": task.model_sha256,
         "data": dataset.fingerprint,
         "dataset": task.name,
+        "folder": "/".join(place),
         "draws": draws,
         **result.to_json(),
         "baselines": task.test_baselines(how=how) if baselines else {},
@@ -293,28 +311,28 @@ def fit_on_run(
     if network is not None:
         content["network_accuracy"] = float(network.mean())
         content["mcnemar"] = mcnemar(network, result.predictions == dataset.y_test)
-    _keep(task, content, result)
+    _keep(task, place, content, result)
     return content
 
 
-def _keep(task: Task, content: dict[str, Any], result: Tested) -> None:
+def _keep(task: Task, place: tuple[str, ...], content: dict[str, Any], result: Tested) -> None:
     """Write the pipeline and the predictions, then svm.json, which names their hashes."""
     pipeline, predictions = result.fit.svm.to_bytes(), array_bytes(result.predictions)
-    files, name = task.run.files, task.name
-    files.write_file(files.pipeline_path(name), pipeline)
-    files.write_file(files.predictions_path(name), predictions)
+    files = task.run.files
+    files.write_file(files.pipeline_path(*place), pipeline)
+    files.write_file(files.predictions_path(*place), predictions)
     content["pipeline_sha256"] = sha256(pipeline)
     content["predictions_sha256"] = sha256(predictions)
-    files.write_json(files.svm_path(name), content)
+    files.write_json(files.svm_path(*place), content)
 
 
-def _kept(task: Task) -> dict[str, Any] | None:
-    """The content of svm.json; None if it belongs to another network or dataset.
+def _kept(task: Task, place: tuple[str, ...]) -> dict[str, Any] | None:
+    """The content of svm.json at a place; None if it belongs to another network or dataset.
 
     Raises `DamagedFile` if it is damaged, or a file whose hash it contains.
     """
-    directory, name = task.run.directory, task.name
-    path = directory.svm_path(name)
+    directory = task.run.directory
+    path = directory.svm_path(*place)
     content = read_json(path, SVM_SHAPE)
     whole = all(fits(content[key], shape) for key, shape in OWN_SHAPE.items() if key in content)
     if not whole or ("mcnemar" in content and "network_accuracy" not in content):
@@ -330,26 +348,12 @@ def _kept(task: Task) -> dict[str, Any] | None:
     ):
         return None
     for beside, key in (
-        (directory.pipeline_path(name), "pipeline_sha256"),
-        (directory.predictions_path(name), "predictions_sha256"),
+        (directory.pipeline_path(*place), "pipeline_sha256"),
+        (directory.predictions_path(*place), "predictions_sha256"),
     ):
         if content[key] != (found := sha256(read_bytes(beside))):
             raise DamagedFile(beside, f"its SHA-256 is {found}, not svm.json's")
     return content
-
-
-def compare(content: dict[str, Any]) -> str | None:
-    """How the SVM compares with the network on the same test images; None on another dataset."""
-    if "mcnemar" not in content:
-        return None
-    pairs, difference = content["mcnemar"], content["accuracy"] - content["network_accuracy"]
-    verdict = "within chance" if pairs["p_value"] >= 0.05 else "more than chance explains"
-    return (
-        f"The network has {content['network_accuracy']:.4f}, so the SVM's difference is"
-        f" {difference:+.4f}: {pairs['only_first']} images are classified correctly by the network"
-        f" alone, {pairs['only_second']} by the SVM alone (McNemar's exact test: p ="
-        f" {pairs['p_value']:.3g}, {verdict})."
-    )
 
 
 def describe(content: dict[str, Any]) -> str:
@@ -367,8 +371,6 @@ def describe(content: dict[str, Any]) -> str:
         f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images (95 % interval"
         f" {low:.4f} to {high:.4f}; test set evaluated {times(content['evaluations'])})",
     ]
-    if comparison := compare(content):
-        lines.append(comparison)
     if content["search"]:
         lines.append(f"These parameters are the best of {len(content['search'])} on validation:")
     for tried in content["search"][:3]:
@@ -384,5 +386,5 @@ def describe(content: dict[str, Any]) -> str:
             f"The same SVM on {printable(name)}: {baseline['accuracy']:.4f} (95 % interval"
             f" {low:.4f} to {high:.4f})"
         )
-    file = f"svm/{printable(content['dataset'])}/svm.json"
+    file = f"svm/{printable(content['folder'])}/svm.json"
     return "\n".join([*lines, "", describe_classes(evaluation, file)])

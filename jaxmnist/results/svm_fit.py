@@ -19,6 +19,10 @@ from jaxmnist.results.rbf import RbfSvm
 
 COMPONENTS = 64
 SCALER_ROWS = 1024  # rows that are scaled at a time
+# Of many features, components are found by power iterations. On 8192 × 4032 features of a network,
+# 4 on 64 + 32 directions take 0.79 of the time of scikit-learn's 7 on 64 + 10, and the components
+# have slightly more of the variance.
+RANDOMIZED = {"n_oversamples": 32, "iterated_power": 4}
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ def fit(
     how: Fitting,
     seed: int,
     tried: list[dict[str, float]] | None = None,
+    meanwhile: Callable[[Projection], object] | None = None,
 ) -> Fit:
     """Fit scaler, PCA and SVC on training images alone.
 
@@ -86,6 +91,7 @@ def fit(
       how: the SVM, the backend and the number of draws.
       seed: seed of PCA and of the search.
       tried: what `tune` found on other features, in place of a search here.
+      meanwhile: called while the SVM is fitted, which takes one core in most libraries.
     """
     clock = Clock()
     x, project = _fit_projection(batches, width, train[0], seed, clock)
@@ -96,7 +102,10 @@ def fit(
     parameters = kind.default(x)
     if tried:
         parameters = {name: tried[0][name] for name in parameters}
-    fitted = _interruptible(lambda: kind.fit(x, train[1], backend, parameters))
+    fitted = _interruptible(
+        lambda: kind.fit(x, train[1], backend, parameters),
+        (lambda: meanwhile(project)) if meanwhile else None,
+    )
     clock.lap("svc")
     return Fit(SvmPipeline(project, fitted), backend, clock.seconds, tried or [])
 
@@ -156,7 +165,7 @@ def _fit_projection(
     for part in rows:
         x[part] = scaler.transform(x[part])
     clock.lap("scaler")
-    pca = PCA(min(COMPONENTS, *x.shape), copy=False, random_state=seed)
+    pca = PCA(min(COMPONENTS, *x.shape), copy=False, random_state=seed, **RANDOMIZED)
     projected = np.ascontiguousarray(pca.fit_transform(x), np.float32)
     clock.lap("pca")
     return projected, Projection(
@@ -181,8 +190,11 @@ class Clock:
         self._last = now
 
 
-def _interruptible(work: Callable[[], Any]) -> Any:
-    """What `work` returns, run in a thread so that a signal can end the wait: libsvm ignores it."""
+def _interruptible(work: Callable[[], Any], meanwhile: Callable[[], object] | None = None) -> Any:
+    """What `work` returns, run in a thread so that a signal can end the wait: libsvm ignores it.
+
+    `meanwhile` is called in this thread before the wait.
+    """
     result: Future[Any] = Future()
 
     def run() -> None:
@@ -195,6 +207,8 @@ def _interruptible(work: Callable[[], Any]) -> Any:
             result.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
+    if meanwhile:
+        meanwhile()
     return result.result()
 
 

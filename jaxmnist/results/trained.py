@@ -196,10 +196,11 @@ class TrainedModel:
         Raises:
           UsageError: `path` can't be written to, or the network can't be exported.
         """
-        return write(self._exportable, target(path, overwrite))
+        return write(self.exportable, target(path, overwrite))
 
     @property
-    def _exportable(self) -> Exportable:
+    def exportable(self) -> Exportable:
+        """What `export` writes of it."""
         # XLA's own convolution on every platform: the methods for a CPU serve training.
         model = self.network.model(self.hyperparameters, self._data, "convolution", "default")
         parameters, collections = self.network.split(self.parameters)

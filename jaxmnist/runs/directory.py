@@ -172,27 +172,46 @@ class RunDirectory:
         return self.folder("best") / "test_probabilities.npy"
 
     @property
+    def ensemble_path(self) -> Path:
+        """The report of the best trials' ensemble on the test set."""
+        return self.folder("best", "ensemble") / "ensemble.json"
+
+    @property
+    def ensemble_probabilities_path(self) -> Path:
+        """The ensemble's probabilities for the test images: float32[N, K]."""
+        return self.folder("best", "ensemble") / "test_probabilities.npy"
+
+    @property
+    def comparisons_path(self) -> Path:
+        """The paired comparisons of all models on the test set."""
+        return self.folder("best") / "comparisons.json"
+
+    @property
     def times_path(self) -> Path:
         """The wall time of each stage."""
         return self.folder("best") / "times.json"
 
     # --- the SVM on a dataset ---
 
-    def svm_path(self, name: str) -> Path:
+    # place: the name of the dataset, and for an SVM beside the first one its backend.
+
+    def svm_path(self, *place: str) -> Path:
         """Return the path of the SVM's report."""
-        return self.folder("svm", name) / "svm.json"
+        return self.folder("svm", *place) / "svm.json"
 
-    def pipeline_path(self, name: str) -> Path:
+    def pipeline_path(self, *place: str) -> Path:
         """Return the path of the fitted SVM."""
-        return self.folder("svm", name) / "pipeline.safetensors"
+        return self.folder("svm", *place) / "pipeline.safetensors"
 
-    def predictions_path(self, name: str) -> Path:
+    def predictions_path(self, *place: str) -> Path:
         """Return the path of the SVM's predictions for the test images: classes int64[N]."""
-        return self.folder("svm", name) / "test_predictions.npy"
+        return self.folder("svm", *place) / "test_predictions.npy"
 
-    def svm_paths(self) -> list[Path]:
-        """Return the paths of all SVMs' reports."""
-        return sorted(self.folder("svm").glob("*/svm.json"))
+    def svm_paths(self, backends: bool = False) -> list[Path]:
+        """Return the paths of all SVMs' reports; with `backends` those of other backends last."""
+        folder = self.folder("svm")
+        others = sorted(folder.glob("*/*/svm.json")) if backends else []
+        return sorted(folder.glob("*/svm.json")) + others
 
     # --- the report ---
 

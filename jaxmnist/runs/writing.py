@@ -29,6 +29,7 @@ from jaxmnist.runs.directory import (
 )
 from jaxmnist.runs.keys import Rerun, TrialKey
 from jaxmnist.runs.trial import Trial
+from jaxmnist.settings import SVM_BACKENDS
 from jaxmnist.whole_files import (
     DamagedFile,
     MissingFile,
@@ -138,6 +139,10 @@ class WritableRunDirectory(RunDirectory):
                 folders += sorted(above.iterdir())
         folders += [self.trial_folder(key) for key in self.reruns()]
         folders += [path / "reruns" for path in folders if path.parent.name == "trials"]
+        folders += [self.path / "best" / "ensemble"]
+        if (self.path / "svm").is_dir():
+            svms = [path for path in (self.path / "svm").iterdir() if path.is_dir()]
+            folders += [path / backend for path in svms for backend in SVM_BACKENDS]
         for path in folders:
             if os.path.lexists(path) and not path.is_symlink() and not path.is_dir():
                 logger.info(f"note: {path}: is not a folder; moved to {self.set_aside(path)}")

@@ -16,7 +16,7 @@ from jaxmnist.models.network import DataSpec, Network
 from jaxmnist.models.questions import Questions, answers_of
 from jaxmnist.reading import memory
 from jaxmnist.results import svm_fit
-from jaxmnist.settings import TRAINING, SearchSettings, TrainingSettings, flag
+from jaxmnist.settings import KEEP, TRAINING, SearchSettings, TrainingSettings, flag
 
 MOST_TRACED = 16
 
@@ -58,6 +58,21 @@ def check_memory(
                 f"{draw}: training needs at least {needed / 2**30:.0f} GiB, and this machine has"
                 f" {memory() / 2**30:.0f} GiB of memory; choose smaller values"
             )
+
+
+def check_ensemble(trials: int, settings: SearchSettings) -> str | None:
+    """A note if more weights are kept for the ensemble; `UsageError` if it needs more trials.
+
+    Args:
+      trials: number of configurations to train.
+      settings: of the search.
+    """
+    members = settings.ensemble
+    if members is None:
+        return None
+    if members > trials:
+        raise UsageError(f"--ensemble {members} needs as many trials, and the space has {trials}")
+    return f"weights of the best {settings.keep} trials are kept" if members > KEEP else None
 
 
 def check_optimizer_settings(

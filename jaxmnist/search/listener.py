@@ -18,7 +18,7 @@ class Listener:
     """Receives the stages and results of a search; this base class shows nothing."""
 
     def stage(self, name: str) -> None:
-        """A stage begins: 'training', 'test' or 'SVM'."""
+        """A stage begins: 'training', 'test', 'ensemble' or 'SVM'."""
 
     def training(
         self,

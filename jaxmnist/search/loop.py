@@ -25,6 +25,7 @@ from jaxmnist.runs.keys import Rerun, TrialKey
 from jaxmnist.runs.writing import begin_run
 from jaxmnist.search.again import Reruns, check_refit, check_reruns
 from jaxmnist.search.checks import (
+    check_ensemble,
     check_finalists,
     check_memory,
     check_optimizer_settings,
@@ -72,6 +73,7 @@ def search(
         dataset.scale_note,
         describe_budget(len(draws), settings.max_trials, description),
         describe_dependence(network, draws[0], dataset),
+        check_ensemble(len(draws), settings),
     ):
         if line:
             logger.info(line)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from jaxmnist.data.dataset import Dataset
-from jaxmnist.results import evaluation, finalists, svm
+from jaxmnist.results import comparisons, evaluation, finalists, members, svm
 from jaxmnist.results.corrected import indistinguishable
+from jaxmnist.results.ensemble_look import evaluate_ensemble
 from jaxmnist.results.run import CONFIG_SHAPE, Run
 from jaxmnist.search.listener import Listener
 from jaxmnist.settings import SearchSettings
@@ -24,7 +25,10 @@ logger = logging.getLogger("jaxmnist")
 
 
 def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Listener) -> None:
-    """Write and show the winner, its single test-set evaluation and the SVM on its features."""
+    """Write and show the winner, its single test-set evaluation and the SVM on its features.
+
+    And of the best trials' ensemble, if that is wanted; then how these compare.
+    """
     listener.stage("test")
     keep_winner(run)
     listener.result("\n" + run.best_model.summary() + "\n")
@@ -38,6 +42,8 @@ def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Liste
             " evaluation"
         )
     listener.result(evaluation.describe(test))
+    if settings.ensemble is not None:
+        _test_ensemble(run, settings.ensemble, dataset, listener)
     if settings.svm:
         listener.stage("SVM")
         content = svm.fit_on_run(
@@ -47,6 +53,21 @@ def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Liste
             draws=settings.svm_search,
         )
         listener.result("\n" + svm.describe(content))
+    if lines := comparisons.describe(
+        comparisons.write(run.files, run.ranked, run.tested_sha256, dataset.y_test)
+    ):
+        listener.result("\n" + "\n".join(lines))
+
+
+def _test_ensemble(run: Run, count: int, dataset: Dataset, listener: Listener) -> None:
+    """Evaluate the ensemble, and show it; a warning if too many trials have failed for it."""
+    if len(run.ranked) < count:
+        logger.warning(
+            f"no ensemble of {count} is made: only {len(run.ranked)} trials have completed"
+        )
+        return
+    listener.stage("ensemble")
+    listener.result("\n" + members.describe(evaluate_ensemble(run, dataset, count)))
 
 
 def corrections(run: Run) -> dict[str, Any]:

@@ -272,7 +272,8 @@ def outcome(
         if bad and what != "folder" and not name.endswith(("/inside", "ledger.jsonl")):
             kept = what in aside.values() or after.get(name) == what
             # What a later version wrote there may be valid, and is rewritten in any case.
-            derived = name in ("search.json", "best/config.json") and kind == LATER
+            rewritten = ("search.json", "best/config.json", "best/comparisons.json")
+            derived = name in rewritten and kind == LATER
             # So is the record of a trial that is resumed.
             derived |= name.endswith("trial.json") and name not in ended and kind == LATER
             # Weights that are no longer among the best are deleted, damaged or not.

@@ -1,0 +1,98 @@
+"""Everything that was tested on the same images, against SciPy and Holm's rule by hand."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import combinations
+
+import numpy as np
+import pytest
+from conftest import writing
+from scipy.stats import binomtest
+
+from jaxmnist import Run
+from jaxmnist.report.page import make_page
+from jaxmnist.results import comparisons
+from jaxmnist.results.svm import fit_on_run
+from jaxmnist.whole_files import read_json, write_json
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pairs_by_scipy_and_holm_by_hand(seed):
+    generator = np.random.default_rng(seed)
+    hard = generator.random(400) < 0.2
+    shares = {"network": 0.2, "ensemble": 0.45, "SVM": 0.5, "SVM by cuml": 0.2}
+    right = {name: ~hard | (generator.random(400) < p) for name, p in shares.items()}
+    found = comparisons.compare(right)
+    assert [(each["first"], each["second"]) for each in found] == list(combinations(shares, 2))
+    for each in found:
+        first, second = right[each["first"]], right[each["second"]]
+        assert each["only_first"] == (first & ~second).sum()
+        assert each["only_second"] == (second & ~first).sum()
+        different = each["only_first"] + each["only_second"]
+        p_value = binomtest(each["only_first"], different).pvalue
+        assert each["p_value"] == pytest.approx(p_value, rel=1e-9)
+    told = 0
+    for place, each in enumerate(sorted(found, key=lambda each: each["p_value"])):
+        assert each["significant"] == (told == place and each["p_value"] <= 0.05 / (6 - place))
+        told += each["significant"]
+    assert 0 < told < 6
+
+
+def test_one_model_is_compared_with_nothing():
+    assert comparisons.compare({"network": np.ones(3, bool)}) == []
+    assert comparisons.describe(None) == []
+
+
+def test_a_runs_comparisons(finished, tmp_path, said):
+    path = tmp_path / "small"
+    shutil.copytree(finished.directory.path, path)
+    run, dataset = Run(writing(path)), finished.load_dataset()
+    (pair,) = run.kept_comparisons()["comparisons"]
+    svm = run.result("svm/small/svm.json")
+    found = {name: pair[name] for name in svm["mcnemar"]}
+    assert found == pytest.approx(svm["mcnemar"], rel=1e-9)
+    accuracies = [run.result("best/test.json")["accuracy"], svm["accuracy"]]
+    models = run.kept_comparisons()["models"]
+    assert [models[name]["accuracy"] for name in ("network", "SVM")] == accuracies
+    lines = comparisons.describe(run.kept_comparisons())
+    assert lines[0] == "On the same test images (McNemar's exact test):"
+    assert f"{accuracies[1]:.4f} − {accuracies[0]:.4f}" in lines[1]
+    assert lines[1] in make_page(run, images=False).replace("&#39;", "'")
+    # Another backend's result lies beside the first one, which stays.
+    before = run.directory.svm_path("small").read_bytes()
+    for _ in range(2):
+        other = fit_on_run(run, dataset, wanted="sklearnex", draws=0)
+    assert (other["backend"], other["folder"]) == ("sklearnex", "small/sklearnex")
+    assert [look["purpose"] for look in run.directory.read_looks()] == ["winner", "svm", "svm"]
+    assert read_json(path / "svm" / "small" / "sklearnex" / "svm.json") == other
+    assert run.directory.svm_path("small").read_bytes() == before
+    assert fit_on_run(run, dataset, wanted="auto", draws=0) == svm
+    assert fit_on_run(run, dataset, wanted="sklearn", draws=0) == svm
+    # What is there is of fewer models, until they are compared again.
+    assert run.kept_comparisons() is None
+    content = comparisons.write(run.files, run.ranked, run.tested_sha256, dataset.y_test)
+    assert list(content["models"]) == ["network", "SVM", "SVM by sklearnex"]
+    assert run.kept_comparisons() == content
+    # Damage: the file is set aside and made again, lost predictions are left out.
+    run.directory.comparisons_path.write_bytes(b"{}")
+    assert run.kept_comparisons() is None
+    assert comparisons.write(run.files, run.ranked, run.tested_sha256, dataset.y_test) == content
+    assert len(said) == 1
+    run.directory.predictions_path("small", "sklearnex").write_bytes(b"")
+    content = comparisons.write(run.files, run.ranked, run.tested_sha256, dataset.y_test)
+    assert list(content["models"]) == ["network", "SVM"]
+    assert run.kept_comparisons() == content
+    pairs = [{**content["comparisons"][0], "first": "nobody"}]
+    write_json(run.directory.comparisons_path, {**content, "comparisons": pairs})
+    assert run.kept_comparisons() is None
+
+
+def test_an_earlier_winners_results_are_left_out(finished, tmp_path):
+    path = tmp_path / "small"
+    shutil.copytree(finished.directory.path, path)
+    run = Run(writing(path))
+    run.ranked[:2] = run.ranked[1::-1]
+    assert comparisons.tested(run.directory, run.ranked, run.tested_sha256) == {}
+    assert run.kept_comparisons() is None
+    assert comparisons.write(run.files, run.ranked, finished.load_dataset().y_test) is None
