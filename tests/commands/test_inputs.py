@@ -405,7 +405,8 @@ def svm_report(run: Path) -> str:
         image_shape, name = (28, 28, 1), "small"
         fingerprint = found.search["identity"]["data"]
 
-    content = svm._kept(svm.Task.of(found, Data()))
+    task = svm.Task.of(found, Data())
+    content = svm._kept(task, (task.name,))
     return svm.describe(content) if content else ""
 
 
