@@ -148,21 +148,27 @@ def test_a_broken_off_rerun_goes_on_bit_for_bit(again, finished, options, tmp_pa
     """The process ends at a checkpoint in a rerun, then at one of the refit."""
     shutil.copytree(finished.directory.path, tmp_path / "small")
     asked = {**options, **ASKED, "directory": str(tmp_path), "jobs": 1, "checkpoint_every": 0}
-    write, seen = WritableRunDirectory.write_checkpoint, []
+    write, seen, gone = WritableRunDirectory.write_checkpoint, [], []
 
-    def write_and_end(self, key, *content):
+    def write_and_go(self, key, *content):
         write(self, key, *content)
         seen.append(key)
         if seen.count(key) == 2 and (key.refit or len(seen) == 2):
-            raise EnvironmentFailure("the disk is full")
+            gone.append(key)  # nothing is written any more, as if the process were killed
+
+    def fail(self):
+        if gone:
+            raise EnvironmentFailure("the disk is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(WritableRunDirectory, "write_checkpoint", write_and_end)
+        patch.setattr(WritableRunDirectory, "write_checkpoint", write_and_go)
+        patch.setattr(WritableRunDirectory, "check_there", fail)
         for refit in (False, True):
-            with pytest.raises(EnvironmentFailure, match="disk is full"):
+            with pytest.raises(EnvironmentFailure, match="disk is gone"):
                 random_search(**asked)
-            assert seen[-1].refit == refit
-            assert RunDirectory.open(tmp_path / "small").checkpoint_path(seen[-1]).exists()
+            key = gone.pop()
+            assert key.refit == refit
+            assert RunDirectory.open(tmp_path / "small").checkpoint_path(key).exists()
     assert weights(random_search(**asked)) == weights(again)
 
 
