@@ -110,10 +110,10 @@ def about_more(run: Run) -> list[str]:
         return ["The search has tried its whole space: there are no more trials to run."]
     if winner.score == 1:
         return ["More trials can't raise the winner's validation accuracy, which is 1."]
-    trials = f"Twice the budget, {count(more, 'more trial')},"
+    trials = f"Twice as many trials, {more} more,"
     if more < ended:
         trials = f"The {count(more, 'trial')} that the space has left"
-    finds = "finds" if more == ended or more == 1 else "find"
+    finds = "find" if more == ended or more > 1 else "finds"
     chance = chance_of_new_best(ended, more)
     said = f"{trials} {finds} a better one with probability {chance:.2f} at most"
     bound = most_gain(standings, ended, more)

@@ -84,7 +84,7 @@ def test_the_page_of_a_finished_run(finished):
     low, high = Evaluation.from_json(test).recall_intervals()[0]
     assert f"{low:.3f}–{high:.3f}" in page.text["test"]
     assert words.about_more(finished)[0] in page.text["budget"]
-    assert "Twice the budget, 4 more trials, finds" in page.text["budget"]
+    assert "Twice as many trials, 4 more, find a better one" in page.text["budget"]
     for what in ("seed", "jax", "training", "winner", "processor"):
         assert what in page.text["record"]
     assert "--max-trials 4" in page.text["repeat"]
@@ -387,7 +387,7 @@ def test_perfect_scores_do_not_ask_for_more_trials(copy):
 def test_failed_trials_count_as_tried(copy):
     run = records(copy, [0.9, 0.92, 0.94, 0.9, 0.91, 0.93], failed=4)
     text = text_of(run)
-    assert "10 more trials, finds a better one with probability 0.50 at most" in text["budget"]
+    assert "10 more, find a better one with probability 0.50 at most" in text["budget"]
     bound = most_gain(standings_of(run.ranked, run.rule), 10, 10)
     assert f"rises by no more than {bound:.4f}; its standard error is 0.0237" in text["budget"]
 

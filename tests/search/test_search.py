@@ -431,7 +431,7 @@ def test_the_whole_command(options, finished, tmp_path):
         "epoch 3/3: loss",
         "wins with validation accuracy",
         "Selection among 4 trials on the same 100 images",
-        "Twice the budget, 4 more trials, finds a better one with probability 0.50 at most",
+        "Twice as many trials, 4 more, find a better one with probability 0.50 at most",
         "Total params:",
         "Test accuracy:",
         "Test loss",
