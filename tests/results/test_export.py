@@ -24,6 +24,7 @@ from jaxmnist.engine import portable
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.flax_network import FlaxNetwork
 from jaxmnist.models.network import DataSpec
+from jaxmnist.results.ensemble import Ensemble
 from jaxmnist.results.export import target
 from jaxmnist.whole_files import read_json, write_json
 
@@ -279,7 +280,9 @@ def test_onnx_in_onnx_runtime(finished, mnist, tmp_path):
     import onnxruntime
 
     images = mnist.x_test[:200]
-    for name, model in (("study", finished.best_model), ("own", of(Normalized()))):
+    first, second = finished.get_best_models(2)
+    mean = Ensemble((first, second), (0, 1), first.origin)
+    for name, model in (("study", first), ("mean", mean), ("own", of(Normalized()))):
         said = model.export(tmp_path / f"{name}.onnx")
         assert set(said["versions"]) == {"jaxmnist", "jax", "flax", "jax2onnx", "onnx"}
         session = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx")
