@@ -95,4 +95,7 @@ def test_an_earlier_winners_results_are_left_out(finished, tmp_path):
     run.ranked[:2] = run.ranked[1::-1]
     assert comparisons.tested(run.directory, run.ranked, run.tested_sha256) == {}
     assert run.kept_comparisons() is None
-    assert comparisons.write(run.files, run.ranked, finished.load_dataset().y_test) is None
+    assert (
+        comparisons.write(run.files, run.ranked, run.tested_sha256, finished.load_dataset().y_test)
+        is None
+    )
