@@ -56,7 +56,7 @@ def group_trials(
     positions: Mapping[TrialKey, Hashable] | None = None,
     key_of: Callable[[Hyperparameters], Hashable] = lambda hyperparameters: hyperparameters,
     pads: Callable[[Hyperparameters], bool] = lambda hyperparameters: True,
-    in_order: bool = False,
+    consecutive: bool = False,
 ) -> list[Group]:
     """The trials in groups that `stacking` allows, ordered by the first trial of each group.
 
@@ -64,7 +64,7 @@ def group_trials(
       because its trials train on the same batches. So must be the numbers of reruns.
     key_of: what trials of a group have in common, once they are padded.
     pads: whether a configuration may be padded.
-    in_order: group only consecutive trials, so that trials start in the order in which they are
+    consecutive: group only consecutive trials, so that trials start in the order in which they are
       given.
     """
 
@@ -78,7 +78,7 @@ def group_trials(
         key = key_of(widest_of(hyperparameters)), *batches
         stretch += key != before
         before = key
-        place = (*key, stretch) if in_order else key
+        place = (*key, stretch) if consecutive else key
         alike.setdefault(place, []).append((index, hyperparameters))
     most = round_up(stacking.lanes, devices)
     groups = []

@@ -80,6 +80,7 @@ def describe_search(
             "train": len(dataset.y_train),
             "validation": len(dataset.y_validation),
             "test": len(dataset.y_test),
+            "test_sha256": dataset.test_sha256,
             "dtype": str(dataset.x_train.dtype),
             "image_shape": list(dataset.image_shape),
             "labels": list(dataset.labels),

@@ -152,7 +152,7 @@ def train(
         stacking=trials.stacking,
         memory=cache_folder(settings.cache),
         checkpoint_every=settings.checkpoint_every,
-        in_order=settings.max_seconds is not None,
+        consecutive=settings.max_seconds is not None,
     )
     while pending := (in_time and trials.pending()) or lost_trials(trials):
         for index in pending:

@@ -183,7 +183,7 @@ def test_the_whole_space_needs_few_programs():
 def test_trials_that_start_in_order_share_programs_with_their_neighbours():
     trials = list(enumerate(Space(DEFINITION).draws(0)))[:60]
     stacking = Stacking("products", 4, STUDY.padding("tpu"))
-    groups = group_trials(trials, stacking, 1, in_order=True)
+    groups = group_trials(trials, stacking, 1, consecutive=True)
     assert [trial for group in groups for trial in group.trials] == trials
     assert max(len(group.trials) for group in groups) > 1
     assert len(groups) > len(group_trials(trials, stacking, 1))
