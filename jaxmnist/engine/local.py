@@ -120,7 +120,7 @@ class Engine:
     stacking: how the trials of a resumed run share programs; None for a new run.
     memory: the folder that stores measurements; None to store nothing.
     checkpoint_every: seconds between a trial's checkpoints; None for no checkpoints.
-    consecutive: start trials in the order in which they are given, though fewer can share a program.
+    consecutive: start trials in the order in which they are given; fewer can share a program.
     compiled: the number of pairs of programs, for training and evaluation, compiled so far.
     """
 
