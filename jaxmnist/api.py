@@ -34,6 +34,7 @@ def random_search(
     transpose: bool = False,
     model: str | None = None,
     max_trials: int = 10,
+    max_seconds: float | None = None,
     epochs: int = 5,
     batch_size: int | Range = 128,
     learning_rate: float | Range = 1e-3,

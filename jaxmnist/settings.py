@@ -142,6 +142,7 @@ NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("validation_split", lambda value: 0 < value < 1, "above 0 and below 1"),
     ("checkpoint_every", lambda value: value >= 0, "of at least 0"),
     ("tolerance", lambda value: 0 <= value <= 1, "from 0 to 1"),
+    ("max_seconds", lambda value: value > 0, "above 0"),
 )
 
 
@@ -189,6 +190,11 @@ class SearchSettings:
         None, "Python file of a network of your own, with a function build_model", "FILE[:FUNCTION]"
     )
     max_trials: int = _setting(10, "number of configurations to train", "N")
+    max_seconds: float | None = _setting(
+        None,
+        "time after which no further trial starts; the same command goes on (default: no limit)",
+        "SECONDS",
+    )
     epochs: int = _setting(5, "epochs of each trial", "N")
     batch_size: int = _setting(128, "images per batch, or a range of it", "N")
     learning_rate: float = _setting(1e-3, "learning rate, or a range of it", "RATE")

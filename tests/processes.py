@@ -29,3 +29,8 @@ def flags(options: dict) -> list[str]:
 def facts(run: Run) -> list:
     """What must be equal of two runs: everything of the trials but the seconds."""
     return [(t.index, t.hyperparameters, t.status, t.history, t.weights_sha256) for t in run.trials]
+
+
+def looks_of(run: Run) -> list[str]:
+    """The purposes of all evaluations of a run's test set, oldest first."""
+    return [look.purpose for look in run.directory.read_looks(run.directory.test_sha256).found]

@@ -6,7 +6,10 @@ from jaxmnist.commands.parser import Parser, add_model, add_run, add_settings
 
 
 def main(arguments: list[str], program: str = "jaxmnist evaluate") -> None:
-    """Run the command: one more evaluation on the test set, which the ledger records."""
+    """Run the command: an evaluation on the test set, which the ledger records.
+
+    It shows nothing new if it is repeated for the same winner, and then counts once.
+    """
     parser = Parser(
         program, "Evaluate a run's winner on the test set again, and record that in the ledger."
     )
@@ -23,5 +26,5 @@ def main(arguments: list[str], program: str = "jaxmnist evaluate") -> None:
 
     with notes_on(Console()), locked_run(given.run, own_network(given.model)) as run:
         dataset = run.load_dataset(getattr(given, "data_dir", None))
-        print(describe(look(run, dataset, "evaluation")))
+        print(describe(run, look(run, dataset, "evaluation")))
         comparisons.write(run.files, run.ranked, run.tested_sha256, dataset.y_test)

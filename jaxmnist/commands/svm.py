@@ -67,4 +67,4 @@ def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
             if own
             else None
         )
-    print("\n".join([describe(content), *comparisons.describe(compared)]))
+    print("\n".join([describe(run, content), *comparisons.describe(compared)]))

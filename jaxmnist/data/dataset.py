@@ -20,7 +20,7 @@ from jaxmnist.data.download import load_named
 from jaxmnist.data.formats import read_files
 from jaxmnist.data.idx import read_idx_folder
 from jaxmnist.data.labels import class_names_of
-from jaxmnist.data.parts import draw, limited, validation_sizes
+from jaxmnist.data.parts import draw, limited, part_fingerprint, validation_sizes
 from jaxmnist.data.preparation import Preparation, preparation_of
 from jaxmnist.errors import UsageError, local_path
 from jaxmnist.settings import SearchSettings
@@ -88,6 +88,15 @@ class Dataset:
     def validation_sha256(self) -> str:
         """The SHA-256 of the validation images and their labels."""
         return self._sha256("validation")
+
+    @cached_property
+    def test_sha256(self) -> str:
+        """The SHA-256 of the test images, as 8 bits, and their labels.
+
+        Datasets with other training images, another split or pixels on another scale share it.
+        """
+        labels = np.asarray(self.labels, np.int64)[self.y_test]
+        return part_fingerprint(self.x_test, labels, self.scale)
 
     def _sha256(self, *parts: str) -> str:
         digest = hashlib.sha256(repr((self.labels, self.scale)).encode())

@@ -129,7 +129,7 @@ def held_out(images: np.ndarray, labels: np.ndarray, scale: float) -> np.ndarray
     digests = b"".join(
         hashlib.blake2b(image.tobytes(), digest_size=8).digest()
         for first in range(0, len(images), AT_ONCE)
-        for image in _eight_bits(images[first : first + AT_ONCE], scale)
+        for image in eight_bits(images[first : first + AT_ONCE], scale)
     )
     found, places = np.unique(np.frombuffer(digests, ">u8"), return_inverse=True)
     owners = np.full(len(found), np.iinfo(np.int64).max)
@@ -143,8 +143,23 @@ def held_out(images: np.ndarray, labels: np.ndarray, scale: float) -> np.ndarray
     return result
 
 
-def _eight_bits(images: np.ndarray, scale: float) -> np.ndarray:
+def part_fingerprint(images: np.ndarray, labels: np.ndarray, scale: float) -> str:
+    """Return the SHA-256 of images and labels, whatever the scale of the pixels.
+
+    Args:
+      images: uint8 or float32[N, H, W, C] from 0 to `scale`.
+      labels: int64[N].
+      scale: the largest value of a pixel.
+    """
+    digest = hashlib.sha256(repr(images.shape).encode())
+    for first in range(0, len(images), AT_ONCE):
+        digest.update(eight_bits(images[first : first + AT_ONCE], scale).tobytes())
+    digest.update(labels.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def eight_bits(images: np.ndarray, scale: float) -> np.ndarray:
     """Return images as uint8, so that equal pictures on different scales are equal."""
     if images.dtype == np.uint8 and scale == 255:
         return images
-    return np.rint(images.astype(np.float64) * (255 / scale)).astype(np.uint8)
+    return np.rint(images.astype(np.float64) * (255 / scale)).clip(0, 255).astype(np.uint8)

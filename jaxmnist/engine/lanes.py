@@ -56,6 +56,7 @@ def group_trials(
     positions: Mapping[TrialKey, Hashable] | None = None,
     key_of: Callable[[Hyperparameters], Hashable] = lambda hyperparameters: hyperparameters,
     pads: Callable[[Hyperparameters], bool] = lambda hyperparameters: True,
+    consecutive: bool = False,
 ) -> list[Group]:
     """The trials in groups that `stacking` allows, ordered by the first trial of each group.
 
@@ -63,16 +64,22 @@ def group_trials(
       because its trials train on the same batches. So must be the numbers of reruns.
     key_of: what trials of a group have in common, once they are padded.
     pads: whether a configuration may be padded.
+    consecutive: group only consecutive trials, so that trials start in the order in which they are
+      given.
     """
 
     def widest_of(hyperparameters: Hyperparameters) -> Hyperparameters:
         return stacking.widest(hyperparameters) if pads(hyperparameters) else hyperparameters
 
     alike: dict[tuple[Hashable, ...], list[tuple[TrialKey, Hyperparameters]]] = {}
+    before, stretch = None, 0  # the latest key, and the number of changes of it
     for index, hyperparameters in trials:
         batches = number_of(index), (positions or {}).get(index)
         key = key_of(widest_of(hyperparameters)), *batches
-        alike.setdefault(key, []).append((index, hyperparameters))
+        stretch += key != before
+        before = key
+        place = (*key, stretch) if consecutive else key
+        alike.setdefault(place, []).append((index, hyperparameters))
     most = round_up(stacking.lanes, devices)
     groups = []
     for (shared, *_), members in alike.items():

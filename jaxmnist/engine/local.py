@@ -120,6 +120,7 @@ class Engine:
     stacking: how the trials of a resumed run share programs; None for a new run.
     memory: the folder that stores measurements; None to store nothing.
     checkpoint_every: seconds between a trial's checkpoints; None for no checkpoints.
+    consecutive: start trials in the order in which they are given; fewer can share a program.
     compiled: the number of pairs of programs, for training and evaluation, compiled so far.
     """
 
@@ -132,6 +133,7 @@ class Engine:
     stacking: Stacking | None = None
     memory: Path | None = None
     checkpoint_every: float | None = None
+    consecutive: bool = False
     platform: str = field(default_factory=start_jax)
     compiled: int = field(default=0, init=False)
 
@@ -450,6 +452,7 @@ class Engine:
             positions,
             lambda hyperparameters: self.network.program_key(hyperparameters, self._data),
             self.network.pads,
+            self.consecutive,
         )
 
     def _settings(self, hyperparameters: Hyperparameters) -> TrainingSettings:

@@ -29,6 +29,7 @@ class Events:
             self._waiting.put(group)
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._stop = threading.Event()
+        self._over: Callable[[], bool] = lambda: False
         self._room = threading.Semaphore(jobs)  # for checkpoints waiting to be written
         self._failure: BaseException | None = None
         self._running = 0
@@ -46,6 +47,13 @@ class Events:
     def stop(self) -> None:
         """Ask the trials to stop; the events until then can still be iterated over."""
         self._stop.set()
+
+    def end_when(self, over: Callable[[], bool]) -> None:
+        """Start no further group of trials once `over()` is true; those that run finish.
+
+        Each worker starts one group in any case, so that a search goes on however short its time.
+        """
+        self._over = over
 
     @property
     def stopping(self) -> bool:
@@ -80,6 +88,8 @@ class Events:
                     if isinstance(event, Checkpoint):
                         self._wait_for_room()
                     self._events.put(event)
+                if self._over():
+                    break
         except (queue.Empty, Interrupted):
             pass
         except BaseException as failure:

@@ -88,6 +88,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
                 ended={trial.index for trial in done},
                 completed={t.index: rule.standing(t.index, t.validation) for t in completed},
                 shown=SpaceDescription.from_json(self._directory.search["space"]).shown,
+                seconds=settings.max_seconds,
             )
         )
         if self._settings.tensorboard:

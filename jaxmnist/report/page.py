@@ -25,13 +25,15 @@ from jaxmnist.results.calibration import Calibration, describe_calibration
 from jaxmnist.results.classes import confusions, worst_classes
 from jaxmnist.results.confusion import Evaluation
 from jaxmnist.results.corrected import describe
-from jaxmnist.results.evaluation import gap_of, times
+from jaxmnist.results.evaluation import looks_at_test
 from jaxmnist.results.finalists import Finalist
+from jaxmnist.results.gap import about_gap
 from jaxmnist.results.importance import FEWEST_FOR_IMPORTANCE, Importance, importances
 from jaxmnist.results.layout import short_names, shortened
 from jaxmnist.results.run import Run
 from jaxmnist.results.tuning import standings_of, tuning_curve
 from jaxmnist.runs.layers import summary
+from jaxmnist.runs.ledger import Looks
 from jaxmnist.runs.times import read_times
 from jaxmnist.runs.trial import History, Trial
 from jaxmnist.whole_files import write_bytes
@@ -78,7 +80,6 @@ def make_page(
     environment.filters["accuracy"] = words.accuracy
     environment.filters["duration"] = words.duration
     environment.filters["text"] = text
-    environment.filters["times"] = times
     environment.filters["shortened"] = shortened
     style = resources.files("jaxmnist.report") / "templates" / "page.css"
     return environment.get_template("page.html").render(
@@ -194,14 +195,16 @@ def test_context(facts: Facts) -> dict[str, Any]:
     """Variables of the sections on the network and the test set, from the run's files."""
     test = facts.tested
     svm = facts.attempt("test", facts.svm)
-    context: dict[str, Any] = dict.fromkeys(
-        ("test", "svm", "summary", "ensemble", "confusion", "reliability", "about_calibration")
-    )
+    names = ("test", "gap", "about_looks", "svm", "summary", "ensemble")
+    more = ("confusion", "reliability", "about_calibration")
+    context: dict[str, Any] = dict.fromkeys((*names, *more))
     context["comparisons"] = []
     if test:
         context["test"] = facts.attempt("test", _tested, test)
+        evaluation = Evaluation.from_json(test)
+        context["gap"] = facts.attempt("test", about_gap, facts.run, test, evaluation)
+        context["about_looks"] = facts.attempt("test", looks_at_test, facts.run)
         if context["test"] and not context["test"]["matrix"]:
-            evaluation = Evaluation.from_json(test)
             context["confusion"] = facts.attempt("test", confusion_figure, evaluation)
         found = facts.attempt("test", Calibration.from_json, test)
         if found:
@@ -229,9 +232,6 @@ def _tested(content: dict[str, Any]) -> dict[str, Any]:
     report, intervals = evaluation.classification_report(), evaluation.recall_intervals()
     few = len(names) <= MOST_CLASSES
     shown = range(len(names)) if few else worst_classes(evaluation)
-    gap = None
-    if "probabilities_sha256" in content:  # of the network, not of an SVM
-        gap = gap_of(content, evaluation)
     return {
         "accuracy": evaluation.accuracy,
         "images": evaluation.images,
@@ -247,8 +247,6 @@ def _tested(content: dict[str, Any]) -> dict[str, Any]:
         "averages": [
             (name, report[name]) for name in ("macro avg", "weighted avg") if name in report
         ],
-        "gap": gap,
-        "looks": content.get("evaluations"),
         "confused": words.most_confused(evaluation),
     }
 
@@ -285,7 +283,7 @@ def record_context(facts: Facts) -> dict[str, Any]:
     """Variables of the sections on how the run was made, and how to repeat it."""
     run = facts.run
     times = read_times(run.directory)
-    looks = facts.attempt("record", run.directory.read_looks) or []
+    looks = facts.attempt("record", lambda: run.directory.read_looks(run.directory.test_sha256))
     objects = repeat.in_python_only(run.search)
     return {
         "settings": repeat.settings_rows(run.search),
@@ -293,7 +291,7 @@ def record_context(facts: Facts) -> dict[str, Any]:
         "sessions": run.search.get("sessions", []),
         "times": times,
         "machine": run.search.get("machine", {}),
-        "looks": looks,
+        "looks": looks or Looks(),
         "objects": objects,
         "command": repeat.command(run.settings),
         "python": repeat.session(run.settings, objects),

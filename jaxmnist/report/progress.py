@@ -58,6 +58,8 @@ class Progress:
     running: the running trials and reruns.
     configurations: hyperparameters of each trial that has begun, as `shown` gives them.
     shown: what to show of a configuration.
+    seconds: time after which no further trial starts; None for no limit.
+    clock: the time now, in seconds.
     """
 
     budget: int
@@ -69,12 +71,15 @@ class Progress:
     running: dict[TrialKey, Running] = field(default_factory=dict)
     configurations: dict[TrialKey, Hyperparameters] = field(default_factory=dict)
     shown: Callable[[Hyperparameters], Hyperparameters] = lambda hyperparameters: hyperparameters
+    seconds: float | None = None
+    clock: Callable[[], float] = time.perf_counter
     reruns: bool = field(default=False, init=False)
-    _began: float = field(default_factory=time.perf_counter)
+    _began: float = 0.0
     _before: float = 0.0  # epochs of earlier sessions
 
     def __post_init__(self) -> None:
         self._before = self.epochs * len(self.ended)
+        self._began = self.clock()
 
     def add(self, further: Collection[TrialKey], ended: Collection[TrialKey]) -> None:
         """Add reruns, of which some may have ended in an earlier session."""
@@ -127,17 +132,24 @@ class Progress:
 
     @property
     def share(self) -> float:
-        """The finished fraction of this session's training, from 0 to 1."""
+        """The finished fraction of this session's training, or of its time, from 0 to 1."""
         running = sum(trial.epochs + trial.share for trial in list(self.running.values()))
         done = self.epochs * len(self.ended) + running - self._before
-        return min(1.0, max(0.0, done / max(1, self.epochs * self.budget - self._before)))
+        trained = done / max(1, self.epochs * self.budget - self._before)
+        passed = (
+            (self.clock() - self._began) / self.seconds if self.seconds and not self.reruns else 0.0
+        )
+        return min(1.0, max(0.0, trained, passed))
 
     def left(self) -> str:
-        """The time left, extrapolated from the time taken, as text."""
+        """The time left, extrapolated from the time taken, as text; with a limit, the time."""
+        passed = self.clock() - self._began
+        if self.seconds is not None and not self.reruns:
+            rest = ", running trials finish" if passed >= self.seconds and self.running else ""
+            return f"{duration(passed)} of {duration(self.seconds)}{rest}"
         share = self.share
         if share <= 0:
             return "time left not known yet"
-        passed = time.perf_counter() - self._began
         return f"about {duration(passed * (1 - share) / share)} left"
 
     @property

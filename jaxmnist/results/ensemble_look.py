@@ -32,7 +32,6 @@ def evaluate_ensemble(run: Run, dataset: Dataset, count: int) -> dict[str, Any]:
     hashes = [trial.weights_sha256 for trial in trials]
     identity = members.identity(hashes)
     if kept := run.files.mended(lambda: _kept(run, identity)):
-        run.files.complete_ledger(kept, dataset.fingerprint)
         return kept
     place = RunDirectory(run.directory.path, run.search)
     ensemble = Ensemble(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -21,8 +20,10 @@ from jaxmnist.results.calibration import (
 )
 from jaxmnist.results.classes import describe_classes, describe_confusions
 from jaxmnist.results.confusion import REPORT_SHAPE, Evaluation, judge
+from jaxmnist.results.gap import about_gap
+from jaxmnist.results.looks import describe_looks
 from jaxmnist.results.run import Run
-from jaxmnist.runs.ledger import MOST_LOOKS
+from jaxmnist.runs.ledger import LOOK_SHAPE
 from jaxmnist.whole_files import (
     DamagedFile,
     array_bytes,
@@ -37,57 +38,16 @@ TEST_SHAPE = {
     **CALIBRATION_SHAPE,
     "model_sha256": str,
     "probabilities_sha256": str,
-    "evaluations": int,
+    "looks": [LOOK_SHAPE],
 }
 GAP_SHAPE = {"validation_accuracy": float, "validation_images": int}
 REFIT_SHAPE = {"refit_images": int}  # in place of `GAP_SHAPE`, for a refitted network
-
-
-def times(count: int) -> str:
-    """'once', '2 times'."""
-    return "once" if count == 1 else f"{count} times"
 
 
 def prepare() -> None:
     """Import in advance the modules that evaluation needs, which takes about a second."""
     for name in ("scipy.stats", "sklearn.metrics"):
         import_module(name)
-
-
-def describe_gap(validation: float, validation_images: int, test: Evaluation) -> str:
-    """The gap between validation and test accuracy, and what it means, in a sentence or two.
-
-    The standard error is the pooled one of the difference of two independent proportions.
-    """
-    gap = validation - test.accuracy
-    right = validation * validation_images + test.accuracy * test.images
-    pooled = right / (validation_images + test.images)
-    error = math.sqrt(pooled * (1 - pooled) * (1 / validation_images + 1 / test.images))
-    line = f"Validation accuracy {validation:.4f} − test accuracy {test.accuracy:.4f} = {gap:+.4f}"
-    if gap > 2 * error:
-        return line + (
-            f", more than chance explains (two standard errors are {2 * error:.4f}): selecting"
-            " among trials has overfitted the validation images, or the test images are harder."
-        )
-    if gap < -2 * error:
-        return line + (
-            f", more than chance explains (two standard errors are {2 * error:.4f}): the test"
-            " images are easier than the validation images."
-        )
-    return line + (
-        f", within chance: only a gap above {2 * error:.4f} (two standard errors) would have shown"
-        " that selecting among trials has overfitted the validation images."
-    )
-
-
-def gap_of(content: dict[str, Any], test: Evaluation) -> str:
-    """What best/test.json says about the gap between validation and test accuracy."""
-    if "refit_images" in content:
-        return (
-            f"The network was refitted on {content['refit_images']:,} images; no validation images"
-            " are left, so no gap is shown."
-        )
-    return describe_gap(content["validation_accuracy"], content["validation_images"], test)
 
 
 @dataclass(frozen=True)
@@ -135,8 +95,8 @@ def look_at(subject: Subject, run: Run, dataset: Dataset, purpose: str) -> dict[
 
     The ledger records the evaluation before it happens.
     """
-    model_sha256, data = subject.model_sha256, run.search["identity"]["data"]
-    run.files.write_look(purpose, model_sha256, data)
+    model_sha256 = subject.model_sha256
+    run.files.record_look(purpose, model_sha256, dataset.test_sha256)
     probabilities = subject.predict_proba(dataset.x_test)
     predictions = array_bytes(probabilities)
     evaluation = judge(dataset.y_test, probabilities.argmax(1), dataset.labels, dataset.class_names)
@@ -145,7 +105,7 @@ def look_at(subject: Subject, run: Run, dataset: Dataset, purpose: str) -> dict[
         **evaluation.to_json(),
         **calibration(dataset.y_test, probabilities).to_json(),
         "probabilities_sha256": sha256(predictions),
-        "evaluations": run.directory.looks_at(data),
+        "looks": run.files.looks_to_keep(dataset.test_sha256),
         **subject.says,
     }
     run.files.write_file(subject.beside, predictions)
@@ -190,8 +150,6 @@ def read_report(
     possible = fits(content, about) and min(content[name] for name in about) >= 0
     if not possible or content.get("validation_accuracy", 0) > 1:
         raise DamagedFile(path, "is not a report on test images")
-    if content["evaluations"] not in range(MOST_LOOKS):
-        raise DamagedFile(path, "is not a report on test images")
     if content["model_sha256"] != model_sha256:
         return None, np.zeros((0, 0), np.float32)
     probabilities = read_array(beside, content["probabilities_sha256"])
@@ -215,18 +173,22 @@ def winner_predictions(run: Run) -> np.ndarray:
     return classes
 
 
-def describe(content: dict[str, Any]) -> str:
-    """The content of best/test.json as text."""
+def looks_at_test(run: Run) -> str:
+    """How often the run's test set was evaluated, by this run and others, and for what."""
+    return describe_looks(run.directory.read_looks(run.directory.test_sha256), run.directory.name)
+
+
+def describe(run: Run, content: dict[str, Any]) -> str:
+    """The content of the run's best/test.json as text, and all evaluations of the test set."""
     evaluation = Evaluation.from_json(content)
     low, high = evaluation.confidence_interval()
-    looks = content["evaluations"]
     return "\n".join(
         [
             f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images"
-            f" (95 % interval {low:.4f} to {high:.4f};"
-            f" test set evaluated {times(looks)})",
+            f" (95 % interval {low:.4f} to {high:.4f})",
+            looks_at_test(run),
             describe_calibration(Calibration.from_json(content)),
-            gap_of(content, evaluation),
+            about_gap(run, content, evaluation),
             "",
             describe_confusions(evaluation, "best/test.json"),
             "",

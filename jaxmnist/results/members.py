@@ -20,7 +20,6 @@ SHAPE = {
     "confidence_interval": (float, float),
     "probabilities_sha256": str,
     "validation_accuracy": float,
-    "evaluations": int,
 }
 
 
@@ -69,7 +68,7 @@ def describe(content: dict[str, Any]) -> str:
     return (
         f"Ensemble of the first {len(members)} trials ({names}), by the mean of their"
         f" probabilities: test accuracy {content['accuracy']:.4f} (95 % interval {low:.4f} to"
-        f" {high:.4f}; test set evaluated {content['evaluations']} times), validation accuracy"
+        f" {high:.4f}), validation accuracy"
         f" {content['validation_accuracy']:.4f}. Predicting with it costs {len(members)} times the"
         " computing."
     )

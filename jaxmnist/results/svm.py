@@ -16,7 +16,8 @@ from jaxmnist.engine.devices import pool_size, start_jax
 from jaxmnist.errors import UsageError, printable
 from jaxmnist.results.classes import describe_classes
 from jaxmnist.results.confusion import REPORT_SHAPE, Evaluation, judge
-from jaxmnist.results.evaluation import times, winner_predictions
+from jaxmnist.results.evaluation import winner_predictions
+from jaxmnist.results.looks import describe_looks
 from jaxmnist.results.pipeline import Projection
 from jaxmnist.results.rbf import choose_backend
 from jaxmnist.results.run import Run
@@ -32,6 +33,7 @@ from jaxmnist.results.svm_fit import (
     tune,
 )
 from jaxmnist.runs.keys import TrialKey
+from jaxmnist.runs.ledger import LOOK_SHAPE
 from jaxmnist.whole_files import (
     DamagedFile,
     array_bytes,
@@ -66,7 +68,8 @@ SVM_SHAPE = {
     "baselines": {str: FITTED_SHAPE},
     "pipeline_sha256": str,
     "predictions_sha256": str,
-    "evaluations": int,
+    "test_sha256": str,
+    "looks": [LOOK_SHAPE],
 }
 # Further fields for the run's own dataset.
 OWN_SHAPE = {
@@ -221,7 +224,9 @@ class Task:
         """Record the evaluation in the ledger, fit on features, and evaluate."""
         data = joined(self.dataset) if self.refitted else self.dataset
         seed = self.run.settings.seed
-        self.run.files.write_look(purpose, self.model_sha256, self.dataset.fingerprint)
+        details = f"{how.kind}, {how.backend}, {how.draws} draws"
+        test_sha256 = self.dataset.test_sha256
+        self.run.files.record_look(purpose, self.model_sha256, test_sha256, details)
         return fit_and_test(batches, width, data, how=how, seed=seed, tried=tried)
 
     def test_baselines(self, *, how: Fitting) -> dict[str, Any]:
@@ -273,11 +278,9 @@ def fit_on_run(
     place: tuple[str, ...] = (task.name,)
     kept = run.files.mended(lambda: _kept(task, place))
     how = Fitting(wanted, draws)
-    if kept:
-        run.files.complete_ledger(kept, dataset.fingerprint)
-        if wanted not in ("auto", kept["backend"]):
-            place = (task.name, wanted)
-            kept = run.files.mended(lambda: _kept(task, place))
+    if kept and wanted not in ("auto", kept["backend"]):
+        place = (task.name, wanted)
+        kept = run.files.mended(lambda: _kept(task, place))
     if (
         kept
         and wanted in ("auto", kept["backend"])
@@ -306,7 +309,8 @@ def fit_on_run(
         "draws": draws,
         **result.to_json(),
         "baselines": task.test_baselines(how=how) if baselines else {},
-        "evaluations": run.directory.looks_at(dataset.fingerprint),
+        "test_sha256": dataset.test_sha256,
+        "looks": run.files.looks_to_keep(dataset.test_sha256),
     }
     if network is not None:
         content["network_accuracy"] = float(network.mean())
@@ -356,8 +360,8 @@ def _kept(task: Task, place: tuple[str, ...]) -> dict[str, Any] | None:
     return content
 
 
-def describe(content: dict[str, Any]) -> str:
-    """The content of svm.json as text."""
+def describe(run: Run, content: dict[str, Any]) -> str:
+    """The content of the run's svm.json as text, and all evaluations of the test set."""
     evaluation = Evaluation.from_json(content)
     low, high = evaluation.confidence_interval()
     stages = ", ".join(
@@ -369,7 +373,8 @@ def describe(content: dict[str, Any]) -> str:
         f" {printable(content['backend'])})",
         f"Seconds: {stages}",
         f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images (95 % interval"
-        f" {low:.4f} to {high:.4f}; test set evaluated {times(content['evaluations'])})",
+        f" {low:.4f} to {high:.4f})",
+        describe_looks(run.directory.read_looks(content["test_sha256"]), run.directory.name),
     ]
     if content["search"]:
         lines.append(f"These parameters are the best of {len(content['search'])} on validation:")

@@ -1,4 +1,4 @@
-"""Reading a run: the paths of its files, search.json, its trials, its ledger."""
+"""Reading a run: the paths of its files, search.json, its trials, its test-set evaluations."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxmnist.errors import UsageError, disk_error, local_path
-from jaxmnist.runs import ledger
+from jaxmnist.errors import UsageError, disk_error, local_path, printable
 from jaxmnist.runs.keys import REFIT, Rerun, TrialKey, index_of
+from jaxmnist.runs.ledger import Looks, kept_looks, ledger_path, read_lines
 from jaxmnist.runs.trial import Trial
 from jaxmnist.whole_files import (
     LARGEST_JSON,
@@ -39,13 +39,11 @@ CONTENTS = (
     "trials",
     "best",
     "svm",
-    "ledger.jsonl",
     "damaged",
     "tensorboard",
     "report.html",
 )
-# What `--overwrite` leaves: evaluations on a test set have happened, even if the run is deleted.
-LASTING = ("lock", "ledger.jsonl")
+LASTING = ("lock",)  # what `--overwrite` leaves
 # What search.json says about the run itself; `results.run.Run` reads what was searched.
 SEARCH_SHAPE = {
     "identity": dict,
@@ -305,16 +303,32 @@ class RunDirectory:
 
     # --- test-set evaluations ---
 
-    def read_looks(self) -> list[dict[str, Any]]:
-        """Return every test-set evaluation, oldest first; see `ledger.read_looks`."""
-        return ledger.read_looks(self.path / "ledger.jsonl")
+    @property
+    def name(self) -> str:
+        """The run's folder with the folder that holds it, as the ledger names it: 'runs/mnist'."""
+        path = Path(os.path.abspath(self.path))
+        return printable(f"{path.parent.name}/{path.name}")
 
-    def looks_at(self, data: str) -> int:
-        """Return the number of evaluations on the dataset with the fingerprint `data`.
+    @property
+    def test_sha256(self) -> str:
+        """The fingerprint of the test images and labels; `DamagedFile` if none is recorded."""
+        if not fits(self._search, {"data": {"test_sha256": str}}):
+            raise DamagedFile(self.path / "search.json", "lacks the SHA-256 of the test images")
+        found: str = self._search["data"]["test_sha256"]
+        return found
 
-        An unreadable line of the ledger may be one of them, and is counted.
+    def read_looks(self, test_sha256: str) -> Looks:
+        """Return all evaluations on test images, by every run of the folder that holds this run.
+
+        They are those of the ledger, and those that this run's results keep. A damaged line of the
+        ledger may be about these images, and is counted. Raises like `whole_files.read_bytes`.
+
+        Args:
+          test_sha256: the fingerprint of the test images; see `Dataset.test_sha256`.
         """
-        return sum(look.get("data", data) == data for look in self.read_looks())
+        recorded, damaged = read_lines(ledger_path(self.path))
+        looks = [*recorded, *kept_looks(self.path)]
+        return Looks.of((look for look in looks if look.test_sha256 == test_sha256), damaged)
 
 
 def threads_of(search: dict[str, Any]) -> int | None:

@@ -1,7 +1,10 @@
-"""The ledger of evaluations on test sets (in the code: looks), a line for each, written beforehand.
+"""The ledger of evaluations on test images (in the code: looks), shared by all runs of a folder.
 
-A line has a number and a SHA-256. A line that can't be read counts as an evaluation, and so does a
-number that is missing: damage can't reduce the count, unless it removes the last lines.
+A look is a line that is appended, under a lock and flushed to disk, before the look happens. Looks
+with the same identifier show nothing new and count once. A line has a number and a SHA-256: one
+that can't be read counts as a look, and so does a number that is missing. Results keep the looks
+that were known when they were made, so that a lost ledger is completed from them, and a run that is
+moved to another folder brings its looks along.
 """
 
 from __future__ import annotations
@@ -9,68 +12,202 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from jaxmnist.whole_files import MissingFile, content_sha256, disk, fits, read_bytes
+from jaxmnist.errors import printable
+from jaxmnist.runs import lock
+from jaxmnist.whole_files import (
+    DamagedFile,
+    MissingFile,
+    content_sha256,
+    disk,
+    fits,
+    read_bytes,
+    read_json,
+)
 
-MOST_LOOKS = 10**4  # a line with a larger number is damaged
+LEDGER = "ledger.jsonl"
+LOCK = "ledger.lock"
+MOST_LINES = 10**6  # a line with a larger number is damaged
+WHY = "can't be written, and each evaluation on test images is recorded beside its run"
 
 
-def write_look(path: Path, purpose: str, model_sha256: str, data: str) -> None:
-    """Record, before it happens, that a model is evaluated on test images.
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
-    Args:
-      path: the ledger.
-      purpose: what the evaluation is for: 'winner', 'evaluation', 'svm', ….
-      model_sha256: the SHA-256 of the model's weights.
-      data: the fingerprint of the dataset.
+
+@dataclass(frozen=True)
+class Look:
+    """An evaluation of a model on test images.
+
+    purpose: what it is for: 'winner', 'evaluation', 'svm', ….
+    run: the run's folder with the folder that holds it: 'runs/mnist'.
+    identity_sha256: the SHA-256 of the run's identity.
+    model_sha256: the SHA-256 of the model's weights.
+    test_sha256: the fingerprint of the test images and labels: `Dataset.test_sha256`.
+    details: what else makes another evaluation of it, such as the library that fits an SVM.
+    time: when it was recorded, UTC.
     """
-    look = {
-        "look": len(read_looks(path)) + 1,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "purpose": purpose,
-        "model_sha256": model_sha256,
-        "data": data,
-    }
-    line = json.dumps({**look, "sha256": content_sha256(look)}).encode() + b"\n"
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with disk(path), open(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
-        # If the last line was cut short, start a new one.
-        size = os.fstat(file.fileno()).st_size
-        if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
-            line = b"\n" + line
-        while line:
-            line = line[file.write(line) :]
-        os.fsync(file.fileno())
+
+    purpose: str
+    run: str
+    identity_sha256: str
+    model_sha256: str
+    test_sha256: str
+    details: str = ""
+    time: str = field(default_factory=_now)
+
+    @property
+    def identifier(self) -> str:
+        """A SHA-256 that looks have in common if the later one shows nothing new."""
+        parts = (self.identity_sha256, self.model_sha256, self.test_sha256)
+        return content_sha256([*parts, self.purpose, self.details])
+
+    def to_json(self) -> dict[str, str]:
+        """The look as a JSON object, with its identifier."""
+        return {"identifier": self.identifier, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Look:
+        """The look that `to_json` gave, which has the shape `LOOK_SHAPE`."""
+        return cls(**{item.name: printable(content[item.name]) for item in fields(cls)})
 
 
-def read_looks(path: Path) -> list[dict[str, Any]]:
-    """Return all test-set evaluations, oldest first; an unreadable line's purpose is 'unreadable'.
+LOOK_SHAPE = {item.name: str for item in fields(Look)}
 
-    Raises like `whole_files.read_bytes`, except if there is no ledger: there were no evaluations.
+
+@dataclass(frozen=True)
+class Looks:
+    """Looks, oldest first, each identifier once.
+
+    damaged: number of lines of the ledger that can't be read or are missing: each may be a look.
+    """
+
+    found: tuple[Look, ...] = ()
+    damaged: int = 0
+
+    @classmethod
+    def of(cls, looks: Iterable[Look], damaged: int = 0) -> Looks:
+        """The first look of each identifier, by time."""
+        first: dict[str, Look] = {}
+        for look in sorted(looks, key=lambda look: look.time):
+            first.setdefault(look.identifier, look)
+        return cls(tuple(first.values()), damaged)
+
+    @property
+    def count(self) -> int:
+        """The number of evaluations."""
+        return len(self.found) + self.damaged
+
+
+def record(path: Path, look: Look) -> None:
+    """Append a look to the ledger at `path`, before it happens.
+
+    Raises:
+      UsageError: the folder can't be written, or another process holds its lock for long.
+      EnvironmentFailure: the file system is full or fails.
+    """
+    with _locked(path):
+        _append(path, [look])
+
+
+def complete(path: Path, kept: Iterable[Look]) -> int:
+    """Append those of the looks `kept` that the ledger lacks; return their number.
+
+    Raises like `record`, also if nothing is missing: the ledger must be writable.
+    """
+    with _locked(path):
+        known = {look.identifier for look in read_lines(path)[0]}
+        missing = [look for look in Looks.of(kept).found if look.identifier not in known]
+        if missing or os.path.lexists(path):
+            _append(path, missing)
+    return len(missing)
+
+
+def read_lines(path: Path) -> tuple[list[Look], int]:
+    """Return the looks of all lines, in their order, and the number of damaged and missing lines.
+
+    Raises like `whole_files.read_bytes`, except if there is no ledger: there were no looks.
     """
     try:
         lines = read_bytes(path).splitlines()
     except MissingFile:
-        return []
-    looks: list[dict[str, Any]] = []
+        return [], 0
+    looks: list[Look] = []
+    damaged = 0
     for line in lines:
         if line.strip():
-            look = _parse(line)
-            number = look.get("look", 0)
-            looks += [{"purpose": "unreadable"} for _ in range(number - 1 - len(looks))]
-            looks.append(look)
-    return looks
+            number, look = _parse(line)
+            damaged += max(0, number - 1 - len(looks) - damaged)
+            if look is None:
+                damaged += 1
+            else:
+                looks.append(look)
+    return looks, damaged
 
 
-def _parse(line: bytes) -> dict[str, Any]:
+def ledger_path(path: Path) -> Path:
+    """Return the path of the ledger: in the folder that holds the run directory `path`."""
+    whole = path if path.name not in ("", "..") else Path(os.path.abspath(path))
+    return whole.parent / LEDGER
+
+
+def kept_looks(path: Path) -> list[Look]:
+    """Return the test-set evaluations that the results in a run directory keep.
+
+    Damaged results, and those behind a link, are skipped; other errors are raised as by
+    `whole_files.read_bytes`.
+    """
+    found = []
+    for folder, pattern in (("best", "**/*.json"), ("svm", "**/svm.json")):
+        if (path / folder).is_symlink():
+            continue
+        for file in sorted((path / folder).glob(pattern)):
+            try:
+                looks = read_json(file, {"looks": [LOOK_SHAPE]})["looks"]
+            except DamagedFile:  # or one that keeps no looks
+                continue
+            found += [Look.from_json(look) for look in looks]
+    return found
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with lock.briefly(path.with_name(LOCK), WHY):
+        yield
+
+
+def _append(path: Path, looks: list[Look]) -> None:
+    """Append a line for each look; the caller holds the lock."""
+    before, damaged = read_lines(path)
+    lines = b""
+    for number, look in enumerate(looks, len(before) + damaged + 1):
+        content = {"number": number, **look.to_json()}
+        lines += json.dumps({**content, "sha256": content_sha256(content)}).encode() + b"\n"
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with disk(path, WHY), open(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
+        # If the last line was cut short, start a new one.
+        size = os.fstat(file.fileno()).st_size
+        if lines and size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+            lines = b"\n" + lines
+        while lines:
+            lines = lines[file.write(lines) :]
+        os.fsync(file.fileno())
+
+
+def _parse(line: bytes) -> tuple[int, Look | None]:
+    """The number and the look of a line; (0, None) if it is damaged."""
     try:
-        look: dict[str, Any] = json.loads(line)
-        genuine = look.pop("sha256", None) == content_sha256(look)
+        content = json.loads(line)
+        genuine = content.pop("sha256", None) == content_sha256(content)
     except (ValueError, TypeError, AttributeError, RecursionError):
         genuine = False
-    known = genuine and fits(look, {"purpose": str, "look": int})
-    if known and look["look"] in range(1, MOST_LOOKS):
-        return look
-    return {"purpose": "unreadable"}
+    if not genuine or not fits(content, {**LOOK_SHAPE, "number": int}):
+        return 0, None
+    if content["number"] not in range(1, MOST_LINES):
+        return 0, None
+    return content["number"], Look.from_json(content)

@@ -30,6 +30,7 @@ from jaxmnist.whole_files import disk
 
 logger = logging.getLogger("jaxmnist")
 HEARTBEAT = 5.0  # seconds
+PATIENCE = 30.0  # seconds that `briefly` waits for another process
 LONGEST_NAME = 200  # bytes that are read from the lock file
 
 
@@ -67,6 +68,26 @@ def hold(path: Path) -> Iterator[int]:
         os.close(file)
 
 
+@contextmanager
+def briefly(path: Path, why: str = "can't be written") -> Iterator[None]:
+    """Hold the lock at `path` for a moment; wait for another process that does the same.
+
+    Args:
+      path: the lock file, in a folder that exists.
+      why: what an error says of the file if it can't be written.
+
+    Raises:
+      UsageError: another process holds the lock for longer than `PATIENCE`; or `path` is not a
+        file, or can't be written.
+      EnvironmentFailure: the file system is full, or doesn't support locks.
+    """
+    file = _take(path, why, PATIENCE)
+    try:
+        yield
+    finally:
+        os.close(file)
+
+
 def held(path: Path, file: int) -> bool:
     """Return whether the open file that `hold` locked is still the one at `path`."""
     try:
@@ -76,8 +97,12 @@ def held(path: Path, file: int) -> bool:
     return os.path.samestat(there, os.fstat(file))
 
 
-def _take(path: Path) -> int:
-    """Lock the file at `path`, which is created if missing; return it open."""
+def _take(path: Path, why: str = "can't be written", patience: float = 0) -> int:
+    """Lock the file at `path`, which is created if missing; return it open.
+
+    patience: seconds to wait for another process that holds the lock.
+    """
+    until = time.monotonic() + patience
     while True:
         try:
             file = os.open(
@@ -86,7 +111,7 @@ def _take(path: Path) -> int:
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV):
                 raise UsageError(f"{path}: is not a lock file of jaxmnist: delete it") from None
-            raise disk_error(f"{path}: can't be written", error) from None
+            raise disk_error(f"{path}: {why}", error) from None
         try:
             if not stat.S_ISREG(os.fstat(file).st_mode):
                 raise UsageError(f"{path}: is not a lock file of jaxmnist: delete it")
@@ -96,6 +121,10 @@ def _take(path: Path) -> int:
                 return file
             os.close(file)
         except BlockingIOError:
+            if time.monotonic() < until:
+                os.close(file)
+                time.sleep(0.01)
+                continue
             holder = _holder(file, patience=1)
             os.close(file)
             raise UsageError(f"{path.parent}: is in use by {holder or 'another process'}") from None

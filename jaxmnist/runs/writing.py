@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import stat
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from jaxmnist.runs.directory import (
     threads_of,
 )
 from jaxmnist.runs.keys import Rerun, TrialKey
+from jaxmnist.runs.ledger import Look, kept_looks, ledger_path
 from jaxmnist.runs.trial import Trial
 from jaxmnist.settings import SVM_BACKENDS
 from jaxmnist.whole_files import (
@@ -132,7 +132,7 @@ class WritableRunDirectory(RunDirectory):
                 logger.info(f"note: {problem}; moved to {moved}, to be made again")
 
     def set_aside_misplaced(self) -> None:
-        """Set aside files where folders should be, and a ledger that is not a file."""
+        """Set aside files where folders should be."""
         folders = [self.path / name for name in ("trials", "best", "svm")]
         for above in (self.path / "trials", self.path / "svm"):
             if above.is_dir():
@@ -146,9 +146,6 @@ class WritableRunDirectory(RunDirectory):
         for path in folders:
             if os.path.lexists(path) and not path.is_symlink() and not path.is_dir():
                 logger.info(f"note: {path}: is not a folder; moved to {self.set_aside(path)}")
-        path = self.path / "ledger.jsonl"
-        if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
-            logger.info(f"note: {path}: is not a ledger; moved to {self.set_aside(path)}")
 
     # --- trials ---
 
@@ -216,24 +213,19 @@ class WritableRunDirectory(RunDirectory):
 
     # --- test-set evaluations ---
 
-    def write_look(self, purpose: str, model_sha256: str, data: str) -> None:
-        """Record a test-set evaluation before it happens; see `ledger.write_look`."""
+    def record_look(
+        self, purpose: str, model_sha256: str, test_sha256: str, details: str = ""
+    ) -> None:
+        """Record a test-set evaluation before it happens; the arguments are those of `Look`."""
         self.check_there()
-        ledger.write_look(self.path / "ledger.jsonl", purpose, model_sha256, data)
+        look = Look(
+            purpose, self.name, self.identity_sha256, model_sha256, test_sha256, details=details
+        )
+        ledger.record(ledger_path(self.path), look)
 
-    def complete_ledger(self, result: dict[str, Any], data: str) -> None:
-        """Add evaluations that were counted when a result was made and that the ledger has lost.
-
-        Args:
-          result: with `evaluations`, their number at that time, and `model_sha256`.
-          data: the fingerprint of the dataset.
-        """
-        lost = result["evaluations"] - self.looks_at(data)
-        for _ in range(lost):
-            self.write_look("lost", result["model_sha256"], data)
-        if lost > 0:
-            counted = result["evaluations"]
-            logger.info(f"note: ledger.jsonl had lost {lost} of {counted} evaluations: added again")
+    def looks_to_keep(self, test_sha256: str) -> list[dict[str, str]]:
+        """Return the field `looks` of a result: all evaluations on these images known so far."""
+        return [look.to_json() for look in self.read_looks(test_sha256).found]
 
 
 @contextmanager
@@ -248,7 +240,7 @@ def begin_run(
     Args:
       path: the run directory; created if missing.
       search: the content for its search.json; `identity` distinguishes it from other searches.
-      overwrite: first delete any run in the directory, except for its ledger.
+      overwrite: first delete any run in the directory; the ledger beside it stays.
 
     Raises:
       UsageError: the run in the directory has another identity, or an unknown one; or another
@@ -277,7 +269,20 @@ def _locked(path: Path) -> Iterator[tuple[Path, int]]:
     with disk(path):
         path.mkdir(parents=True, exist_ok=True)
     with lock.hold(path / "lock") as held:
+        _complete_ledger(path)
         yield path, held
+
+
+def _complete_ledger(path: Path) -> None:
+    """Add evaluations that the run's results keep and that the ledger beside it lacks.
+
+    The ledger was lost, or the run was moved here. Raises like `ledger.complete`: a search can't
+    end with its test if the ledger can't be written.
+    """
+    beside = ledger_path(path)
+    if added := ledger.complete(beside, kept_looks(path)):
+        what = "evaluation" if added == 1 else "evaluations"
+        logger.info(f"note: {beside} lacked {added} test-set {what} of {path}'s results: added")
 
 
 def _check_identity(directory: WritableRunDirectory) -> None:

@@ -44,6 +44,21 @@ def describe_budget(drawn: int, wanted: int, space: SpaceDescription) -> str | N
     )
 
 
+def describe_end(seconds: float | None, trials: int, left: int) -> str:
+    """A line on a search that its time has ended with trials left.
+
+    Args:
+      seconds: `max_seconds`.
+      trials: number of trials of the budget.
+      left: how many of them are not done.
+    """
+    return (
+        f"the time of {seconds:g} s is over: {trials - left} of {trials} trials are trained; the"
+        " same command goes on. If that finds another winner, its test is one more evaluation of"
+        " the test set"
+    )
+
+
 def describe_search(
     settings: SearchSettings, dataset: Dataset, network: str, space: SpaceDescription
 ) -> dict[str, Any]:
@@ -65,6 +80,7 @@ def describe_search(
             "train": len(dataset.y_train),
             "validation": len(dataset.y_validation),
             "test": len(dataset.y_test),
+            "test_sha256": dataset.test_sha256,
             "dtype": str(dataset.x_train.dtype),
             "image_shape": list(dataset.image_shape),
             "labels": list(dataset.labels),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -32,7 +35,12 @@ from jaxmnist.search.checks import (
     describe_dependence,
     rehearse,
 )
-from jaxmnist.search.description import describe_budget, describe_narrowed, describe_search
+from jaxmnist.search.description import (
+    describe_budget,
+    describe_end,
+    describe_narrowed,
+    describe_search,
+)
 from jaxmnist.search.listener import Listener, TrialListener
 from jaxmnist.search.trials import Trials
 from jaxmnist.search.winner import finish
@@ -102,7 +110,14 @@ def search(
             # because modules can't be imported while Python shuts down.
             beside.submit(evaluation.prepare)
             train(trials, network, settings, dataset, told)
+            if trials.left:
+                logger.info(describe_end(settings.max_seconds, len(draws), trials.left))
             run = Run(directory, network)
+            if not run.ranked and trials.left:
+                raise EnvironmentFailure(
+                    f"no trial has completed in the time of {settings.max_seconds:g} s; the same"
+                    " command goes on"
+                )
             if not run.ranked:
                 raise EnvironmentFailure(f"every trial failed; trial 0: {run.trials[0].error}")
             run = train_again(run, settings, dataset, told)
@@ -118,8 +133,15 @@ def train(
     settings: SearchSettings,
     dataset: Dataset,
     listener: TrialListener,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Train the trials that are not done; each event is recorded and passed to the listener."""
+    """Train the trials that are not done; each event is recorded and passed to the listener.
+
+    With `max_seconds` no trial starts after that time, except the first ones; trials are left then.
+    """
+    limit = math.inf if settings.max_seconds is None else settings.max_seconds
+    until = clock() + limit
+    in_time = True
     engine = Engine(
         network,
         dataset,
@@ -130,14 +152,17 @@ def train(
         stacking=trials.stacking,
         memory=cache_folder(settings.cache),
         checkpoint_every=settings.checkpoint_every,
+        consecutive=settings.max_seconds is not None,
     )
-    while pending := trials.pending() or lost_trials(trials):
+    while pending := (in_time and trials.pending()) or lost_trials(trials):
         for index in pending:
             if line := trials.why_again(index):
                 logger.info(line)
         checkpoints = trials.set_aside_damaged_checkpoints(pending)
         running = engine.run(pending.items(), checkpoints)
         with running as events, signals_call(events.stop):
+            if in_time:
+                events.end_when(lambda: clock() >= until)
             try:
                 for event in events:
                     trials.record(event)
@@ -154,11 +179,13 @@ def train(
                 raise
             if events.stopping:
                 trials.stopped()
+        in_time = clock() < until
 
 
 def train_again(run: Run, settings: SearchSettings, dataset: Dataset, told: TrialListener) -> Run:
     """Train the finalists again, then the winner on all images, as far as the settings ask for it.
 
+    `max_seconds` is the time of the trials before; these are all trained.
     Returns the run as it is then.
     """
 
@@ -167,7 +194,7 @@ def train_again(run: Run, settings: SearchSettings, dataset: Dataset, told: Tria
         draws: dict[TrialKey, Hyperparameters] = {key: drawn[key.index] for key in keys}
         reruns = Reruns(run.files, run.network, data, settings, draws)
         told.again(keys, reruns.ended)
-        train(reruns, run.network, settings, data, told)
+        train(reruns, run.network, replace(settings, max_seconds=None), data, told)
         return Run(run.directory, run.network)
 
     if settings.finalists:

@@ -155,8 +155,13 @@ class Trials:
                 return {index: self.draws[index] for index in (found[:1] if alone else found)}
         return {}
 
+    @property
+    def left(self) -> int:
+        """The number of trials of the budget that are not done."""
+        return sum(not self._is_done(index) for index in self.draws)
+
     def without_weights(self) -> dict[TrialKey, Hyperparameters]:
-        """The best trials whose weights are missing; to be called when all trials are done.
+        """The best trials whose weights are missing; to be called when no others will be trained.
 
         The weights may have been lost, or were not kept because a different rule ranked the trials.
         If training such a trial again fails, the search ends, and the trial's record is kept.
@@ -179,7 +184,7 @@ class Trials:
             self._directory.mended(partial(self._check_weights, index))
 
     def delete_leftovers(self) -> None:
-        """Delete files that a killed process left behind; to be called when all trials are done."""
+        """Delete files that a killed process left; to be called when no others will be trained."""
         best = set(self._best())
         missing = self.without_weights()
         for index in self._records:

@@ -34,14 +34,7 @@ def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Liste
     listener.result("\n" + run.best_model.summary() + "\n")
     kept = run.files.mended(lambda: evaluation.kept_look(run))
     test = kept or evaluation.look(run, dataset, "winner")
-    run.files.complete_ledger(test, dataset.fingerprint)
-    unreadable = sum(look["purpose"] == "unreadable" for look in run.directory.read_looks())
-    if unreadable:
-        logger.info(
-            f"note: {unreadable} lines of ledger.jsonl can't be read; each counts as a test-set"
-            " evaluation"
-        )
-    listener.result(evaluation.describe(test))
+    listener.result(evaluation.describe(run, test))
     if settings.ensemble is not None:
         _test_ensemble(run, settings.ensemble, dataset, listener)
     if settings.svm:
@@ -52,7 +45,7 @@ def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Liste
             wanted=settings.svm_backend,
             draws=settings.svm_search,
         )
-        listener.result("\n" + svm.describe(content))
+        listener.result("\n" + svm.describe(run, content))
     if lines := comparisons.describe(
         comparisons.write(run.files, run.ranked, run.tested_sha256, dataset.y_test)
     ):
@@ -67,7 +60,8 @@ def _test_ensemble(run: Run, count: int, dataset: Dataset, listener: Listener) -
         )
         return
     listener.stage("ensemble")
-    listener.result("\n" + members.describe(evaluate_ensemble(run, dataset, count)))
+    said = members.describe(evaluate_ensemble(run, dataset, count))
+    listener.result(f"\n{said}\n{evaluation.looks_at_test(run)}")
 
 
 def corrections(run: Run) -> dict[str, Any]:

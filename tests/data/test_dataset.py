@@ -245,3 +245,33 @@ def test_a_test_label_that_training_lacks():
     images = np.zeros((20, 6, 6, 1), np.uint8)
     arrays = Arrays(images, np.arange(20) % 2, images[:2], np.array([0, 7]))
     refused(lambda: split("some", arrays, validation_split=0.2, seed=0), "label 7")
+
+
+def test_the_same_test_images_have_the_same_fingerprint(mnist):
+    """Whatever is trained on, and whatever the scale of the pixels."""
+    first = mnist._replace(
+        x_train=mnist.x_train[:200],
+        y_train=mnist.y_train[:200],
+        x_test=mnist.x_test[:50],
+        y_test=mnist.y_test[:50],
+    )
+
+    def found(validation_split=0.2, seed=0, train_limit=None, **changes):
+        arrays = first._replace(**changes)
+        made = split(
+            "a", arrays, validation_split=validation_split, seed=seed, train_limit=train_limit
+        )
+        return made.test_sha256
+
+    same = found()
+    assert found(0.5, seed=1) == found(train_limit=50) == same
+    fractions = {
+        name: getattr(first, name).astype(np.float32) / 255 for name in ("x_train", "x_test")
+    }
+    assert found(**fractions) == same
+    labels = first.y_test.copy()
+    labels[3] = (labels[3] + 1) % 10
+    images = first.x_test.copy()
+    images[7, 3, 3] ^= 1
+    others = {found(y_test=labels), found(x_test=images), found(x_test=mnist.x_test[50:100]), same}
+    assert len(others) == 4

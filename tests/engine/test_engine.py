@@ -15,6 +15,7 @@ from jaxmnist.engine.events import (
     TrialStarted,
 )
 from jaxmnist.engine.local import Engine
+from jaxmnist.engine.workers import Events
 from jaxmnist.models.study.network import STUDY
 from jaxmnist.models.study.space import configuration
 from jaxmnist.settings import TrainingSettings
@@ -115,6 +116,28 @@ def test_leaving_early_stops_the_trials(dataset):
                 assert len(set(threading.enumerate()) - before) == 2
                 break
     assert set(threading.enumerate()) <= before
+
+
+def test_no_group_starts_once_the_time_is_over():
+    """Two workers: the groups that run when it is over finish, and no other starts."""
+    both, over = threading.Barrier(2), threading.Event()
+
+    def run_group(group, stop):
+        both.wait(10)  # two run at once
+        if group == 2:
+            over.set()
+        both.wait(10)
+        yield group
+
+    events = Events(run_group, list(range(6)), 2)
+    events.end_when(over.is_set)
+    events.start()
+    assert sorted(events) == [0, 1, 2, 3]
+    events.join()
+    first = Events(lambda group, stop: iter([group]), [0, 1], 1)
+    first.end_when(lambda: True)
+    first.start()
+    assert list(first) == [0]
 
 
 def test_fewer_images_than_a_batch(dataset):

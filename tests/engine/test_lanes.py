@@ -180,6 +180,18 @@ def test_the_whole_space_needs_few_programs():
                 assert all(h[name] <= group.widest[name] for name in h)
 
 
+def test_trials_that_start_in_order_share_programs_with_their_neighbours():
+    trials = list(enumerate(Space(DEFINITION).draws(0)))[:60]
+    stacking = Stacking("products", 4, STUDY.padding("tpu"))
+    groups = group_trials(trials, stacking, 1, consecutive=True)
+    assert [trial for group in groups for trial in group.trials] == trials
+    assert max(len(group.trials) for group in groups) > 1
+    assert len(groups) > len(group_trials(trials, stacking, 1))
+    assert {group.program[0] for group in groups} == {
+        group.program[0] for group in group_trials(trials, stacking, 1)
+    }
+
+
 @pytest.mark.parametrize(
     ("trials", "devices", "most", "lanes"),
     [(1, 1, 8, 1), (3, 1, 8, 4), (8, 1, 8, 8), (5, 4, 8, 8), (3, 8, 8, 8), (1, 2, 1, 2)],

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from processes import facts, flags
+from processes import facts, flags, looks_of
 
 from jaxmnist import EnvironmentFailure, JaxmnistError, Run, UsageError, random_search
 from jaxmnist.errors import Stopped, one_line
@@ -84,11 +84,9 @@ def test_a_disk_that_is_full_at_any_moment(disk, finished, options):
             assert kept == records(run, index)
     assert failures > 2
     assert facts(again) == facts(finished)
-    purposes = [look["purpose"] for look in again.directory.read_looks()]
-    assert {"winner", "svm"} == {*purposes} - {"unreadable"}
+    assert looks_of(again) == ["winner", "svm"]
     test = again.result("best/test.json")
     assert test["accuracy"] == finished.result("best/test.json")["accuracy"]
-    assert test["evaluations"] >= 2
 
 
 def test_the_command_on_a_full_disk(disk, options):
@@ -166,7 +164,8 @@ FORBIDDEN = {
     "the predictions": "best/test_probabilities.npy",
     "the winner": "best",
     "the SVM": "svm/small/svm.json",
-    "the ledger": "ledger.jsonl",
+    "the ledger": "../ledger.jsonl",
+    "the ledger's lock": "../ledger.lock",
     "the lock": "lock",
 }
 
@@ -198,9 +197,12 @@ def test_files_that_may_not_be_read(finished, options, tmp_path):
     for number, (what, name) in enumerate(FORBIDDEN.items()):
         run = tmp_path / str(number) / "small"
         shutil.copytree(finished.directory.path, run)
-        for path in (run, *run.rglob("*")):
+        for beside in ("ledger.jsonl", "ledger.lock"):
+            shutil.copy(finished.directory.path.parent / beside, run.parent)
+        for path in (run.parent, *run.parent.rglob("*")):
             os.chown(path, 65534, 65534)
         path = run / name.format(winner=f"{finished.best_trial.index:04d}")
+        path = Path(os.path.normpath(path))
         os.chown(path, 0, 0)
         path.chmod(0)
         cases[what] = run, path
@@ -225,7 +227,7 @@ def test_files_that_may_not_be_read(finished, options, tmp_path):
         assert path.exists(), what
         assert not (run / "damaged").exists(), what
         path.chmod(0o755)
-        assert len(Run(run).directory.read_looks()) == 2, what
+        assert looks_of(Run(run)) == ["winner", "svm"], what
 
 
 def let_pass(folder: Path) -> None:

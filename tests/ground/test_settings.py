@@ -105,6 +105,11 @@ def test_the_identity_is_what_the_settings_declare():
         ("seed", True),
         ("tolerance", -0.1),
         ("tolerance", math.inf),
+        ("max_seconds", 0),
+        ("max_seconds", -1.5),
+        ("max_seconds", math.nan),
+        ("max_seconds", math.inf),
+        ("max_seconds", True),
         ("keep", 0),
         ("jobs", 0),
         ("train_limit", 0),
@@ -130,6 +135,11 @@ def test_numpy_numbers_are_numbers():
     settings = SearchSettings(seed=np.int64(3), epochs=np.uint8(2))
     assert json.loads(json.dumps(settings.to_json()))["seed"] == 3
     assert settings.epochs == 2
+
+
+def test_the_time_of_a_search_is_not_its_identity():
+    assert SearchSettings(max_seconds=600).identity() == SearchSettings().identity()
+    assert SearchSettings(max_seconds=0.5).max_seconds == 0.5
 
 
 def test_settings_survive_json():

@@ -93,6 +93,20 @@ def test_progress_of_a_resumed_run_counts_what_is_left():
     assert found.share == pytest.approx(2 / 3)  # 2 of the 3 epochs that remained
 
 
+def test_the_clock_of_a_search_that_has_a_time():
+    now = [100.0]
+    found = Progress(100, 2, 100, rule_of("steady", 100), seconds=600, clock=lambda: now[0])
+    now[0] += 150
+    for event in trial(0, 0.9):
+        found.update(event)
+    assert str(found) == "1 of 100 trials, best so far 0.8900 (trial 0), 2 min 30 s of 10 min 00 s"
+    assert found.share == pytest.approx(0.25)
+    now[0] += 455
+    found.update(TrialStarted(1, DRAWS[1]))
+    assert found.left() == "10 min 05 s of 10 min 00 s, running trials finish"
+    assert found.share == 1
+
+
 def test_progress_within_an_epoch():
     found = progress()
     found.update(TrialStarted(0, DRAWS[0]))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import a_trial, history, write_completed, writing
 from pages import check
+from processes import looks_of
 
 from jaxmnist import Run
 from jaxmnist.models.space import Space
@@ -28,6 +29,7 @@ from jaxmnist.results.calibration import Calibration, describe_calibration
 from jaxmnist.results.confusion import Evaluation
 from jaxmnist.results.corrected import describe
 from jaxmnist.results.tuning import most_gain, standings_of
+from jaxmnist.runs import ledger
 from jaxmnist.runs.trial import METRICS, Metrics
 from jaxmnist.settings import SearchSettings
 from jaxmnist.whole_files import read_json, write_json
@@ -115,7 +117,6 @@ def test_mistakes_are_those_of_the_kept_predictions(finished, mnist):
 
 def test_made_again_it_is_the_same_and_looks_at_nothing(copy):
     before = (copy / "report.html").read_bytes()
-    looks = len(Run(copy).directory.read_looks())
     (copy / "report.html").unlink()
     line = [sys.executable, "-m", "jaxmnist", "report", str(copy)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
@@ -125,7 +126,7 @@ def test_made_again_it_is_the_same_and_looks_at_nothing(copy):
     # Only the path of the run has changed.
     at_home = Path(str(Run(copy).settings.directory)) / "small"
     assert after.replace(str(copy), str(at_home)) == before.decode()
-    assert len(Run(copy).directory.read_looks()) == looks
+    assert looks_of(Run(copy)) == ["winner", "svm"]
 
 
 def test_no_run_gets_one_line(tmp_path):
@@ -179,7 +180,7 @@ DAMAGE = {
     "best/model.safetensors": ("features", "model.safetensors"),
     "best/times.json": ("record", "time of each stage"),
     "svm/small/svm.json": ("test", "svm.json"),
-    "ledger.jsonl": ("record", "–"),
+    "../ledger.jsonl": ("record", "damaged or missing: 1"),
 }
 
 
@@ -239,8 +240,9 @@ def test_hostile_words_stay_words(copy):
     )
     run = writing(copy)
     run.write_trial(replace(run.read_trial(3), status="failed", error=evil))
-    with open(copy / "ledger.jsonl", "a") as ledger:
-        ledger.write('{"purpose": "<script>alert(2)</script>", "model_sha256": 7}\nnot json\n')
+    words_of = ("<script>alert(2)</script>", "\ud800\x1b[2J", evil, evil)
+    look = ledger.Look(*words_of, run.test_sha256)
+    ledger.record(copy.parent / "ledger.jsonl", look)
     page = check(make_page(Run(copy), images=False))
     for section in ("head", "trials", "record"):
         assert "<script>" in page.text[section]

@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 from conftest import writing
+from processes import looks_of
 from scipy.stats import binomtest
 
 from jaxmnist import Run
@@ -64,7 +65,7 @@ def test_a_runs_comparisons(finished, tmp_path, said):
     for _ in range(2):
         other = fit_on_run(run, dataset, wanted="sklearnex", draws=0)
     assert (other["backend"], other["folder"]) == ("sklearnex", "small/sklearnex")
-    assert [look["purpose"] for look in run.directory.read_looks()] == ["winner", "svm", "svm"]
+    assert looks_of(run) == ["winner", "svm", "svm"]
     assert read_json(path / "svm" / "small" / "sklearnex" / "svm.json") == other
     assert run.directory.svm_path("small").read_bytes() == before
     assert fit_on_run(run, dataset, wanted="auto", draws=0) == svm

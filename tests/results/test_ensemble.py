@@ -11,7 +11,7 @@ import jax.export
 import numpy as np
 import pytest
 from conftest import writing
-from processes import command, flags
+from processes import command, flags, looks_of
 
 from jaxmnist import Run, UsageError, random_search
 from jaxmnist.commands import main as commands
@@ -75,14 +75,14 @@ def test_its_report_and_its_look(tested, finished, dataset):
     assert [member["trial"] for member in content["members"]] == first
     hashes = sorted(run.trials[index].weights_sha256 for index in first)
     identity = hashlib.sha256(json.dumps(hashes, separators=(",", ":")).encode()).hexdigest()
-    last = run.directory.read_looks()[-1]
-    assert (last["purpose"], last["model_sha256"]) == ("ensemble", identity)
-    assert len(run.directory.read_looks()) == len(finished.directory.read_looks()) + 1
+    last = run.directory.read_looks(run.directory.test_sha256).found[-1]
+    assert (last.purpose, last.model_sha256) == ("ensemble", identity)
+    assert looks_of(run) == [*looks_of(finished), "ensemble"]
     right = by_hand(run, dataset.x_test, 3).argmax(1) == dataset.y_test
     assert content["accuracy"] == right.mean()
     right = by_hand(run, dataset.x_validation, 3).argmax(1) == dataset.y_validation
     assert content["validation_accuracy"] == right.mean()
-    assert content["evaluations"] == 3
+    assert content["looks"][-1] == last.to_json()
     text = run.results_summary()
     assert f"Ensemble of the first 3 trials ({', '.join(map(str, first))})" in text
     assert f"test accuracy {content['accuracy']:.4f}" in text
@@ -100,17 +100,17 @@ def test_it_is_looked_at_once(tested, dataset, tmp_path, said):
     # Nor where the ranking changes, as long as the same trials are the first.
     run.ranked[:3] = run.ranked[2::-1]
     assert evaluate_ensemble(run, dataset, 3) == content
-    assert len(run.directory.read_looks()) == 3
+    assert looks_of(run) == ["winner", "svm", "ensemble"]
     assert not said
     for number, name in enumerate(before):
         (folder / name).write_bytes(b"damaged")
         again = evaluate_ensemble(run, dataset, 3)
         assert "to be made again" in said[number]
-        assert len(run.directory.read_looks()) == again["evaluations"] == 4 + number
-        assert {**again, "evaluations": 3} == content
+        assert looks_of(run) == ["winner", "svm", "ensemble"]  # nothing new was seen
+        assert {**again, "looks": None} == {**content, "looks": None}
     # Other members are another model.
     assert len(evaluate_ensemble(run, dataset, 2)["members"]) == 2
-    assert len(run.directory.read_looks()) == 6
+    assert looks_of(run) == ["winner", "svm", "ensemble", "ensemble"]
     assert len(run.ensemble.members) == 2
 
 
@@ -179,8 +179,8 @@ def test_the_commands(copy, options, dataset, capsys):
     for line in ("ensemble − network", "SVM − network", "SVM − ensemble"):
         assert done.stdout.count(line) == 1
     run = Run(copy)
-    purposes = [look["purpose"] for look in run.directory.read_looks()]
-    assert purposes == ["winner", "svm", "ensemble"]
+    assert looks_of(run) == ["winner", "svm", "ensemble"]
+    assert "Test set evaluated 3 times: " in done.stdout
     np.save(copy.parent / "digits.npy", dataset.x_test[:20])
     line = ["predict", str(copy), str(copy.parent / "digits.npy"), "--ensemble", "--json"]
     assert run_command(commands.main, line) == 0

@@ -10,7 +10,8 @@ from sklearn.metrics import accuracy_score, classification_report, confusion_mat
 
 from jaxmnist.results.classes import describe_classes, describe_confusions, report_table, table
 from jaxmnist.results.confusion import Evaluation, judge
-from jaxmnist.results.evaluation import describe_gap
+from jaxmnist.results.corrected import Corrected, interval
+from jaxmnist.results.gap import describe_gap, gap_between
 
 
 @pytest.fixture
@@ -163,21 +164,67 @@ def test_of_many_classes_the_worst_are_shown():
     assert describe_confusions(right, "some.json") == "No image of 50 classes is misclassified."
 
 
+def selected(score: float, images: int, luck: float = 0.0, trials: int = 10) -> Corrected:
+    """A winner's score corrected by `luck`, whose interval has no further variance."""
+    corrected = score - luck
+    return Corrected(trials, images, score, corrected, interval(corrected, images), ())
+
+
+def on_test(right: int, images: int) -> Evaluation:
+    """An evaluation with this many correct classifications."""
+    return Evaluation((0, 1), np.array([[right, images - right], [0, 0]]))
+
+
+def test_the_interval_of_the_gap_is_newcombes():
+    """Table II of Newcombe 1998, method 10: 56/70 − 48/80, 9/10 − 3/10 and 10/10 − 0/20."""
+    for (right, images), (others, all_others), expected in (
+        ((56, 70), (48, 80), (0.0524, 0.3339)),
+        ((9, 10), (3, 10), (0.1705, 0.8090)),
+        ((10, 10), (0, 20), (0.6791, 1.0)),
+    ):
+        gap = gap_between(selected(right / images, images), on_test(others, all_others))
+        assert gap.size == pytest.approx(right / images - others / all_others)
+        assert (gap.low, min(1.0, gap.high)) == pytest.approx(expected, abs=5e-5)
+        assert gap.visible == pytest.approx(gap.size - gap.low)
+
+
+def test_the_gap_is_that_of_the_corrected_score():
+    says = describe_gap(selected(0.995, 6000, luck=0.004), on_test(9905, 10_000))
+    assert says.startswith("Luck gives the winner of 10 trials about 0.0040 on these validation")
+    assert "Corrected for that, validation accuracy 0.9910 − test accuracy 0.9905 = +0.0005" in says
+    assert "Only a gap above 0.0032 would have shown" in says
+    assert "equally hard" in says
+    assert "does not rule overfitting out" in says
+    # Without the correction it would have been more than chance explains.
+    assert "overfitted" in describe_gap(selected(0.995, 6000), on_test(9905, 10_000))
+
+
 @pytest.mark.parametrize(
     ("validation", "right", "says"),
     [
-        (0.99, 9890, "only a gap above 0.0033 (two standard errors) would have shown"),
-        (0.999, 9890, "fitted the validation"),
-        (0.97, 9890, "easier"),
+        (0.999, 9890, "overfitted the validation images beyond that luck, or the test images are"),
+        (0.97, 9890, "the test images are easier"),
+        (1.0, 9999, "does not rule overfitting out"),
     ],
 )
-def test_gap(validation, right, says):
-    wrong = 10_000 - right
-    evaluation = Evaluation((0, 1), np.array([[right - 5000, wrong], [0, 5000]]))
-    assert says in describe_gap(validation, 6000, evaluation)
+def test_what_the_gap_says(validation, right, says):
+    assert says in describe_gap(selected(validation, 6000), on_test(right, 10_000))
+
+
+def test_one_trial_had_no_luck_in_selection():
+    says = describe_gap(selected(0.99, 6000, trials=1), on_test(9890, 10_000))
+    assert says.startswith("Validation accuracy 0.9900 − test accuracy 0.9890")
 
 
 def test_a_gap_from_a_perfect_score_on_few_images_is_chance():
-    assert "within chance" in describe_gap(
-        1.0, 50, Evaluation((0, 1), np.array([[50, 2], [0, 48]]))
-    )
+    assert "does not rule" in describe_gap(selected(1.0, 50), on_test(98, 100))
+
+
+def test_equal_accuracies_have_a_gap_in_one_comparison_of_twenty():
+    rng = np.random.default_rng(0)
+    validation, test = rng.binomial(6000, 0.99, 400), rng.binomial(10_000, 0.99, 400)
+    gaps = [
+        gap_between(selected(v / 6000, 6000), on_test(t, 10_000))
+        for v, t in zip(validation, test, strict=True)
+    ]
+    assert 8 <= sum(not gap.low <= 0 <= gap.high for gap in gaps) <= 33

@@ -5,8 +5,8 @@ deleted, made by a later version), reading the run and resuming its search eithe
 of the undisturbed run, bit for bit, or end with one clear line. A file that can't be trusted is set
 aside with a message, and no other file is touched.
 
-It makes a small run, and the same run interrupted in its third trial, with a checkpoint. Then it
-applies each damage to a copy of one of them, all in one process.
+It makes a small run with its ledger, and the same run interrupted in its third trial, with a
+checkpoint. Then it applies each damage to a copy of one of them, all in one process.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def flip(path: Path, rng: np.random.Generator) -> None:
 def replace(path: Path, rng: np.random.Generator) -> None:
     """Something else in its place: a folder, a pipe, a link, another file."""
     size = path.stat().st_size
-    others = sorted(p for p in run_folder(path).rglob("*") if p.is_file() and p != path)
+    others = sorted(p for p in root_of(path).rglob("*") if p.is_file() and p != path)
     kind = int(rng.integers(0, 9))
     other = others[int(rng.integers(0, len(others)))].read_bytes()
     path.unlink()
@@ -76,7 +76,7 @@ def replace(path: Path, rng: np.random.Generator) -> None:
     elif kind == 1:
         os.mkfifo(path)
     elif kind == 2:
-        path.symlink_to(run_folder(path).parent / "outside")
+        path.symlink_to(root_of(path).parent / "outside")
     elif kind == 3:
         path.symlink_to(path.name)
     elif kind == 4:
@@ -127,6 +127,7 @@ def advance(path: Path, rng: np.random.Generator) -> None:
 
 
 LATER = "of a later version"
+LOCKS = ("lock", "ledger.lock")
 DAMAGES: dict[str, Callable[[Path, np.random.Generator], None]] = {
     "truncated": truncate,
     "emptied": empty,
@@ -141,8 +142,8 @@ def damage_folder(path: Path, rng: np.random.Generator) -> None:
     """A whole folder is deleted, or a file, or a link, stands in its place."""
     kind = int(rng.integers(0, 3))
     if kind == 2:
-        shutil.move(path, run_folder(path).parent / "moved")
-        path.symlink_to(run_folder(path).parent / "moved")
+        shutil.move(path, root_of(path).parent / "moved")
+        path.symlink_to(root_of(path).parent / "moved")
         return
     shutil.rmtree(path)
     if kind == 1:
@@ -152,9 +153,9 @@ def damage_folder(path: Path, rng: np.random.Generator) -> None:
 # --- Guarantees ----------------------------------------------------------------------------------
 
 
-def run_folder(path: Path) -> Path:
-    """The run directory that a path is in."""
-    return next(p for p in path.parents if p.name == "run")
+def root_of(path: Path) -> Path:
+    """The folder of all runs, with the ledger, that a path is in."""
+    return next(p for p in path.parents if p.name == "runs")
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -168,7 +169,7 @@ def tree(folder: Path) -> dict[str, str]:
             found[name] = "folder"
         elif not path.is_file() or path.stat().st_size > 2**30:
             found[name] = "special"
-        elif name != "lock":
+        elif path.name not in LOCKS:
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
@@ -182,17 +183,28 @@ def without_added(value: Any) -> Any:
 
 
 def readers(folder: Path, images: np.ndarray) -> list[Callable[[], Any]]:
-    """Everything that reads a run without writing."""
+    """Everything that reads a run without writing; folder: of the run."""
     svm = folder / "svm" / "data" / "pipeline.safetensors"
     return [
         lambda: Run(folder).results_summary() + Run(folder).why(),
         lambda: [m.predict(images) for m in Run(folder).get_best_models(2)],
         lambda: Run(folder).best_model.predict_proba(images),
-        lambda: (kept := evaluation.kept_look(Run(folder))) and evaluation.describe(kept),
+        lambda: winner_report(Run(folder)),
         lambda: evaluation.winner_predictions(Run(folder)),
         lambda: SvmPipeline.load(svm).project(np.zeros((1, 1), np.float32)),
-        lambda: Run(folder).directory.read_looks(),
+        lambda: looks_at(Run(folder)),
     ]
+
+
+def winner_report(run: Run) -> str | None:
+    """The winner's test report as text; None if it is another's."""
+    kept = evaluation.kept_look(run)
+    return None if kept is None else evaluation.describe(run, kept)
+
+
+def looks_at(run: Run) -> int:
+    """How often the run's test set was evaluated."""
+    return run.directory.read_looks(run.directory.test_sha256).count
 
 
 def one_line(error: Exception) -> bool:
@@ -212,7 +224,7 @@ def must(holds: bool, guarantee: str) -> None:
 
 def ended_trials(folder: Path) -> set[str]:
     """The names of the records of trials that have ended."""
-    records = folder.glob("trials/*/trial.json")
+    records = folder.glob("run/trials/*/trial.json")
     return {
         str(path.relative_to(folder))
         for path in records
@@ -229,10 +241,10 @@ def outcome(
     ended: set[str],
     images: np.ndarray,
 ) -> str:
-    """How a damaged run at `folder` ends; raises where a guarantee is broken.
+    """How a damaged run in `folder` ends; raises where a guarantee is broken.
 
     Args:
-      folder: of the run.
+      folder: of the run and the ledger.
       kind: of damage.
       options: of its search.
       whole: `facts` of the undisturbed run.
@@ -241,7 +253,7 @@ def outcome(
       images: to predict.
     """
     damaged = tree(folder)
-    for read in readers(folder, images):
+    for read in readers(folder / "run", images):
         try:
             read()
         except JaxmnistError as error:
@@ -258,9 +270,9 @@ def outcome(
         must(not lost, "a refusal loses nothing")
         return "refused"
     must(without_added(facts(run, images)) == whole, "the undisturbed run's results")
-    must(len(run.directory.read_looks()) >= 2, "no look is forgotten")
+    must(looks_at(run) >= 2, "no look is forgotten")
     after = tree(folder)
-    aside = {name: what for name, what in after.items() if name.startswith("damaged/")}
+    aside = {name: what for name, what in after.items() if name.startswith("run/damaged/")}
     # An undamaged record of an ended trial is still there, byte for byte.
     for name in ended:
         # A completed trial whose validation.npy was damaged is trained again.
@@ -273,17 +285,17 @@ def outcome(
             kept = what in aside.values() or after.get(name) == what
             # What a later version wrote there may be valid, and is rewritten in any case.
             rewritten = ("search.json", "best/config.json", "best/comparisons.json")
-            derived = name in rewritten and kind == LATER
+            derived = name.removeprefix("run/") in rewritten and kind == LATER
             # So is the record of a trial that is resumed.
             derived |= name.endswith("trial.json") and name not in ended and kind == LATER
             # Weights that are no longer among the best are deleted, damaged or not.
             derived |= name.endswith("model.safetensors") and name not in after
             must(kept or derived, f"{name} is set aside")
     must(not aside or "moved to" in said.getvalue(), "what is set aside is said")
-    looks = len(run.directory.read_looks())
+    looks = looks_at(run)
     with contextlib.redirect_stdout(said):
         again = jaxmnist.random_search(**options)
-    must(len(again.directory.read_looks()) == looks, "once mended, it stays so")
+    must(looks_at(again) == looks, "once mended, it stays so")
     return "as it was" if damaged == before else "recovered"
 
 
@@ -329,22 +341,22 @@ def main() -> int:
         jax.config.update("jax_compilation_cache_dir", str(place / "cache"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         (place / "outside").write_text("not the run's")
-        options = search_options(place)
+        options = {**search_options(place), "directory": str(place / "runs")}
         images = jaxmnist.load_arrays("mnist").x_test[:50]
         with contextlib.redirect_stdout(io.StringIO()):
             whole = without_added(facts(jaxmnist.random_search(**options), images))
-        (place / "run").rename(place / "finished")
+        (place / "runs").rename(place / "finished")
         interrupt(options)
-        (place / "run").rename(place / "interrupted")
+        (place / "runs").rename(place / "interrupted")
         sources = [place / "finished", place / "interrupted"]
         before = [(tree(source), ended_trials(source)) for source in sources]
         for number in range(arguments.damages):
-            folder = place / "run"
+            folder = place / "runs"
             for leftover in (folder, place / "moved"):
                 shutil.rmtree(leftover, ignore_errors=True)
             source = int(rng.random() < SHARE_INTERRUPTED)
             shutil.copytree(sources[source], folder)
-            paths = sorted(p for p in folder.rglob("*") if p.name != "lock")
+            paths = sorted(p for p in folder.rglob("*") if p.name not in (*LOCKS, "run"))
             path = paths[int(rng.integers(0, len(paths)))]
             kind = list(DAMAGES)[int(rng.integers(0, len(DAMAGES)))]
             if path.is_dir():

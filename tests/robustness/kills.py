@@ -5,9 +5,9 @@ end every trial's hyperparameters, history and weights, the winner, its test rep
 those of an undisturbed run, bit for bit; no file is ever found damaged, and none is left behind.
 
 - Boundaries: a small search is killed just before its first, second, third, … change of its run
-  directory (a file opened for writing, renamed or deleted, a folder made), always a new search,
-  then run again to its end. Every other time, a file that is about to be renamed is first cut in
-  half, as if the process had died while writing it.
+  directory or of the ledger beside it (a file opened for writing, renamed or deleted, a folder
+  made), always a new search, then run again to its end. Every other time, a file that is about to
+  be renamed is first cut in half, as if the process had died while writing it.
 - Random: a search that also writes its page and TensorBoard's files is killed at random moments
   until it finishes, again and again.
 
@@ -34,7 +34,7 @@ from tiny import facts, flags, search_options, start
 
 import jaxmnist
 
-# The search's command, which kills itself before change number MOMENT of a folder; if it was not
+# The search's command, which kills itself before change number MOMENT in a folder; if it was not
 # killed, it prints the number of changes.
 PROGRAM = """
 import os, signal, sys
@@ -72,8 +72,11 @@ class Broken(Exception):
 
 
 def session(options: dict[str, Any], moment: int = 0, cut: bool = False) -> subprocess.Popen:
-    """Start the search, to be killed at a change of its folder; at none if that is 0."""
-    folder = str(Path(options["directory"]) / options["project_name"])
+    """Start the search, to be killed at a change of its files; at none if that is 0.
+
+    Its files are those of the run directory and of the ledger beside it.
+    """
+    folder = str(Path(options["directory"]))
     how = "cut" if cut else "whole"
     return start(
         PROGRAM,
@@ -100,9 +103,9 @@ def finish(options: dict[str, Any]) -> tuple[jaxmnist.Run, int]:
 def check(run: jaxmnist.Run, whole: dict[str, Any], images: np.ndarray) -> None:
     """Raise `Broken` unless the run is the undisturbed one, and nothing is left behind."""
     path = run.directory.path
-    left = [p for p in path.rglob("*") if p.name.endswith(".tmp") or "checkpoint" in p.name]
+    left = [p for p in path.parent.rglob("*") if p.name.endswith(".tmp") or "checkpoint" in p.name]
     if left:
-        raise Broken(f"left behind: {left[0].relative_to(path)}")
+        raise Broken(f"left behind: {left[0].relative_to(path.parent)}")
     kept = {entry.trial.index for entry in run.ranked[: run.settings.keep]}
     weights = {int(p.parent.name) for p in path.glob("trials/*/model.safetensors")}
     if weights != kept:
@@ -113,14 +116,14 @@ def check(run: jaxmnist.Run, whole: dict[str, Any], images: np.ndarray) -> None:
     different = [key for key in whole if found[key] != whole[key]]
     if different:
         raise Broken(f"not as undisturbed: {', '.join(different)}")
-    looks = run.result("best/test.json")["evaluations"]
-    if not 1 <= looks <= len(run.directory.read_looks()):
-        raise Broken(f"counts {looks} looks")
+    looks = run.directory.read_looks(run.directory.test_sha256)
+    if [look.purpose for look in looks.found] != ["winner", "svm"] or looks.damaged:
+        raise Broken(f"counts {looks.count} looks")
 
 
 def at_boundary(options: dict[str, Any], moment: int) -> jaxmnist.Run:
-    """A search that was killed at a change of its folder, and then run to its end."""
-    options = {**options, "project_name": f"run{moment}"}
+    """A search that was killed at a change of its files, and then run to its end."""
+    options = {**options, "directory": f"{options['directory']}-{moment}"}
     process = session(options, moment, cut=moment % 2 == 0)
     process.communicate()
     if process.returncode != -signal.SIGKILL:
@@ -158,7 +161,7 @@ def boundaries(
             check(run, whole, images)
         except Broken as broken:
             return f"killed before change {moment}: {broken}"
-        shutil.rmtree(run.directory.path)
+        shutil.rmtree(run.directory.path.parent)
         return None
 
     with ThreadPoolExecutor(2) as threads:
@@ -174,13 +177,14 @@ def random_moments(
 ) -> list[str]:
     """Kill at random moments, `wanted` times or a few more; a line for each broken guarantee."""
     rng, kills, runs, broken = np.random.default_rng(seed), 0, 0, []
-    options = {**options, "report": True, "tensorboard": True, "jobs": 2, "project_name": "random"}
-    path = Path(options["directory"]) / "random"
+    options = {**options, "report": True, "tensorboard": True, "jobs": 2}
+    options["directory"] += "-random"
+    path = Path(options["directory"]) / options["project_name"]
     began = time.perf_counter()
     finish(options)
     longest = 1.2 * (time.perf_counter() - began)
     while kills < wanted:
-        shutil.rmtree(path)
+        shutil.rmtree(path.parent)
         runs += 1
         try:
             kills += at_random(options, longest, rng)
@@ -204,6 +208,7 @@ def main() -> int:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         options = {**search_options(Path(name)), "checkpoint_every": 0}
+        options["directory"] = str(Path(name) / "runs")
         images = jaxmnist.load_arrays("mnist").x_test[:50]
         run, count = finish(options)
         whole = facts(run, images)

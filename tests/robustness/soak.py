@@ -120,7 +120,7 @@ class Soaked:
         completed = [t.index for t in run.trials if t.status == "completed"]
         expected |= {f"trials/{index:04d}/validation.npy" for index in completed}
         expected |= {f"{folder}/model.safetensors" for folder in kept}
-        expected |= {"search.json", "lock", "ledger.jsonl", "times.json"}
+        expected |= {"search.json", "lock", "times.json"}
         found = {
             str(path.relative_to(self.path))
             for path in self.path.rglob("*")

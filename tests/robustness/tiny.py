@@ -79,7 +79,7 @@ def facts(run: Run, images: np.ndarray) -> dict[str, Any]:
     # The classification report is for other programs; jaxmnist doesn't read it.
     for content in (test, svm):
         for key in (
-            "evaluations",
+            "looks",
             "classification_report",
             "seconds",
             "pipeline_sha256",

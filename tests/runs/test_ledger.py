@@ -1,67 +1,247 @@
+"""The ledger that the runs of a folder share: what counts, what is brought along, what is lost."""
+
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
 from conftest import writing
 
+from jaxmnist.errors import EnvironmentFailure, UsageError
+from jaxmnist.results.looks import describe_looks
+from jaxmnist.runs import ledger, lock
 from jaxmnist.runs.directory import exists
-from jaxmnist.runs.writing import begin_run
+from jaxmnist.runs.ledger import Look, Looks, ledger_path, read_lines, record
+from jaxmnist.runs.writing import begin_run, continue_run
 
+IMAGES = "0" * 64
 SEARCH = {
     "identity": {"data": "data", "seed": 0},
+    "data": {"test_sha256": IMAGES},
     "versions": {},
     "device": {},
     "threads": 2,
 }
+OTHER = {**SEARCH, "identity": {"data": "data", "seed": 1}}  # of the same test images
+LOOK = Look("winner", "runs/a", "identity", "model", IMAGES)
 
 
-def test_looks_are_written_in_order(tmp_path):
-    run = writing(tmp_path, SEARCH)
-    assert run.read_looks() == []
-    run.write_look("winner", "abc", "data")
-    run.write_look("svm", "abc", "data")
-    assert [look["purpose"] for look in run.read_looks()] == ["winner", "svm"]
-    with open(tmp_path / "ledger.jsonl", "a") as file:
-        file.write('{"purpose": "cut sh')
-    run.write_look("evaluation", "abc", "data")
-    purposes = [look["purpose"] for look in run.read_looks()]
-    assert purposes == ["winner", "svm", "unreadable", "evaluation"]
+def purposes(run, images=IMAGES):
+    return [look.purpose for look in run.read_looks(images).found]
 
 
-def test_a_lost_look_is_a_look_all_the_same(tmp_path, said):
-    run = writing(tmp_path, SEARCH)
-    for purpose in ("winner", "svm", "evaluation", "evaluation"):
-        run.write_look(purpose, "abc", "data")
+def keep(run, model="abc"):
+    """Write a result, which keeps the looks that are known."""
+    run.write_file(run.model_path, b"")
+    run.write_json(
+        run.test_path, {"model_sha256": model, "looks": run.looks_to_keep(run.test_sha256)}
+    )
+
+
+@pytest.mark.parametrize("name", ["purpose", "identity_sha256", "model_sha256", "test_sha256"])
+def test_an_identifier_that_comes_again_counts_once(tmp_path, name):
     path = tmp_path / "ledger.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(lines[0] + lines[3])
-    purposes = [look["purpose"] for look in run.read_looks()]
-    assert purposes == ["winner", "unreadable", "unreadable", "evaluation"]
-    path.write_bytes(b"".join(lines).replace(b'"svm"', b'"SVM"'))
-    assert [look["purpose"] for look in run.read_looks()][1] == "unreadable"
-    path.write_bytes(b"".join(lines).replace(b"\n", b"x", 1))
-    assert len(run.read_looks()) == 4
-    assert run.looks_at("data") == 4
-    assert run.looks_at("other") == 2  # unreadable lines may have been about it
-    path.unlink()
-    run.complete_ledger({"evaluations": 4, "model_sha256": "abc"}, "data")
-    assert [look["purpose"] for look in run.read_looks()] == ["lost"] * 4
-    assert "had lost 4 of 4 evaluations" in said[0]
-    run.complete_ledger({"evaluations": 4, "model_sha256": "abc"}, "data")
-    assert len(said) == 1
+    for look in (LOOK, replace(LOOK, run="runs/b", time="later"), replace(LOOK, **{name: "x"})):
+        record(path, look)
+    looks, damaged = read_lines(path)
+    assert (len(looks), damaged) == (3, 0)
+    assert Looks.of(looks).count == 2
+    assert Looks.of(looks).found[0] == LOOK
+    assert replace(LOOK, details="another library").identifier != LOOK.identifier
+
+
+def test_runs_on_the_same_images_share_the_count(tmp_path):
+    first, second = (writing(tmp_path / name, SEARCH) for name in "ab")
+    third = writing(tmp_path / "c", OTHER)
+    first.record_look("winner", "abc", IMAGES)
+    first.record_look("svm", "abc", IMAGES)
+    first.record_look("svm", "abc", "other images")
+    second.record_look("winner", "abc", IMAGES)  # the same search gave the same model
+    third.record_look("winner", "abc", IMAGES)
+    for run in (first, second, third):
+        assert purposes(run) == ["winner", "svm", "winner"]
+        assert purposes(run, "other images") == ["svm"]
+    name = tmp_path.name
+    assert describe_looks(first.read_looks(IMAGES), f"{name}/c") == (
+        f"Test set evaluated 3 times: winner of {name}/c; winner and svm of {name}/a."
+    )
+
+
+def test_the_sentence_about_looks():
+    assert describe_looks(Looks(), "runs/a") == "The test set has not been evaluated."
+    once = describe_looks(Looks((LOOK,)), "runs/a")
+    assert once == "Test set evaluated once: winner of runs/a."
+    many = [replace(LOOK, run=f"runs/{i}", model_sha256=str(i)) for i in range(9)]
+    tuned = [replace(LOOK, purpose="svm", details=str(i)) for i in range(2)]
+    said = describe_looks(Looks((*many, LOOK, *tuned), damaged=1), "runs/a")
+    assert said.startswith("Test set evaluated 13 times: winner and 2 × svm of runs/a; winner of")
+    assert "5 more of 5 other runs; 1 of which the ledger's line is damaged or missing." in said
+
+
+def test_the_folder_of_all_runs_however_the_run_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    run = writing(tmp_path / "a", SEARCH)
+    for path in (run.path, run.path / ".." / "a", type(run.path)(".")):
+        assert ledger_path(path).resolve() == tmp_path / "ledger.jsonl"
+    assert run.name == f"{tmp_path.name}/a"
 
 
 def test_looks_outlast_an_overwrite(tmp_path):
     """They have happened, whatever becomes of the run; what is overwritten is all else."""
-    with begin_run(tmp_path, SEARCH, overwrite=False) as run:
+    path = tmp_path / "a"
+    with begin_run(path, SEARCH, overwrite=False) as run:
         run.write_search()
-        run.write_look("winner", "abc", "data")
-        run.model_path.parent.mkdir()
-    other = {**SEARCH, "identity": {"data": "data", "seed": 1}}
-    with begin_run(tmp_path, other, overwrite=True):
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["ledger.jsonl", "lock"]
-        assert not exists(tmp_path)
+        run.record_look("winner", "abc", IMAGES)
+        keep(run)
+    # The ledger is lost as well: what the run's results keep is saved before they are deleted.
+    (tmp_path / "ledger.jsonl").unlink()
+    with begin_run(path, OTHER, overwrite=True) as run:
+        assert [file.name for file in path.iterdir()] == ["lock"]
+        assert not exists(path)
+        assert purposes(run) == ["winner"]
     # So does a search that is repeated after a kill at that moment.
-    with begin_run(tmp_path, SEARCH, overwrite=False) as run:
+    with begin_run(path, OTHER, overwrite=False) as run:
         run.write_search()
-        run.write_look("winner", "def", "data")
-        assert [look["look"] for look in run.read_looks()] == [1, 2]
-        assert run.looks_at("data") == 2
+        run.record_look("winner", "def", IMAGES)
+        assert purposes(run) == ["winner", "winner"]
+
+
+def test_a_moved_run_brings_all_looks_along(tmp_path, said):
+    """Those of other runs too: their results were known when it was made."""
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir()
+    away.mkdir()
+    writing(home / "a", SEARCH).record_look("winner", "abc", IMAGES)
+    with begin_run(home / "b", OTHER, overwrite=False) as run:
+        run.write_search()
+        run.record_look("winner", "def", IMAGES)
+        keep(run)
+    shutil.move(home / "b", away / "b")
+    moved = writing(away / "b")
+    assert [look.run for look in moved.read_looks(IMAGES).found] == ["home/a", "home/b"]
+    assert not (away / "ledger.jsonl").exists()  # reading writes nothing
+    for _ in range(2):
+        with continue_run(away / "b"):
+            pass
+    assert sum("lacked 2 test-set evaluations" in line for line in said) == 1
+    assert len(read_lines(away / "ledger.jsonl")[0]) == 2
+    assert purposes(writing(away / "c", SEARCH)) == ["winner", "winner"]
+
+
+def test_damage_does_not_reduce_the_count(tmp_path):
+    run = writing(tmp_path / "a", SEARCH)
+    path = tmp_path / "ledger.jsonl"
+    for number in range(4):
+        run.record_look("winner", f"model {number}", IMAGES)
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for damaged in (
+        lines[0] + lines[3],  # two lines are missing
+        whole.replace(b'"model 1"', b'"model 7"'),
+        whole.replace(b"\n", b"x", 1),
+        whole[:-10],
+        whole.replace(lines[1], b"\xff\x00[[[\n"),
+    ):
+        path.write_bytes(damaged)
+        looks = run.read_looks(IMAGES)
+        assert looks.count == 4
+        assert looks.damaged > 0
+        assert run.read_looks("other images").count == looks.damaged  # may have been about them
+    path.write_bytes(whole[:-10])
+    run.record_look("winner", "model 4", IMAGES)
+    assert run.read_looks(IMAGES).count == 5
+    # A result that was made before knows its looks, and damage to the results leaves the ledger.
+    path.write_bytes(whole)
+    keep(run)
+    path.unlink()
+    assert run.read_looks(IMAGES).count == 4
+    run.test_path.write_bytes(run.test_path.read_bytes()[:-30])
+    path.write_bytes(whole)
+    assert run.read_looks(IMAGES).count == 4
+
+
+def test_what_is_no_ledger_is_refused(tmp_path):
+    run = writing(tmp_path / "a", SEARCH)
+    (tmp_path / "ledger.jsonl").mkdir()
+    with pytest.raises(UsageError, match=r"ledger\.jsonl: is not a file"):
+        run.record_look("winner", "abc", IMAGES)
+    with (
+        pytest.raises(UsageError, match=r"ledger\.jsonl: is not a file"),
+        begin_run(tmp_path / "b", SEARCH, overwrite=False),
+    ):
+        pass
+
+
+def test_a_folder_that_can_not_be_written(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    with begin_run(tmp_path / "a", SEARCH, overwrite=False) as run:
+        monkeypatch.setattr(lock.os, "open", refuse)
+        with pytest.raises(UsageError, match=r"ledger\.lock: can't be written, and each") as caught:
+            ledger.record(tmp_path / "ledger.jsonl", LOOK)
+        monkeypatch.undo()
+        assert str(caught.value).endswith("is recorded beside its run: Permission denied")
+        assert run.read_looks(IMAGES).count == 0
+
+
+def test_a_lock_that_is_not_released(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0.05)
+    with (
+        lock.briefly(tmp_path / "ledger.lock"),
+        pytest.raises(UsageError, match="is in use by another process"),
+    ):
+        record(tmp_path / "ledger.jsonl", LOOK)
+    record(tmp_path / "ledger.jsonl", LOOK)
+
+
+def test_two_processes_at_once(tmp_path):
+    """Neither loses a line of the other, and each line has a number of its own."""
+    program = (
+        "import sys; from pathlib import Path; from jaxmnist.runs.ledger import Look, record\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "for i in range(40):\n"
+        "    look = Look('winner', sys.argv[2], sys.argv[2], str(i), 'images')\n"
+        "    record(Path(sys.argv[1]), look)"
+    )
+    path = tmp_path / "ledger.jsonl"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, path, name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in "ab"
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate()
+        assert process.returncode == 0
+    looks, damaged = read_lines(path)
+    assert damaged == 0
+    assert {(look.run, look.model_sha256) for look in looks} == {
+        (name, str(i)) for name in "ab" for i in range(40)
+    }
+    numbers = [json.loads(line)["number"] for line in path.read_text().splitlines()]
+    assert numbers == list(range(1, 81))
+    assert len({look.identifier for look in looks}) == 80
+
+
+def test_a_disk_that_is_full(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    record(tmp_path / "ledger.jsonl", LOOK)
+    monkeypatch.setattr(ledger.os, "fsync", full)
+    with pytest.raises(EnvironmentFailure, match="No space left on device"):
+        record(tmp_path / "ledger.jsonl", replace(LOOK, purpose="svm"))

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from processes import command, facts, flags
+from processes import command, facts, flags, looks_of
 
 from jaxmnist import EnvironmentFailure, Run, UsageError, random_search
 from jaxmnist.data.dataset import dataset_in_memory, joined
@@ -102,8 +102,7 @@ def test_the_winner_is_refitted(again, finished):
     models = again.get_best_models(2)
     assert [model.hyperparameters for model in models] == again.get_best_hyperparameters(2)
     assert models[0] is again.best_model
-    purposes = [look["purpose"] for look in again.directory.read_looks()]
-    assert purposes[len(finished.directory.read_looks()) :] == ["winner", "svm"]
+    assert looks_of(again) == [*looks_of(finished), "winner", "svm"]
 
 
 def test_the_svm_is_tuned_before_the_refit(again):

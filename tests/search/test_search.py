@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import os
 import shutil
@@ -12,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import writing
-from processes import command, facts, flags
+from processes import command, facts, flags, looks_of
 
 import jaxmnist
-from jaxmnist import Run, UsageError, random_search
+from jaxmnist import EnvironmentFailure, Run, UsageError, random_search
 from jaxmnist.data.dataset import MNIST_SHA256, load_arrays
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION
+from jaxmnist.search import loop
 from jaxmnist.whole_files import read_json, write_json
 
 
@@ -48,13 +51,13 @@ def test_an_earlier_winner_is_not_evaluated(options, copy):
     path = copy / "small" / "best" / "config.json"
     content = read_json(path)
     write_json(path, {**content, "model_sha256": "0" * 64})
-    looks = (copy / "small" / "ledger.jsonl").read_bytes()
+    looks = looks_of(Run(copy / "small"))
     for name in ("evaluate", "svm"):
         result = command(name, copy / "small")
         assert result.returncode == 2
         assert result.stderr.count("\n") == 1
         assert "best/ holds an earlier winner" in result.stderr
-    assert (copy / "small" / "ledger.jsonl").read_bytes() == looks
+    assert looks_of(Run(copy / "small")) == looks
 
 
 def test_the_run_directory(finished):
@@ -66,11 +69,12 @@ def test_the_run_directory(finished):
     test = read_json(path / "best" / "test.json")
     low, high = test["confidence_interval"]
     assert low < test["accuracy"] < high
-    assert test["evaluations"] == 1
+    assert [look["purpose"] for look in test["looks"]] == ["winner"]
     assert np.sum(test["confusion_matrix"]) == 200
     svm = read_json(path / "svm" / "small" / "svm.json")
     assert {"accuracy", "classification_report", "backend", "seconds"} <= set(svm)
-    assert [look["purpose"] for look in finished.directory.read_looks()] == ["winner", "svm"]
+    assert looks_of(finished) == ["winner", "svm"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["ledger.jsonl", "ledger.lock", "small"]
     assert not list(path.rglob("*.tmp"))
 
 
@@ -110,7 +114,7 @@ def test_the_same_call_again_changes_nothing_and_looks_at_nothing(copy, options)
     before = facts(Run(copy / "small"))
     run = random_search(**options, directory=str(copy))
     assert facts(run) == before
-    assert len(run.directory.read_looks()) == 2
+    assert looks_of(run) == ["winner", "svm"]
 
 
 def test_a_budget_smaller_than_what_is_finished(copy, options):
@@ -155,8 +159,7 @@ def test_overwrite_starts_anew(copy, options):
     given = {**options, "seed": 5, "max_trials": 1, "svm": False, "overwrite": True}
     run = random_search(**given, directory=str(copy))
     assert len(run.trials) == 1
-    purposes = [look["purpose"] for look in run.directory.read_looks()]
-    assert purposes == ["winner", "svm", "winner"]  # the earlier run's still count
+    assert looks_of(run) == ["winner", "svm", "winner"]  # the earlier run's still count
 
 
 def test_a_bad_file_costs_the_others_nothing(copy, mnist):
@@ -242,6 +245,42 @@ def test_killed_while_the_winner_changed(copy, options):
     assert not (copy / "small" / "damaged").exists()
 
 
+def ticking(monkeypatch) -> None:
+    """A search's clock goes on by a second whenever it is read: at the start, after each trial."""
+    ticks = itertools.count()
+    train = functools.partial(loop.train, clock=lambda: next(ticks))
+    monkeypatch.setattr(loop, "train", train)
+
+
+def test_a_search_is_ended_by_its_time_and_goes_on(options, finished, tmp_path, monkeypatch, said):
+    given = {**options, "jobs": 1, "svm": False, "directory": str(tmp_path)}
+    with monkeypatch.context() as patch:
+        ticking(patch)
+        run = random_search(**given, max_seconds=3)
+    assert facts(run) == facts(finished)[:3]  # the first draws, in their order
+    line = "the time of 3 s is over: 3 of 4 trials are trained; the same command goes on"
+    assert [each for each in said if line in each]
+    tested = [run.winner()["model_sha256"]]
+    assert tested == [run.best_trial.weights_sha256]
+    said.clear()
+    with monkeypatch.context() as patch:
+        ticking(patch)  # the clock starts anew
+        run = random_search(**given, max_seconds=3)
+    assert facts(run) == facts(finished)
+    assert not [each for each in said if "is over" in each]
+    # If another model is tested now, that is another evaluation.
+    tested.append(run.winner()["model_sha256"])
+    assert looks_of(run) == ["winner"] * len(set(tested))
+
+
+def test_a_time_in_which_no_trial_completes(options, tmp_path, monkeypatch):
+    given = {**options, "jobs": 1, "learning_rate": 1e30, "directory": str(tmp_path)}
+    ticking(monkeypatch)
+    with pytest.raises(EnvironmentFailure, match=r"no trial has completed in the time of 0\.5 s"):
+        random_search(**given, max_seconds=0.5)
+    assert len(Run(tmp_path / "small").trials) == 1  # one starts however short the time
+
+
 def test_every_trial_failed(options, tmp_path):
     given = {**options, "learning_rate": 1e30}
     done = command("search", *flags(given), "--directory", tmp_path)
@@ -251,7 +290,7 @@ def test_every_trial_failed(options, tmp_path):
     trial = json.loads((tmp_path / "small" / "trials" / "0000" / "trial.json").read_text())
     assert trial["status"] == "failed"
     assert trial["history"]["loss"][-1] is None
-    assert not (tmp_path / "small" / "ledger.jsonl").exists()
+    assert not (tmp_path / "ledger.jsonl").exists()
 
 
 def test_the_space_is_the_end(options, tmp_path, capsys):
@@ -268,6 +307,9 @@ BAD = [
     (["--data-dir", "nowhere"], "nowhere: no such folder or file"),
     (["--epochs", "0"], "--epochs"),
     (["--max-trials", "0"], "--max-trials"),
+    (["--max-seconds", "0"], "--max-seconds must be a number above 0, not 0"),
+    (["--max-seconds", "inf"], "--max-seconds must be a number above 0, not inf"),
+    (["--max-seconds", "soon"], "--max-seconds must be a number above 0, not 'soon'"),
     (["--max-trials", "some"], "--max-trials must be a whole number of at least 1, not 'some'"),
     (["--learning-rate", "nan"], "--learning-rate"),
     (["--validation-split", "inf"], "--validation-split"),
@@ -403,7 +445,12 @@ def test_the_ledger_is_written_before_the_look(copy, monkeypatch):
     monkeypatch.setattr(TrainedModel, "predict_proba", fail)
     with pytest.raises(MemoryError):
         evaluation.look(run, dataset, "evaluation")
-    assert run.directory.read_looks()[-1]["purpose"] == "evaluation"
+    assert looks_of(run) == ["winner", "svm", "evaluation"]
+    # What was cut short and is repeated shows nothing new, and counts once.
+    monkeypatch.undo()
+    evaluation.look(run, dataset, "evaluation")
+    assert (copy / "ledger.jsonl").read_bytes().count(b'"purpose": "evaluation"') == 2
+    assert looks_of(run) == ["winner", "svm", "evaluation"]
 
 
 def test_more_weights_can_be_kept_later(copy, options, finished):
@@ -418,7 +465,7 @@ def test_damaged_test_predictions_are_made_again(copy, options):
     assert done.returncode == 2
     assert "python -m jaxmnist evaluate" in done.stderr
     run = random_search(**options, directory=str(copy))
-    assert run.result("best/test.json")["evaluations"] == 3
+    assert looks_of(run) == ["winner", "svm"]  # the same model on the same images: nothing new
 
 
 def test_the_whole_command(options, finished, tmp_path):
@@ -452,7 +499,8 @@ def test_commands_on_a_run(copy, mnist, small):
     np.savez(copy / "moved.npz", **{name: getattr(arrays, name) for name in MNIST_SHA256})
     done = command("evaluate", run, "--data-dir", copy / "moved.npz")
     assert done.returncode == 0, done.stderr
-    assert "test set evaluated 3 times" in done.stdout
+    says = f"Test set evaluated 3 times: evaluation of {copy.name}/small; winner and svm of "
+    assert says in done.stdout
     np.save(copy / "digits.npy", mnist.x_test[:3, ..., 0])
     done = command("predict", run, copy / "digits.npy")
     assert done.returncode == 0, done.stderr
@@ -478,14 +526,16 @@ def test_commands_on_a_run(copy, mnist, small):
     content = read_json(run / "svm" / "task" / "svm.json")
     assert content["labels"] == [0, 1, 2]
     assert content["accuracy"] > 0.8
-    looks = [look["purpose"] for look in Run(run).directory.read_looks()]
-    assert looks[2:] == ["evaluation", "svm", "svm on raw pixels", "svm on the untrained network"]
+    assert looks_of(Run(run)) == ["winner", "svm", "evaluation"]
+    others = Run(run).directory.read_looks(content["test_sha256"]).found
+    purposes = ["svm", "svm on raw pixels", "svm on the untrained network"]
+    assert [look.purpose for look in others] == purposes
     done = command("svm", run, "--svm-search", "2")
     assert "best of 3" in done.stdout
     # The tuned SVM is kept; asking again doesn't evaluate the test set.
-    before = len(Run(run).directory.read_looks())
+    before = looks_of(Run(run))
     assert "best of 3" in command("svm", run).stdout
-    assert len(Run(run).directory.read_looks()) == before
+    assert looks_of(Run(run)) == before
     done = command("svm", run, "--train-limit", "100")
     assert done.returncode == 2
     assert "--train-limit needs --dataset or --data-dir" in done.stderr
