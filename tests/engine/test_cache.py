@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from processes import flags
 
@@ -84,6 +85,16 @@ def test_where_jax_is_there_already_nothing_is_kept_for_a_cpu(tmp_path):
     assert compile_once(str(tmp_path), "late")[1] == "None"
 
 
+@pytest.fixture
+def without_cache():
+    """No cache of JAX's: that of the tests would be taken for the user's own."""
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.usefixtures("without_cache")
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"can't keep compiled programs: .*--cache"):

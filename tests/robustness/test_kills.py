@@ -1,0 +1,26 @@
+"""Searches that are killed: by default on a small scale.
+
+`python -m pytest tests/robustness --size full` takes an hour and a half;
+`python -m pytest -m "not robustness"` leaves these out. Each kind has a file, so that they can run at
+the same time.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from scripts import script
+
+pytestmark = pytest.mark.robustness
+
+
+def test_a_search_that_is_killed_again_and_again(full, tmp_path):
+    """At boundaries of what it writes, and at random."""
+    path = tmp_path / "kills.json"
+    size = ("--boundaries", "all" if full else 4, "--random", 100 if full else 4)
+    output = script("kills.py", *size, "--json", path)
+    content = json.loads(path.read_text())
+    assert content["broken"] == []
+    assert content["boundaries"] > 100
+    assert f"killed at {content['boundaries'] if full else 4} of" in output

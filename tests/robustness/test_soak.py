@@ -1,0 +1,26 @@
+"""Searches in which all sorts of things go wrong: by default on a small scale.
+
+`python -m pytest tests/robustness --size full` takes an hour and a half;
+`python -m pytest -m "not robustness"` leaves these out. Each kind has a file, so that they can run at
+the same time.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from scripts import script
+
+pytestmark = pytest.mark.robustness
+
+
+def test_a_soaked_search(full, tmp_path):
+    path, trials = tmp_path / "soak.json", 1000 if full else 28
+    size = ("--trials", trials, "--longest", 40 if full else 15)
+    output = script("soak.py", *size, "--json", path)
+    if not full:
+        assert "1 diverged, 1 raised, 1 raised once" in output
+    assert "0 broken guarantees" in output
+    watched = json.loads(path.read_text())
+    assert max(row["trials"] for row in watched) == trials
