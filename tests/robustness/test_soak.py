@@ -1,8 +1,8 @@
 """Searches in which all sorts of things go wrong: by default on a small scale.
 
 `python -m pytest tests/robustness --size full` takes an hour and a half;
-`python -m pytest -m "not robustness"` leaves these out. Each kind has a file, so that they can run at
-the same time.
+`python -m pytest -m "not robustness"` leaves these out. Each kind has a file, so that they can run
+at the same time.
 """
 
 from __future__ import annotations
