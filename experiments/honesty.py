@@ -284,7 +284,7 @@ def judged_importance(
 
 def share(found: list[bool]) -> str:
     """How many are true, with the share."""
-    return f"{sum(found)} of {len(found)} ({100 * statistics.mean(found):.1f} %)"
+    return f"{sum(found)} of {len(found)} ({100 * sum(found) / len(found):.1f} %)"
 
 
 def table(title: str, judgements: list[Judged], errors: dict[str, list[float]]) -> str:
