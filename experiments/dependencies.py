@@ -27,6 +27,7 @@ PURPOSES = {
     "scikit-learn": ("sklearn.svm", "scaler, PCA, SVM, classification report"),
     "scipy": ("scipy.stats", "tests and intervals, distributions, pictures, MATLAB files"),
     "threadpoolctl": ("threadpoolctl", "the same SVM for any number of cores"),
+    "joblib": ("joblib", "the SVM's pairs of classes on all cores"),
     "safetensors": ("safetensors.numpy", "weights as files that can't run code"),
     "flatbuffers": ("flatbuffers", "exported programs; jax.export needs it"),
     "pillow": ("PIL.Image", "pictures as data, for predict, on the page"),

@@ -60,6 +60,8 @@ def test_a_pair_at_a_time_is_the_same_machine():
     assert np.array_equal(pairs.predict(x), whole.predict(x))
     assert np.array_equal(np.sort(arrays["counts"]), np.sort(whole.n_support_))
     np.testing.assert_allclose(arrays["intercept"], whole.intercept_, atol=1e-3)
+    together = one_against_one(classifier("sklearn"), x, y, parameters, jobs=2)
+    assert all(np.array_equal(together[name], arrays[name]) for name in arrays)
 
 
 @pytest.mark.parametrize("classes", [2, 4])
