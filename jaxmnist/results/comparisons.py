@@ -199,7 +199,12 @@ def describe(content: dict[str, Any] | None) -> list[str]:
                 f"{second} − {first}: {models[second]['accuracy']:.4f} −"
                 f" {models[first]['accuracy']:.4f} = {difference:+.4f}; classified correctly by"
                 f" the {first} alone: {pair['only_first']} images, by the {second} alone:"
-                f" {pair['only_second']}; p = {pair['p_value']:.3g}, {verdict}."
+                f" {pair['only_second']}; {_p_value(pair['p_value'])}, {verdict}."
             )
         )
     return lines
+
+
+def _p_value(p_value: float) -> str:
+    """A p-value as text; the smallest ones have no number of their own."""
+    return f"p = {p_value:.3g}" if p_value >= 1e-300 else "p below 1e-300"

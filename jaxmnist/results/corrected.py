@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ COLUMNS = 1024  # of the matrices that are multiplied at a time
 # the simulation in experiments/corrected_score.py.
 UNCERTAINTY = 0.6
 MOST_NAMED = 10  # trials that a sentence names
+Judged = tuple[np.ndarray, np.ndarray]
 Z = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 
 
@@ -149,21 +150,41 @@ def resampled(bits: np.ndarray, rule: Rule, winner: int) -> Optimism:
       winner: the winner's place in `bits`.
     """
     images, varied = rule.images, changing(bits, rule.images)
-    generator = np.random.default_rng(0)  # fixed, so that a report made again is the same
     work = varied.shape[0] * bits.shape[0] * (2 * bits.shape[1] - 1)
     resamples = int(min(RESAMPLES, max(FEWEST_RESAMPLES, MOST_WORK / max(1, work))))
     weights = np.ones((1, len(varied) + 1))
     weights[0, -1] = images - len(varied)
-    before = course(weights, varied, images).right
-    rows, found = np.arange(resamples), []
+
+    def judge(weights: np.ndarray) -> Judged:
+        drawn = course(weights, varied, images)
+        return drawn.right, rule.winners(drawn)
+
+    return twice_resampled(judge, weights, winner, resamples)
+
+
+def twice_resampled(
+    judge: Callable[[np.ndarray], Judged], weights: np.ndarray, winner: int, resamples: int
+) -> Optimism:
+    """Let `judge` select again on resampled images, and on images resampled from these.
+
+    Args:
+      judge: maps weights float[R, M], how often images of each kind were drawn, to what each of T
+        candidates has right, [R, T], and to the candidate that is selected, int[R].
+      weights: float[1, M], of the images as they are.
+      winner: the candidate that is selected from these.
+      resamples: number of resamples.
+    """
+    generator = np.random.default_rng(0)  # fixed, so that a report made again is the same
+    images = round(float(weights.sum()))
+    before, rows, found = judge(weights)[0], np.arange(resamples), []
     for _ in range(2):
         chances = np.broadcast_to(weights / images, (resamples, weights.shape[1]))
         weights = generator.multinomial(images, chances).astype(float)
-        drawn = course(weights, varied, images)
-        gained = drawn.right - before  # (resamples, T)
-        added = gained[rows, rule.winners(drawn)] - gained[:, winner]
+        right, selected = judge(weights)
+        gained = right - before  # (resamples, T)
+        added = gained[rows, selected] - gained[:, winner]
         found.append(float(added.mean()) / images)
-        before = drawn.right
+        before = right
     return Optimism(*found)
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from jaxmnist.results.corrected import interval
+from jaxmnist.results.corrected import RESAMPLES, Optimism, interval, twice_resampled
 from jaxmnist.runs.keys import REFIT, Rerun
 from jaxmnist.runs.trial import Trial, unpack_right
+
+NOTHING = Optimism(0.0, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,12 +25,14 @@ class Finalist:
     reruns: the completed ones, in order.
     failed: number of reruns that failed.
     images: number of validation images.
+    added: what being chosen adds to the mean; nothing for those that aren't.
     """
 
     trial: Trial
     reruns: tuple[Trial, ...]
     failed: int
     images: int
+    added: Optimism = NOTHING
 
     @property
     def tested(self) -> Trial | None:
@@ -55,13 +59,18 @@ class Finalist:
         return int(self.right.sum()) / count if count else math.nan
 
     @property
+    def corrected(self) -> float:
+        """The mean, less what being the best of several means has added on average."""
+        return max(0.0, self.mean - self.added.size)
+
+    @property
     def deviation(self) -> float:
         """The standard deviation of the accuracy over seeds, that is over reruns; NaN for one."""
         return statistics.stdev(self.scores) if len(self.reruns) > 1 else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the reruns' mean accuracy, over images: not over seeds.
+        """The 95 % interval of the true mean accuracy, over images: not over seeds.
 
         Wilson's, of as many images as give the mean of the reruns its variance: an image that all
         reruns have right, or all wrong, varies more than one on which they differ.
@@ -75,7 +84,8 @@ class Finalist:
             return math.nan, math.nan
         variance = float((self.right / len(self.reruns)).var())
         spread = self.mean * (1 - self.mean)
-        return interval(self.mean, self.images * (spread / variance if variance else 1.0))
+        effective = self.images * (spread / variance if variance else 1.0)
+        return interval(self.corrected, effective, self.added.variance)
 
 
 def rerun_keys(ranked: Sequence[Trial], finalists: int, reruns: int) -> list[Rerun]:
@@ -103,7 +113,24 @@ def choose(
         done = tuple(rerun for rerun in ended if rerun.status == "completed")
         found.append(Finalist(trial, done, reruns - len(done), images))
     # Whole numbers of images, so that equal means are equal.
-    return tuple(sorted(found, key=lambda each: (each.failed, -int(each.right.sum()))))
+    ordered = sorted(found, key=lambda each: (each.failed, -int(each.right.sum())))
+    if ordered:
+        ordered[0] = replace(ordered[0], added=_added(ordered[0], found))
+    return tuple(ordered)
+
+
+def _added(chosen: Finalist, ranked: Sequence[Finalist]) -> Optimism:
+    """What being the best of the means has added to the chosen one: see `Optimism`."""
+    rivals = [each for each in ranked if each.failed == chosen.failed]
+    if not chosen.reruns:
+        return NOTHING
+    kinds, counts = np.unique(np.stack([each.right for each in rivals]), axis=1, return_counts=True)
+
+    def judge(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        right = weights @ kinds.T  # whole numbers: equal means are equal
+        return right / len(chosen.reruns), right.argmax(1)
+
+    return twice_resampled(judge, counts[None].astype(float), rivals.index(chosen), RESAMPLES)
 
 
 def table(finalists: Sequence[Finalist]) -> list[tuple[str, ...]]:
@@ -130,15 +157,16 @@ def describe(finalists: Sequence[Finalist]) -> str:
     """Which finalist is chosen, and what its mean is, in sentences."""
     chosen = finalists[0]
     count, low, high = len(chosen.reruns), *chosen.interval
-    spread = f"standard deviation over seeds {chosen.deviation:.4f}; " if count > 1 else ""
+    spread = f" (standard deviation over seeds {chosen.deviation:.4f})" if count > 1 else ""
     trials = "1 trial was" if len(finalists) == 1 else f"first {len(finalists)} trials were"
     return (
         f"The {trials} trained again, with fresh weights and other orders of images; the choice"
         f" uses these reruns alone. Trial {chosen.trial.index} is chosen: the mean validation"
-        f" accuracy of its {count} rerun{'' if count == 1 else 's'} is {chosen.mean:.4f}"
-        f" ({spread}95 % interval over images {low:.4f} to {high:.4f}). It is the best of"
-        f" {len(finalists)} means and not corrected for that. The network that is tested is its"
-        f" rerun {chosen.reruns[0].rerun if chosen.reruns else 1}."
+        f" accuracy of its {count} rerun{'' if count == 1 else 's'} is {chosen.mean:.4f}{spread}."
+        f" Being the best of {len(finalists)} means has added about"
+        f" {chosen.mean - chosen.corrected:.4f} to it: corrected it is {chosen.corrected:.4f} (95 %"
+        f" interval over images {low:.4f} to {high:.4f}). The network that is tested is its rerun"
+        f" {chosen.reruns[0].rerun if chosen.reruns else 1}."
     )
 
 

@@ -58,8 +58,8 @@ def describe_gap(found: Corrected, test: Evaluation) -> str:
         ""
         if found.trials == 1
         else (
-            f"Luck gives the winner of {found.trials} trials about {found.raw - found.score:.4f} on"
-            " these validation images. "
+            f"Luck gives the best of {found.trials} about {found.raw - found.score:.4f} on these"
+            " validation images. "
         )
     )
     corrected = "Validation" if found.trials == 1 else "Corrected for that, validation"
@@ -99,8 +99,7 @@ def about_gap(run: Run, content: dict[str, Any], test: Evaluation) -> str:
     if not run.finals:
         return describe_gap(run.corrected, test)
     score, images = content["validation_accuracy"], content["validation_images"]
-    plain = Corrected(1, images, score, score, interval(score, images), ())
-    return (
-        f"The luck of being the best of {len(run.finals)} finalists is not corrected for."
-        f" {describe_gap(plain, test)}"
-    )
+    added = run.finals[0].added
+    less = max(0.0, score - added.size)
+    reach = interval(less, images, added.variance)
+    return describe_gap(Corrected(len(run.finals), images, score, less, reach, ()), test)

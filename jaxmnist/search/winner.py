@@ -67,7 +67,7 @@ def _test_ensemble(run: Run, count: int, dataset: Dataset, listener: Listener) -
 def corrections(run: Run) -> dict[str, Any]:
     """What config.json says of the winner's score: corrected for its selection, or of reruns.
 
-    The mean of reruns is not the best of scores: it stands for the corrected score.
+    The mean of reruns, corrected for the choice among finalists, stands for the corrected score.
     """
     if not run.finals:
         return {
@@ -83,7 +83,7 @@ def corrections(run: Run) -> dict[str, Any]:
     }
     tested = np.frombuffer(run.best_trial.validation[-1], np.uint8)
     return {
-        "corrected_score": chosen.mean,
+        "corrected_score": chosen.corrected,
         "corrected_interval": list(chosen.interval),
         "indistinguishable": list(indistinguishable(tested, others)),
         "finalists": [

@@ -190,7 +190,7 @@ def test_the_interval_of_the_gap_is_newcombes():
 
 def test_the_gap_is_that_of_the_corrected_score():
     says = describe_gap(selected(0.995, 6000, luck=0.004), on_test(9905, 10_000))
-    assert says.startswith("Luck gives the winner of 10 trials about 0.0040 on these validation")
+    assert says.startswith("Luck gives the best of 10 about 0.0040 on these validation")
     assert "Corrected for that, validation accuracy 0.9910 − test accuracy 0.9905 = +0.0005" in says
     assert "Only a gap above 0.0032 would have shown" in says
     assert "equally hard" in says
