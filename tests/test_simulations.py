@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import a_trial, history
 
+from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.results.corrected import interval, resampled
 from jaxmnist.results.selection import rule_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import corrected_score
+import honesty
 import importance
 import steadiness
 import tuning_curve
@@ -131,3 +135,43 @@ def test_the_tuning_curves_band_covers():
 def test_the_table_of_tuning_curves():
     for scene in tuning_curve.SCENES:
         assert tuning_curve.table(scene, 5, 2, 0).startswith(scene)
+
+
+def test_sentences_about_searches_are_judged():
+    """Trials of known accuracy: what is true of them is called true, what isn't is not."""
+    generator = np.random.default_rng(0)
+    images = np.arange(6000)
+    parts = validation, test, truth = np.split(images, [500, 1000])
+    best = generator.random((4, 3, 6000)) < 0.9
+    best[0] = generator.random((3, 6000)) < 0.99
+    trials = [
+        honesty.Trained(
+            a_trial(i, Hyperparameters({"units": i}), "completed", history(0.5, 0.5, 0.5)),
+            right,
+            right[-1:].repeat(honesty.RERUNS, 0),
+        )
+        for i, right in enumerate(best)
+    ]
+    errors = defaultdict(list)
+    said = honesty.judged(trials, *parts, errors)
+    assert all(said.values())
+    assert "the trials told from the winner are worse" in said
+    assert max(abs(found[0]) for found in errors.values()) < 0.02
+    trials[0].right[:, truth] = False  # the images seen are no sample of the others
+    said = honesty.judged(trials, *parts, errors)
+    assert not said["interval of the corrected score"]
+    assert not said["the trials told from the winner are worse"]
+    trials[0].right[:, test] = False
+    assert not honesty.judged(trials, *parts, errors)[
+        "no gap beyond chance is seen, and there is none"
+    ]
+    said = honesty.judged_budget(trials, trials, trials * 5, validation)
+    assert said["band of the tuning curve"]
+    assert said["gain of twice the budget"]
+    said = honesty.judged_importance(trials * 8, trials * 20, validation, generator)
+    assert "interval of the importance of units" in said
+    assert (
+        honesty.table("two", [{"a": True}, {"a": False}], errors)
+        .splitlines()[1]
+        .endswith("1 of 2 (50.0 %)")
+    )
