@@ -58,6 +58,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether the robustness tests were asked for in full size."""
+    size: str = request.config.getoption("--size")
+    return size == "full"
+
+
+@pytest.fixture
 def said() -> Iterator[list[str]]:
     """What the package logs."""
     lines: list[str] = []
