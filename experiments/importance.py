@@ -117,7 +117,7 @@ def ped_anova(values: np.ndarray, category: bool, scores: np.ndarray) -> np.ndar
     """
     grid = np.arange(values.max() + 1)
     one_hot = (values[:, None] == grid).astype(float)
-    best = scores >= np.quantile(scores[..., :], 1 - QUANTILE, axis=-1, keepdims=True)
+    best = scores >= np.quantile(scores, 1 - QUANTILE, axis=-1, keepdims=True)
 
     def density(counts: np.ndarray) -> np.ndarray:
         """The smoothed shares of the values: float[..., V]."""

@@ -27,6 +27,7 @@ SELECTIONS = ("steady", "best")
 SVM_BACKENDS = ("auto", "sklearn", "sklearnex", "cuml")
 IN_MEMORY = "arrays"  # the name of a dataset that is given as arrays without a name
 KEEP = 3  # trials whose weights are kept, unless more are needed or a person says otherwise
+RERUNS = 3  # of each finalist, unless a number is given
 LARGEST_NUMBER = 10**9  # the largest value of any count; a larger one is a typing error
 # Smaller limits, where memory or time would run out earlier.
 LARGEST_VALUES = {
@@ -224,7 +225,7 @@ class SearchSettings:
         None, "name of this run's folder (default: the name of the dataset)", "NAME"
     )
     overwrite: bool = _setting(
-        False, "delete the run in this folder, except for its ledger, and start over"
+        False, "delete the run in this folder and start over; the ledger beside it stays"
     )
     select: str = _setting(
         "steady",
@@ -251,7 +252,9 @@ class SearchSettings:
         "number of the first trials to train again; the best mean of such reruns wins",
         "K",
     )
-    reruns: int | None = _setting(None, "how often each finalist is trained again (default 3)", "R")
+    reruns: int | None = _setting(
+        None, f"how often each finalist is trained again (default {RERUNS})", "R"
+    )
     refit: bool = _setting(
         False,
         "train the winner again on training and validation images together, and test that network",
@@ -355,7 +358,7 @@ class SearchSettings:
                 f"--finalists {finalists} is more than the {self.max_trials} trials of --max-trials"
             )
         object.__setattr__(self, "finalists", finalists)
-        reruns = 3 if self.reruns is None else self.reruns
+        reruns = RERUNS if self.reruns is None else self.reruns
         object.__setattr__(self, "reruns", check_whole("reruns", reruns, 1))
 
     def _check_ensemble(self) -> None:

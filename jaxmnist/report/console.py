@@ -78,7 +78,7 @@ class Console:
 
     def results(self, run: Run) -> None:
         """Print the ranking, why the winner won, its corrected score, and what more would bring."""
-        self.result(f"\n{run.results_summary()}")
+        self.result(f"\n{run.ranking()}")
         if run.ranked:
             self.result(about_more(run)[0])
 

@@ -20,7 +20,6 @@ from jaxmnist.report.console import Console
 from jaxmnist.report.progress import Progress, Running
 from jaxmnist.report.words import about_more
 from jaxmnist.results import finalists
-from jaxmnist.results.corrected import describe
 from jaxmnist.runs.keys import in_order
 
 if TYPE_CHECKING:
@@ -82,16 +81,16 @@ class Display(Console):
         head, *rows = run.results_table()
         for name in head:
             table.add_column(name, justify="left" if name == head[-1] else "right")
+        winner = str(run.best_trial.index)
         for place, row in enumerate(rows):
             failed = "dim" if place >= len(run.ranked) else ""
-            table.add_row(*map(Text, row), style=failed if place else "bold green")
+            table.add_row(*map(Text, row), style="bold green" if row[0] == winner else failed)
         for part in ("", table, "", Text(run.why())):
             self._console.print(part)
         if run.finals:
-            self.result(f"\n{finalists.summary(run.finals)}")
-        else:
-            self._console.print(Text(describe(run.corrected)))
-        self._console.print(Text(about_more(run)[0]))
+            self.result(f"\n{finalists.table_as_text(run.finals)}\n")
+        for said in (run.about_score(), about_more(run)[0]):
+            self._console.print(Text(said))
 
     def show(self, event: TrialEvent, progress: Progress) -> None:
         """Print a line for a trial that has ended."""

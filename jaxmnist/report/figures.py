@@ -20,7 +20,7 @@ from jaxmnist.report.drawing import (
 from jaxmnist.report.quality import dot
 from jaxmnist.results.calibration import Calibration
 from jaxmnist.results.layout import short_names, widest
-from jaxmnist.results.selection import Rule
+from jaxmnist.results.selection import Standing
 from jaxmnist.results.statistics import wilson
 from jaxmnist.results.tuning import TuningCurve
 from jaxmnist.runs.trial import Trial
@@ -137,14 +137,14 @@ def against(trials: Sequence[Trial], winner: int | None, cost: str, images: int)
     )
 
 
-def budget(trials: Sequence[Trial], rule: Rule, curve: TuningCurve, images: int) -> Figure:
+def budget(standings: Sequence[Standing], curve: TuningCurve, images: int) -> Figure:
     """The selected trial's score by number of trials: in this run's order, and the tuning curve.
 
-    trials: the completed ones by index, which `rule` selects from.
+    standings: of the completed trials.
     """
-    standings = [rule.standing(trial.index, trial.validation) for trial in trials]
-    went = [best.score for best in accumulate(standings, min)]
-    numbers = np.arange(1, len(trials) + 1)
+    drawn_so = sorted(standings, key=lambda standing: standing.index)
+    went = [best.score for best in accumulate(drawn_so, min)]
+    numbers = np.arange(1, len(standings) + 1)
 
     def plot(drawn: Canvas) -> None:
         """Draw the band, the run's own steps, and the curve."""
@@ -168,11 +168,11 @@ def budget(trials: Sequence[Trial], rule: Rule, curve: TuningCurve, images: int)
     steps = ", ".join(f"{k}: {score:.4f} ({low:.4f} to {high:.4f})" for k, score, low, high in rows)
     return draw(
         "budget",
-        "The winner's score against the budget",
+        "The selected trial's score against the budget",
         "The thick line: of all searches of so many trials, half select one that ranks at least as"
         " high as the trial of this validation accuracy. The whole true line lies in the band with"
         " 95 % probability (Lourie, Cho and He, 2024); where it has no edge, these trials don't"
-        f" bound it. The steps show the winner so far in this run's order. {STRETCHED}",
+        f" bound it. The steps show the trial selected so far, in this run's order. {STRETCHED}",
         f"Validation accuracy of the selected trial by completed trials, with band: {steps}.",
         plot,
     )

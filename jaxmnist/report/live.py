@@ -149,10 +149,10 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
         if self._settings.report and time.monotonic() >= self._next_page:
             self._safely("the page", self._write_page)
 
-    def again(self, reruns: Collection[TrialKey], ended: Collection[TrialKey]) -> None:
-        """Count reruns with the trials."""
+    def again(self, reruns: Collection[TrialKey], ended: Collection[TrialKey], images: int) -> None:
+        """Count reruns with the trials: see `Progress.add`."""
         assert self._console.progress is not None
-        self._console.progress.add(reruns, ended)
+        self._console.progress.add(reruns, ended, images)
 
     def trained(self) -> None:
         """Rewrite the page, if there is one, when all trials are done: it stops reloading."""

@@ -24,14 +24,13 @@ from jaxmnist.results import comparisons, finalists, members
 from jaxmnist.results.calibration import Calibration, describe_calibration
 from jaxmnist.results.classes import confusions, worst_classes
 from jaxmnist.results.confusion import Evaluation
-from jaxmnist.results.corrected import describe
 from jaxmnist.results.evaluation import looks_at_test
 from jaxmnist.results.finalists import Finalist
 from jaxmnist.results.gap import about_gap
 from jaxmnist.results.importance import FEWEST_FOR_IMPORTANCE, Importance, importances
 from jaxmnist.results.layout import short_names, shortened
 from jaxmnist.results.run import Run
-from jaxmnist.results.tuning import standings_of, tuning_curve
+from jaxmnist.results.tuning import tuning_curve
 from jaxmnist.runs.layers import summary
 from jaxmnist.runs.ledger import Looks
 from jaxmnist.runs.times import read_times
@@ -103,16 +102,15 @@ def search_context(facts: Facts, running: bool) -> dict[str, Any]:
     if why and state["word"] in ("running", "unfinished"):
         why = f"So far: {why}"
     finals = (facts.attempt("winner", lambda: run.finals) or ()) if winner else ()
-    found = facts.attempt("winner", lambda: run.corrected) if winner and not finals else None
+    found = facts.attempt("winner", lambda: run.corrected) if winner else None
     return {
         "name": run.search["data"]["name"],
         "data": run.search["data"],
         "state": state,
         "winner": winner,
         "corrected": found,
-        "about_score": finalists.describe(finals) if finals else describe(found) if found else None,
-        "finalists": facts.attempt("finalists", _finalists, facts, finals) if finals else None,
-        "chosen": finals[0] if finals else None,
+        "about_score": run.about_score() if found else None,
+        "finalists": facts.attempt("winner", _finalists, facts, finals) if finals else None,
         "refit": run.settings.refit,
         "why": why,
         "budget": facts.budget,
@@ -157,7 +155,7 @@ def trial_context(facts: Facts) -> dict[str, Any]:
         facts.attempt("cost", figures.against, done, index, cost, images)
         for cost in ("parameters", "seconds")
     ]
-    found = facts.attempt("importance", _importances, facts, done) or []
+    found = facts.attempt("importance", _importances, facts, done)
     winner_score = facts.winner.score if facts.winner else None
     histogram = None
     if winner_score is not None:
@@ -167,11 +165,11 @@ def trial_context(facts: Facts) -> dict[str, Any]:
         "quality": [picture for picture in values if picture],
         "histogram": histogram,
         "about_scores": words.place_by_score(facts),
-        "importance": facts.attempt("importance", quality.importances, found),
-        "importances": found,
-        "about_importance": words.about_importance(found, scores),
+        "importance": facts.attempt("importance", quality.importances, found or []),
+        "importances": found or [],
+        "about_importance": None if found is None else words.about_importance(found, scores),
         "cost": [picture for picture in costs if picture],
-        "budget_figure": facts.attempt("budget", _budget, facts, done) if done else None,
+        "budget_figure": facts.attempt("budget", _budget, facts) if done else None,
         "about_budget": facts.attempt("budget", words.about_more, facts.run) if done else None,
     }
 
@@ -184,11 +182,10 @@ def _importances(facts: Facts, done: list[Trial]) -> list[Importance]:
     return importances(facts.space.varied, configurations, facts.scores)
 
 
-def _budget(facts: Facts, done: list[Trial]) -> Figure:
+def _budget(facts: Facts) -> Figure:
     """The tuning curve of completed trials."""
-    rule = facts.run.rule
-    curve = tuning_curve(standings_of(facts.ranked, rule))
-    return figures.budget(done, rule, curve, facts.validation_images)
+    standings = facts.run.standings
+    return figures.budget(standings, tuning_curve(standings), facts.validation_images)
 
 
 def test_context(facts: Facts) -> dict[str, Any]:

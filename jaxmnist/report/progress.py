@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from math import isfinite
 
 from jaxmnist.engine.events import (
     EpochFinished,
@@ -17,7 +18,7 @@ from jaxmnist.engine.events import (
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.report.words import duration
 from jaxmnist.results.selection import Rule, Standing
-from jaxmnist.runs.keys import TrialKey, index_of
+from jaxmnist.runs.keys import Rerun, TrialKey
 
 
 @dataclass
@@ -81,9 +82,16 @@ class Progress:
         self._before = self.epochs * len(self.ended)
         self._began = self.clock()
 
-    def add(self, further: Collection[TrialKey], ended: Collection[TrialKey]) -> None:
-        """Add reruns, of which some may have ended in an earlier session."""
-        self.budget += len(further)
+    def add(self, further: Collection[TrialKey], ended: Collection[TrialKey], images: int) -> None:
+        """Add reruns, when all trials that are to run have ended.
+
+        Args:
+          further: the reruns.
+          ended: those that have ended in an earlier session.
+          images: their training images of an epoch.
+        """
+        self.budget = len(self.ended) + len(further)
+        self.images = images
         self.reruns = True
         self.ended.update(ended)
         self._before += self.epochs * len(ended)
@@ -97,7 +105,7 @@ class Progress:
             self.running[index] = Running(
                 epochs=len(event.history),
                 accuracy=last.accuracy if last else None,
-                val_accuracy=last.val_accuracy if last else None,
+                val_accuracy=last.val_accuracy if last and isfinite(last.val_accuracy) else None,
             )
             # A trial that ended may be tried again.
             self._before += len(event.history) - self.epochs * (index in self.ended)
@@ -105,8 +113,8 @@ class Progress:
         elif isinstance(event, TrialFinished):
             self.running.pop(index, None)
             self.ended.add(index)
-            if event.error is None and index == index_of(index):
-                self.completed[index] = self.rule.standing(index_of(index), event.validation)
+            if event.error is None and not isinstance(index, Rerun):
+                self.completed[index] = self.rule.standing(index, event.validation)
         else:
             self._update_running(self.running[index], event)
 
@@ -126,7 +134,8 @@ class Progress:
         elif isinstance(event, EpochFinished):
             trial.epochs, trial.share = event.epoch, 0.0
             trial.accuracy = event.metrics.accuracy
-            trial.val_accuracy = event.metrics.val_accuracy
+            known = isfinite(event.metrics.val_accuracy)  # a refit has no validation images
+            trial.val_accuracy = event.metrics.val_accuracy if known else None
             trial.clock(self.images, event.seconds)
             trial.since = 0, event.seconds
 

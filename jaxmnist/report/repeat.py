@@ -33,7 +33,8 @@ def command(settings: SearchSettings) -> str:
 
 def in_python_only(search: dict[str, Any]) -> list[str]:
     """What a run was given that no command line can name, from its search.json."""
-    own = search["identity"]["network"] != DEFINITION.name and search["settings"]["model"] is None
+    named = search["settings"].get("model") is not None
+    own = search["identity"]["network"] != DEFINITION.name and not named
     return ["build_model"] * own + ["data"] * search["data"]["in_memory"]
 
 

@@ -12,7 +12,7 @@ from jaxmnist.results.confusion import Evaluation
 from jaxmnist.results.importance import FEWEST_FOR_IMPORTANCE, Importance
 from jaxmnist.results.layout import shortened
 from jaxmnist.results.statistics import chance_of_new_best, standard_error
-from jaxmnist.results.tuning import most_gain, standings_of
+from jaxmnist.results.tuning import most_gain
 
 if TYPE_CHECKING:
     from jaxmnist.report.facts import Facts
@@ -48,7 +48,8 @@ def state(facts: Facts, running: bool) -> dict[str, str]:
         return {"word": "running", "sentence": sentence}
     if not facts.trials:
         return {"word": "started", "sentence": "No trial has begun yet."}
-    if done < budget:
+    running_still = any(trial.status == "running" for trial in facts.trials)
+    if done < budget and (facts.tested is None or running_still):
         left = f"{done} of {count(budget, 'trial')} are done. The same command goes on from here."
         return {"word": "unfinished", "sentence": left}
     if not facts.ranked:
@@ -60,6 +61,8 @@ def state(facts: Facts, running: bool) -> dict[str, str]:
         return {"word": "untested", "sentence": sentence}
     failed = facts.count("failed")
     sentence = f"{count(done, 'trial')}" + (f", {failed} of them failed." if failed else ".")
+    if done < budget:  # its time was over, or no further configuration could be drawn
+        sentence += f" {budget} were asked for; the same command goes on from here."
     return {"word": "finished", "sentence": sentence}
 
 
@@ -100,16 +103,18 @@ def about_importance(found: Sequence[Importance], scores: Sequence[float]) -> st
 def about_more(run: Run) -> list[str]:
     """Sentences: what twice as many trials, or all that the space has left, would bring.
 
+    The first one says it; what the second one adds is for the page.
+
     run: a run with completed trials.
     """
-    winner, standings = run.ranked[0], standings_of(run.ranked, run.rule)
+    first, standings = run.ranked[0], run.standings
     ended = sum(trial.status in ("completed", "failed") for trial in run.trials)
     size = run.space.size
     more = ended if size is None else min(ended, size - ended)
     if more <= 0:
         return ["The search has tried its whole space: there are no more trials to run."]
-    if winner.score == 1:
-        return ["More trials can't raise the winner's validation accuracy, which is 1."]
+    if first.score == 1:
+        return ["The highest-ranked trial has a validation accuracy of 1: more can't raise it."]
     trials = f"Twice as many trials, {more} more,"
     if more < ended:
         trials = f"The {count(more, 'trial')} that the space has left"
@@ -119,10 +124,10 @@ def about_more(run: Run) -> list[str]:
     bound = most_gain(standings, ended, more)
     if bound is None:
         return [f"{said}. How much better it would be, these trials can't say."]
-    error = standard_error(winner.score, run.validation_images)
+    error = standard_error(first.score, run.validation_images)
     return [
-        f"{said}: with 95 % probability the winner's validation accuracy rises by no more than"
-        f" {bound:.4f}; its standard error is {error:.4f}.",
+        f"{said}: with 95 % probability the highest-ranked trial's validation accuracy,"
+        f" {first.score:.4f} with standard error {error:.4f}, rises by no more than {bound:.4f}.",
         "The bound takes the better half of the scores for that of a normal distribution. A part"
         " of every rise is luck, as the best of more scores is picked.",
     ]

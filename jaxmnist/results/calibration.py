@@ -107,7 +107,8 @@ class Calibration:
 def calibration(truth: np.ndarray, probabilities: np.ndarray) -> Calibration:
     """The calibration of predicted probabilities.
 
-    A probability of 0 counts as the smallest step of its type, so that the loss stays finite.
+    One below the spacing of numbers at 1 (1.2e-7 in float32) counts as that, as in scikit-learn's
+    `log_loss`, so that the loss stays finite.
 
     Args:
       truth: int[N], the true classes, 0 to K − 1.

@@ -23,7 +23,7 @@ from jaxmnist.runs.writing import WritableRunDirectory
 from jaxmnist.whole_files import DamagedFile, read_array, read_json
 
 # Fields of best/comparisons.json.
-SHAPE = {
+COMPARISONS_SHAPE = {
     "models": {str: {"accuracy": float, "predictions_sha256": str}},
     "comparisons": [
         {
@@ -36,8 +36,8 @@ SHAPE = {
         }
     ],
 }
-NETWORK_SHAPE = {"model_sha256": str, "accuracy": float, "probabilities_sha256": str}
-SVM_SHAPE = {
+TESTED_NETWORK = {"model_sha256": str, "accuracy": float, "probabilities_sha256": str}
+TESTED_SVM = {
     "model_sha256": str,
     "data": str,
     "accuracy": float,
@@ -47,7 +47,7 @@ SVM_SHAPE = {
 
 
 @dataclass(frozen=True)
-class Tested:
+class Predictions:
     """A model's predictions for the test images, as a file.
 
     path, sha256: of the file: classes int64[N], or probabilities float32[N, K].
@@ -67,7 +67,7 @@ class Tested:
 
 def tested(
     directory: RunDirectory, ranked: Sequence[Ranked], winner: str | None
-) -> dict[str, Tested]:
+) -> dict[str, Predictions]:
     """What was tested of the present winner, by name; what can't be read is left out.
 
     ranked: the trials, the first of which may be an ensemble.
@@ -75,22 +75,22 @@ def tested(
     """
     data = directory.search["identity"]["data"]
     found = {}
-    if report := _read(directory.test_path, NETWORK_SHAPE, winner):
-        found["network"] = Tested(
+    if report := _read(directory.test_path, TESTED_NETWORK, winner):
+        found["network"] = Predictions(
             directory.probabilities_path, report["probabilities_sha256"], report["accuracy"]
         )
     if ensemble := members.kept(directory, ranked):
-        found["ensemble"] = Tested(
+        found["ensemble"] = Predictions(
             directory.ensemble_probabilities_path,
             ensemble["probabilities_sha256"],
             ensemble["accuracy"],
         )
     for path in directory.svm_paths(backends=True):
-        report = _read(path, SVM_SHAPE, winner)
+        report = _read(path, TESTED_SVM, winner)
         if report and report["data"] == data:
             name = "SVM" if "SVM" not in found else f"SVM by {report['backend']}"
             predictions = path.with_name("test_predictions.npy")
-            found[name] = Tested(predictions, report["predictions_sha256"], report["accuracy"])
+            found[name] = Predictions(predictions, report["predictions_sha256"], report["accuracy"])
     return {name: each for name, each in found.items() if each.path.is_file()}
 
 
@@ -109,7 +109,8 @@ def compare(right: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
       right: the images that each model classified correctly, bool[N], by its name.
 
     Returns:
-      For each pair the fields `SHAPE['comparisons']`; `significant` at 5 % for all pairs together.
+      For each pair the fields `COMPARISONS_SHAPE['comparisons']`; `significant` at 5 % for all
+      pairs together.
 
     References:
       See `paired.difference_p_values` and `paired.holm`.
@@ -157,7 +158,7 @@ def write(
         return None
     models = _models({name: found[name] for name in right})
     content = {"models": models, "comparisons": compare(right)}
-    if files.mended(lambda: read_json(files.comparisons_path, SHAPE)) != content:
+    if files.mended(lambda: read_json(files.comparisons_path, COMPARISONS_SHAPE)) != content:
         files.write_json(files.comparisons_path, content)
     return content
 
@@ -167,7 +168,7 @@ def kept(
 ) -> dict[str, Any] | None:
     """The content of best/comparisons.json; None if damaged, or not of what was tested last."""
     try:
-        content = read_json(directory.comparisons_path, SHAPE)
+        content = read_json(directory.comparisons_path, COMPARISONS_SHAPE)
     except DamagedFile:  # repeating the search's command sets it aside
         return None
     models = content["models"]
@@ -176,7 +177,7 @@ def kept(
     return content if same and named == set(models) else None
 
 
-def _models(found: Mapping[str, Tested]) -> dict[str, Any]:
+def _models(found: Mapping[str, Predictions]) -> dict[str, Any]:
     return {
         name: {"accuracy": each.accuracy, "predictions_sha256": each.sha256}
         for name, each in found.items()

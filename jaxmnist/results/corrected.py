@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxmnist.results.paired import difference_p_values, holm, only_first
 from jaxmnist.results.selection import Course, Ranked, Rule
+from jaxmnist.results.statistics import wilson
 from jaxmnist.runs.trial import unpack_right
 
 RESAMPLES = 400
@@ -20,17 +21,17 @@ COLUMNS = 1024  # of the matrices that are multiplied at a time
 # the simulation in experiments/corrected_score.py.
 UNCERTAINTY = 0.6
 MOST_NAMED = 10  # trials that a sentence names
+# What each of T candidates has right in R resamples, [R, T], and which one is selected, int[R].
 Judged = tuple[np.ndarray, np.ndarray]
-Z = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 
 
 @dataclass(frozen=True)
 class Corrected:
     """The winner's validation accuracy, and what is known of it.
 
-    trials: number of trials that it was selected from.
+    trials: number of trials (with finalists, of means of reruns) that it was selected from.
     images: number of validation images.
-    raw: its validation accuracy.
+    raw: its validation accuracy; with finalists the mean of its reruns.
     score: the same, less what selection has added to it on average.
     interval: 95 % interval of its true accuracy.
     indistinguishable: indices of the trials that these images don't tell from the winner.
@@ -168,8 +169,7 @@ def twice_resampled(
     """Let `judge` select again on resampled images, and on images resampled from these.
 
     Args:
-      judge: maps weights float[R, M], how often images of each kind were drawn, to what each of T
-        candidates has right, [R, T], and to the candidate that is selected, int[R].
+      judge: of weights float[R, M], how often images of each kind were drawn.
       weights: float[1, M], of the images as they are.
       winner: the candidate that is selected from these.
       resamples: number of resamples.
@@ -198,9 +198,7 @@ def interval(score: float, images: float, variance: float = 0.0) -> tuple[float,
     """
     spread = score * (1 - score)
     number = images / (1 + variance * images / spread) if spread > 0 else images
-    middle = (score + Z**2 / (2 * number)) / (1 + Z**2 / number)
-    reach = Z * math.sqrt(spread / number + (Z / number) ** 2 / 4) / (1 + Z**2 / number)
-    return max(0.0, middle - reach), min(1.0, middle + reach)
+    return wilson(score, number)
 
 
 def indistinguishable(winner: np.ndarray, others: dict[int, np.ndarray]) -> tuple[int, ...]:

@@ -6,11 +6,8 @@ from typing import Any
 
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.results import members
-from jaxmnist.results.ensemble import Ensemble
 from jaxmnist.results.evaluation import Subject, look_at, read_report, validated
-from jaxmnist.results.origin import Origin
 from jaxmnist.results.run import Run
-from jaxmnist.runs.directory import RunDirectory
 from jaxmnist.whole_files import DamagedFile
 
 
@@ -33,12 +30,8 @@ def evaluate_ensemble(run: Run, dataset: Dataset, count: int) -> dict[str, Any]:
     identity = members.identity(hashes)
     if kept := run.files.mended(lambda: _kept(run, identity)):
         return kept
-    place = RunDirectory(run.directory.path, run.search)
-    ensemble = Ensemble(
-        tuple(run.load_model(trial) for trial in trials),
-        tuple(trial.index for trial in trials),
-        Origin(place, identity, place.ensemble_path),
-    )
+    place = run.directory
+    ensemble = run.ensemble_of(trials)
     right = ensemble.predict_proba(dataset.x_validation).argmax(1) == dataset.y_validation
     subject = Subject(
         identity,

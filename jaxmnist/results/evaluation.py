@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from jaxmnist.data.dataset import Dataset
-from jaxmnist.errors import UsageError
 from jaxmnist.results.calibration import (
     CALIBRATION_SHAPE,
     Calibration,
@@ -156,21 +155,6 @@ def read_report(
     if probabilities.shape != (evaluation.images, len(evaluation.labels)):
         raise DamagedFile(beside, f"does not match {path.name}")
     return content, probabilities
-
-
-def winner_predictions(run: Run) -> np.ndarray:
-    """The winner's stored predictions for the test images: classes int64[N]."""
-    try:
-        content, probabilities = _kept(run)
-    except DamagedFile:
-        content = None
-    if content is None:
-        raise UsageError(
-            f"{run.directory.path}: has no test report of its winner; run"
-            f" python -m jaxmnist evaluate {run.directory.path}"
-        )
-    classes: np.ndarray = probabilities.argmax(1)
-    return classes
 
 
 def looks_at_test(run: Run) -> str:

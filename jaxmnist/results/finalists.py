@@ -7,10 +7,18 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from jaxmnist.results.corrected import RESAMPLES, Optimism, interval, twice_resampled
+from jaxmnist.results.corrected import (
+    RESAMPLES,
+    Corrected,
+    Optimism,
+    indistinguishable,
+    interval,
+    twice_resampled,
+)
 from jaxmnist.runs.keys import REFIT, Rerun
 from jaxmnist.runs.trial import Trial, unpack_right
 
@@ -25,18 +33,20 @@ class Finalist:
     reruns: the completed ones, in order.
     failed: number of reruns that failed.
     images: number of validation images.
-    added: what being chosen adds to the mean; nothing for those that aren't.
+    rivals: of the chosen one, the number of finalists whose means were compared, with it.
+    added: what being the best of these means has added to it; nothing for those not chosen.
     """
 
     trial: Trial
     reruns: tuple[Trial, ...]
     failed: int
     images: int
+    rivals: int = 1
     added: Optimism = NOTHING
 
     @property
     def tested(self) -> Trial | None:
-        """The rerun whose network is tested if this finalist is chosen: the first."""
+        """The rerun whose network is tested if this one is chosen: the first that completed."""
         return self.reruns[0] if self.reruns else None
 
     @property
@@ -99,7 +109,8 @@ def choose(
 ) -> tuple[Finalist, ...]:
     """Rank finalists by the mean accuracy of their reruns, the chosen one first.
 
-    One with failed reruns comes after those with fewer; equal means rank as the trials did.
+    One with failed reruns comes after those with fewer, whatever its mean; equal means rank as the
+    trials did. None if every rerun has failed.
 
     Args:
       ranked: the finalists' trials, as the search ranked them.
@@ -114,16 +125,18 @@ def choose(
         found.append(Finalist(trial, done, reruns - len(done), images))
     # Whole numbers of images, so that equal means are equal.
     ordered = sorted(found, key=lambda each: (each.failed, -int(each.right.sum())))
-    if ordered:
-        ordered[0] = replace(ordered[0], added=_added(ordered[0], found))
-    return tuple(ordered)
+    if not ordered or not ordered[0].reruns:
+        return ()
+    chosen, *others = ordered
+    rivals = [each for each in found if each.failed == chosen.failed]
+    return replace(chosen, rivals=len(rivals), added=_added(chosen, rivals)), *others
 
 
-def _added(chosen: Finalist, ranked: Sequence[Finalist]) -> Optimism:
-    """What being the best of the means has added to the chosen one: see `Optimism`."""
-    rivals = [each for each in ranked if each.failed == chosen.failed]
-    if not chosen.reruns:
-        return NOTHING
+def _added(chosen: Finalist, rivals: Sequence[Finalist]) -> Optimism:
+    """What being the best of the means has added to the chosen one: see `Optimism`.
+
+    rivals: those with as many reruns, the chosen one among them, as the trials ranked.
+    """
     kinds, counts = np.unique(np.stack([each.right for each in rivals]), axis=1, return_counts=True)
 
     def judge(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -158,22 +171,70 @@ def describe(finalists: Sequence[Finalist]) -> str:
     chosen = finalists[0]
     count, low, high = len(chosen.reruns), *chosen.interval
     spread = f" (standard deviation over seeds {chosen.deviation:.4f})" if count > 1 else ""
-    trials = "1 trial was" if len(finalists) == 1 else f"first {len(finalists)} trials were"
+    trials = "only trial was" if len(finalists) == 1 else f"first {len(finalists)} trials were"
+    reach = f"95 % interval over images {low:.4f} to {high:.4f}"
+    luck = f"The {reach}."
+    if chosen.rivals > 1:
+        luck = (
+            f"Being the best of {chosen.rivals} means has added about"
+            f" {chosen.mean - chosen.corrected:.4f} to it: corrected it is {chosen.corrected:.4f}"
+            f" ({reach})."
+        )
+    failed = ""
+    if any(each.failed for each in finalists):
+        failed = " Finalists with failed reruns come after those with fewer, whatever their mean."
     return (
         f"The {trials} trained again, with fresh weights and other orders of images; the choice"
-        f" uses these reruns alone. Trial {chosen.trial.index} is chosen: the mean validation"
-        f" accuracy of its {count} rerun{'' if count == 1 else 's'} is {chosen.mean:.4f}{spread}."
-        f" Being the best of {len(finalists)} means has added about"
-        f" {chosen.mean - chosen.corrected:.4f} to it: corrected it is {chosen.corrected:.4f} (95 %"
-        f" interval over images {low:.4f} to {high:.4f}). The network that is tested is its rerun"
-        f" {chosen.reruns[0].rerun if chosen.reruns else 1}."
+        f" uses these reruns alone.{failed} Trial {chosen.trial.index} is chosen: the mean"
+        f" validation accuracy of its {count} rerun{'' if count == 1 else 's'} is"
+        f" {chosen.mean:.4f}{spread}. {luck} The network that is tested is its rerun"
+        f" {chosen.reruns[0].rerun}."
     )
 
 
-def summary(finalists: Sequence[Finalist]) -> str:
-    """The table as text, and `describe`."""
-    lines = [f"{a:>5}  {b:>6}  {c:>9}  {d:>16}  {e}" for a, b, c, d, e in table(finalists)]
-    return "\n".join([*lines, "", describe(finalists)])
+def corrected_mean(finalists: Sequence[Finalist], ranked: Sequence[Trial]) -> Corrected:
+    """The mean of the chosen one's reruns, corrected for the choice; and the trials as good as it.
+
+    Its first rerun, which is tested, is compared with those of the other finalists, and with the
+    other trials themselves.
+
+    Args:
+      finalists: the chosen one first.
+      ranked: all completed trials.
+    """
+    chosen = finalists[0]
+    compared = {trial.index: trial for trial in ranked}
+    compared |= {each.trial.index: each.reruns[0] for each in finalists if each.reruns}
+    bits = {i: np.frombuffer(each.validation[-1], np.uint8) for i, each in compared.items()}
+    tested = bits.pop(chosen.trial.index)
+    return Corrected(
+        chosen.rivals,
+        chosen.images,
+        chosen.mean,
+        chosen.corrected,
+        chosen.interval,
+        indistinguishable(tested, bits),
+    )
+
+
+def to_json(finalists: Sequence[Finalist]) -> list[dict[str, Any]]:
+    """The field `finalists` of config.json."""
+    return [
+        {
+            "trial": each.trial.index,
+            "scores": each.scores,
+            "failed": each.failed,
+            **({"mean": each.mean, "interval": list(each.interval)} if each.reruns else {}),
+            **({"deviation": each.deviation} if len(each.reruns) > 1 else {}),
+        }
+        for each in finalists
+    ]
+
+
+def table_as_text(finalists: Sequence[Finalist]) -> str:
+    """The table, a line for each row."""
+    rows = table(finalists)
+    return "\n".join(f"{a:>5}  {b:>6}  {c:>9}  {d:>16}  {e}" for a, b, c, d, e in rows)
 
 
 def refit_of(trial: Trial) -> Rerun:

@@ -67,6 +67,8 @@ def describe_gap(found: Corrected, test: Evaluation) -> str:
         f"{luck}{corrected} accuracy {found.score:.4f} − test accuracy {test.accuracy:.4f} ="
         f" {gap.size:+.4f} (95 % interval {gap.low:+.4f} to {gap.high:+.4f})"
     )
+    if gap.low > 0 and found.trials == 1:
+        return f"{line}, more than chance explains: the test images are harder."
     if gap.low > 0:
         return (
             f"{line}, more than chance explains: the search has overfitted the validation images"
@@ -99,7 +101,7 @@ def about_gap(run: Run, content: dict[str, Any], test: Evaluation) -> str:
     if not run.finals:
         return describe_gap(run.corrected, test)
     score, images = content["validation_accuracy"], content["validation_images"]
-    added = run.finals[0].added
-    less = max(0.0, score - added.size)
-    reach = interval(less, images, added.variance)
-    return describe_gap(Corrected(len(run.finals), images, score, less, reach, ()), test)
+    chosen = run.finals[0]
+    less = max(0.0, score - chosen.added.size)
+    reach = interval(less, images, chosen.added.variance)
+    return describe_gap(Corrected(chosen.rivals, images, score, less, reach, ()), test)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import cached_property
@@ -19,9 +19,11 @@ from jaxmnist.results import comparisons, finalists, members
 from jaxmnist.results.corrected import Corrected, corrected, describe
 from jaxmnist.results.finalists import Finalist
 from jaxmnist.results.origin import Origin
-from jaxmnist.results.selection import Ranked, Rule, rule_of
+from jaxmnist.results.selection import Ranked, Rule, Standing, rule_of
+from jaxmnist.results.tuning import standings_of
 from jaxmnist.runs.directory import RunDirectory, threads_of
 from jaxmnist.runs.keys import REFIT, Rerun, TrialKey
+from jaxmnist.runs.states import DONE, state_of
 from jaxmnist.runs.trial import Trial, agree
 from jaxmnist.runs.writing import WritableRunDirectory, continue_run
 from jaxmnist.settings import SearchSettings, check_whole
@@ -125,7 +127,7 @@ class Run:
 
     @cached_property
     def ranked(self) -> list[Ranked]:
-        """Completed trials, the winner first, as the run's `--select` ranks them."""
+        """Completed trials as the run's `--select` ranks them; the first wins without finalists."""
         return self.rule.rank(self.trials)
 
     @property
@@ -179,10 +181,10 @@ class Run:
 
     @cached_property
     def finals(self) -> tuple[Finalist, ...]:
-        """The finalists, the chosen one first; none without them or while reruns are missing."""
-        keys = self.rerun_keys
+        """The finalists, the chosen one first; none while reruns are missing, or if all failed."""
+        keys, retries = self.rerun_keys, self.settings.max_retries
         records = {key: trial for key in keys if (trial := self._again(key))}
-        if any(key not in records or records[key].status == "running" for key in keys):
+        if any(state_of(records.get(key), retries) not in DONE for key in keys):
             return ()
         trials = [entry.trial for entry in self.ranked[: self.settings.finalists or 0]]
         return finalists.choose(trials, records, self.settings.reruns or 0, self.validation_images)
@@ -251,7 +253,7 @@ class Run:
         return self._load(self.directory.weights_path(trial.key), trial.weights_sha256)
 
     def results_table(self) -> list[tuple[str, ...]]:
-        """The table of trials: its header, then rows, the winner first and failed trials last."""
+        """The table of trials: its header, then rows as they rank, those that failed last."""
         head = ("trial", "val_accuracy", self.rule.column, "seconds", "hyperparameters")
         rows = [
             (
@@ -271,22 +273,37 @@ class Run:
         return [head, *rows]
 
     def results_summary(self) -> str:
-        """A line for each trial, the winner first, then those that failed; and why it won.
+        """What `ranking` says; then the ensemble, and how what was tested compares."""
+        lines = [self.ranking()]
+        if self.ranked:
+            found = self.kept_ensemble()
+            lines += [members.describe(found)] if found else []
+            lines += comparisons.describe(self.kept_comparisons())
+        return "\n".join(lines)
 
-        Then the winner's score corrected for having been selected, and the trials that the
-        validation images don't tell from it; or else the finalists, and which of them is chosen.
-        Then the ensemble, if one was tested.
+    def ranking(self) -> str:
+        """A line for each trial in the order of the ranking, then those that failed.
+
+        Then why the first one won, its score corrected for having been selected, and the trials
+        that the validation images don't tell from it; or else the finalists, and which of them is
+        chosen.
         """
         table = "\n".join(
             f"{a:>5}  {b:>12}  {c:>14}  {d:>7}  {e}" for a, b, c, d, e in self.results_table()
         )
         if not self.ranked:
             return table
-        more = f"\n{finalists.summary(self.finals)}" if self.finals else describe(self.corrected)
-        lines = [table, "", self.why(), more]
-        if found := self.kept_ensemble():
-            lines += [members.describe(found), *comparisons.describe(self.kept_comparisons())]
-        return "\n".join(lines)
+        more = self.about_score()
+        if self.finals:
+            more = f"\n{finalists.table_as_text(self.finals)}\n\n{more}"
+        return "\n".join([table, "", self.why(), more])
+
+    def about_score(self) -> str:
+        """The winner's score, what selection has added to it, and which trials are as good.
+
+        Raises `UsageError` if no trial has completed.
+        """
+        return finalists.describe(self.finals) if self.finals else describe(self.corrected)
 
     def kept_ensemble(self) -> dict[str, Any] | None:
         """The content of best/ensemble/ensemble.json; None unless it is of the first trials."""
@@ -320,11 +337,19 @@ class Run:
 
     @cached_property
     def corrected(self) -> Corrected:
-        """The ranking's first score corrected for its selection, and the trials as good as it.
+        """The winner's score corrected for its selection, and the trials as good as it.
 
-        Raises `UsageError` if no trial has completed.
+        With finalists it is the mean of the chosen one's reruns. Raises `UsageError` if no trial
+        has completed.
         """
+        if self.finals:
+            return finalists.corrected_mean(self.finals, [each.trial for each in self.ranked])
         return corrected(self._completed(), self.rule)
+
+    @cached_property
+    def standings(self) -> list[Standing]:
+        """The standings of the ranked trials, in the order of the ranking."""
+        return standings_of(self.ranked, self.rule)
 
     @cached_property
     def best_model(self) -> TrainedModel:
@@ -338,9 +363,6 @@ class Run:
 
         Raises `UsageError` if the search tested no ensemble, or other trials are the first now.
         """
-        # Imported here: JAX takes a second, in which a command would have no signal handlers yet.
-        from jaxmnist.results.ensemble import Ensemble
-
         content = self.kept_ensemble()
         if content is None:
             raise UsageError(
@@ -353,14 +375,21 @@ class Run:
                 f"{self.directory.path}: weights of {kept} trials were kept, not of the ensemble's"
                 f" {count}: repeat its search with --ensemble {count}, in Python ensemble={count}"
             )
-        trials = members.first(self.ranked, count)
-        origin = Origin(
-            RunDirectory(self.directory.path, self.search),
-            content["model_sha256"],
-            self.directory.ensemble_path,
+        return self.ensemble_of(members.first(self.ranked, count))
+
+    def ensemble_of(self, trials: Sequence[Trial]) -> Ensemble:
+        """The networks of trials whose weights are kept as one ensemble."""
+        # Imported here: JAX takes a second, in which a command would have no signal handlers yet.
+        from jaxmnist.results.ensemble import Ensemble
+
+        # A directory for reading alone: an ensemble outlives the lock of a run that is written.
+        place = RunDirectory(self.directory.path, self.search)
+        identity = members.identity([trial.weights_sha256 for trial in trials])
+        return Ensemble(
+            tuple(map(self.load_model, trials)),
+            tuple(trial.index for trial in trials),
+            Origin(place, identity, place.ensemble_path),
         )
-        models = tuple(self.load_model(trial) for trial in trials)
-        return Ensemble(models, tuple(trial.index for trial in trials), origin)
 
     def winner(self) -> dict[str, Any]:
         """The content of best/config.json; `UsageError` unless it is the winner of these trials."""

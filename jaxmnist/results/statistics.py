@@ -7,46 +7,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-
-def _scipy() -> Any:
-    """scipy.stats, imported here as its half second would delay the first trial."""
-    from scipy import stats
-
-    return stats
+Z = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 
 
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % Wilson interval of a proportion of `count` cases, a multiple of 1/count.
+def wilson(share: float, count: float) -> tuple[float, float]:
+    """The 95 % Wilson interval of a proportion of `count` cases, which may be an effective number.
 
     (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n)
 
     References:
       Wilson, 'Probable inference, the law of succession, and statistical inference', 1927.
     """
-    found = _scipy().binomtest(round(share * count), count).proportion_ci(0.95, "wilson")
-    return float(found.low), float(found.high)
-
-
-def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict[str, float]:
-    """McNemar's exact test that two classifiers err equally often on the same images.
-
-    Args:
-      first_right, second_right: bool[N], the images that each classified correctly.
-
-    Returns:
-      only_first, only_second: images that only one of them got right; p_value: two-sided,
-      binomial. McNemar, 'Note on the sampling error of the difference between correlated
-      proportions or percentages', 1947.
-    """
-    only_first = int((first_right & ~second_right).sum())
-    only_second = int((~first_right & second_right).sum())
-    different = only_first + only_second
-    p_value = float(_scipy().binomtest(only_first, different).pvalue) if different else 1.0
-    return {"only_first": only_first, "only_second": only_second, "p_value": p_value}
+    middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    spread = share * (1 - share) / count + (Z / count) ** 2 / 4
+    reach = Z * math.sqrt(spread) / (1 + Z**2 / count)
+    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def standard_error(share: float, count: int) -> float:

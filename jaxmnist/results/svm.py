@@ -16,18 +16,16 @@ from jaxmnist.engine.devices import pool_size, start_jax
 from jaxmnist.errors import UsageError, printable
 from jaxmnist.results.classes import describe_classes
 from jaxmnist.results.confusion import REPORT_SHAPE, Evaluation, judge
-from jaxmnist.results.evaluation import winner_predictions
 from jaxmnist.results.looks import describe_looks
-from jaxmnist.results.pipeline import Projection
 from jaxmnist.results.rbf import choose_backend
 from jaxmnist.results.run import Run
-from jaxmnist.results.statistics import mcnemar
 from jaxmnist.results.svm_fit import (
     SCALER_ROWS,
     Batches,
     Clock,
     Fit,
     Fitting,
+    Tuned,
     check_memory,
     fit,
     tune,
@@ -37,7 +35,6 @@ from jaxmnist.runs.ledger import LOOK_SHAPE
 from jaxmnist.whole_files import (
     DamagedFile,
     array_bytes,
-    fits,
     read_bytes,
     read_json,
     sha256,
@@ -56,7 +53,6 @@ FITTED_SHAPE = {
     "search": [{str: float}],
 }
 # What `svm_fit.tune` found; None where the fit itself searches.
-Tried = list[dict[str, float]] | None
 # Fields of svm.json that are read again.
 SVM_SHAPE = {
     **FITTED_SHAPE,
@@ -70,11 +66,6 @@ SVM_SHAPE = {
     "predictions_sha256": str,
     "test_sha256": str,
     "looks": [LOOK_SHAPE],
-}
-# Further fields for the run's own dataset.
-OWN_SHAPE = {
-    "network_accuracy": float,
-    "mcnemar": {"only_first": int, "only_second": int, "p_value": float},
 }
 
 
@@ -109,17 +100,23 @@ class Tested:
 
 
 def fit_and_test(
-    batches: Batches, width: int, dataset: Dataset, *, how: Fitting, seed: int, tried: Tried = None
+    batches: Batches,
+    width: int,
+    dataset: Dataset,
+    *,
+    how: Fitting,
+    seed: int,
+    tuned: Tuned | None = None,
 ) -> Tested:
     """Fit on the training part of `dataset`, evaluate on its test part once.
 
-    tried: as of `svm_fit.fit`.
+    tuned: as of `svm_fit.fit`.
 
     BLAS uses as many threads as XLA's pool, so that a run resumed on another number of cores gives
     the same SVM, bit for bit.
     """
     with threadpool_limits(pool_size(), user_api="blas"):
-        return _fit_and_test(batches, width, dataset, how=how, seed=seed, tried=tried)
+        return _fit_and_test(batches, width, dataset, how=how, seed=seed, tuned=tuned)
 
 
 def _parts(dataset: Dataset) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -130,24 +127,12 @@ def _parts(dataset: Dataset) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.nd
 
 
 def _fit_and_test(
-    batches: Batches, width: int, dataset: Dataset, *, how: Fitting, seed: int, tried: Tried
+    batches: Batches, width: int, dataset: Dataset, *, how: Fitting, seed: int, tuned: Tuned | None
 ) -> Tested:
     labels = np.asarray(dataset.labels)
-    projected: list[np.ndarray] = []
-
-    def project_test(project: Projection) -> None:
-        projected.extend(project(values) for _, values in batches(dataset.x_test))
-
-    fitted = fit(
-        batches,
-        width,
-        *_parts(dataset),
-        how=how,
-        seed=seed,
-        tried=tried,
-        meanwhile=project_test,
-    )
+    fitted = fit(batches, width, *_parts(dataset), how=how, seed=seed, tuned=tuned)
     clock = Clock()
+    projected = [fitted.svm.project(values) for _, values in batches(dataset.x_test)]
     predictions = np.searchsorted(labels, fitted.svm.classifier.predict(np.concatenate(projected)))
     clock.lap("predict")
     fitted.seconds.update(clock.seconds)
@@ -199,7 +184,7 @@ class Task:
         """Whether the network was trained on the validation images of `dataset` too."""
         return self.own and self.run.settings.refit
 
-    def tune(self, how: Fitting) -> Tried:
+    def tune(self, how: Fitting) -> Tuned | None:
         """For a refitted network search with the winner before the refit, as `svm_fit.tune` does.
 
         The refitted network has seen the validation images: on its features they would validate
@@ -219,7 +204,13 @@ class Task:
             )
 
     def test(
-        self, batches: Batches, width: int, purpose: str, *, how: Fitting, tried: Tried = None
+        self,
+        batches: Batches,
+        width: int,
+        purpose: str,
+        *,
+        how: Fitting,
+        tuned: Tuned | None = None,
     ) -> Tested:
         """Record the evaluation in the ledger, fit on features, and evaluate."""
         data = joined(self.dataset) if self.refitted else self.dataset
@@ -227,7 +218,7 @@ class Task:
         details = f"{how.kind}, {how.backend}, {how.draws} draws"
         test_sha256 = self.dataset.test_sha256
         self.run.files.record_look(purpose, self.model_sha256, test_sha256, details)
-        return fit_and_test(batches, width, data, how=how, seed=seed, tried=tried)
+        return fit_and_test(batches, width, data, how=how, seed=seed, tuned=tuned)
 
     def test_baselines(self, *, how: Fitting) -> dict[str, Any]:
         """The same SVM on raw pixels, and on the network's features before it was trained."""
@@ -291,7 +282,6 @@ def fit_on_run(
         return kept
     fitted = len(dataset.y_train) + task.refitted * len(dataset.y_validation)
     check_memory(how.kind, dataset.classes, fitted)
-    network = winner_predictions(run) == dataset.y_test if task.own else None
     how = dataclasses.replace(how, backend=choose_backend(wanted, start_jax()))
     model = task.model
     result = task.test(
@@ -299,7 +289,7 @@ def fit_on_run(
         model.feature_count,
         "svm",
         how=how,
-        tried=task.tune(how),
+        tuned=task.tune(how),
     )
     content = {
         "model_sha256": task.model_sha256,
@@ -312,9 +302,6 @@ def fit_on_run(
         "test_sha256": dataset.test_sha256,
         "looks": run.files.looks_to_keep(dataset.test_sha256),
     }
-    if network is not None:
-        content["network_accuracy"] = float(network.mean())
-        content["mcnemar"] = mcnemar(network, result.predictions == dataset.y_test)
     _keep(task, place, content, result)
     return content
 
@@ -338,9 +325,6 @@ def _kept(task: Task, place: tuple[str, ...]) -> dict[str, Any] | None:
     directory = task.run.directory
     path = directory.svm_path(*place)
     content = read_json(path, SVM_SHAPE)
-    whole = all(fits(content[key], shape) for key, shape in OWN_SHAPE.items() if key in content)
-    if not whole or ("mcnemar" in content and "network_accuracy" not in content):
-        raise DamagedFile(path, "lacks what this version of jaxmnist writes")
     for part in (content, *content["baselines"].values()):
         try:
             Evaluation.from_json(part)

@@ -56,6 +56,18 @@ class Fit:
 Batches = Callable[[np.ndarray], Iterator[tuple[int, np.ndarray]]]
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """A search for an SVM's parameters.
+
+    tried: parameters and validation accuracy of the default and of each draw, best first.
+    seconds: what it took, with the features and their projection.
+    """
+
+    tried: list[dict[str, float]]
+    seconds: float
+
+
 def check_memory(kind: str, classes: int, images: int) -> None:
     """Raise `UsageError` if fitting on these images may need more than this machine's memory."""
     needed = SVMS[kind].largest_size(classes, images)
@@ -75,8 +87,7 @@ def fit(
     *,
     how: Fitting,
     seed: int,
-    tried: list[dict[str, float]] | None = None,
-    meanwhile: Callable[[Projection], object] | None = None,
+    tuned: Tuned | None = None,
 ) -> Fit:
     """Fit scaler, PCA and SVC on training images alone.
 
@@ -90,24 +101,23 @@ def fit(
       validation: images and labels that the search scores its draws on.
       how: the SVM, the backend and the number of draws.
       seed: seed of PCA and of the search.
-      tried: what `tune` found on other features, in place of a search here.
-      meanwhile: called while the SVM is fitted, which takes one core in most libraries.
+      tuned: what `tune` found on other features, in place of a search here.
     """
     clock = Clock()
+    if tuned:
+        clock.seconds["search"] = tuned.seconds
     x, project = _fit_projection(batches, width, train[0], seed, clock)
     kind, backend = SVMS[how.kind], how.backend
-    if tried is None and how.draws:
+    tried = tuned.tried if tuned else []
+    if how.draws and not tuned:
         tried = _tried(batches, (x, train[1]), validation, project, how=how, seed=seed)
         clock.lap("search")
     parameters = kind.default(x)
     if tried:
         parameters = {name: tried[0][name] for name in parameters}
-    fitted = _interruptible(
-        lambda: kind.fit(x, train[1], backend, parameters),
-        (lambda: meanwhile(project)) if meanwhile else None,
-    )
+    fitted = _interruptible(lambda: kind.fit(x, train[1], backend, parameters))
     clock.lap("svc")
-    return Fit(SvmPipeline(project, fitted), backend, clock.seconds, tried or [])
+    return Fit(SvmPipeline(project, fitted), backend, clock.seconds, tried)
 
 
 def tune(
@@ -118,13 +128,13 @@ def tune(
     *,
     how: Fitting,
     seed: int,
-) -> list[dict[str, float]]:
-    """Parameters and validation accuracy of the default and of each draw, best first.
-
-    The arguments are those of `fit`.
-    """
-    x, project = _fit_projection(batches, width, train[0], seed, Clock())
-    return _tried(batches, (x, train[1]), validation, project, how=how, seed=seed)
+) -> Tuned:
+    """Search for parameters alone; the arguments are those of `fit`."""
+    clock = Clock()
+    x, project = _fit_projection(batches, width, train[0], seed, clock)
+    tried = _tried(batches, (x, train[1]), validation, project, how=how, seed=seed)
+    clock.lap("search")
+    return Tuned(tried, sum(clock.seconds.values()))
 
 
 def _tried(
@@ -190,11 +200,8 @@ class Clock:
         self._last = now
 
 
-def _interruptible(work: Callable[[], Any], meanwhile: Callable[[], object] | None = None) -> Any:
-    """What `work` returns, run in a thread so that a signal can end the wait: libsvm ignores it.
-
-    `meanwhile` is called in this thread before the wait.
-    """
+def _interruptible(work: Callable[[], Any]) -> Any:
+    """What `work` returns, run in a thread so that a signal can end the wait: libsvm ignores it."""
     result: Future[Any] = Future()
 
     def run() -> None:
@@ -207,8 +214,6 @@ def _interruptible(work: Callable[[], Any], meanwhile: Callable[[], object] | No
             result.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    if meanwhile:
-        meanwhile()
     return result.result()
 
 

@@ -112,8 +112,8 @@ def places_between(trials: int) -> tuple[np.ndarray, np.ndarray]:
 def most_gain(standings: Sequence[Standing], ended: int, more: int) -> float | None:
     """What `more` trials add to the winner's score at most, with 95 % probability; None if unknown.
 
-    With at most half of that probability it is nothing, if there are as many more trials as ended:
-    the best of all is among the later ones with probability more/(ended + more), at most.
+    If as many more come as have ended, it is nothing with a probability of at least one half: the
+    best of all is among the later ones with probability more/(ended + more), at most.
 
     Of the m trials that the rule compares with the winner by score alone, the better half shows how
     far scores spread: s, by how much their mean lies above the next lower score. If that half is

@@ -42,7 +42,7 @@ class Reruns(Trials):
 
 def check_reruns(run: Run) -> None:
     """Raise `EnvironmentFailure` if no rerun of any finalist completed."""
-    if run.finals and run.finals[0].tested is None:
+    if not run.finals:
         key = run.rerun_keys[0]
         failed = run.directory.read_trial(key)
         assert failed is not None

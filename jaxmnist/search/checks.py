@@ -16,18 +16,19 @@ from jaxmnist.models.network import DataSpec, Network
 from jaxmnist.models.questions import Questions, answers_of
 from jaxmnist.reading import memory
 from jaxmnist.results import svm_fit
-from jaxmnist.settings import KEEP, TRAINING, SearchSettings, TrainingSettings, flag
+from jaxmnist.settings import TRAINING, SearchSettings, TrainingSettings, flag
 
 MOST_TRACED = 16
 
 
-def check_finalists(trials: int, settings: SearchSettings) -> None:
-    """Raise `UsageError` if there are fewer trials, of a small space, than finalists."""
-    if settings.finalists is not None and settings.finalists > trials:
-        raise UsageError(
-            f"--finalists {settings.finalists} is more than the {trials} configurations that can be"
-            " drawn"
-        )
+def check_counts(trials: int, settings: SearchSettings) -> None:
+    """Raise `UsageError` if finalists or ensemble need more trials than a small space has."""
+    for name in ("finalists", "ensemble"):
+        wanted = getattr(settings, name)
+        if wanted is not None and wanted > trials:
+            raise UsageError(
+                f"{flag(name)} {wanted} is more than the {trials} configurations that can be drawn"
+            )
 
 
 def check_memory(
@@ -58,21 +59,6 @@ def check_memory(
                 f"{draw}: training needs at least {needed / 2**30:.0f} GiB, and this machine has"
                 f" {memory() / 2**30:.0f} GiB of memory; choose smaller values"
             )
-
-
-def check_ensemble(trials: int, settings: SearchSettings) -> str | None:
-    """A note if more weights are kept for the ensemble; `UsageError` if it needs more trials.
-
-    Args:
-      trials: number of configurations to train.
-      settings: of the search.
-    """
-    members = settings.ensemble
-    if members is None:
-        return None
-    if members > trials:
-        raise UsageError(f"--ensemble {members} needs as many trials, and the space has {trials}")
-    return f"weights of the best {settings.keep} trials are kept" if members > KEEP else None
 
 
 def check_optimizer_settings(
@@ -118,9 +104,9 @@ def describe_dependence(
     if network.predicts_alone(hyperparameters, DataSpec.of(dataset)):
         return None
     return (
-        "note: in evaluation, too, the network's output for an image depends on the other images of"
-        " its batch: accuracies and predictions depend on how images are put together; statistics"
-        " of a batch belong into training, as in BatchNorm"
+        "note: the network's output for an image changes with the other images of its batch, in"
+        f" evaluation too (tried with {hyperparameters}): accuracies and predictions depend on the"
+        " batches"
     )
 
 

@@ -13,7 +13,7 @@ from jaxmnist.data.dataset import Dataset
 from jaxmnist.engine.devices import pool_size
 from jaxmnist.models.space import SpaceDescription
 from jaxmnist.runs.machine import machine
-from jaxmnist.settings import SearchSettings
+from jaxmnist.settings import KEEP, SearchSettings
 
 
 def describe_narrowed(
@@ -44,6 +44,13 @@ def describe_budget(drawn: int, wanted: int, space: SpaceDescription) -> str | N
     )
 
 
+def describe_kept(settings: SearchSettings) -> str | None:
+    """A note if the weights of more trials are kept for an ensemble than without it, or None."""
+    if settings.ensemble is None or settings.ensemble <= KEEP:
+        return None
+    return f"weights of the best {settings.keep} trials are kept"
+
+
 def describe_end(seconds: float | None, trials: int, left: int) -> str:
     """A line on a search that its time has ended with trials left.
 
@@ -53,7 +60,7 @@ def describe_end(seconds: float | None, trials: int, left: int) -> str:
       left: how many of them are not done.
     """
     return (
-        f"the time of {seconds:g} s is over: {trials - left} of {trials} trials are trained; the"
+        f"the time of {seconds:g} s is over: {trials - left} of {trials} trials have ended; the"
         " same command goes on. If that finds another winner, its test is one more evaluation of"
         " the test set"
     )

@@ -44,8 +44,11 @@ class TrialListener:
     def event(self, event: Event) -> None:
         """An event of the engine has happened."""
 
-    def again(self, reruns: Collection[TrialKey], ended: Collection[TrialKey]) -> None:
-        """Reruns follow; some may have ended in an earlier session."""
+    def again(self, reruns: Collection[TrialKey], ended: Collection[TrialKey], images: int) -> None:
+        """Reruns follow; some may have ended in an earlier session.
+
+        images: their training images of an epoch.
+        """
 
     def trained(self) -> None:
         """All trials are done."""

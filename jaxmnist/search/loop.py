@@ -28,8 +28,7 @@ from jaxmnist.runs.keys import Rerun, TrialKey
 from jaxmnist.runs.writing import begin_run
 from jaxmnist.search.again import Reruns, check_refit, check_reruns
 from jaxmnist.search.checks import (
-    check_ensemble,
-    check_finalists,
+    check_counts,
     check_memory,
     check_optimizer_settings,
     describe_dependence,
@@ -38,6 +37,7 @@ from jaxmnist.search.checks import (
 from jaxmnist.search.description import (
     describe_budget,
     describe_end,
+    describe_kept,
     describe_narrowed,
     describe_search,
 )
@@ -75,17 +75,17 @@ def search(
     description = space.describe()
     drawn = itertools.islice(space.draws(settings.seed), settings.max_trials)
     draws: dict[TrialKey, Hyperparameters] = dict(enumerate(drawn))
+    check_counts(len(draws), settings)
     for line in (
         describe_narrowed(declared, description, dataset.image_shape),
         *dataset.notes,
         dataset.scale_note,
         describe_budget(len(draws), settings.max_trials, description),
         describe_dependence(network, draws[0], dataset),
-        check_ensemble(len(draws), settings),
+        describe_kept(settings),
     ):
         if line:
             logger.info(line)
-    check_finalists(len(draws), settings)
     check_memory(draws.values(), settings, dataset, network)
     check_optimizer_settings(draws.values(), settings, dataset, network)
     if debugging := debugging_settings():
@@ -193,7 +193,7 @@ def train_again(run: Run, settings: SearchSettings, dataset: Dataset, told: Tria
         drawn = {trial.index: trial.hyperparameters for trial in run.trials}
         draws: dict[TrialKey, Hyperparameters] = {key: drawn[key.index] for key in keys}
         reruns = Reruns(run.files, run.network, data, settings, draws)
-        told.again(keys, reruns.ended)
+        told.again(keys, reruns.ended, len(data.y_train))
         train(reruns, run.network, replace(settings, max_seconds=None), data, told)
         return Run(run.directory, run.network)
 
@@ -212,7 +212,9 @@ def train_again(run: Run, settings: SearchSettings, dataset: Dataset, told: Tria
     if settings.refit:
         key = refit_of(run.best_trial)
         data = joined(dataset)
-        logger.info(f"trial {key}: training and validation images together, {len(data.y_train)}")
+        logger.info(
+            f"refit of trial {key.index} on {len(data.y_train)} training and validation images"
+        )
         run = again([key], data)
         check_refit(run, key)
     return run

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
-
-import numpy as np
 
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.results import comparisons, evaluation, finalists, members, svm
-from jaxmnist.results.corrected import indistinguishable
 from jaxmnist.results.ensemble_look import evaluate_ensemble
 from jaxmnist.results.run import CONFIG_SHAPE, Run
 from jaxmnist.search.listener import Listener
@@ -64,44 +60,8 @@ def _test_ensemble(run: Run, count: int, dataset: Dataset, listener: Listener) -
     listener.result(f"\n{said}\n{evaluation.looks_at_test(run)}")
 
 
-def corrections(run: Run) -> dict[str, Any]:
-    """What config.json says of the winner's score: corrected for its selection, or of reruns.
-
-    The mean of reruns, corrected for the choice among finalists, stands for the corrected score.
-    """
-    if not run.finals:
-        return {
-            "corrected_score": run.corrected.score,
-            "corrected_interval": list(run.corrected.interval),
-            "indistinguishable": list(run.corrected.indistinguishable),
-        }
-    chosen = run.finals[0]
-    others = {
-        entry.trial.index: np.frombuffer(entry.trial.validation[-1], np.uint8)
-        for entry in run.ranked
-        if entry.trial.index != chosen.trial.index
-    }
-    tested = np.frombuffer(run.best_trial.validation[-1], np.uint8)
-    return {
-        "corrected_score": chosen.corrected,
-        "corrected_interval": list(chosen.interval),
-        "indistinguishable": list(indistinguishable(tested, others)),
-        "finalists": [
-            {
-                "trial": each.trial.index,
-                "scores": each.scores,
-                "failed": each.failed,
-                **({"mean": each.mean, "interval": list(each.interval)} if each.reruns else {}),
-                **({"deviation": each.deviation} if len(each.reruns) > 1 else {}),
-            }
-            for each in run.finals
-        ],
-    }
-
-
 def keep_winner(run: Run) -> None:
     """Write best/: the winner's weights, their description and the network's summary."""
-
     best, trial, files = run.best_trial, run.final_trial, run.files
     assert trial is not None  # the search is finished
     model = run.load_model(trial)
@@ -114,8 +74,11 @@ def keep_winner(run: Run) -> None:
         "scale": model.scale,
         "preparation": None if model.preparation is None else model.preparation.to_json(),
         "score": best.score,
-        **corrections(run),
-        "selection": f"{run.why()} {finalists.describe(run.finals)}" if run.finals else run.why(),
+        "corrected_score": run.corrected.score,
+        "corrected_interval": list(run.corrected.interval),
+        "indistinguishable": list(run.corrected.indistinguishable),
+        **({"finalists": finalists.to_json(run.finals)} if run.finals else {}),
+        "selection": f"{run.why()} {run.about_score()}" if run.finals else run.why(),
         "rerun": best.rerun,
         "refit": run.settings.refit,
         "model_sha256": trial.weights_sha256,

@@ -431,19 +431,6 @@ def test_results_that_are_impossible(run, changes):
         path.write_bytes(whole)
 
 
-def test_a_comparison_that_lacks_the_network(run):
-    path = run / "svm" / "small" / "svm.json"
-    whole = path.read_bytes()
-    content = read_json(path)
-    del content["network_accuracy"]
-    try:
-        write_json(path, content)
-        with pytest.raises(DamagedFile, match="lacks"):
-            svm_report(run)
-    finally:
-        path.write_bytes(whole)
-
-
 def test_an_svm_without_its_hash(finished, tmp_path):
     source = finished.directory.path / "svm" / "small" / "pipeline.safetensors"
     path = tmp_path / "svm.safetensors"

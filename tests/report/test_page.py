@@ -383,7 +383,7 @@ def text_of(run: Run) -> dict[str, str]:
 
 def test_perfect_scores_do_not_ask_for_more_trials(copy):
     text = text_of(records(copy, [1.0] * 5))
-    assert "More trials can't raise the winner's validation accuracy, which is 1." in text["budget"]
+    assert "has a validation accuracy of 1: more can't raise it." in text["budget"]
 
 
 def test_failed_trials_count_as_tried(copy):
@@ -391,7 +391,7 @@ def test_failed_trials_count_as_tried(copy):
     text = text_of(run)
     assert "10 more, find a better one with probability 0.50 at most" in text["budget"]
     bound = most_gain(standings_of(run.ranked, run.rule), 10, 10)
-    assert f"rises by no more than {bound:.4f}; its standard error is 0.0237" in text["budget"]
+    assert f"with standard error 0.0237, rises by no more than {bound:.4f}." in text["budget"]
 
 
 def test_the_rest_of_a_space_is_less_than_twice_the_budget(copy):

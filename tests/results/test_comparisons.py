@@ -51,8 +51,12 @@ def test_a_runs_comparisons(finished, tmp_path, said):
     run, dataset = Run(writing(path)), finished.load_dataset()
     (pair,) = run.kept_comparisons()["comparisons"]
     svm = run.result("svm/small/svm.json")
-    found = {name: pair[name] for name in svm["mcnemar"]}
-    assert found == pytest.approx(svm["mcnemar"], rel=1e-9)
+    classes = [np.load(path / "best" / "test_probabilities.npy").argmax(1)]
+    classes.append(np.load(path / "svm" / "small" / "test_predictions.npy"))
+    first, second = (each == dataset.y_test for each in classes)
+    only = int((first & ~second).sum()), int((second & ~first).sum())
+    assert (pair["only_first"], pair["only_second"]) == only
+    assert pair["p_value"] == pytest.approx(binomtest(only[0], sum(only)).pvalue, rel=1e-9)
     accuracies = [run.result("best/test.json")["accuracy"], svm["accuracy"]]
     models = run.kept_comparisons()["models"]
     assert [models[name]["accuracy"] for name in ("network", "SVM")] == accuracies

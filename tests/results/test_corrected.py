@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 from conftest import a_trial, history
+from scipy.stats import binomtest
 
 from jaxmnist.models.study.space import configuration
 from jaxmnist.results import corrected as module
@@ -22,7 +23,7 @@ from jaxmnist.results.corrected import (
     resampled,
 )
 from jaxmnist.results.selection import Course, rule_of
-from jaxmnist.results.statistics import mcnemar, wilson
+from jaxmnist.results.statistics import wilson
 from jaxmnist.runs.trial import pack_right
 
 IMAGES = 300
@@ -149,7 +150,10 @@ def test_trials_as_good_as_the_winner_by_mcnemar_and_holm():
         right[place, 0, :wrong] = False
     last = packed(right[:, 0])
     found = indistinguishable(last[0], {index: last[index] for index in range(1, 6)})
-    p_values = {i: mcnemar(right[0, 0], right[i, 0])["p_value"] for i in range(1, 6)}
+    p_values = {}
+    for index in range(1, 6):
+        only = (right[0, 0] & ~right[index, 0]).sum(), (right[index, 0] & ~right[0, 0]).sum()
+        p_values[index] = binomtest(int(only[0]), int(sum(only))).pvalue
     told, left = set(), sorted(p_values, key=p_values.get)
     for place, index in enumerate(left):
         if p_values[index] > 0.05 / (5 - place):
@@ -191,4 +195,5 @@ def test_a_run_says_it(finished):
     assert content["corrected_interval"] == list(found.interval)
     assert content["indistinguishable"] == list(found.indistinguishable)
     assert found.interval[0] < found.score <= found.raw == finished.best_trial.score
-    assert finished.results_summary().endswith(f"\n\n{finished.why()}\n{describe(found)}")
+    assert finished.ranking().endswith(f"\n\n{finished.why()}\n{describe(found)}")
+    assert finished.results_summary().startswith(finished.ranking())

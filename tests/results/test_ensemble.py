@@ -19,7 +19,8 @@ from jaxmnist.commands.parser import run_command
 from jaxmnist.report.page import make_page
 from jaxmnist.results import members
 from jaxmnist.results.ensemble_look import evaluate_ensemble
-from jaxmnist.search.checks import check_ensemble
+from jaxmnist.search.checks import check_counts
+from jaxmnist.search.description import describe_kept
 from jaxmnist.settings import SearchSettings
 from jaxmnist.whole_files import read_json, write_json
 
@@ -152,11 +153,13 @@ def test_the_weights_that_it_needs_are_kept():
     assert (settings.keep, SearchSettings(ensemble=5, keep=7).keep) == (5, 7)
     assert SearchSettings(**settings.to_json()) == settings
     assert settings.identity() == SearchSettings().identity()
-    assert check_ensemble(10, settings) == "weights of the best 5 trials are kept"
-    assert check_ensemble(10, replace(settings, ensemble=3)) is None
-    assert check_ensemble(4, SearchSettings()) is None
-    with pytest.raises(UsageError, match="--ensemble 5 needs as many trials, and the space has 4"):
-        check_ensemble(4, settings)
+    assert describe_kept(settings) == "weights of the best 5 trials are kept"
+    assert describe_kept(replace(settings, ensemble=3)) is None
+    assert describe_kept(SearchSettings()) is None
+    check_counts(5, settings)
+    for given in (settings, SearchSettings(finalists=5)):
+        with pytest.raises(UsageError, match="5 is more than the 4 configurations that can be"):
+            check_counts(4, given)
     with pytest.raises(UsageError, match=r"^ensemble 5 needs the weights .* and keep is 3"):
         random_search(ensemble=5, keep=3)
 

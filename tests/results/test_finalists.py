@@ -9,7 +9,8 @@ import pytest
 from conftest import a_trial, history
 
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.results.finalists import choose, describe, rerun_keys, table
+from jaxmnist.results.corrected import indistinguishable
+from jaxmnist.results.finalists import choose, corrected_mean, describe, rerun_keys, table
 from jaxmnist.results.statistics import wilson
 from jaxmnist.runs.keys import Rerun
 from jaxmnist.runs.trial import pack_right
@@ -82,7 +83,20 @@ def test_the_best_mean_is_corrected_for_the_choice():
     assert all(each.corrected == each.mean for each in others)
     alone = choose(ranked[:1], records(right), 2, IMAGES)[0]
     equal = choose(ranked, records(np.repeat(right[:1], 3, axis=0)), 2, IMAGES)[0]
-    assert alone.corrected == alone.mean == equal.corrected == equal.mean
+    assert alone.corrected == alone.mean
+    assert equal.corrected == equal.mean
+    text = describe([alone])
+    assert text.startswith("The only trial was trained again")
+    assert "Being the best" not in text
+    # The first reruns are compared, not the trials that were selected for their scores.
+    fourth = trial(3, right=right[0, 1])
+    compared = corrected_mean([chosen, *others], [*ranked, fourth])
+    assert (compared.raw, compared.score, compared.trials) == (chosen.mean, chosen.corrected, 3)
+    reruns = {i: np.packbits(right[i, 0]) for i in range(3) if i != place}
+    left = {**reruns, 3: np.packbits(right[0, 1])}
+    assert set(compared.indistinguishable) == set(
+        indistinguishable(np.packbits(right[place, 0]), left)
+    )
 
 
 def test_equal_means_rank_as_the_trials_did(right):
@@ -106,6 +120,13 @@ def test_failed_reruns_come_last_and_are_never_tested(right):
     assert found[2].tested.key == Rerun(1, 2)
     assert np.isclose(found[2].mean, right[1, 1:].mean())
     assert found[3].tested is None
+    assert found[0].rivals == 2
+    text = describe(found)
+    assert "Being the best of 2 means" in text
+    assert "Finalists with failed reruns come after those with fewer" in text
+    for key in ended:
+        ended[key] = trial(key.index, rerun=key.number, status="failed")
+    assert choose([trial(index) for index in range(4)], ended, 3, IMAGES) == ()
     assert table(found)[4] == ("0", "–", "–", "–", "failed failed failed")
 
 

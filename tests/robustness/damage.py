@@ -190,7 +190,6 @@ def readers(folder: Path, images: np.ndarray) -> list[Callable[[], Any]]:
         lambda: [m.predict(images) for m in Run(folder).get_best_models(2)],
         lambda: Run(folder).best_model.predict_proba(images),
         lambda: winner_report(Run(folder)),
-        lambda: evaluation.winner_predictions(Run(folder)),
         lambda: SvmPipeline.load(svm).project(np.zeros((1, 1), np.float32)),
         lambda: looks_at(Run(folder)),
     ]

@@ -119,7 +119,9 @@ def test_the_svm_is_tuned_before_the_refit(again):
         how=svm_fit.Fitting("sklearn", draws=1),
         seed=again.settings.seed,
     )
+    expected = expected.tried
     svm = again.result("svm/small/svm.json")
+    assert svm["seconds"]["search"] > 0
     assert len(svm["search"]) == len(expected) == 2
     for found, tried in zip(svm["search"], expected, strict=True):
         assert found == pytest.approx(tried, rel=1e-4)

@@ -18,10 +18,11 @@ from jaxmnist.errors import EnvironmentFailure
 from jaxmnist.models.network import DataSpec
 from jaxmnist.models.study.network import STUDY, StudyNetwork
 from jaxmnist.models.study.space import configuration
+from jaxmnist.runs.states import DEATHS, QUEUE, State, state_of
 from jaxmnist.runs.trial import agree
 from jaxmnist.runs.writing import WritableRunDirectory, begin_run
 from jaxmnist.search.loop import lost_trials
-from jaxmnist.search.trials import DEATHS, QUEUE, State, Trials, state_of
+from jaxmnist.search.trials import Trials
 from jaxmnist.settings import SearchSettings
 
 DRAWS = {0: configuration(4, 1, 0), 1: configuration(3, 1, 0), 2: configuration(2, 1, 0)}
