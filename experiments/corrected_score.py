@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import gammaln
 
-from jaxmnist.results.corrected import Z, changing, course, interval, resampled
+from jaxmnist.results.corrected import changing, course, interval, resampled
 from jaxmnist.results.selection import Rule, rule_of
+from jaxmnist.results.statistics import Z
 from jaxmnist.settings import SELECTIONS
 
 # By how much accuracy grows in the last epochs of a trial: the last value is that of the score.
