@@ -215,7 +215,9 @@ class Task:
         """Record the evaluation in the ledger, fit on features, and evaluate."""
         data = joined(self.dataset) if self.refitted else self.dataset
         seed = self.run.settings.seed
-        details = f"{how.kind}, {how.backend}, {how.draws} draws"
+        # The same SVM on other training images is another evaluation of the same test images.
+        trained_on = self.dataset.fingerprint[:16]
+        details = f"{how.kind}, {how.backend}, {how.draws} draws, data {trained_on}"
         test_sha256 = self.dataset.test_sha256
         self.run.files.record_look(purpose, self.model_sha256, test_sha256, details)
         return fit_and_test(batches, width, data, how=how, seed=seed, tuned=tuned)

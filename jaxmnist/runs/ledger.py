@@ -49,7 +49,8 @@ class Look:
     identity_sha256: the SHA-256 of the run's identity.
     model_sha256: the SHA-256 of the model's weights.
     test_sha256: the fingerprint of the test images and labels: `Dataset.test_sha256`.
-    details: what else makes another evaluation of it, such as the library that fits an SVM.
+    details: what else makes another evaluation of it, such as the library that fits an SVM and the
+      data that it is fitted on.
     time: when it was recorded, UTC.
     """
 

@@ -453,6 +453,20 @@ def test_the_ledger_is_written_before_the_look(copy, monkeypatch):
     assert looks_of(run) == ["winner", "svm", "evaluation"]
 
 
+def test_an_svm_on_other_training_images_is_another_look(copy):
+    """The test images are the same; the same SVM once more shows nothing new."""
+    from jaxmnist.results.svm import fit_on_run
+
+    run = Run(writing(copy / "small"))
+    data = run.load_dataset()
+    fewer = replace(data, x_train=data.x_train[:200], y_train=data.y_train[:200])
+    assert fewer.test_sha256 == data.test_sha256
+    for _ in range(2):
+        content = fit_on_run(run, fewer, wanted="sklearn", draws=0)
+        assert looks_of(run) == ["winner", "svm", "svm"]
+        shutil.rmtree(run.directory.svm_path(content["folder"]).parent)
+
+
 def test_more_weights_can_be_kept_later(copy, options, finished):
     run = random_search(**options, keep=4, directory=str(copy))
     assert len(run.get_best_models(4)) == 4
