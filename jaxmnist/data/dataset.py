@@ -93,10 +93,15 @@ class Dataset:
     def test_sha256(self) -> str:
         """The SHA-256 of the test images, as 8 bits, and their labels.
 
-        Datasets with other training images, another split or pixels on another scale share it.
+        Datasets with other training images, another split or pixels on another scale share it, also
+        if training images of a further class renumber the classes.
         """
-        labels = np.asarray(self.labels, np.int64)[self.y_test]
-        return part_fingerprint(self.x_test, labels, self.scale)
+        present = np.unique(self.y_test)
+        names = [self.class_names[k] for k in present]
+        numbers = np.asarray(self.labels, np.int64)
+        if names == sorted(names):  # labels may be places in the sorted list of all names
+            numbers[present] = [_number(self.labels[k], self.class_names[k]) for k in present]
+        return part_fingerprint(self.x_test, numbers[self.y_test], self.scale)
 
     def _sha256(self, *parts: str) -> str:
         digest = hashlib.sha256(repr((self.labels, self.scale)).encode())
@@ -115,6 +120,15 @@ class Dataset:
             f"note: pixels of {self.name} are divided by {self.scale:g}, the largest value in the"
             f" training images, not by {EIGHT_BITS:g}"
         )
+
+
+def _number(label: int, name: str) -> int:
+    """A number of 64 bits for a class, which depends on its name alone: the number that it is."""
+    if name == str(label):
+        return label
+    if re.fullmatch("-?[0-9]{1,15}", name):
+        return int(name)
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little", signed=True)
 
 
 def joined(data: Dataset) -> Dataset:

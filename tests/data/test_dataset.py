@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import struct
 import zipfile
 from dataclasses import replace
@@ -10,10 +11,11 @@ import pytest
 from conftest import PACKAGED, write_idx
 
 from jaxmnist.data.arrays import Arrays
-from jaxmnist.data.dataset import MNIST_SHA256, load_arrays, split
+from jaxmnist.data.dataset import MNIST_SHA256, dataset_in_memory, load_arrays, split
 from jaxmnist.data.formats import read_files
 from jaxmnist.data.idx import IDX_NAMES, read_idx, read_idx_folder
 from jaxmnist.errors import UsageError
+from jaxmnist.settings import SearchSettings
 
 
 @pytest.fixture
@@ -275,3 +277,36 @@ def test_the_same_test_images_have_the_same_fingerprint(mnist):
     images[7, 3, 3] ^= 1
     others = {found(y_test=labels), found(x_test=images), found(x_test=mnist.x_test[50:100]), same}
     assert len(others) == 4
+
+
+def test_names_in_the_test_part_have_one_fingerprint_whatever_other_classes_there_are():
+    """One more class among the training images renumbers all names that come after it."""
+    images = np.zeros((12, 5, 5), np.uint8) + np.arange(244, 256, dtype=np.uint8)[::-1, None, None]
+
+    def found(train, test):
+        arrays = (np.repeat(images, 2, axis=0)[: len(train)], np.array(train), images[:4])
+        return dataset_in_memory((*arrays, np.array(test)), SearchSettings()).test_sha256
+
+    def by_hand(test):
+        content = repr((4, 5, 5, 1)).encode() + images[:4].tobytes()
+        return hashlib.sha256(content + np.array(test, "<i8").tobytes()).hexdigest()
+
+    pets = ["cat", "dog", "dog", "cat"]
+    same = found(["cat", "dog"] * 4, pets)
+    assert found(["cat", "dog", "ant", "cow"] * 4, pets) == same
+    assert found(["cat", "dog", "ant", "cow"] * 4, ["ant", "dog", "dog", "ant"]) != same
+    # Numbers stay numbers: also as text, and beside a class that makes names of them.
+    for train in ([9, 10], [9, 10, 3], ["9", "10"], ["9", "10", "other"]):
+        assert found(train * 4, [*map(type(train[0]), (9, 10, 10, 9))]) == by_hand([9, 10, 10, 9])
+    large = 2**53 + 1
+    assert found([0, large] * 4, [large, 0, 0, large]) == by_hand([large, 0, 0, large])
+
+
+def test_a_dataset_that_names_its_numbers_has_the_fingerprint_of_the_numbers(mnist):
+    """Fashion MNIST by its name has names, and its files have none."""
+    arrays = mnist._replace(x_train=mnist.x_train[:200], y_train=mnist.y_train[:200])
+    words = ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker"]
+    named = arrays._replace(names=dict(enumerate([*words, "Bag", "Ankle boot"])))
+    first, second = (split("a", each, validation_split=0.2, seed=0) for each in (arrays, named))
+    assert second.class_names[1] == "Trouser"
+    assert first.test_sha256 == second.test_sha256
