@@ -2,7 +2,8 @@
 
 A look is a line that is appended, under a lock and flushed to disk, before the look happens. Looks
 with the same identifier show nothing new and count once. A line has a number and a SHA-256: one
-that can't be read counts as a look, and so does a number that is missing. Results keep the looks
+that can't be read counts as a look, and so does a number that is missing. A last line that was cut
+short counts until the next one is written: its look did not happen. Results keep the looks
 that were known when they were made, so that a lost ledger is completed from them, and a run that is
 moved to another folder brings its looks along.
 """
@@ -134,13 +135,22 @@ def read_lines(path: Path) -> tuple[list[Look], int]:
 
     Raises like `whole_files.read_bytes`, except if there is no ledger: there were no looks.
     """
+    return _parse_all(_content(path))
+
+
+def _content(path: Path) -> bytes:
+    """The content of the ledger; nothing if there is none."""
     try:
-        lines = read_bytes(path).splitlines()
+        return read_bytes(path)
     except MissingFile:
-        return [], 0
+        return b""
+
+
+def _parse_all(content: bytes) -> tuple[list[Look], int]:
+    """The looks of all lines, and the number of damaged and missing lines."""
     looks: list[Look] = []
     damaged = 0
-    for line in lines:
+    for line in content.splitlines():
         if line.strip():
             number, look = _parse(line)
             damaged += max(0, number - 1 - len(looks) - damaged)
@@ -184,20 +194,27 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _append(path: Path, looks: list[Look]) -> None:
     """Append a line for each look; the caller holds the lock."""
-    before, damaged = read_lines(path)
-    lines = b""
+    content = _content(path)
+    kept = _without_cut(content)
+    before, damaged = _parse_all(kept)
+    lines = b"\n" if kept and not kept.endswith(b"\n") else b""
     for number, look in enumerate(looks, len(before) + damaged + 1):
-        content = {"number": number, **look.to_json()}
-        lines += json.dumps({**content, "sha256": content_sha256(content)}).encode() + b"\n"
+        line = {"number": number, **look.to_json()}
+        lines += json.dumps({**line, "sha256": content_sha256(line)}).encode() + b"\n"
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with disk(path, WHY), open(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
-        # If the last line was cut short, start a new one.
-        size = os.fstat(file.fileno()).st_size
-        if lines and size and os.pread(file.fileno(), 1, size - 1) != b"\n":
-            lines = b"\n" + lines
+        if len(kept) < len(content):
+            os.ftruncate(file.fileno(), len(kept))
         while lines:
             lines = lines[file.write(lines) :]
         os.fsync(file.fileno())
+
+
+def _without_cut(content: bytes) -> bytes:
+    """The content without a last line that was cut short, before its look happened."""
+    end = content.rfind(b"\n") + 1
+    _, whole = _parse(content[end:])
+    return content if whole else content[:end]
 
 
 def _parse(line: bytes) -> tuple[int, Look | None]:

@@ -152,7 +152,7 @@ def test_damage_does_not_reduce_the_count(tmp_path):
         assert looks.count == 4
         assert looks.damaged > 0
         assert run.read_looks("other images").count == looks.damaged  # may have been about them
-    path.write_bytes(whole[:-10])
+    path.write_bytes(whole.replace(b'"model 3"', b'"model 7"'))
     run.record_look("winner", "model 4", IMAGES)
     assert run.read_looks(IMAGES).count == 5
     # A result that was made before knows its looks, and damage to the results leaves the ledger.
@@ -163,6 +163,30 @@ def test_damage_does_not_reduce_the_count(tmp_path):
     run.test_path.write_bytes(run.test_path.read_bytes()[:-30])
     path.write_bytes(whole)
     assert run.read_looks(IMAGES).count == 4
+
+
+@pytest.mark.parametrize("earlier", [0, 2])
+def test_an_append_that_is_cut_short_at_any_byte(tmp_path, earlier, monkeypatch):
+    """The process died before the look: the same look, when the command is repeated, is one."""
+    monkeypatch.setattr(ledger.os, "fsync", lambda file: None)  # a thousand would take long
+    path = tmp_path / "ledger.jsonl"
+    for number in range(earlier):
+        record(path, replace(LOOK, model_sha256=str(number)))
+    before = path.stat().st_size if earlier else 0
+    record(path, LOOK)
+    whole = path.read_bytes()
+    for size in range(before, len(whole)):
+        path.write_bytes(whole[:size])
+        looks, damaged = read_lines(path)
+        assert len(looks) + damaged == earlier + (size > before)  # it may have been about to happen
+        record(path, replace(LOOK, time="later"))
+        looks, damaged = read_lines(path)
+        assert damaged == 0
+        assert Looks.of(looks).count == earlier + 1
+    # A session that looks at nothing removes what is left, too.
+    path.write_bytes(whole[:-2])
+    ledger.complete(path, [])
+    assert path.read_bytes() == whole[:before]
 
 
 def test_what_is_no_ledger_is_refused(tmp_path):
