@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from jaxmnist.errors import printable
+from jaxmnist.errors import UsageError, printable
 from jaxmnist.runs import lock
 from jaxmnist.whole_files import (
     DamagedFile,
@@ -33,6 +33,7 @@ from jaxmnist.whole_files import (
 
 LEDGER = "ledger.jsonl"
 LOCK = "ledger.lock"
+BEGINNING = b'{"number": '  # of each line
 MOST_LINES = 10**6  # a line with a larger number is damaged
 WHY = "can't be written, and each evaluation on test images is recorded beside its run"
 
@@ -110,7 +111,8 @@ def record(path: Path, look: Look) -> None:
     """Append a look to the ledger at `path`, before it happens.
 
     Raises:
-      UsageError: the folder can't be written, or another process holds its lock for long.
+      UsageError: the folder can't be written, another process holds its lock for long, or the
+        file is another program's.
       EnvironmentFailure: the file system is full or fails.
     """
     with _locked(path):
@@ -133,17 +135,31 @@ def complete(path: Path, kept: Iterable[Look]) -> int:
 def read_lines(path: Path) -> tuple[list[Look], int]:
     """Return the looks of all lines, in their order, and the number of damaged and missing lines.
 
-    Raises like `whole_files.read_bytes`, except if there is no ledger: there were no looks.
+    Raises like `whole_files.read_bytes`, except if there is no ledger: there were no looks; and
+    `UsageError` if the file is another program's.
     """
     return _parse_all(_content(path))
 
 
 def _content(path: Path) -> bytes:
-    """The content of the ledger; nothing if there is none."""
+    """The content of the ledger; nothing if there is none. Raises like `read_lines`."""
     try:
-        return read_bytes(path)
+        content = read_bytes(path)
     except MissingFile:
         return b""
+    # Of a first line that was cut short anything may be left, and zeros after a power failure.
+    begun = BEGINNING.startswith(content.rstrip(b"\0\r\n"))
+    if not begun and not any(map(_is_ours, content.splitlines())):
+        raise UsageError(
+            f"{path}: is not a ledger of jaxmnist, which records each evaluation on test images in"
+            " a file of this name: move it away, or choose another folder with --directory"
+        )
+    return content
+
+
+def _is_ours(line: bytes) -> bool:
+    """Whether this program wrote a line, which may be damaged."""
+    return line.startswith(BEGINNING) or _parse(line)[1] is not None
 
 
 def _parse_all(content: bytes) -> tuple[list[Look], int]:

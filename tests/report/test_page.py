@@ -180,7 +180,7 @@ DAMAGE = {
     "best/model.safetensors": ("features", "model.safetensors"),
     "best/times.json": ("record", "time of each stage"),
     "svm/small/svm.json": ("test", "svm.json"),
-    "../ledger.jsonl": ("record", "damaged or missing: 1"),
+    "../ledger.jsonl": ("record", "is not a ledger of jaxmnist"),
 }
 
 

@@ -175,7 +175,7 @@ def test_an_append_that_is_cut_short_at_any_byte(tmp_path, earlier, monkeypatch)
     before = path.stat().st_size if earlier else 0
     record(path, LOOK)
     whole = path.read_bytes()
-    for size in range(before, len(whole)):
+    for size in range(before, len(whole)) if earlier else range(40):
         path.write_bytes(whole[:size])
         looks, damaged = read_lines(path)
         assert len(looks) + damaged == earlier + (size > before)  # it may have been about to happen
@@ -199,6 +199,41 @@ def test_what_is_no_ledger_is_refused(tmp_path):
         begin_run(tmp_path / "b", SEARCH, overwrite=False),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"an account book\n", b"{}\n", b'{"Number": 1, "identifier": "x"}\n', b"{\n}", b"\xff\0\n\n["],
+)
+def test_a_file_of_another_program_is_refused_and_stays(tmp_path, content):
+    """Its lines are no evaluations; it is refused before anything is trained."""
+    run = writing(tmp_path / "a", SEARCH)
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(content)
+
+    def start():
+        with begin_run(tmp_path / "b", SEARCH, overwrite=False):
+            pass
+
+    for action in (
+        start,
+        lambda: run.record_look("winner", "abc", IMAGES),
+        lambda: run.read_looks(IMAGES),
+    ):
+        with pytest.raises(UsageError, match=r"ledger\.jsonl: is not a ledger of jaxmnist, which"):
+            action()
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\r\n", b"\0\0\0", b"{", b'{"number": 1, "identifier"\n']
+)
+def test_what_is_left_of_the_only_line_is_a_ledger(tmp_path, content):
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(content)
+    record(path, LOOK)
+    looks, damaged = read_lines(path)
+    assert (looks, damaged) == ([LOOK], int(content.startswith(b'{"number"')))
 
 
 def test_a_folder_that_can_not_be_written(tmp_path, monkeypatch):
