@@ -97,12 +97,17 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
                 unfinished(path).unlink(missing_ok=True)
         raise
     for folder in {path.parent for path in contents}:
-        with disk(folder):
-            opened = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(opened)
-            finally:
-                os.close(opened)
+        flush_folder(folder)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush to disk which files a folder has: a file that is flushed may still lack its name."""
+    with disk(folder):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def read_bytes(path: Path, largest: int | None = None) -> bytes:

@@ -27,6 +27,7 @@ from jaxmnist.whole_files import (
     content_sha256,
     disk,
     fits,
+    flush_folder,
     read_bytes,
     read_json,
 )
@@ -224,6 +225,8 @@ def _append(path: Path, looks: list[Look]) -> None:
         while lines:
             lines = lines[file.write(lines) :]
         os.fsync(file.fileno())
+    if not kept:  # the file may be new
+        flush_folder(path.parent)
 
 
 def _without_cut(content: bytes) -> bytes:

@@ -304,3 +304,20 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr(ledger.os, "fsync", full)
     with pytest.raises(EnvironmentFailure, match="No space left on device"):
         record(tmp_path / "ledger.jsonl", replace(LOOK, purpose="svm"))
+
+
+def test_a_new_ledger_is_flushed_with_its_name(tmp_path, monkeypatch):
+    """Before the look: else a power failure could lose the file, whose content is on disk."""
+    flushed, flush = [], ledger.os.fsync
+
+    def fsync(file):
+        flush(file)
+        flushed.append((ledger.os.fstat(file).st_ino, (tmp_path / "ledger.jsonl").stat().st_size))
+
+    monkeypatch.setattr(ledger.os, "fsync", fsync)
+    record(tmp_path / "ledger.jsonl", LOOK)
+    size = (tmp_path / "ledger.jsonl").stat().st_size
+    file, folder = ((tmp_path / name).stat().st_ino for name in ("ledger.jsonl", "."))
+    assert flushed == [(file, size), (folder, size)]
+    record(tmp_path / "ledger.jsonl", LOOK)
+    assert [number for number, _ in flushed] == [file, folder, file]
