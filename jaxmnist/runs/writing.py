@@ -196,11 +196,9 @@ class WritableRunDirectory(RunDirectory):
         for each in (path, unfinished(path)):
             self._delete(each)
 
-    def keep_weights(
-        self, kept: Container[TrialKey], among: Iterable[TrialKey] | None = None
-    ) -> None:
-        """Delete the weights of trials that are not in `kept`; of all trials, or of those named."""
-        for key in self.trial_indices() if among is None else among:
+    def keep_weights(self, kept: Container[TrialKey], among: Iterable[TrialKey]) -> None:
+        """Delete the weights of the trials `among` that are not in `kept`."""
+        for key in among:
             if key not in kept:
                 self._delete(self.weights_path(key))
 

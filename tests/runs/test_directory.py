@@ -235,7 +235,7 @@ def test_weights_that_are_not_kept_are_deleted(tmp_path, said):
         run.weights_path(index).write_bytes(b"weights")
     run.trial_folder(4).mkdir()
     run.weights_path(4).mkdir()  # a user's folder, with unknown content
-    run.keep_weights({1, 3})
+    run.keep_weights({1, 3}, run.trial_indices())
     assert [run.weights_path(i).exists() for i in range(5)] == [False, True, False, True, False]
     (moved,) = (tmp_path / "damaged").iterdir()
     assert said == [f"note: {run.weights_path(4)}: is not a file; moved to {moved}"]
@@ -324,8 +324,8 @@ def test_no_way_leads_out_of_a_run(tmp_path, name):
         path.rename(tmp_path / "moved")
     path.symlink_to(outside)
     actions = {
-        "trials": lambda: run.keep_weights(set()),
-        "trials/0001": lambda: run.keep_weights(set()),
+        "trials": lambda: run.keep_weights(set(), [1]),
+        "trials/0001": lambda: run.keep_weights(set(), [1]),
         "best": lambda: run.model_path,
         "damaged": lambda: run.set_aside(tmp_path / "run" / "search.json"),
         "svm": lambda: run.svm_path("small"),
