@@ -32,7 +32,8 @@ def describe_looks(looks: Looks, own: str) -> str:
         more = sum(purposes[name].total() for name in others)
         parts.append(f"{more} more of {len(others)} other runs")
     if looks.damaged:
-        parts.append(f"{looks.damaged} of which the ledger's line is damaged or missing")
+        lines = "a line of the ledger is" if looks.damaged == 1 else "lines of the ledger are"
+        parts.append(f"{looks.damaged} unknown ({lines} damaged or missing)")
     return f"Test set evaluated {times(looks.count)}: {'; '.join(parts)}."
 
 

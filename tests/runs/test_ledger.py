@@ -79,7 +79,9 @@ def test_the_sentence_about_looks():
     tuned = [replace(LOOK, purpose="svm", details=str(i)) for i in range(2)]
     said = describe_looks(Looks((*many, LOOK, *tuned), damaged=1), "runs/a")
     assert said.startswith("Test set evaluated 13 times: winner and 2 × svm of runs/a; winner of")
-    assert "5 more of 5 other runs; 1 of which the ledger's line is damaged or missing." in said
+    assert "5 more of 5 other runs; 1 unknown (a line of the ledger is damaged or missing)." in said
+    lost = describe_looks(Looks(damaged=2), "runs/a")
+    assert lost.endswith("2 times: 2 unknown (lines of the ledger are damaged or missing).")
 
 
 def test_the_folder_of_all_runs_however_the_run_is_named(tmp_path, monkeypatch):
