@@ -205,8 +205,18 @@ class Run:
 
     @property
     def further_trials(self) -> list[Trial]:
-        """The records of all reruns and refits, also of those that the settings don't ask for."""
-        return [trial for key in self.directory.reruns() if (trial := self._again(key))]
+        """The records of all reruns and refits, also of those that the settings don't ask for.
+
+        Damaged ones are left out: those that are asked for are read, and made again, elsewhere.
+        """
+        found = []
+        for key in self.directory.reruns():
+            try:
+                trial = self._read(key)
+            except DamagedFile:
+                continue
+            found += [trial] if trial else []
+        return found
 
     def _again(self, key: Rerun) -> Trial | None:
         """The record of a rerun or refit."""

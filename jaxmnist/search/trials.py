@@ -316,7 +316,8 @@ class Trials:
         try:
             trial = self._directory.read_trial(index)
         except MissingFile:
-            logger.info(f"note: trial {index} has no validation.npy and is trained again")
+            if index in self.draws:
+                logger.info(f"note: trial {index} has no validation.npy and is trained again")
             raise
         if trial is None:
             return None

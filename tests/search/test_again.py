@@ -177,8 +177,14 @@ def test_the_command_goes_on_with_fewer_and_uses_the_first(again, options, copy)
     """It trains nothing, tests the rerun instead of the refit, and the other commands read it."""
     given = {**options, "directory": str(copy), "finalists": 2, "reruns": 1}
     del given["quiet"]
+    # What is wrong with a rerun that isn't asked for stays, and nothing is said or trained.
+    unwanted = Rerun(again.finals[0].trial.index, 2)
+    RunDirectory.open(copy / "small").validation_path(unwanted).unlink()
     done = command("search", *flags({**given, "report": True}))
     assert done.returncode == 0, done.stderr
+    assert str(unwanted) not in done.stdout
+    further = [trial.key for trial in Run(copy / "small").further_trials]
+    assert further == [key for key in again.directory.reruns() if key != unwanted]
     assert "2 of 2 are already finished" in done.stdout
     assert "compiling" not in done.stdout
     run = Run(copy / "small")
