@@ -85,11 +85,11 @@ def tested(
             ensemble["probabilities_sha256"],
             ensemble["accuracy"],
         )
-    for path in directory.svm_paths(backends=True):
-        report = _read(path, TESTED_SVM, winner)
+    for place in directory.svm_places(backends=True):
+        report = _read(directory.svm_path(*place), TESTED_SVM, winner)
         if report and report["data"] == data:
             name = "SVM" if "SVM" not in found else f"SVM by {report['backend']}"
-            predictions = path.with_name("test_predictions.npy")
+            predictions = directory.predictions_path(*place)
             found[name] = Predictions(predictions, report["predictions_sha256"], report["accuracy"])
     return {name: each for name, each in found.items() if each.path.is_file()}
 

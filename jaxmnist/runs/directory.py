@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -206,10 +207,22 @@ class RunDirectory:
         return self.folder("svm", *place) / "test_predictions.npy"
 
     def svm_paths(self, backends: bool = False) -> list[Path]:
-        """Return the paths of all SVMs' reports; with `backends` those of other backends last."""
+        """Return the paths of all SVMs' reports, as `svm_places` does their places."""
+        return [self.svm_path(*place) for place in self.svm_places(backends)]
+
+    def svm_places(self, backends: bool = False) -> list[tuple[str, ...]]:
+        """Return the places of all SVMs with a report; with `backends` other backends' last.
+
+        Folders that are links are left out.
+        """
         folder = self.folder("svm")
-        others = sorted(folder.glob("*/*/svm.json")) if backends else []
-        return sorted(folder.glob("*/svm.json")) + others
+        found = sorted(folder.glob("*/svm.json"))
+        found += sorted(folder.glob("*/*/svm.json")) if backends else []
+        return [
+            path.relative_to(folder).parts[:-1]
+            for path in found
+            if not (path.parent.is_symlink() or path.parent.parent.is_symlink())
+        ]
 
     # --- the report ---
 
@@ -304,6 +317,20 @@ class RunDirectory:
     # --- test-set evaluations ---
 
     @property
+    def looks_paths(self) -> list[Path]:
+        """The paths of all results that keep looks, if they exist; those behind links are left out.
+
+        They are those of the winner, the ensemble and the SVMs.
+        """
+        found = []
+        with suppress(UsageError):  # a link
+            found.append(self.test_path)
+            found.append(self.ensemble_path)
+        with suppress(UsageError):
+            found += self.svm_paths(backends=True)
+        return found
+
+    @property
     def name(self) -> str:
         """The run's folder with the folder that holds it, as the ledger names it: 'runs/mnist'."""
         path = Path(os.path.abspath(self.path))
@@ -327,7 +354,7 @@ class RunDirectory:
           test_sha256: the fingerprint of the test images; see `Dataset.test_sha256`.
         """
         recorded, damaged = read_lines(ledger_path(self.path))
-        looks = [*recorded, *kept_looks(self.path)]
+        looks = [*recorded, *kept_looks(self.looks_paths)]
         return Looks.of((look for look in looks if look.test_sha256 == test_sha256), damaged)
 
 

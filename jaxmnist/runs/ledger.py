@@ -184,22 +184,21 @@ def ledger_path(path: Path) -> Path:
     return whole.parent / LEDGER
 
 
-def kept_looks(path: Path) -> list[Look]:
-    """Return the test-set evaluations that the results in a run directory keep.
+def kept_looks(results: Iterable[Path]) -> list[Look]:
+    """Return the test-set evaluations that results keep.
 
-    Damaged results, and those behind a link, are skipped; other errors are raised as by
-    `whole_files.read_bytes`.
+    Damaged and missing results are skipped; other errors are raised as by `whole_files.read_bytes`.
+
+    Args:
+      results: the paths of JSON files; see `RunDirectory.looks_paths`.
     """
     found = []
-    for folder, pattern in (("best", "**/*.json"), ("svm", "**/svm.json")):
-        if (path / folder).is_symlink():
+    for file in results:
+        try:
+            looks = read_json(file, {"looks": [LOOK_SHAPE]})["looks"]
+        except DamagedFile:
             continue
-        for file in sorted((path / folder).glob(pattern)):
-            try:
-                looks = read_json(file, {"looks": [LOOK_SHAPE]})["looks"]
-            except DamagedFile:  # or one that keeps no looks
-                continue
-            found += [Look.from_json(look) for look in looks]
+        found += [Look.from_json(look) for look in looks]
     return found
 
 

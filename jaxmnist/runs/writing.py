@@ -278,7 +278,8 @@ def _complete_ledger(path: Path) -> None:
     end with its test if the ledger can't be written.
     """
     beside = ledger_path(path)
-    if added := ledger.complete(beside, kept_looks(path)):
+    results = RunDirectory(path, {}).looks_paths
+    if added := ledger.complete(beside, kept_looks(results)):
         what = "evaluation" if added == 1 else "evaluations"
         logger.info(f"note: {beside} lacked {added} test-set {what} of {path}'s results: added")
 

@@ -135,6 +135,34 @@ def test_a_moved_run_brings_all_looks_along(tmp_path, said):
     assert purposes(writing(away / "c", SEARCH)) == ["winner", "winner"]
 
 
+def test_each_result_keeps_looks_but_not_behind_a_link(tmp_path):
+    """Of the winner, the ensemble and all SVMs."""
+    (tmp_path / "a").mkdir()
+    run = writing(tmp_path / "a" / "run", SEARCH)
+    results = {
+        "winner": run.test_path,
+        "ensemble": run.ensemble_path,
+        "svm": run.svm_path("small"),
+        "another svm": run.svm_path("small", "sklearnex"),
+    }
+    for purpose, path in results.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run.write_json(path, {"looks": [replace(LOOK, purpose=purpose).to_json()]})
+    assert set(purposes(run)) == set(results)
+    assert [run.svm_path(*place) for place in run.svm_places()] == [results["svm"]]
+    backends = run.svm_places(backends=True)
+    assert [run.svm_path(*place) for place in backends] == [results["svm"], results["another svm"]]
+    for folder, left in (
+        ("svm/small/sklearnex", {"winner", "ensemble", "svm"}),
+        ("svm/small", {"winner", "ensemble"}),
+        ("best/ensemble", {"winner"}),
+        ("best", set()),
+    ):
+        (run.path / folder).rename(tmp_path / folder.replace("/", "-"))
+        (run.path / folder).symlink_to(tmp_path / folder.replace("/", "-"))
+        assert set(purposes(run)) == left
+
+
 def test_damage_does_not_reduce_the_count(tmp_path):
     run = writing(tmp_path / "a", SEARCH)
     path = tmp_path / "ledger.jsonl"
