@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -70,6 +73,43 @@ def test_the_notebook(options, tmp_path: Path):
     assert "Confident mistakes" in outputs(cell_with(executed, "show(run)"))
     assert "support vectors" in outputs(cell_with(executed, "svm.json"))
     assert "drawn.png: " in outputs(cell_with(executed, "predict(["))
+
+
+KERNEL = """
+import json, os, sys, types
+import jax  # which looks for Colab, and would want more of it
+cells = json.loads(sys.argv[1])
+drive = types.SimpleNamespace(mount=lambda path: print("mounted", path))
+sys.modules["google"] = types.ModuleType("google")
+sys.modules["google.colab"] = types.SimpleNamespace(drive=drive)
+for cell in cells:
+    exec(cell.replace("/content/drive/MyDrive", os.path.abspath("drive")))
+print("trials", [trial.status for trial in run.trials])
+"""
+
+
+def test_a_disconnected_search_goes_on_from_the_drive(options, tmp_path: Path):
+    """The kernel is killed in the middle; the same cells, in a new one, end the search."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    small = {**options, "max_trials": 3, "epochs": 2, "svm": False, "report": False, "jobs": 1}
+    first = f"{cell.source}\nKEEP_ON_DRIVE, OPTIONS = True, {small!r}"
+    cells = json.dumps([first, cell_with(notebook, "random_search(").source])
+    line = [sys.executable, "-c", KERNEL, cells]
+    record = tmp_path / "drive" / "jaxmnist" / "small" / "trials" / "0000" / "trial.json"
+    with subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.DEVNULL) as kernel:
+        while kernel.poll() is None:
+            if record.exists() and b'"status": "completed"' in record.read_bytes():
+                break
+            time.sleep(0.05)
+        kernel.kill()
+    assert kernel.returncode == -signal.SIGKILL
+    before = record.read_bytes()
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("mounted /content/drive\n")
+    assert done.stdout.endswith("trials ['completed', 'completed', 'completed']\n")
+    assert record.read_bytes() == before  # not trained again
 
 
 def test_the_installed_jax_is_kept():
