@@ -60,6 +60,8 @@ from jaxmnist.settings import TrainingSettings
 # accelerator takes more, because it finishes them so quickly that the host's overhead matters.
 CPU_STEPS, STEPS = 16, 64
 Arguments = tuple[Any, ...]
+# A trial's metrics of an epoch, the bits of its validation images, and which loss is not finite.
+Judged = tuple[Metrics, bytes, str | None]
 TELL_EVERY = 0.5  # seconds
 # On a CPU, most of the work is in precompiled matrix products: optimizing the rest further doesn't
 # make training faster, but compiling competes with it for cores. (Level 0 is four times slower.)
@@ -113,7 +115,8 @@ class _Lanes:
 class Engine:
     """Trains configurations of a network on one dataset, whose images are on the device.
 
-    The dataset may have no validation images; then validation metrics are NaN, and bits empty.
+    The dataset may have no validation images; then validation metrics are NaN, and bits empty, and
+    the loss after each epoch is computed on some training images, only to see that it is finite.
 
     jobs: groups of trials that run at once; None for one per core on a CPU, one on an accelerator.
     lanes: trials in one program; None to measure the fastest number (on a CPU: one).
@@ -158,9 +161,10 @@ class Engine:
         self._steps = CPU_STEPS if self.platform == "cpu" else STEPS
         # Evaluation doesn't depend on a batch size, so it uses the platform's preferred one.
         size = block_size(self.platform, 1024)
-        order = np.arange(len(data.y_validation), dtype=np.int32)
-        validation = (data.x_validation, data.y_validation, batches(order, size, size)[:, 0])
-        self._validation = jax.device_put(validation, everywhere)
+        images = (data.x_validation, data.y_validation) if self._validated else self._train
+        order = np.arange(self._validated or min(size, len(data.y_train)), dtype=np.int32)
+        evaluated = (*images, batches(order, size, size)[:, 0])
+        self._evaluated = jax.device_put(evaluated, everywhere)
 
     @contextmanager
     def run(
@@ -306,21 +310,20 @@ class Engine:
                 tuple(lanes.validation[lane]),
             )
 
-    def _end_epoch(self, lanes: _Lanes, evaluate: Callable[..., Any] | None) -> Iterator[Event]:
+    def _end_epoch(self, lanes: _Lanes, evaluate: Callable[..., Any]) -> Iterator[Event]:
         """Evaluate the trials whose loss is finite, and set the state for the next epoch."""
         found = self._metrics(lanes.state, lanes.loss_sum, evaluate)
         lanes.state, lanes.step = start_epoch(lanes.state), 0
         lanes.epoch += 1
         for lane in np.flatnonzero(lanes.live):
-            metrics, right = found[lane]
+            metrics, right, wrong = found[lane]
             lanes.histories[lane].append(metrics)
             lanes.validation[lane].append(right)
-            if metrics.finite or (evaluate is None and np.isfinite(metrics.loss)):
+            if wrong is None:
                 index = lanes.trials[lane][0]
                 yield EpochFinished(index, lanes.epoch, metrics, lanes.seconds, right)
             else:
-                name = "validation loss" if np.isfinite(metrics.loss) else "loss"
-                lanes.errors[lane] = f"the {name} stopped being finite in epoch {lanes.epoch}"
+                lanes.errors[lane] = f"the {wrong} stopped being finite in epoch {lanes.epoch}"
 
     def _finish(self, lanes: _Lanes) -> Iterator[Event]:
         """Yield the results of the trials."""
@@ -343,44 +346,37 @@ class Engine:
             )
 
     def _metrics(
-        self, state: TrainingState, loss_sum: np.ndarray, evaluate: Callable[..., Any] | None
-    ) -> list[tuple[Metrics, bytes]]:
-        """Each trial's metrics for the epoch, and the bits of its validation images.
+        self, state: TrainingState, loss_sum: np.ndarray, evaluate: Callable[..., Any]
+    ) -> list[Judged]:
+        """How each trial is judged after the epoch.
 
         A bit is 1 if the image is correctly classified. A trial whose training loss is not finite
         is not evaluated; all its bits are 0. Without validation images their metrics are NaN.
         """
         images, validated = len(self.dataset.y_train), self._validated
         none_right = pack_right(np.zeros(validated, bool))
-        unknown = [
-            (Metrics(float(loss) / images, np.nan, np.nan, np.nan), none_right) for loss in loss_sum
+        unknown: list[Judged] = [
+            (Metrics(float(loss) / images, np.nan, np.nan, np.nan), none_right, "loss")
+            for loss in loss_sum
         ]
         if not np.isfinite(loss_sum).any():
             return unknown
         correct = np.asarray(state.correct)
-        if evaluate is None:
-            return [
-                (replace(metrics, accuracy=int(correct[lane]) / images), none_right)
-                for lane, (metrics, _) in enumerate(unknown)
-            ]
-        weights = state.parameters, state.collections
-        found = jax.device_get(evaluate(weights, *self._validation))
+        found = jax.device_get(evaluate((state.parameters, state.collections), *self._evaluated))
         # The batches contain the images in order, followed by padding.
         right = found.right.reshape(len(found.right), -1)[:, :validated]
-        return [
-            (
-                Metrics(
-                    float(loss) / images,
-                    int(correct[lane]) / images,
-                    float(found.loss_sum[lane]) / validated,
-                    int(right[lane].sum()) / validated,
-                ),
-                pack_right(right[lane]),
-            )
-            if np.isfinite(loss)
-            else unknown[lane]
-            for lane, loss in enumerate(loss_sum)
-        ]
+
+        def judged(lane: int) -> Judged:
+            training = float(loss_sum[lane]) / images, int(correct[lane]) / images
+            loss, finite = float(found.loss_sum[lane]), bool(np.isfinite(found.loss_sum[lane]))
+            if not validated:
+                wrong = None if finite else "loss after the last step"
+                return Metrics(*training, np.nan, np.nan), none_right, wrong
+            metrics = Metrics(*training, loss / validated, int(right[lane].sum()) / validated)
+            return metrics, pack_right(right[lane]), None if finite else "validation loss"
+
+        sound = np.isfinite(loss_sum)
+        return [judged(lane) if sound[lane] else unknown[lane] for lane in range(len(loss_sum))]
 
     def _resize(self, tree: Any, hyperparameters: Hyperparameters, resized: Hyperparameters) -> Any:
         """A tree of a configuration's weights or moments, resized to the shapes of another one."""
@@ -477,7 +473,7 @@ class Engine:
             return lambda: function.lower(*arguments).compile(options)
 
         train, validate = self.functions(group)
-        return compiler(*train), compiler(*validate) if self._validated else lambda: None
+        return compiler(*train), compiler(*validate)
 
     def functions(self, group: Group) -> tuple[tuple[Any, Arguments], tuple[Any, Arguments]]:
         """The jitted training and evaluation functions of a group, with arguments to lower them."""
@@ -506,12 +502,11 @@ class Engine:
         validate = jax.jit(self._devices.spread(evaluate(model), self.stacking, shared=3))
         arguments = (state, *self._train, self._batches(group, 0), step, step, step)
         weights = state.parameters, state.collections
-        return (train, arguments), (validate, (weights, *self._validation))
+        return (train, arguments), (validate, (weights, *self._evaluated))
 
     def _rate(self, group: Group) -> float:
         """Steps per second, summed over all lanes, without compilation."""
         train = self._build(group)[0]()
-        assert train is not None
         state, order = self._start(group, {}).state, self._batches(group, 0)
         last = np.int32(min(self._steps, len(order)))
         seconds = []

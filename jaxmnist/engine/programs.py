@@ -18,18 +18,15 @@ TIDY_EVERY = 8  # dropped pairs of programs between two releases of memory
 
 
 class Pair(NamedTuple):
-    """The programs of a group: one trains all its lanes for some steps, one evaluates them.
-
-    evaluate: None if there is nothing to evaluate them on.
-    """
+    """The programs of a group: one trains all its lanes for some steps, one evaluates them."""
 
     train: jax.stages.Compiled
-    evaluate: jax.stages.Compiled | None
+    evaluate: jax.stages.Compiled
 
 
-Compiler = Callable[[], jax.stages.Compiled | None]
+Compiler = Callable[[], jax.stages.Compiled]
 Compilers = tuple[Compiler, Compiler]
-Half = Future[jax.stages.Compiled | None]
+Half = Future[jax.stages.Compiled]
 
 
 class Programs:
@@ -81,9 +78,7 @@ class Programs:
                     half.set_result(self._compile(group, i))
                 except BaseException as failure:
                     half.set_exception(failure)
-        train, evaluate = (half.result() for half in pair)
-        assert train is not None
-        return Pair(train, evaluate)
+        return Pair(*(half.result() for half in pair))
 
     def release(self, group: Group) -> None:
         """Drop a group's programs unless another group still needs them."""
@@ -102,7 +97,7 @@ class Programs:
         if self._threads:
             self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def _compile(self, group: Group, i: int) -> jax.stages.Compiled | None:
+    def _compile(self, group: Group, i: int) -> jax.stages.Compiled:
         # Building is done here, so that an error in it also counts as an error of the group.
         return self._build(group)[i]()
 

@@ -48,6 +48,7 @@ class Questions:
         self._read = read
         self._declared: dict[str, Distribution] = {}
         self._values: dict[str, Any] = {}
+        self._inactive: set[str] = set()
         self._conditions: list[bool] = []
         self._scopes: list[str] = []
 
@@ -114,8 +115,14 @@ class Questions:
 
     @contextmanager
     def conditional_scope(self, parent_name: str, parent_values: Any) -> Iterator[None]:
-        """What is asked for inside is used only if `parent_name` has one of `parent_values`."""
-        self._conditions.append(self._holds(parent_name, parent_values))
+        """What is asked for inside is used only if `parent_name` has one of `parent_values`.
+
+        The parent is looked up in the innermost name scope first, then outwards, and does not hold
+        if it was itself asked for under a condition that does not hold. Raises `UsageError` if it
+        was not asked for before in this configuration.
+        """
+        asker = f"hp.conditional_scope({parent_name!r})"
+        self._conditions.append(self._holds(parent_name, parent_values, asker))
         try:
             yield
         finally:
@@ -173,8 +180,9 @@ class Questions:
             raise UsageError(f"hyperparameter {name!r} {problem}") from None
         holds = all(self._conditions)
         if holds and parent_name is not None:
-            holds = self._holds(parent_name, parent_values)
+            holds = self._holds(parent_name, parent_values, f"hyperparameter {name!r}")
         if not holds:  # the value is not used, but code that computes with it must not fail
+            self._inactive.add(name)
             return ends_or_values(declared)[0] if default is None else default
         if name in self._values:
             if declared != self._declared[name]:
@@ -189,15 +197,26 @@ class Questions:
         self._values[name] = self._answer(name, distribution)
         return self._values[name]
 
-    def _holds(self, parent_name: str, parent_values: Any) -> bool:
+    def _holds(self, parent_name: str, parent_values: Any, asker: str) -> bool:
+        """Whether a condition holds: see `conditional_scope`; asker: what an error names."""
         known = parent_values if isinstance(parent_values, list | tuple) else [parent_values]
         # By JSON's text, as Python takes 1, 1.0 and True for the same.
         texts = [json.dumps(plain(value)) for value in known]
-        return parent_name in self and json.dumps(self.get(parent_name)) in texts
+        for depth in range(len(self._scopes), -1, -1):
+            name = self._scoped(parent_name, depth)
+            if name in self._values:
+                return json.dumps(self._values[name]) in texts
+            if name in self._inactive:
+                return False
+        raise UsageError(
+            f"{asker}: its parent {parent_name!r} has not been asked for before it in this"
+            " configuration; ask for the parent first, by the same name"
+        )
 
-    def _scoped(self, name: Any) -> Any:
-        """A name with those of the scopes in which it is used."""
-        return "_".join([*map(str, self._scopes), name]) if isinstance(name, str) else name
+    def _scoped(self, name: Any, depth: int | None = None) -> Any:
+        """A name with those of the scopes in which it is used; or of the outermost `depth`."""
+        scopes = map(str, self._scopes[:depth])
+        return "_".join([*scopes, name]) if isinstance(name, str) else name
 
 
 @dataclass(frozen=True)

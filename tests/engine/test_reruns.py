@@ -118,3 +118,17 @@ def test_a_refit_that_diverges_is_an_error(dataset):
     with Engine(STUDY, joined(dataset), wild, 0).run([(Rerun(3, REFIT), SMALL)]) as events:
         *_, last = events
     assert last.error == "the loss stopped being finite in epoch 1"
+
+
+@pytest.mark.parametrize("lanes", [None, 2])
+def test_a_refit_that_diverges_in_its_last_step_is_an_error(dataset, lanes):
+    """With one step an epoch, the training loss is that before the step: it is finite."""
+    wild = replace(SETTINGS, epochs=1, batch_size=400, learning_rate=1e30)
+    keys = [Rerun(3, REFIT), Rerun(5, REFIT)]
+    with Engine(STUDY, joined(dataset), wild, 0, lanes=lanes).run((k, SMALL) for k in keys) as run:
+        ended = [event for event in run if isinstance(event, TrialFinished)]
+    assert {event.index for event in ended} == set(keys)
+    for event in ended:
+        assert event.error == "the loss after the last step stopped being finite in epoch 1"
+        assert (event.diverged, event.parameters) == (True, None)
+        assert np.isfinite(event.history[0].loss)

@@ -363,6 +363,44 @@ def test_conditional_scopes_and_parents():
     ]
 
 
+def test_a_parent_is_found_from_its_scope_outwards():
+    def ask(hp):
+        hp.Choice("kind", ["wide", "deep"])
+        hp.Choice("size", [1, 2])
+        with hp.name_scope("head"):
+            hp.Choice("size", [3])
+            with hp.conditional_scope("kind", "deep"), hp.name_scope("inner"):
+                hp.Choice("layers", [7], parent_name="size", parent_values=3)
+            hp.Choice("rate", [0.5], parent_name="kind", parent_values="wide")
+            # A parent whose own condition does not hold, as `layers` where kind is 'wide'.
+            hp.Choice("last", [9], parent_name="inner_layers", parent_values=7)
+
+    deep, wide = {"head_inner_layers": 7, "head_last": 9}, {"head_rate": 0.5}
+    assert [dict(member) for member in space_of(ask).members()] == [
+        {"kind": kind, "size": size, "head_size": 3, **(deep if kind == "deep" else wide)}
+        for kind in ("wide", "deep")
+        for size in (1, 2)
+    ]
+
+
+def test_a_parent_that_was_not_asked_for():
+    def by_name(hp):
+        hp.Choice("kind", ["a", "b"])
+        with hp.name_scope("head"):
+            hp.Int("units", 1, 2, parent_name="knid", parent_values="a")
+
+    def by_scope(hp):
+        with hp.name_scope("head"):
+            hp.Choice("kind", ["a", "b"])
+        with hp.conditional_scope("kind", "a"):  # outside its scope it is head_kind
+            hp.Int("units", 1, 2)
+
+    with pytest.raises(UsageError, match="'head_units': its parent 'knid' has not been asked for"):
+        space_of(by_name)
+    with pytest.raises(UsageError, match=r"_scope\('kind'\): its parent 'kind' has not been asked"):
+        space_of(by_scope)
+
+
 def test_what_else_hp_knows():
     def ask(hp):
         hp.Fixed("size", 3)

@@ -5,8 +5,9 @@ deleted, made by a later version), reading the run and resuming its search eithe
 of the undisturbed run, bit for bit, or end with one clear line. A file that can't be trusted is set
 aside with a message, and no other file is touched.
 
-It makes a small run with its ledger, and the same run interrupted in its third trial, with a
-checkpoint. Then it applies each damage to a copy of one of them, all in one process.
+It makes two small runs with their ledgers, one with finalists and a refit, one with finalists and
+an ensemble; and both interrupted in their third trial, with a checkpoint. Then it applies each
+damage to a copy of one of them, all in one process.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from tiny import facts, search_options
+from tiny import ENSEMBLE, REFITTED, facts, search_options
 
 import jaxmnist
 from jaxmnist import JaxmnistError, Run, SvmPipeline
@@ -192,6 +193,8 @@ def readers(folder: Path, images: np.ndarray) -> list[Callable[[], Any]]:
         lambda: winner_report(Run(folder)),
         lambda: SvmPipeline.load(svm).project(np.zeros((1, 1), np.float32)),
         lambda: looks_at(Run(folder)),
+        lambda: Run(folder).further_trials,
+        lambda: Run(folder).ensemble.predict(images),
     ]
 
 
@@ -222,8 +225,8 @@ def must(holds: bool, guarantee: str) -> None:
 
 
 def ended_trials(folder: Path) -> set[str]:
-    """The names of the records of trials that have ended."""
-    records = folder.glob("run/trials/*/trial.json")
+    """The names of the records of trials, reruns and refits that have ended."""
+    records = folder.glob("run/trials/**/trial.json")
     return {
         str(path.relative_to(folder))
         for path in records
@@ -231,13 +234,20 @@ def ended_trials(folder: Path) -> set[str]:
     }
 
 
+class Source(NamedTuple):
+    """A run with its ledger; its `tree`, and its `ended_trials`."""
+
+    folder: Path
+    before: dict[str, str]
+    ended: set[str]
+
+
 def outcome(
     folder: Path,
     kind: str,
     options: dict,
     whole: dict,
-    before: dict,
-    ended: set[str],
+    source: Source,
     images: np.ndarray,
 ) -> str:
     """How a damaged run in `folder` ends; raises where a guarantee is broken.
@@ -247,11 +257,10 @@ def outcome(
       kind: of damage.
       options: of its search.
       whole: `facts` of the undisturbed run.
-      before: `tree` of the run before it was damaged.
-      ended: `ended_trials` of that.
+      source: what `folder` is a damaged copy of.
       images: to predict.
     """
-    damaged = tree(folder)
+    damaged, before, ended = tree(folder), source.before, source.ended
     for read in readers(folder / "run", images):
         try:
             read()
@@ -321,6 +330,20 @@ def interrupt(options: dict) -> None:
     must(checkpoint.exists(), "a search that is stopped keeps where it was")
 
 
+def make(options: dict, place: Path, images: np.ndarray) -> tuple[dict, tuple[Source, Source]]:
+    """Run a search, and interrupt it, in `place`: its facts, the finished and interrupted run."""
+    folder = Path(options["directory"])
+    with contextlib.redirect_stdout(io.StringIO()):
+        whole = without_added(facts(jaxmnist.random_search(**options), images))
+    place.mkdir()
+    folder.rename(place / "finished")
+    interrupt(options)
+    folder.rename(place / "interrupted")
+    found = [place / "finished", place / "interrupted"]
+    finished, interrupted = (Source(each, tree(each), ended_trials(each)) for each in found)
+    return whole, (finished, interrupted)
+
+
 def main() -> int:
     """Damage a run as often as asked; 1 if a guarantee was broken."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -340,21 +363,18 @@ def main() -> int:
         jax.config.update("jax_compilation_cache_dir", str(place / "cache"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         (place / "outside").write_text("not the run's")
-        options = {**search_options(place), "directory": str(place / "runs")}
         images = jaxmnist.load_arrays("mnist").x_test[:50]
-        with contextlib.redirect_stdout(io.StringIO()):
-            whole = without_added(facts(jaxmnist.random_search(**options), images))
-        (place / "runs").rename(place / "finished")
-        interrupt(options)
-        (place / "runs").rename(place / "interrupted")
-        sources = [place / "finished", place / "interrupted"]
-        before = [(tree(source), ended_trials(source)) for source in sources]
+        common = {**search_options(place), "directory": str(place / "runs")}
+        searches = [{**common, **REFITTED}, {**common, **ENSEMBLE}]
+        made = [make(options, place / str(i), images) for i, options in enumerate(searches)]
         for number in range(arguments.damages):
             folder = place / "runs"
             for leftover in (folder, place / "moved"):
                 shutil.rmtree(leftover, ignore_errors=True)
-            source = int(rng.random() < SHARE_INTERRUPTED)
-            shutil.copytree(sources[source], folder)
+            which = int(rng.integers(0, len(searches)))
+            whole, sources = made[which]
+            source = sources[int(rng.random() < SHARE_INTERRUPTED)]
+            shutil.copytree(source.folder, folder)
             paths = sorted(p for p in folder.rglob("*") if p.name not in (*LOCKS, "run"))
             path = paths[int(rng.integers(0, len(paths)))]
             kind = list(DAMAGES)[int(rng.integers(0, len(DAMAGES)))]
@@ -364,7 +384,7 @@ def main() -> int:
             else:
                 DAMAGES[kind](path, rng)
             try:
-                ended = outcome(folder, kind, options, whole, *before[source], images)
+                ended = outcome(folder, kind, searches[which], whole, source, images)
                 must((place / "outside").read_text() == "not the run's", "nothing outside")
             except Exception:
                 ended = "BROKEN"

@@ -4,12 +4,13 @@ Claim: SIGKILL at any moment loses no finished work. The same command resumes th
 end every trial's hyperparameters, history and weights, the winner, its test report and its SVM are
 those of an undisturbed run, bit for bit; no file is ever found damaged, and none is left behind.
 
-- Boundaries: a small search is killed just before its first, second, third, … change of its run
-  directory or of the ledger beside it (a file opened for writing, renamed or deleted, a folder
-  made), always a new search, then run again to its end. Every other time, a file that is about to
-  be renamed is first cut in half, as if the process had died while writing it.
-- Random: a search that also writes its page and TensorBoard's files is killed at random moments
-  until it finishes, again and again.
+- Boundaries: a small search with finalists and a refit is killed just before its first, second,
+  third, … change of its run directory or of the ledger beside it (a file opened for writing,
+  renamed or deleted, a folder made), always a new search, then run again to its end. Every other
+  time, a file that is about to be renamed is first cut in half, as if the process had died while
+  writing it.
+- Random: a search with finalists and an ensemble that writes its page and TensorBoard's files too
+  is killed at random moments until it finishes, again and again.
 
     python tests/robustness/kills.py --boundaries all --random 100
 """
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tiny import facts, flags, search_options, start
+from tiny import ENSEMBLE, REFITTED, facts, flags, search_options, start
 
 import jaxmnist
 
@@ -106,10 +107,14 @@ def check(run: jaxmnist.Run, whole: dict[str, Any], images: np.ndarray) -> None:
     left = [p for p in path.parent.rglob("*") if p.name.endswith(".tmp") or "checkpoint" in p.name]
     if left:
         raise Broken(f"left behind: {left[0].relative_to(path.parent)}")
-    kept = {entry.trial.index for entry in run.ranked[: run.settings.keep]}
-    weights = {int(p.parent.name) for p in path.glob("trials/*/model.safetensors")}
-    if weights != kept:
-        raise Broken(f"keeps the weights of {sorted(weights)}, not of {sorted(kept)}")
+    kept = [entry.trial for entry in run.ranked[: run.settings.keep]]
+    # Of each finalist those of the first rerun, and those of the refit.
+    kept += [each.tested for each in run.finals if each.tested]
+    kept += [run.final_trial] if run.settings.refit and run.final_trial else []
+    expected = sorted({str(run.directory.weights_path(t.key).relative_to(path)) for t in kept})
+    weights = sorted(str(p.relative_to(path)) for p in path.glob("trials/**/model.safetensors"))
+    if weights != expected:
+        raise Broken(f"keeps the weights {weights}, not {expected}")
     if (path / "damaged").exists():
         raise Broken(f"found damaged: {os.listdir(path / 'damaged')}")
     found = facts(run, images)
@@ -117,7 +122,8 @@ def check(run: jaxmnist.Run, whole: dict[str, Any], images: np.ndarray) -> None:
     if different:
         raise Broken(f"not as undisturbed: {', '.join(different)}")
     looks = run.directory.read_looks(run.directory.test_sha256)
-    if [look.purpose for look in looks.found] != ["winner", "svm"] or looks.damaged:
+    purposes = ["winner", *(["ensemble"] if run.settings.ensemble else []), "svm"]
+    if sorted(look.purpose for look in looks.found) != sorted(purposes) or looks.damaged:
         raise Broken(f"counts {looks.count} looks")
 
 
@@ -173,7 +179,7 @@ def boundaries(
 
 
 def random_moments(
-    options: dict[str, Any], whole: dict[str, Any], images: np.ndarray, wanted: int, seed: int
+    options: dict[str, Any], images: np.ndarray, wanted: int, seed: int
 ) -> list[str]:
     """Kill at random moments, `wanted` times or a few more; a line for each broken guarantee."""
     rng, kills, runs, broken = np.random.default_rng(seed), 0, 0, []
@@ -181,7 +187,7 @@ def random_moments(
     options["directory"] += "-random"
     path = Path(options["directory"]) / options["project_name"]
     began = time.perf_counter()
-    finish(options)
+    whole = facts(finish(options)[0], images)
     longest = 1.2 * (time.perf_counter() - began)
     while kills < wanted:
         shutil.rmtree(path.parent)
@@ -210,12 +216,14 @@ def main() -> int:
         options = {**search_options(Path(name)), "checkpoint_every": 0}
         options["directory"] = str(Path(name) / "runs")
         images = jaxmnist.load_arrays("mnist").x_test[:50]
-        run, count = finish(options)
+        refitted = {**options, **REFITTED}
+        run, count = finish(refitted)
         whole = facts(run, images)
         chosen = count if given.boundaries == "all" else int(given.boundaries)
-        broken = boundaries(options, whole, images, count, chosen)
+        broken = boundaries(refitted, whole, images, count, chosen)
         if given.random:
-            broken += random_moments(options, whole, images, given.random, given.seed)
+            ensemble = {**options, **ENSEMBLE}
+            broken += random_moments(ensemble, images, given.random, given.seed)
     for line in broken:
         print(line)
     print(f"{time.perf_counter() - began:.0f} s")

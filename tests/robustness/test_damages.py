@@ -1,9 +1,4 @@
-"""Runs whose files are damaged: by default on a small scale.
-
-`python -m pytest tests/robustness --size full` takes an hour and a half;
-`python -m pytest -m "not robustness"` leaves these out. Each kind has a file, so that they can run
-at the same time.
-"""
+"""Runs whose files are damaged: see `scripts.py` for their size."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Searches in which all sorts of things go wrong: by default on a small scale.
-
-`python -m pytest tests/robustness --size full` takes an hour and a half;
-`python -m pytest -m "not robustness"` leaves these out. Each kind has a file, so that they can run
-at the same time.
-"""
+"""Searches in which all sorts of things go wrong: see `scripts.py` for their size."""
 
 from __future__ import annotations
 

@@ -18,6 +18,9 @@ from jaxmnist.settings import SearchSettings, flag
 from jaxmnist.whole_files import sha256
 
 TRAIN, TEST = 400, 200  # images
+# What a search may do after its trials. An ensemble's members are not refitted: it takes two.
+REFITTED = {"finalists": 2, "reruns": 1, "refit": True}
+ENSEMBLE = {"finalists": 2, "reruns": 1, "ensemble": 2}
 
 
 def search_options(place: Path) -> dict[str, Any]:
@@ -76,8 +79,9 @@ def facts(run: Run, images: np.ndarray) -> dict[str, Any]:
     test = run.result("best/test.json")
     name = run.settings.dataset_name
     svm = run.result(f"svm/{name}/svm.json")
+    ensemble = run.kept_ensemble() or {}
     # The classification report is for other programs; jaxmnist doesn't read it.
-    for content in (test, svm):
+    for content in (test, svm, ensemble):
         for key in (
             "looks",
             "classification_report",
@@ -85,30 +89,37 @@ def facts(run: Run, images: np.ndarray) -> dict[str, Any]:
             "pipeline_sha256",
         ):
             content.pop(key, None)
+    trials = [*run.trials, *run.further_trials]  # the reruns and the refit too
+    weights = {t.key: run.directory.weights_path(t.key) for t in trials}
+    weights = {key: path for key, path in weights.items() if path.exists()}
     model = run.best_model
     features = model.features(images)
     return {
         "trials": [
             (
-                t.index,
+                str(t.key),
                 t.hyperparameters,
                 t.status,
                 history_to_json(t.history),
                 t.weights_sha256,
                 t.validation_sha256,
             )
-            for t in run.trials
+            for t in trials
         ],
         # Hashes of the files themselves, which must be those that the records name.
         "validation": [
-            sha256(run.directory.validation_path(t.index).read_bytes())
-            for t in run.trials
+            sha256(run.directory.validation_path(t.key).read_bytes())
+            for t in trials
             if t.status == "completed"
         ],
-        "winner": run.best_trial.index,
+        "weights": {str(key): sha256(path.read_bytes()) for key, path in weights.items()},
+        "winner": str(run.best_trial.key),
         "best": sha256(run.directory.model_path.read_bytes()),
         "test": test,
         "svm": svm,
+        "ensemble": ensemble,
+        "ensemble's classes": run.ensemble.predict(images).tolist() if ensemble else [],
+        "comparisons": run.kept_comparisons(),
         "classes": model.predict(images).tolist(),
         "svm classes": SvmPipeline.load(run.directory.pipeline_path(name))
         .predict(features)
