@@ -32,11 +32,13 @@ from jaxmnist.engine.events import (
     TrialStarted,
 )
 from jaxmnist.engine.lanes import Devices, Group, group_trials
+from jaxmnist.engine.packing import Packing
 from jaxmnist.engine.programs import Compilers, Programs
 from jaxmnist.engine.seeds import order_seed, weights_seed
 from jaxmnist.engine.stacking import Stacking, candidates, choose, round_up
 from jaxmnist.engine.training import (
     TrainingState,
+    Weights,
     batches,
     constants_of,
     epoch_order,
@@ -79,6 +81,7 @@ class _Lanes:
     histories, validation, errors: for each trial, its finished epochs, the bits of the correctly
       classified validation images after each of them, and why it failed.
     before: wall time of earlier sessions, in seconds.
+    packing: how the state's parameters and moments are packed; None if they are not.
     told, kept: when their progress was last reported, and when their state was last checkpointed.
     """
 
@@ -89,6 +92,7 @@ class _Lanes:
     histories: list[list[Metrics]]
     validation: list[list[bytes]]
     before: float
+    packing: Packing | None
 
     def __post_init__(self) -> None:
         self.trials = self.group.trials
@@ -104,6 +108,15 @@ class _Lanes:
     def loss_sum(self) -> np.ndarray:
         """The summed cross-entropy of each trial in this epoch so far: float64[trials]."""
         return np.asarray(self.state.loss_sum, np.float64)[: len(self.trials)]
+
+    @property
+    def weights(self) -> Weights:
+        """Parameters and collections, unpacked: here, as a program would have to compile that."""
+        parameters = self.state.parameters
+        if self.packing:
+            parameters = parameters._replace(vector=np.asarray(parameters.vector))
+            parameters = self.packing.unpack(parameters)
+        return parameters, self.state.collections
 
     @property
     def seconds(self) -> float:
@@ -296,10 +309,11 @@ class Engine:
 
     def _checkpoints(self, lanes: _Lanes) -> Iterator[Event]:
         """The checkpoints of all trials that have not failed."""
-        state = jax.device_get(lanes.state)
+        state, packing = jax.device_get(lanes.state), lanes.packing
         for lane in np.flatnonzero(lanes.live):
             index, hyperparameters = lanes.trials[lane]
             one = jax.tree.map(operator.itemgetter(lane), state)
+            one = packing.unpack_all(one) if packing else one
             yield Checkpoint(
                 index,
                 self._resize(one, lanes.group.widest, hyperparameters),
@@ -312,7 +326,7 @@ class Engine:
 
     def _end_epoch(self, lanes: _Lanes, evaluate: Callable[..., Any]) -> Iterator[Event]:
         """Evaluate the trials whose loss is finite, and set the state for the next epoch."""
-        found = self._metrics(lanes.state, lanes.loss_sum, evaluate)
+        found = self._metrics(lanes, evaluate)
         lanes.state, lanes.step = start_epoch(lanes.state), 0
         lanes.epoch += 1
         for lane in np.flatnonzero(lanes.live):
@@ -327,7 +341,7 @@ class Engine:
 
     def _finish(self, lanes: _Lanes) -> Iterator[Event]:
         """Yield the results of the trials."""
-        weights = jax.device_get((lanes.state.parameters, lanes.state.collections))
+        weights = jax.device_get(lanes.weights)
         seconds = lanes.seconds / len(lanes.trials)
         for lane, (index, hyperparameters) in enumerate(lanes.trials):
             parameters, error = None, lanes.errors[lane]
@@ -345,15 +359,13 @@ class Engine:
                 validation=tuple(lanes.validation[lane]),
             )
 
-    def _metrics(
-        self, state: TrainingState, loss_sum: np.ndarray, evaluate: Callable[..., Any]
-    ) -> list[Judged]:
+    def _metrics(self, lanes: _Lanes, evaluate: Callable[..., Any]) -> list[Judged]:
         """How each trial is judged after the epoch.
 
         A bit is 1 if the image is correctly classified. A trial whose training loss is not finite
         is not evaluated; all its bits are 0. Without validation images their metrics are NaN.
         """
-        images, validated = len(self.dataset.y_train), self._validated
+        images, validated, loss_sum = len(self.dataset.y_train), self._validated, lanes.loss_sum
         none_right = pack_right(np.zeros(validated, bool))
         unknown: list[Judged] = [
             (Metrics(float(loss) / images, np.nan, np.nan, np.nan), none_right, "loss")
@@ -361,8 +373,8 @@ class Engine:
         ]
         if not np.isfinite(loss_sum).any():
             return unknown
-        correct = np.asarray(state.correct)
-        found = jax.device_get(evaluate((state.parameters, state.collections), *self._evaluated))
+        correct = np.asarray(lanes.state.correct)
+        found = jax.device_get(evaluate(lanes.weights, *self._evaluated))
         # The batches contain the images in order, followed by padding.
         right = found.right.reshape(len(found.right), -1)[:, :validated]
 
@@ -398,6 +410,7 @@ class Engine:
     def _start(self, group: Group, checkpoints: Mapping[TrialKey, Checkpoint]) -> _Lanes:
         """The state of a group before its next step; idle lanes repeat the last trial."""
         states: list[TrainingState] = []
+        packing = self._packing(group.widest)
         for index, hyperparameters in group.trials:
             seeds = {"seed": weights_seed(self.seed, index), "index": index_of(index)}
             if index in checkpoints:
@@ -420,7 +433,8 @@ class Engine:
                     **seeds,
                     computed=True,
                 )
-            states.append(self._resize(state, hyperparameters, group.widest))
+            state = self._resize(state, hyperparameters, group.widest)
+            states.append(packing.pack_all(state) if packing else state)
         states += states[-1:] * (group.lanes - len(states))
         stack = jax.tree.map(lambda *arrays: np.stack(arrays), *states)
         found = [checkpoints.get(index) for index, _ in group.trials]
@@ -432,6 +446,7 @@ class Engine:
             histories=[list(before.history) if before else [] for before in found],
             validation=[list(before.validation) if before else [] for before in found],
             before=sum(before.seconds if before else 0.0 for before in found),
+            packing=packing,
         )
 
     def _groups(
@@ -450,6 +465,16 @@ class Engine:
             self.network.pads,
             self.consecutive,
         )
+
+    def _packing(self, hyperparameters: Hyperparameters) -> Packing | None:
+        """How the weights of a configuration are packed while it trains, on a CPU.
+
+        Not with a network's own optimizer, which need not compute elementwise.
+        """
+        if self.platform != "cpu" or self.network.optimizer(hyperparameters, self._data):
+            return None
+        shapes = self.network.shapes(hyperparameters, self._data)
+        return Packing.of(self.network.split(shapes)[0])
 
     def _settings(self, hyperparameters: Hyperparameters) -> TrainingSettings:
         """How a configuration is trained."""
@@ -479,29 +504,30 @@ class Engine:
         """The jitted training and evaluation functions of a group, with arguments to lower them."""
         assert self.stacking is not None
         by_lane, method = self._devices.by_lane, self.stacking.method(self.platform)
-        state = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((group.lanes, *x.shape), x.dtype, sharding=by_lane),
-            first_state(
-                self.network,
-                group.widest,
-                self._data,
-                self.settings,
-                self.network.shapes(group.widest, self._data),
-            ),
-        )
+        shapes = self.network.shapes(group.widest, self._data)
+        first = first_state(self.network, group.widest, self._data, self.settings, shapes)
+        packing = self._packing(group.widest)
+
+        def stacked(tree: Any) -> Any:
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((group.lanes, *x.shape), x.dtype, sharding=by_lane),
+                tree,
+            )
+
+        state = stacked(jax.eval_shape(packing.pack_all, first) if packing else first)
         model = self.network.model(group.widest, self._data, method, self.settings.precision)
         step = np.int32(0)
         settings, images = self._settings(group.widest), len(self.dataset.y_train)
         fills = self.network.fills_batches(group.widest, self._data)
         tail = 0 if fills else images % settings.batch_size
         own = self.network.optimizer(group.widest, self._data)
-        train = train_block(model, settings, own, tail)
+        train = train_block(model, settings, own, tail, packing)
         if self.stacking.way != "alone":
             train = frozen_where_diverged(train)
         train = jax.jit(self._devices.spread(train, self.stacking, shared=6), donate_argnums=0)
         validate = jax.jit(self._devices.spread(evaluate(model), self.stacking, shared=3))
         arguments = (state, *self._train, self._batches(group, 0), step, step, step)
-        weights = state.parameters, state.collections
+        weights = stacked((first.parameters, first.collections))
         return (train, arguments), (validate, (weights, *self._evaluated))
 
     def _rate(self, group: Group) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from jaxmnist.engine.packing import Packing
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import NUMBERS, DataSpec, Model, Network, Parameters, StepInputs
 from jaxmnist.settings import TrainingSettings
@@ -209,9 +210,39 @@ def _no_sums(parameters: Any) -> Sums:
     return Sums(jnp.zeros((), precision), jnp.zeros((), jnp.int32))
 
 
+@jax.custom_vjp
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The cross-entropy of each image, float[N], of logits float[N, classes] and int32[N].
+
+    It is NaN where a logit is not finite. Optax's has the same values, but indexes by label: gather
+    and scatter, and the gradient of a logarithm of a sum, are ten more kernels to compile.
+    """
+    return _cross_entropy_forward(logits, labels)[0]
+
+
+def _cross_entropy_forward(
+    logits: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    largest = logits.max(-1)
+    powers = jnp.exp(logits - largest[:, None])
+    total, is_label = powers.sum(-1), labels[:, None] == jnp.arange(logits.shape[-1])
+    chosen = jnp.where(is_label, logits, 0).sum(-1)
+    return largest + jnp.log(total) - chosen, (powers, total, is_label)
+
+
+def _cross_entropy_backward(
+    kept: tuple[jax.Array, ...], cotangent: jax.Array
+) -> tuple[jax.Array, None]:
+    powers, total, is_label = kept
+    return cotangent[:, None] * (powers / total[:, None] - is_label), None
+
+
+cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+
+
 def _judge(logits: jax.Array, labels: jax.Array, present: jax.Array) -> Validation:
     """The summed cross-entropy of the present images, and which are correctly classified."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    losses = cross_entropy(logits, labels)
     right = (logits.argmax(-1) == labels) & present
     return Validation(jnp.where(present, losses, 0).sum(), right)
 
@@ -221,6 +252,7 @@ def train_block(
     settings: TrainingSettings,
     transformation: optax.GradientTransformation | None = None,
     tail: int = 0,
+    packing: Packing | None = None,
 ) -> Callable[..., TrainingState]:
     """The function that trains on the batches first, …, last − 1 of an epoch.
 
@@ -230,6 +262,7 @@ def train_block(
       transformation: the optimizer; None for the one that `settings` name.
       tail: number of images of the last batch where it may not be filled up, because the network
         lets images of a batch depend on each other; else 0.
+      packing: how the state's parameters and moments are packed; None if they are not.
 
     Returns:
       A pure function of (state, images [N, H, W, C], labels int32[N], batches int32[S, K, B],
@@ -256,9 +289,11 @@ def train_block(
 
         key, numbers = key_of(state.constants, number), state.constants["network"]
         inputs = StepInputs(state.collections, key, numbers)
+        parameters = packing.unpack(state.parameters) if packing else state.parameters
         gradients, sums, collections = model.gradient(
-            state.parameters, lambda block: images[block], loss, batch, inputs
+            parameters, lambda block: images[block], loss, batch, inputs
         )
+        gradients = packing.pack(gradients) if packing else gradients
         schedule = SCHEDULES.get(settings.schedule)
         factor = schedule(steps)(number) if schedule else None
         update = (transformation or optimizer(settings, state.constants, factor)).update

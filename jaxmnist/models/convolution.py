@@ -12,10 +12,12 @@ Reference: Lavin and Gray, 'Fast Algorithms for Convolutional Neural Networks', 
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxmnist.models.primitives import CORNERS, max_corner, max_pool_2x2, product, relu
@@ -113,21 +115,45 @@ def _patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _convolve_pool_by_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """2×2 max-pooled 'valid' convolution, float[N, H, W, C] → float[N, H', W', F].
 
-    One product for each corner of the pooling windows. All four use the same patches, which cover
-    the inputs of a whole window, and a kernel padded with zeros: building patches costs more than
+    One product for all corners of the pooling windows. They use the same patches, which cover the
+    inputs of a whole window, and kernels padded with zeros: building patches costs more than
     multiplying by zeros.
     """
-    rows, columns, channels, filters = kernel.shape
+    rows, columns, _, filters = kernel.shape
     height, width = (x.shape[1] - rows + 1) // 2, (x.shape[2] - columns + 1) // 2
     r, s = rows // 2 + 1, columns // 2 + 1  # inputs of a window, in cells of 2×2 pixels
     patches = _cell_patches(x, r, s, height, width)
-    corners = []
-    for i, j in CORNERS:
-        margins = ((i, 2 * r - rows - i), (j, 2 * s - columns - j), (0, 0), (0, 0))
-        cells = jnp.pad(kernel, margins).reshape(r, 2, s, 2, channels, filters)
-        cells = cells.transpose(0, 2, 1, 3, 4, 5)
-        corners.append(product(patches, cells.reshape(-1, filters)))
+    corners = lax.split(product(patches, _corner_kernels(kernel)), [filters] * 4, axis=1)
     return max_corner(*corners).reshape(-1, height, width, filters)
+
+
+def _corner_kernels(kernel: jax.Array) -> jax.Array:
+    """A kernel at the four corners of a window, side by side: (K, L, C, F) → (r·s·4·C, 4·F).
+
+    A product with zeros and ones places the weights: it has fewer operations to compile than
+    padding, and so has its gradient.
+    """
+    rows, columns, channels, filters = kernel.shape
+    places = _places(rows, columns)
+    moved = product(jnp.asarray(places, kernel.dtype), kernel.reshape(rows * columns, -1))
+    kernels = moved.reshape(-1, 4, channels, filters).swapaxes(1, 2)
+    return kernels.reshape(-1, 4 * filters)
+
+
+@functools.lru_cache
+def _places(rows: int, columns: int) -> np.ndarray:
+    """Which weight of a K×L kernel meets which pixel of r×s cells, for each corner of a window.
+
+    Returns float64[r·s·4·4, K·L] of zeros and ones; the rows are pixels in the order of
+    `_cell_patches`, four corners each.
+    """
+    r, s = rows // 2 + 1, columns // 2 + 1
+    found = np.zeros((2 * r, 2 * s, 4, rows, columns))
+    for corner, (i, j) in enumerate(CORNERS):
+        for row, column in np.ndindex(rows, columns):
+            found[i + row, j + column, corner, row, column] = 1
+    cells = found.reshape(r, 2, s, 2, -1).swapaxes(1, 2)
+    return cells.reshape(-1, rows * columns)
 
 
 def _cell_patches(x: jax.Array, r: int, s: int, height: int, width: int) -> jax.Array:

@@ -10,6 +10,7 @@ from jaxmnist.engine.training import (
     NO_IMAGE,
     apply,
     batches,
+    cross_entropy,
     epoch_order,
     evaluate,
     start_epoch,
@@ -99,6 +100,27 @@ def test_an_epoch_equals_one_written_by_hand_in_float64():
         jax.tree.leaves(state.parameters), jax.tree.leaves(parameters), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_the_cross_entropy():
+    """Optax's, with its gradient; NaN where a logit isn't finite, so that a divergence is seen."""
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 200, (40, 7))
+    labels, weights = generator.integers(0, 7, 40), generator.normal(size=40)
+    theirs = optax.softmax_cross_entropy_with_integer_labels
+    with jax.enable_x64(True):
+        for function in (lambda f: f, lambda f: jax.grad(lambda x: (f(x, labels) * weights).sum())):
+            arguments = (logits, labels) if function(theirs) is theirs else (logits,)
+            ours, expected = (function(f)(*arguments) for f in (cross_entropy, theirs))
+            assert ours.dtype == np.float64
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
+    for wrong in (np.nan, np.inf):
+        logits[1, 2] = wrong
+        assert np.isnan(jax.jit(cross_entropy)(logits, labels)).tolist() == [
+            i == 1 for i in range(40)
+        ]
+    logits[1, 2] = -np.inf
+    assert np.isfinite(jax.jit(cross_entropy)(logits, labels)).sum() == 40 - (labels[1] == 2)
 
 
 @pytest.mark.parametrize("images", [1, 5, 32, 33])
