@@ -31,7 +31,7 @@ from jaxmnist.engine.events import (
     TrialFinished,
     TrialStarted,
 )
-from jaxmnist.engine.lanes import Devices, Group, group_trials
+from jaxmnist.engine.lanes import Devices, Group, group_trials, with_short_tail
 from jaxmnist.engine.packing import Packing
 from jaxmnist.engine.programs import Compilers, Programs
 from jaxmnist.engine.seeds import order_seed, weights_seed
@@ -196,6 +196,14 @@ class Engine:
         assert self.stacking is not None
         positions = {index: (found.epoch, found.step) for index, found in checkpoints.items()}
         groups = self._groups(trials, self.stacking, positions)
+
+        def work(group: Group) -> float:
+            index, hyperparameters = group.trials[0]
+            left = self.settings.epochs - (positions[index][0] if index in positions else 0)
+            return left * self.network.work(hyperparameters, self._data)
+
+        if not self.consecutive:
+            groups = with_short_tail(groups, self.jobs, work)
         # Compile ahead only on the host of an accelerator: on a CPU, the cores are busy training.
         programs = Programs(self._build, groups, 0 if self.platform == "cpu" else cores())
 

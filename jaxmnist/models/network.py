@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -146,6 +147,14 @@ class Network(ABC):
     @abstractmethod
     def layers(self, hyperparameters: Hyperparameters, data: DataSpec) -> tuple[Layer, ...]:
         """The layer table, in the order in which data passes through the layers."""
+
+    def work(self, hyperparameters: Hyperparameters, data: DataSpec) -> float:
+        """About how many multiplications the network needs for an image, by its layers.
+
+        Each parameter of a layer is used once at each place of its output.
+        """
+        layers = self.layers(hyperparameters, data)
+        return float(sum(x.parameters * math.prod(x.output_shape[:-1]) for x in layers))
 
     @abstractmethod
     def initial_parameters(

@@ -66,6 +66,16 @@ def test_histories_and_weights_do_not_depend_on_jobs(dataset, alone):
                 assert np.array_equal(array, together[index][-1].parameters[layer][name])
 
 
+@pytest.mark.parametrize(("consecutive", "order"), [(False, [3, 5, 0]), (True, [0, 3, 5])])
+def test_the_longest_of_the_last_trials_start_first(dataset, consecutive, order):
+    with Engine(STUDY, dataset, SETTINGS, 0, jobs=2, consecutive=consecutive).run(
+        TRIALS.items()
+    ) as events:
+        started = [event.index for event in events if isinstance(event, TrialStarted)]
+    assert {*started[:2]} == {*order[:2]}
+    assert started[2] == order[2]
+
+
 def test_accuracies_are_those_of_the_weights(dataset, alone):
     """Validation accuracy of the last epoch, counted anew with the weights that came back."""
     from jaxmnist.results.trained import TrainedModel

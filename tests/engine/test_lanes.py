@@ -22,7 +22,7 @@ from jaxmnist.engine.events import (
     TrialFinished,
     TrialStarted,
 )
-from jaxmnist.engine.lanes import Group, group_trials
+from jaxmnist.engine.lanes import Group, group_trials, with_short_tail
 from jaxmnist.engine.local import Engine
 from jaxmnist.engine.stacking import Stacking, candidates, choose, lanes_for
 from jaxmnist.engine.training import (
@@ -190,6 +190,20 @@ def test_trials_that_start_in_order_share_programs_with_their_neighbours():
     assert {group.program[0] for group in groups} == {
         group.program[0] for group in group_trials(trials, stacking, 1)
     }
+
+
+def test_the_last_groups_start_with_the_longest():
+    """Only the last three for each job change places, and only where several run at once."""
+    work = [5, 1, 9, 2, 8, 2, 7, 3]
+    groups = [Group(configuration(32, 1, 0), ((i, configuration(32, 1, 0)),), 1) for i in range(8)]
+
+    def order(jobs):
+        found = with_short_tail(groups, jobs, lambda group: work[group.trials[0][0]])
+        return [group.trials[0][0] for group in found]
+
+    assert order(1) == list(range(8))
+    assert order(2) == [0, 1, 2, 4, 6, 7, 3, 5]
+    assert order(3) == order(100) == [2, 4, 6, 0, 7, 3, 5, 1]
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,13 @@ def test_parameters_by_kernel_size():
         assert counts == [25 * 6 + 6, *[size * size * 36 + 6] * 2]
 
 
+def test_the_work_of_a_network():
+    """28×28 pixels: 24×24 and 12×12 outputs of the convolutions, 6·6·112 features."""
+    convolutions = 24 * 24 * (5 * 5 + 1) * 112 + 12 * 12 * (3 * 3 * 112 + 1) * 112
+    dense = (6 * 6 * 112 + 1) * 224 + (224 + 1) * 10
+    assert STUDY.work(REFERENCE, MNIST) == convolutions + dense
+
+
 def test_layers_survive_json():
     rows = STUDY.layers(REFERENCE, MNIST)
     assert tuple(Layer.from_json(row.to_json()) for row in rows) == rows
