@@ -1,6 +1,6 @@
 """Groups of trials that share a program as its lanes, and the devices they are distributed over.
 
-If a network supports padding (`Network.padding`), configurations of different widths can share a
+If a network supports padding (`Network.multiples`), configurations of different widths can share a
 program.
 """
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.engine.devices import check_precision, start_jax
+from jaxmnist.engine.estimates import COSTS, multiplications
 from jaxmnist.engine.events import (
     Checkpoint,
     EpochFinished,
@@ -33,6 +35,7 @@ from jaxmnist.engine.events import (
 )
 from jaxmnist.engine.lanes import Devices, Group, group_trials, with_short_tail
 from jaxmnist.engine.packing import Packing
+from jaxmnist.engine.plan import cheapest, paddings, pays, seconds
 from jaxmnist.engine.programs import Compilers, Programs
 from jaxmnist.engine.seeds import order_seed, weights_seed
 from jaxmnist.engine.stacking import Stacking, candidates, choose, round_up
@@ -200,7 +203,7 @@ class Engine:
         def work(group: Group) -> float:
             index, hyperparameters = group.trials[0]
             left = self.settings.epochs - (positions[index][0] if index in positions else 0)
-            return left * self.network.work(hyperparameters, self._data)
+            return left * multiplications(self.network.layers(hyperparameters, self._data))
 
         if not self.consecutive:
             groups = with_short_tail(groups, self.jobs, work)
@@ -227,11 +230,25 @@ class Engine:
 
     def _choose(self, trials: list[tuple[TrialKey, Hyperparameters]]) -> list[Event]:
         """Choose how trials are stacked; returns the event that reports it."""
-        devices = self._devices.count
-        padding = self.network.padding(self.platform)
+        devices, costs = self._devices.count, COSTS.get(self.platform, COSTS["gpu"])
+        layers = lru_cache(None)(lambda h: self.network.layers(h, self._data))
+
+        def steps(group: Group) -> int:
+            batch_size = self._settings(group.widest).batch_size
+            return self.settings.epochs * -(-len(self.dataset.y_train) // batch_size)
+
+        def seconds_of(padding: Mapping[str, int]) -> tuple[float, float]:
+            groups = self._groups(trials, Stacking("alone", devices, padding))
+            size = self.settings.batch_size
+            return seconds(groups, costs, layers, steps, size, cores())
+
+        padding = cheapest(paddings(self.network.multiples), seconds_of)
         together = self._groups(trials, Stacking("map", len(trials), padding))
         largest = max(together, key=lambda group: len(group.trials))
         ways = candidates(self.platform, devices, len(largest.trials), self.lanes, padding)
+        compiling = costs.compile_seconds(layers(largest.widest))
+        if self.lanes is None and not pays(seconds_of(padding)[0], compiling, len(ways)):
+            ways = ways[:1]
         kind = f"{devices} × {jax.local_devices()[0].device_kind}, jax {jax.__version__}"
         name = self.network.definition.name
         description = f"{kind}, {name}, {self.settings.precision}, images {self._data.image_shape}"
@@ -400,7 +417,7 @@ class Engine:
 
     def _resize(self, tree: Any, hyperparameters: Hyperparameters, resized: Hyperparameters) -> Any:
         """A tree of a configuration's weights or moments, resized to the shapes of another one."""
-        if hyperparameters == resized or not self.network.padding(self.platform):
+        if hyperparameters == resized or not self.network.multiples:
             return tree
         if isinstance(tree, TrainingState):
             return tree._replace(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -148,14 +147,6 @@ class Network(ABC):
     def layers(self, hyperparameters: Hyperparameters, data: DataSpec) -> tuple[Layer, ...]:
         """The layer table, in the order in which data passes through the layers."""
 
-    def work(self, hyperparameters: Hyperparameters, data: DataSpec) -> float:
-        """About how many multiplications the network needs for an image, by its layers.
-
-        Each parameter of a layer is used once at each place of its output.
-        """
-        layers = self.layers(hyperparameters, data)
-        return float(sum(x.parameters * math.prod(x.output_shape[:-1]) for x in layers))
-
     @abstractmethod
     def initial_parameters(
         self, hyperparameters: Hyperparameters, data: DataSpec, *, seed: int, index: int
@@ -248,7 +239,8 @@ class Network(ABC):
         """The network's own optimizer; None for that of the settings."""
         return None
 
-    def padding(self, platform: str) -> Mapping[str, int]:
+    @property
+    def multiples(self) -> Mapping[str, tuple[int, ...]]:
         """The multiples to which hyperparameters may be padded, by name; by default none.
 
         Trials whose padded hyperparameters are equal share compiled programs: `resize` gives their

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxmnist.engine.estimates import multiplications
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, by_path, from_paths
 from jaxmnist.models.questions import Questions, answers_of
@@ -137,7 +138,7 @@ def test_the_work_of_a_network():
     """28×28 pixels: 24×24 and 12×12 outputs of the convolutions, 6·6·112 features."""
     convolutions = 24 * 24 * (5 * 5 + 1) * 112 + 12 * 12 * (3 * 3 * 112 + 1) * 112
     dense = (6 * 6 * 112 + 1) * 224 + (224 + 1) * 10
-    assert STUDY.work(REFERENCE, MNIST) == convolutions + dense
+    assert multiplications(STUDY.layers(REFERENCE, MNIST)) == convolutions + dense
 
 
 def test_layers_survive_json():

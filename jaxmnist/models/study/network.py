@@ -34,7 +34,7 @@ from jaxmnist.models.study.layers import (
     rows,
     study_layers,
 )
-from jaxmnist.models.study.padding import PADDING, resize_parameters
+from jaxmnist.models.study.padding import MULTIPLES, resize_parameters
 from jaxmnist.models.study.space import DEFINITION, values_of
 from jaxmnist.runs.layers import Layer
 
@@ -150,9 +150,10 @@ class StudyNetwork(Network):
         has_dropout = values_of(hyperparameters).dropout > 0
         return super().program_key(hyperparameters.replace(dropout=has_dropout), data)
 
-    def padding(self, platform: str) -> Mapping[str, int]:
-        """The multiples to which widths are padded: see `PADDING`."""
-        return PADDING.get(platform, PADDING["gpu"])
+    @property
+    def multiples(self) -> Mapping[str, tuple[int, ...]]:
+        """The multiples to which widths may be padded: see `MULTIPLES`."""
+        return MULTIPLES
 
     def pads(self, hyperparameters: Hyperparameters) -> bool:
         """Not with dropout, whose random numbers would be others in a wider layer."""

@@ -11,13 +11,8 @@ from typing import Any
 
 import numpy as np
 
-# The multiples to which widths are padded. Larger ones need fewer programs but waste more work. A
-# TPU always computes 128 channels at a time.
-PADDING = {
-    "cpu": {"filters": 32, "units": 64},
-    "gpu": {"filters": 64, "units": 256},
-    "tpu": {"filters": 128, "units": 256},
-}
+# The multiples to which widths may be padded. Larger ones need fewer programs but waste more work.
+MULTIPLES = {"filters": (1, 32, 64, 128), "units": (1, 64, 128, 256)}
 
 
 def resize_parameters(

@@ -1,0 +1,93 @@
+"""The choice of padding, as a function of the trials, the costs and the host's cores."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from jaxmnist.engine.estimates import COSTS, Costs
+from jaxmnist.engine.lanes import Group, group_trials
+from jaxmnist.engine.plan import cheapest, paddings, pays, seconds
+from jaxmnist.engine.stacking import Stacking
+from jaxmnist.models.network import DataSpec
+from jaxmnist.models.space import Space
+from jaxmnist.models.study.network import STUDY
+from jaxmnist.models.study.space import DEFINITION, configuration
+from jaxmnist.runs.layers import Layer
+
+MNIST = DataSpec((28, 28, 1), 10)
+STEPS = 5 * 422
+
+
+@functools.cache
+def layers_of(h):
+    return STUDY.layers(h, MNIST)
+
+
+def programs(padding, trials):
+    groups = group_trials(list(enumerate(trials)), Stacking("alone", 1, padding), 1)
+    return len({group.program for group in groups})
+
+
+def chosen(trials, cores, costs=COSTS["tpu"]):
+    trials = list(trials)
+
+    def seconds_of(padding):
+        groups = group_trials(list(enumerate(trials)), Stacking("alone", 1, padding), 1)
+        return seconds(groups, costs, layers_of, lambda group: STEPS, 128, cores)
+
+    padding = cheapest(paddings(STUDY.multiples), seconds_of)
+    return padding, programs(padding, trials), seconds_of(padding)
+
+
+def test_seconds_by_hand():
+    layers = {
+        4: (Layer("conv", "Conv", (6, 6, 4), 40), Layer("flatten", "Flatten", (144,), 0)),
+        8: (Layer("conv", "Conv", (6, 6, 8), 80),),
+    }
+    costs = Costs(step=1e-3, value=1e-6, multiplication=1e-8, compiling=3.0)
+    small, large = configuration(4, 1, 0), configuration(8, 1, 0)
+    groups = [Group(small, ((0, small),), 1), Group(large, ((1, large),), 1)] * 2
+    training, compiling = seconds(
+        groups, costs, lambda h: layers[h["filters"]], lambda group: 10, 32, cores=2
+    )
+    narrow = 1e-3 + 32 * (288 * 1e-6 + 36 * 40 * 1e-8)
+    wide = 1e-3 + 32 * (288 * 1e-6 + 36 * 80 * 1e-8)
+    assert training == pytest.approx(2 * 10 * (narrow + wide))
+    assert compiling == pytest.approx(2 * 6.0 / 2)  # two programs of two cores
+    assert seconds(groups, costs, lambda h: layers[h["filters"]], lambda g: 0, 32, 99)[1] == 6.0
+
+
+def test_every_combination_of_multiples():
+    assert paddings({"b": (4, 1), "a": (2,)}) == [{"a": 2, "b": 1}, {"a": 2, "b": 4}]
+    assert paddings({}) == [{}]
+    assert len(paddings(STUDY.multiples)) == 16
+
+
+def test_a_few_trials_and_the_whole_space_get_different_answers():
+    space = list(Space(DEFINITION).draws(0))
+    few, many = chosen(space[:10], 2), chosen(space, 2)
+    assert few[0] != many[0]
+    assert few[1] <= 10
+    assert many[1] < 357
+    # The more cores compile, the narrower programs may be; and the shorter it takes.
+    found = [chosen(space, cores) for cores in (1, 2, 8, 96)]
+    assert [each[1] for each in found] == sorted(each[1] for each in found)
+    assert found[0][1] < found[-1][1]
+    totals = [sum(each[2]) for each in found]
+    assert totals == sorted(totals, reverse=True)
+
+
+def test_what_costs_nothing_to_compile_is_not_padded():
+    trials = list(Space(DEFINITION).draws(0))[:40]
+    free = Costs(step=1e-4, value=1e-9, multiplication=1e-12, compiling=0.0)
+    assert chosen(trials, 1, free)[1] == 40
+    dear = Costs(step=1e-4, value=1e-9, multiplication=1e-12, compiling=1e6)
+    assert chosen(trials, 1, dear)[1] == programs({"filters": 128, "units": 256}, trials)
+
+
+def test_measuring_pays_in_a_long_search_only():
+    """Three ways, where compiling one takes as long as two trials."""
+    assert not pays(training=10.0, compiling=2.0, ways=3)
+    assert pays(training=357.0, compiling=2.0, ways=3)
