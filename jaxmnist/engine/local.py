@@ -198,7 +198,7 @@ class Engine:
         before = self._choose(trials) if self.stacking is None else []
         assert self.stacking is not None
         positions = {index: (found.epoch, found.step) for index, found in checkpoints.items()}
-        groups = self._groups(trials, self.stacking, positions)
+        groups = self.groups(trials, self.stacking, positions)
 
         def work(group: Group) -> float:
             index, hyperparameters = group.trials[0]
@@ -230,26 +230,10 @@ class Engine:
 
     def _choose(self, trials: list[tuple[TrialKey, Hyperparameters]]) -> list[Event]:
         """Choose how trials are stacked; returns the event that reports it."""
-        devices, costs = self._devices.count, COSTS.get(self.platform, COSTS["gpu"])
-        layers = lru_cache(None)(lambda h: self.network.layers(h, self._data))
-
-        def steps(group: Group) -> int:
-            batch_size = self._settings(group.widest).batch_size
-            return self.settings.epochs * -(-len(self.dataset.y_train) // batch_size)
-
-        def seconds_of(padding: Mapping[str, int]) -> tuple[float, float]:
-            groups = self._groups(trials, Stacking("alone", devices, padding))
-            size = self.settings.batch_size
-            return seconds(groups, costs, layers, steps, size, cores())
-
-        padding = cheapest(paddings(self.network.multiples), seconds_of)
-        together = self._groups(trials, Stacking("map", len(trials), padding))
-        largest = max(together, key=lambda group: len(group.trials))
-        ways = candidates(self.platform, devices, len(largest.trials), self.lanes, padding)
-        compiling = costs.compile_seconds(layers(largest.widest))
-        if self.lanes is None and not pays(seconds_of(padding)[0], compiling, len(ways)):
-            ways = ways[:1]
-        kind = f"{devices} × {jax.local_devices()[0].device_kind}, jax {jax.__version__}"
+        ways, largest = self.ways(trials)
+        kind = (
+            f"{self._devices.count} × {jax.local_devices()[0].device_kind}, jax {jax.__version__}"
+        )
         name = self.network.definition.name
         description = f"{kind}, {name}, {self.settings.precision}, images {self._data.image_shape}"
 
@@ -260,6 +244,33 @@ class Engine:
 
         self.stacking, rates = choose(ways, measure, self.memory, description)
         return [StackingChosen(self.stacking, rates)]
+
+    def ways(self, trials: list[tuple[TrialKey, Hyperparameters]]) -> tuple[list[Stacking], Group]:
+        """The stackings to choose from for these trials, and the group that measures them.
+
+        Their padding is the one with which compiling and training are estimated to take least
+        time. There is only one stacking where measuring others wouldn't pay.
+        """
+        devices, costs = self._devices.count, COSTS.get(self.platform, COSTS["gpu"])
+        layers = lru_cache(None)(lambda h: self.network.layers(h, self._data))
+
+        def steps(group: Group) -> int:
+            batch_size = self._settings(group.widest).batch_size
+            return self.settings.epochs * -(-len(self.dataset.y_train) // batch_size)
+
+        def seconds_of(padding: Mapping[str, int]) -> tuple[float, float]:
+            groups = self.groups(trials, Stacking("alone", devices, padding))
+            size = self.settings.batch_size
+            return seconds(groups, costs, layers, steps, size, cores())
+
+        padding = cheapest(paddings(self.network.multiples), seconds_of)
+        together = self.groups(trials, Stacking("map", len(trials), padding))
+        largest = max(together, key=lambda group: len(group.trials))
+        ways = candidates(self.platform, devices, len(largest.trials), self.lanes, padding)
+        compiling = costs.compile_seconds(layers(largest.widest))
+        if self.lanes is None and not pays(seconds_of(padding)[0], compiling, len(ways)):
+            ways = ways[:1]
+        return ways, largest
 
     def _attempt(
         self,
@@ -474,7 +485,7 @@ class Engine:
             packing=packing,
         )
 
-    def _groups(
+    def groups(
         self,
         trials: Iterable[tuple[TrialKey, Hyperparameters]],
         stacking: Stacking,
