@@ -22,6 +22,7 @@ from jaxmnist.whole_files import array_bytes
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
 import dependencies  # noqa: E402
+import gpu_kernels  # noqa: E402
 import measure  # noqa: E402
 import searches  # noqa: E402
 import steps  # noqa: E402
@@ -269,3 +270,72 @@ def test_the_size_of_dependencies():
     assert dependencies.megabytes(["rich"]) == pytest.approx(size, rel=0.3)
     assert dependencies.name_of("jax>=0.6.1,!=0.10.2") == "jax"
     assert dependencies.name_of("Ruamel_yaml[x] ; extra == 'y'") == "ruamel-yaml"
+
+
+MODULE = """\
+HloModule jit_run, is_scheduled=true
+
+%fused_pool (p: f32[2,4,4,8]) -> f32[2,8,4,4] {
+  %p = f32[2,4,4,8]{3,2,1,0} parameter(0)
+  %t = f32[2,8,4,4]{3,2,1,0} transpose(%p), dimensions={0,3,1,2}
+  ROOT %m = f32[2,8,4,4]{3,2,1,0} maximum(%t, %t)
+}
+
+%fused_dot (p: f32[8,8]) -> f32[8,8] {
+  %p = f32[8,8]{1,0} parameter(0)
+  ROOT %d = f32[8,8]{1,0} dot(%p, %p), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%inner_body (c: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %c = (s32[], f32[8]{0}) parameter(0)
+  %w = (f32[8]{0}, u8[0]{0}) custom-call(%c), custom_call_target="__cublas$gemm"
+  ROOT %r = (s32[], f32[8]{0}) tuple(%c, %w)
+}
+
+%body (a: (s32[], f32[2,4,4,8])) -> (s32[], f32[2,4,4,8]) {
+  %a = (s32[], f32[2,4,4,8]{3,2,1,0}) parameter(0)
+  %s = s32[] copy(%a)
+  %c.1 = bf16[2,4,4,8]{1,2,3,0} copy(%a)
+  %v = (f32[2,4,4,8]{3,2,1,0}, u8[0]{0}) custom-call(%c.1), custom_call_target="__cudnn$convForward"
+  %o = f32[2,4,4,8]{3,2,1,0} convolution(%a, %a), dim_labels=b01f_01io->b01f
+  %f = f32[2,8,4,4]{3,2,1,0} fusion(%o), kind=kLoop, calls=%fused_pool
+  %g = f32[8,8]{1,0} fusion(%f), kind=kCustom, calls=%fused_dot
+  %l = (s32[], f32[8]{0}) while(%g), condition=%more, body=%inner_body
+  ROOT %e = (s32[], f32[2,4,4,8]{3,2,1,0}) tuple(%s, %v)
+}
+
+%more (a: (s32[], f32[2,4,4,8])) -> pred[] {
+  %a = (s32[], f32[2,4,4,8]{3,2,1,0}) parameter(0)
+  ROOT %k = pred[] compare(%a, %a), direction=LT
+}
+
+ENTRY %main (x: (s32[], f32[2,4,4,8])) -> (s32[], f32[2,4,4,8]) {
+  %x = (s32[], f32[2,4,4,8]{3,2,1,0}) parameter(0)
+  %b = f32[64]{0} copy(%x)
+  ROOT %w = (s32[], f32[2,4,4,8]{3,2,1,0}) while(%x), condition=%more, body=%body
+}
+"""
+
+
+def test_kernels_of_a_step_are_read_from_a_modules_text():
+    found = gpu_kernels.kernels_of(MODULE)
+    # A copy of 256 values of two bytes, a transpose of 256 of four; the scalar's doesn't count.
+    expected = gpu_kernels.Kernels(
+        loop="unknown",
+        forward=1,
+        by_kernel=0,
+        by_inputs=0,
+        other_convolutions=1,
+        products=2,
+        fusions=1,
+        layouts=2,
+        layout_bytes=256 * 2 + 256 * 4,
+        rest=0,
+    )
+    assert found == expected
+    known = MODULE.replace(
+        "body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"8"}}'
+    )
+    assert gpu_kernels.kernels_of(known).loop == "known"
+    assert gpu_kernels.kernels_of(MODULE.replace(" while(", " custom(")).loop == "none"
+    assert len(found.cells()) == len(gpu_kernels.Kernels.HEADINGS)

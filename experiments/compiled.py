@@ -1,0 +1,88 @@
+"""A search's programs, compiled for a device that isn't there; what its compilers' scripts share.
+
+JAX is imported here: a script sets its environment before it imports this module.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmnist.data.dataset import Dataset
+from jaxmnist.engine.lanes import Devices, Group
+from jaxmnist.engine.local import Engine
+from jaxmnist.engine.training import apply
+from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.models.convolution import best_method, block_size
+from jaxmnist.models.network import DataSpec
+from jaxmnist.models.space import Space
+from jaxmnist.models.study.network import STUDY
+from jaxmnist.results.trained import BATCH_SIZE
+from jaxmnist.settings import SearchSettings, TrainingSettings
+
+DRAWS = 10  # trials of the default search
+
+
+def new_engine(
+    dataset: Dataset, precision: str, platform: str, devices: list[jax.Device]
+) -> Engine:
+    """An engine whose programs are for devices that aren't there."""
+    engine = Engine(STUDY, dataset, TrainingSettings(precision=precision), 0, platform=platform)
+    engine._devices = Devices(devices)
+    return engine
+
+
+def default_trials(dataset: Dataset, *, whole: bool) -> list[tuple[int, Hyperparameters]]:
+    """The trials of the default search, or of the whole space, with their indices."""
+    space = Space(STUDY.definition, {}, dataset.image_shape, dataset.classes)
+    draws = space.draws(SearchSettings().seed)
+    chosen = list(space.members()) if whole else [next(draws) for _ in range(DRAWS)]
+    return list(enumerate(chosen))
+
+
+def programs(groups: list[Group]) -> dict[Group, int]:
+    """A group for each program that these need, and the trials that the program trains."""
+    served: dict[Any, tuple[Group, int]] = {}
+    for group in groups:
+        first, trials = served.get(group.program, (group, 0))
+        served[group.program] = first, trials + len(group.trials)
+    return dict(served.values())
+
+
+def compile_for(function: Any, arguments: Any, sharding: Any) -> tuple[jax.stages.Compiled, float]:
+    """A jitted function compiled for the devices of `sharding`, and the CPU-seconds of compiling.
+
+    arguments: arrays, or shapes with shardings of their own.
+    """
+
+    def shape(x: Any) -> jax.ShapeDtypeStruct:
+        own = x.sharding if isinstance(x, jax.ShapeDtypeStruct) else None
+        return jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=own or sharding)
+
+    lowered = function.lower(*jax.tree.map(shape, arguments))
+    began = time.process_time()
+    compiled = lowered.compile()
+    return compiled, time.process_time() - began
+
+
+def compile_group(engine: Engine, group: Group) -> Iterator[tuple[str, jax.stages.Compiled, float]]:
+    """The name, program and CPU-seconds of compiling of a group's training, evaluation, features.
+
+    The features are those of one trained network, which isn't stacked: only without stacking.
+    """
+    assert engine.stacking is not None
+    everywhere = engine._devices.everywhere
+    train, evaluate = engine.functions(group)
+    yield "training", *compile_for(*train, everywhere)
+    yield "evaluation", *compile_for(*evaluate, everywhere)
+    if engine.stacking.way == "alone":
+        data = DataSpec.of(engine.dataset)
+        model = STUDY.model(group.widest, data, best_method(engine.platform), "default")
+        images = jax.ShapeDtypeStruct((BATCH_SIZE, *data.image_shape), np.uint8)
+        arguments = (STUDY.shapes(group.widest, data), {}), images
+        features = apply(model, "features", block_size(engine.platform, BATCH_SIZE))
+        yield "features", *compile_for(jax.jit(features), arguments, everywhere)
