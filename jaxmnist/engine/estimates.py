@@ -40,7 +40,8 @@ class Costs:
 
 # TPU: fitted to the cycles that the compiler expects of a v5e at 1.5 GHz, and to its own time
 # (experiments/tpu_compiler.py). GPU: steps and compiling of one search of the whole space on an
-# H200 (experiments/README.md). CPU: two cores with AVX-512.
+# H200 (experiments/README.md), with its choosing of kernels by running them; without, the compiler
+# takes a quarter to a fifth (experiments/gpu_compiler.py). CPU: two cores with AVX-512.
 COSTS = {
     "tpu": Costs(3e-5, 9e-12, 4e-14, 2.5),
     "gpu": Costs(2e-4, 4e-12, 1e-13, 2.0),
