@@ -2,7 +2,8 @@
 
 On a CPU, XLA's own convolution is slow inside a loop (jax-ml/jax issue 12868), so convolutions are
 computed as matrix products: a 3×3 'same' convolution by Winograd's minimal filtering, any other
-from its patches. Other platforms use `lax.conv_general_dilated`, which is fast on accelerators.
+from its patches. Other platforms use `lax.conv_general_dilated`, which is fast on accelerators; on
+a TPU once for each corner of the pooling windows.
 
 Max-pooling commutes with adding a bias and with ReLU. Pooling is therefore done first, so that
 bias and ReLU process a quarter of the values.
@@ -20,13 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxmnist.models.corners import convolve_relu_pool_by_corners
 from jaxmnist.models.primitives import CORNERS, max_corner, max_pool_2x2, product, relu
 from jaxmnist.models.winograd import convolve_pool_by_winograd
 
 Padding = Literal["valid", "same"]
 # 'tiles': matrix products of tiles that fit in a CPU's cache; 'patches': one matrix product of all
-# patches, which is efficient for stacked trials; 'convolution': XLA's own convolution.
-Method = Literal["tiles", "patches", "convolution"]
+# patches, which is efficient for stacked trials; 'convolution': XLA's own convolution; 'corners':
+# XLA's own, strided, once for each corner of the pooling windows.
+Method = Literal["tiles", "patches", "convolution", "corners"]
 
 # Images that a CPU processes at a time, so that their tiles stay in its cache.
 CPU_BLOCK = 16
@@ -34,7 +37,8 @@ CPU_BLOCK = 16
 
 def best_method(platform: str) -> Method:
     """The fastest method for the convolutions of one network on 'cpu', 'gpu' or 'tpu'."""
-    return "tiles" if platform == "cpu" else "convolution"
+    methods: dict[str, Method] = {"cpu": "tiles", "tpu": "corners"}
+    return methods.get(platform, "convolution")
 
 
 def block_size(platform: str, batch_size: int) -> int:
@@ -60,14 +64,16 @@ def convolve_relu_pool(
     Returns:
       float[N, H', W', F]; H' and W' are half the convolution's output size, rounded down.
     """
+    if method == "corners":
+        return convolve_relu_pool_by_corners(inputs, kernel, bias, padding)
     return relu(convolve_pool(inputs, kernel, padding=padding, method=method) + bias)
 
 
 def convolve_pool(
     inputs: jax.Array, kernel: jax.Array, *, padding: Padding, method: Method
 ) -> jax.Array:
-    """`convolve_relu_pool` without bias and ReLU."""
-    if method == "convolution":
+    """`convolve_relu_pool` without bias and ReLU; 'corners' is 'convolution' here."""
+    if method in ("convolution", "corners"):
         dimensions = ("NHWC", "HWIO", "NHWC")
         outputs = lax.conv_general_dilated(
             inputs, kernel, (1, 1), padding.upper(), dimension_numbers=dimensions

@@ -25,6 +25,7 @@ def plain(x, kernel, bias, padding):
     return lax.reduce_window(y, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
 
+METHODS = ["tiles", "patches", "convolution", "corners"]
 CASES = [
     # height, width, channels, filters, kernel, padding
     (28, 28, 1, 8, 5, "valid"),
@@ -66,7 +67,7 @@ def both(case, dtype, method):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("method", ["tiles", "patches", "convolution"])
+@pytest.mark.parametrize("method", METHODS)
 def test_equals_xla_in_float64(case, method):
     with float64():
         for ours, theirs in zip(*both(case, np.float64, method), strict=True):
@@ -80,6 +81,51 @@ def test_equals_xla_in_float32(case):
         assert ours.dtype == np.float32
         scale = float(np.abs(theirs).max())
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * scale)
+
+
+def tied(shape, rng):
+    """Images with black borders and an area of one value, where the values of windows are equal."""
+    x = np.full(shape, 0.75)
+    x[:, :2] = x[:, -2:] = x[:, :, :3] = 0
+    rows, columns = shape[1] // 2, shape[2] // 2
+    x[0, rows:, columns:] = rng.integers(0, 3, x[0, rows:, columns:].shape) / 2
+    return x
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case[4] in (3, 5)])
+@pytest.mark.parametrize("method", ["convolution", "corners"])
+def test_of_equal_values_the_first_gets_the_gradient(case, method):
+    """As in XLA's own gradient of pooling, for positive and negative values and for zero."""
+    height, width, channels, filters, size, padding = case
+    rng = np.random.default_rng(2)
+    x = tied((3, height, width, channels), rng)  # all sums are exact
+    kernel = rng.integers(-4, 5, (size, size, channels, filters)) / 8
+    bias = rng.integers(-2, 9, filters) / 4
+    results = []
+    with float64():
+        for function in (
+            lambda *args: convolve_relu_pool(*args, padding=padding, method=method),
+            lambda *args: plain(*args, padding),
+        ):
+            value, pull = jax.vjp(function, x, kernel, bias)
+            results.append((value, *pull(np.arange(value.size).reshape(value.shape) % 7 - 3.0)))
+        for ours, theirs in zip(*results, strict=True):
+            assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_corners_lose_two_bits_of_float32(dtype):
+    """The outputs have the dtype of the inputs, also where sums are wider, and agree within it."""
+    rng = np.random.default_rng(3)
+    x, kernel = rng.random((2, 8, 8, 4)), rng.normal(size=(3, 3, 4, 5))
+    arguments = [jnp.asarray(a, dtype) for a in (x, kernel, rng.normal(size=5))]
+    found = convolve_relu_pool(*arguments, padding="same", method="corners")
+    assert found.dtype == dtype
+    with float64():
+        exact = plain(*[np.asarray(a, np.float64) for a in arguments], "same")
+    scale = float(np.abs(exact).max())
+    bound = {jnp.float32: 2.0**-20, jnp.bfloat16: 2.0**-8}[dtype]
+    np.testing.assert_allclose(np.asarray(found, np.float64), exact, rtol=0, atol=bound * scale)
 
 
 def test_the_program_of_a_cpu_has_no_convolution():
@@ -109,7 +155,7 @@ def test_blocks_cover_a_batch(batch_size):
     assert block_size("tpu", batch_size) == batch_size
 
 
-@pytest.mark.parametrize("method", ["tiles", "patches", "convolution"])
+@pytest.mark.parametrize("method", METHODS)
 def test_what_is_no_number_stays_none(method):
     """Weights that are NaN are seen in the outputs, so that divergence is not hidden."""
     x = np.ones((2, 12, 12, 2), np.float32)
@@ -118,7 +164,7 @@ def test_what_is_no_number_stays_none(method):
     assert np.isnan(y).all()
 
 
-@pytest.mark.parametrize("method", ["tiles", "patches", "convolution"])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_gradient_at_zero_is_zero(method):
     """What padding with zeros rests on: a filter of zeros, with no bias, learns nothing."""
     x = np.random.default_rng(0).random((2, 12, 12, 2), np.float32)
