@@ -1,25 +1,32 @@
-"""The TPU compiler's estimates for the training programs, on a machine without a TPU.
+"""The TPU compiler's estimates for the programs of a search, on a machine without a TPU.
 
-libtpu can compile for a TPU that isn't present. For each depth of the default space, at its largest
-widths, this prints the CPU time of compiling the training program and the number of cycles that the
-compiler expects a step to take: an estimate, not a measurement.
+libtpu can compile for a TPU that isn't present. This compiles the programs of the default search's
+10 trials, or with --space those of all 357 configurations: training, evaluation and features, for
+one or four chips of a TPU v5e. It prints the CPU time of compiling, the memory, and the number of
+cycles that the compiler expects a training step to take: an estimate, not a measurement. The last
+line sums up.
 
 The estimate is the sum of "estimated_cycles" over the instructions of the loop's body. (The
-compiler's 'bytes accessed' and 'optimal_seconds' don't distinguish on-chip memory from HBM.)
+compiler's 'bytes accessed' and 'optimal_seconds' don't distinguish on-chip memory from HBM.) The
+compiler gives no cycles for some instructions, such as a pad that isn't fused and copies between
+memories; the bytes that pads and copies on the chip write are printed beside the cycles.
 
 It needs its own environment, as libtpu makes JAX look for a TPU:
 
     python3 -m venv .venv-tpu
-    .venv-tpu/bin/python -m pip install '.[tpu]'
+    .venv-tpu/bin/python -m pip install '.[tpu-check]'
     .venv-tpu/bin/python experiments/tpu_compiler.py
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
+import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 # Set before JAX is imported: JAX looks for no TPU, and the compiler's target is a v5e.
@@ -32,21 +39,38 @@ os.environ |= {
 }
 
 import jax
+import numpy as np
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Sharding, SingleDeviceSharding
 
 import jaxmnist
-from jaxmnist.data.dataset import load_dataset
-from jaxmnist.engine.lanes import Group
+from jaxmnist.data.dataset import Dataset, load_dataset
+from jaxmnist.engine.lanes import Devices, Group
 from jaxmnist.engine.local import Engine
 from jaxmnist.engine.stacking import candidates
+from jaxmnist.engine.training import apply
 from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.models.network import DataSpec
+from jaxmnist.models.space import Space
 from jaxmnist.models.study.network import STUDY
 from jaxmnist.models.study.space import configuration
 from jaxmnist.settings import PRECISIONS, SearchSettings, TrainingSettings
 
-WIDEST = {"filters": 128, "units": 256}
-GIB = 2**30
+REFERENCE = configuration(112, 2, 1, 224)
+SMALLEST = configuration(32, 1, 0)
+CLOCK = 1.5e9  # cycles a second of a TPU v5e, about
+FEATURES_BLOCK = 1024  # images in the features program
+MIB, GIB = 2**20, 2**30
+# Of the smallest program, unpadded, in thousands of cycles; --check fails above it.
+MOST_CYCLES = 100
+
+
+@dataclass(frozen=True)
+class Program:
+    """A training program, its configuration and the number of trials that it serves."""
+
+    widest: Hyperparameters
+    trials: int
 
 
 def cycles_of_a_step(text: str) -> int:
@@ -71,52 +95,143 @@ def cycles_of_a_step(text: str) -> int:
     return max((cycles(computations[body]) for body in loops), default=0)
 
 
-def compile_training(engine: Engine, hyperparameters: Hyperparameters) -> dict[str, Any]:
-    """CPU-seconds of compiling, cycles a step and bytes of a training program, for one chip."""
+def unfused_bytes(text: str) -> int:
+    """The bytes that pads and copies write, which have no estimate: outside of fusions only."""
+    total = 0
+    for line in text.splitlines():
+        found = re.match(r"\s+%?[\w.-]+ = (\w+)\[([\d,]*)\]\S* (?:pad|copy)\(", line)
+        if found and "used_scoped_memory_configs" in line:  # not inside a fusion
+            width = {"f32": 4, "s32": 4, "bf16": 2, "s8": 1, "u8": 1, "pred": 1}.get(found[1], 4)
+            total += width * math.prod(int(n) for n in found[2].split(",") if n)
+    return total
+
+
+def plan(engine: Engine, trials: list[Hyperparameters]) -> list[Program]:
+    """The training programs of these trials, as the engine's stacking pads them."""
+    assert engine.stacking is not None
+    served: dict[Any, Program] = {}
+    for hyperparameters in trials:
+        widest = engine.stacking.widest(hyperparameters)
+        before = served.get(widest, Program(widest, 0))
+        served[widest] = Program(widest, before.trials + 1)
+    return list(served.values())
+
+
+def new_engine(dataset: Dataset, precision: str, chips: int, *, padded: bool) -> Engine:
+    """An engine whose programs are for `chips` chips of a TPU that isn't there."""
+    engine = Engine(STUDY, dataset, TrainingSettings(precision=precision), 0, platform="tpu")
     topology = topologies.get_topology_desc("v5e:2x2", "tpu")
-    sharding = SingleDeviceSharding(topology.devices[0])
-    engine.stacking = candidates("tpu", 1, 357, None, STUDY.padding("tpu"))[0]
-    group = Group(engine.stacking.widest(hyperparameters), ((0, hyperparameters),), 1)
-    (train, arguments), _ = engine.functions(group)
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments
-    )
-    lowered = train.lower(*shapes)
+    engine._devices = Devices(list(topology.devices[:chips]))
+    padding = STUDY.padding("tpu") if padded else {}
+    engine.stacking = candidates("tpu", chips, 357, None, padding)[0]
+    return engine
+
+
+def compiled(function: Any, arguments: Any, sharding: Sharding) -> tuple[Any, float]:
+    """A function compiled for the TPU, and the CPU-seconds of compiling it."""
+
+    def shape(x: Any) -> jax.ShapeDtypeStruct:
+        own = x.sharding if isinstance(x, jax.ShapeDtypeStruct) else sharding
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=own)
+
+    lowered = function.lower(*jax.tree.map(shape, arguments))
     began = time.process_time()
-    compiled = lowered.compile()
-    seconds = time.process_time() - began
-    memory = compiled.memory_analysis()
+    program = lowered.compile()
+    return program, time.process_time() - began
+
+
+def compile_all(engine: Engine, program: Program, chips: int) -> dict[str, float]:
+    """CPU-seconds, cycles a step, bytes and convolutions of a configuration's programs."""
+    group = Group(program.widest, ((0, program.widest),), chips)
+    (train, arguments), (evaluate, validation) = engine.functions(group)
+    everywhere = engine._devices.everywhere
+    trained, seconds = compiled(train, arguments, everywhere)
+    _, evaluating = compiled(evaluate, validation, everywhere)
+    data = DataSpec.of(engine.dataset)
+    method = engine.stacking.method("tpu") if engine.stacking else "convolution"
+    model = STUDY.model(program.widest, data, method, engine.settings.precision)
+    images = jax.ShapeDtypeStruct((FEATURES_BLOCK, *data.image_shape), np.uint8)
+    weights = (STUDY.shapes(program.widest, data), {})
+    chip = SingleDeviceSharding(next(iter(everywhere.device_set)))
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), (weights, images)
+    )
+    _, describing = compiled(jax.jit(apply(model, "features", FEATURES_BLOCK)), shapes, chip)
+    memory, text = trained.memory_analysis(), trained.as_text()
     return {
-        "seconds": seconds,
-        "cycles": cycles_of_a_step(compiled.as_text()),
+        "seconds": seconds + evaluating + describing,
+        "cycles": cycles_of_a_step(text),
+        "unfused": unfused_bytes(text),
         "bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
+        "convolutions": len(re.findall(r" convolution\(", text)),
     }
 
 
-def main() -> None:
-    """Print the table."""
+def report(engine: Engine, programs: list[Program], chips: int) -> tuple[float, float]:
+    """Print a line for each program; returns CPU-seconds of compiling and seconds of training."""
+    settings = engine.settings
+    steps = settings.epochs * -(-len(engine.dataset.y_train) // settings.batch_size)
+    print("| configuration | trials | compiling, CPU-seconds | thousand cycles a step |", end="")
+    print(" unfused pads and copies, MiB | GiB | convolutions |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    compiling = training = 0.0
+    for program in programs:
+        found = compile_all(engine, program, chips)
+        compiling += found["seconds"]
+        # Each chip trains one trial at a time.
+        training += -(-program.trials // chips) * steps * found["cycles"] / CLOCK
+        print(
+            f"| {program.widest} | {program.trials} | {found['seconds']:.1f}"
+            f" | {found['cycles'] / 1000:.0f} | {found['unfused'] / MIB:.1f}"
+            f" | {found['bytes'] / GIB:.2f} | {found['convolutions']} |",
+            flush=True,
+        )
+    return compiling, training
+
+
+def check(dataset: Dataset, precision: str) -> int:
+    """Compile the smallest configuration's programs; 1 if its steps take too many cycles."""
+    engine = new_engine(dataset, precision, 1, padded=False)
+    found = compile_all(engine, Program(SMALLEST, 1), 1)
+    print(
+        f"{SMALLEST}: {found['cycles'] / 1000:.0f} thousand cycles a step (the compiler's"
+        f" estimate), {found['convolutions']} convolutions, {found['seconds']:.0f} CPU-seconds"
+    )
+    if not 0 < found["cycles"] <= 1000 * MOST_CYCLES or not found["convolutions"]:
+        print(f"expected convolutions, and at most {MOST_CYCLES} thousand cycles", file=sys.stderr)
+        return 1
+    return 0
+
+
+def main() -> int:
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--precision", choices=PRECISIONS, default="default")
-    precision = parser.parse_args().precision
+    parser.add_argument("--space", action="store_true", help="the programs of all configurations")
+    parser.add_argument("--chips", type=int, choices=(1, 4), default=1)
+    parser.add_argument("--check", action="store_true", help="only the smallest configuration")
+    given = parser.parse_args()
     dataset = load_dataset(SearchSettings())
-    settings = TrainingSettings(precision=precision)
-    engine = Engine(STUDY, dataset, settings, 0, platform="tpu", lanes=1)
-    print(f"jaxmnist {jaxmnist.__version__}, jax {jax.__version__}, one TPU v5e, {precision}")
-    print("| convolutions | dense layers | compiling, CPU-seconds | thousand cycles a step | GiB |")
-    print("| --- | --- | --- | --- | --- |")
-    total = 0.0
-    for conv_layers in (1, 2, 3):
-        for dense_layers in (0, 1, 2):
-            h = configuration(WIDEST["filters"], conv_layers, dense_layers, WIDEST["units"])
-            found = compile_training(engine, h)
-            total += found["seconds"]
-            print(
-                f"| {conv_layers} | {dense_layers} | {found['seconds']:.1f}"
-                f" | {found['cycles'] / 1000:.0f} | {found['bytes'] / GIB:.2f} |",
-                flush=True,
-            )
-    print(f"{total:.0f} CPU-seconds of compiling in all; cycles are the compiler's estimate")
+    if given.check:
+        return check(dataset, given.precision)
+    space = Space(STUDY.definition, {}, dataset.image_shape, dataset.classes)
+    draws = space.draws(SearchSettings().seed)
+    trials = list(space.members()) if given.space else [next(draws) for _ in range(10)]
+    print(f"jaxmnist {jaxmnist.__version__}, jax {jax.__version__}, {given.precision} precision,")
+    print(f"{given.chips} × TPU v5e. Cycles and seconds are estimates, not measurements.")
+    unpadded = new_engine(dataset, given.precision, 1, padded=False)
+    reference = compile_all(unpadded, Program(REFERENCE, 1), 1)
+    engine = new_engine(dataset, given.precision, given.chips, padded=True)
+    programs = plan(engine, trials)
+    compiling, training = report(engine, programs, given.chips)
+    what = "whole space" if given.space else "10 trials"
+    cycles = f"{reference['cycles'] / 1000:.0f} thousand cycles"
+    print(
+        f"reference step {cycles}, {len(programs)} programs,"
+        f" {compiling:.0f} CPU-seconds, {what} {training:.0f} s (estimate, without compiling)"
+    )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
