@@ -47,7 +47,7 @@ import jaxmnist
 from jaxmnist.data.dataset import Dataset, load_dataset
 from jaxmnist.engine.lanes import Devices, Group
 from jaxmnist.engine.local import Engine
-from jaxmnist.engine.stacking import candidates
+from jaxmnist.engine.stacking import Stacking
 from jaxmnist.engine.training import apply
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec
@@ -107,23 +107,23 @@ def unfused_bytes(text: str) -> int:
 
 
 def plan(engine: Engine, trials: list[Hyperparameters]) -> list[Program]:
-    """The training programs of these trials, as the engine's stacking pads them."""
+    """The training programs of these trials, padded and shared as a search of them does it."""
+    keyed = list(enumerate(trials))
+    engine._choose(keyed)
     assert engine.stacking is not None
     served: dict[Any, Program] = {}
-    for hyperparameters in trials:
-        widest = engine.stacking.widest(hyperparameters)
-        before = served.get(widest, Program(widest, 0))
-        served[widest] = Program(widest, before.trials + 1)
+    for group in engine._groups(keyed, engine.stacking):
+        before = served.get(group.program, Program(group.widest, 0))
+        served[group.program] = Program(group.widest, before.trials + len(group.trials))
     return list(served.values())
 
 
-def new_engine(dataset: Dataset, precision: str, chips: int, *, padded: bool) -> Engine:
-    """An engine whose programs are for `chips` chips of a TPU that isn't there."""
+def new_engine(dataset: Dataset, precision: str, chips: int) -> Engine:
+    """An engine without padding whose programs are for `chips` chips that aren't there."""
     engine = Engine(STUDY, dataset, TrainingSettings(precision=precision), 0, platform="tpu")
     topology = topologies.get_topology_desc("v5e:2x2", "tpu")
     engine._devices = Devices(list(topology.devices[:chips]))
-    padding = STUDY.padding("tpu") if padded else {}
-    engine.stacking = candidates("tpu", chips, 357, None, padding)[0]
+    engine.stacking = Stacking("alone", chips)
     return engine
 
 
@@ -191,7 +191,7 @@ def report(engine: Engine, programs: list[Program], chips: int) -> tuple[float, 
 
 def check(dataset: Dataset, precision: str) -> int:
     """Compile the smallest configuration's programs; 1 if its steps take too many cycles."""
-    engine = new_engine(dataset, precision, 1, padded=False)
+    engine = new_engine(dataset, precision, 1)
     found = compile_all(engine, Program(SMALLEST, 1), 1)
     print(
         f"{SMALLEST}: {found['cycles'] / 1000:.0f} thousand cycles a step (the compiler's"
@@ -219,9 +219,9 @@ def main() -> int:
     trials = list(space.members()) if given.space else [next(draws) for _ in range(10)]
     print(f"jaxmnist {jaxmnist.__version__}, jax {jax.__version__}, {given.precision} precision,")
     print(f"{given.chips} × TPU v5e. Cycles and seconds are estimates, not measurements.")
-    unpadded = new_engine(dataset, given.precision, 1, padded=False)
+    unpadded = new_engine(dataset, given.precision, 1)
     reference = compile_all(unpadded, Program(REFERENCE, 1), 1)
-    engine = new_engine(dataset, given.precision, given.chips, padded=True)
+    engine = new_engine(dataset, given.precision, given.chips)
     programs = plan(engine, trials)
     compiling, training = report(engine, programs, given.chips)
     what = "whole space" if given.space else "10 trials"
