@@ -68,8 +68,6 @@ class Facts:
             for trial in self.run.trials
         ]
         self.ranked: list[Ranked] = self.run.ranked
-        if self.ranked:
-            _ = self.run.final_trial  # reads the reruns, whose damage is noted too
         for problem in self.run.damaged:
             self.note("run", f"a trial is left out: {problem}")
 

@@ -96,7 +96,8 @@ class Run:
     @property
     def damaged(self) -> list[str]:
         """What is wrong with each record that was left out."""
-        return self._records[1]
+        further = [str(found) for found in self._further.values() if isinstance(found, DamagedFile)]
+        return [*self._records[1], *further]
 
     @cached_property
     def _records(self) -> tuple[list[Trial], list[str]]:
@@ -207,26 +208,30 @@ class Run:
     def further_trials(self) -> list[Trial]:
         """The records of all reruns and refits, also of those that the settings don't ask for.
 
-        Damaged ones are left out: those that are asked for are read, and made again, elsewhere.
+        Damaged ones are left out: those that are asked for are made again elsewhere.
         """
-        found = []
+        return [found for found in self._further.values() if isinstance(found, Trial)]
+
+    @cached_property
+    def _further(self) -> dict[Rerun, Trial | DamagedFile]:
+        """The record of each rerun and refit that has one, or what is wrong with it."""
+        found: dict[Rerun, Trial | DamagedFile] = {}
         for key in self.directory.reruns():
             try:
-                trial = self._read(key)
-            except DamagedFile:
-                continue
-            found += [trial] if trial else []
+                if trial := self._read(key):
+                    found[key] = trial
+            except DamagedFile as problem:
+                found[key] = problem
         return found
 
     def _again(self, key: Rerun) -> Trial | None:
-        """The record of a rerun or refit."""
-        try:
-            return self._read(key)
-        except DamagedFile as problem:
+        """The record of a rerun or refit; None if it has none, or a damaged one is left out."""
+        found = self._further.get(key)
+        if isinstance(found, DamagedFile):
             if not self._skip_damaged:
-                raise UsageError(f"{problem}; {MENDS}") from None
-            self.damaged.append(str(problem))
+                raise UsageError(f"{found}; {MENDS}")
             return None
+        return found
 
     def _best(self) -> list[Trial]:
         """Completed trials, the winner first; finalists as their reruns, in the order of these."""

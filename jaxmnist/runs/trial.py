@@ -180,7 +180,7 @@ class Trial:
             "validation_sha256": self.validation_sha256,
             "validation_data_sha256": self.validation_data_sha256,
             "computation": self.computation,
-            **({} if self.rerun is None else {"rerun": self.rerun}),
+            "rerun": self.rerun,
         }
 
     @classmethod
