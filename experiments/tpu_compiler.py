@@ -61,6 +61,7 @@ SMALLEST = configuration(32, 1, 0)
 CLOCK = 1.5e9  # cycles a second of a TPU v5e, about
 FEATURES_BLOCK = 1024  # images in the features program
 MIB, GIB = 2**20, 2**30
+MEMORY = 16 * GIB  # of a chip
 # Of the smallest program, unpadded, in thousands of cycles; --check fails above it.
 MOST_CYCLES = 100
 
@@ -189,18 +190,28 @@ def report(engine: Engine, programs: list[Program], chips: int) -> tuple[float, 
     return compiling, training
 
 
-def check(dataset: Dataset, precision: str) -> int:
-    """Compile the smallest configuration's programs; 1 if its steps take too many cycles."""
-    engine = new_engine(dataset, precision, 1)
-    found = compile_all(engine, Program(SMALLEST, 1), 1)
-    print(
-        f"{SMALLEST}: {found['cycles'] / 1000:.0f} thousand cycles a step (the compiler's"
-        f" estimate), {found['convolutions']} convolutions, {found['seconds']:.0f} CPU-seconds"
-    )
-    if not 0 < found["cycles"] <= 1000 * MOST_CYCLES or not found["convolutions"]:
-        print(f"expected convolutions, and at most {MOST_CYCLES} thousand cycles", file=sys.stderr)
-        return 1
-    return 0
+def check(dataset: Dataset) -> int:
+    """Compile the smallest configuration's programs for one chip and for four, in two precisions.
+
+    Returns 1 if a program doesn't fit, has no convolution or takes too many cycles.
+    """
+    wrong = 0
+    for chips, precision in ((1, "default"), (4, "bfloat16")):
+        found = compile_all(new_engine(dataset, precision, chips), Program(SMALLEST, 1), chips)
+        print(
+            f"{chips} × v5e, {precision}, {SMALLEST}: {found['cycles'] / 1000:.0f} thousand cycles"
+            f" a step (the compiler's estimate), {found['bytes'] / GIB:.2f} GiB,"
+            f" {found['convolutions']} convolutions, {found['seconds']:.0f} CPU-seconds",
+            flush=True,
+        )
+        sound = 0 < found["cycles"] <= 1000 * MOST_CYCLES and found["convolutions"] > 0
+        wrong += not sound or found["bytes"] > MEMORY
+    if wrong:
+        print(
+            f"expected convolutions, {MOST_CYCLES} thousand cycles and {MEMORY // GIB} GiB at most",
+            file=sys.stderr,
+        )
+    return min(wrong, 1)
 
 
 def main() -> int:
@@ -213,7 +224,7 @@ def main() -> int:
     given = parser.parse_args()
     dataset = load_dataset(SearchSettings())
     if given.check:
-        return check(dataset, given.precision)
+        return check(dataset)
     space = Space(STUDY.definition, {}, dataset.image_shape, dataset.classes)
     draws = space.draws(SearchSettings().seed)
     trials = list(space.members()) if given.space else [next(draws) for _ in range(10)]
