@@ -38,6 +38,29 @@ def test_all_programs_are_compiled_at_once():
     assert programs.compiled == 3
 
 
+@pytest.mark.parametrize("ahead", [1, 2, 6])
+def test_the_first_trial_waits_for_its_own_two_programs_only(ahead):
+    others, ended = threading.Event(), []
+
+    def build(group):
+        def compiler(name):
+            def compile_it():
+                assert group is GROUPS[0] or others.wait(timeout=60)
+                ended.append((group.program, name))
+
+            return compile_it
+
+        return compiler("train"), compiler("evaluate")
+
+    programs = Programs(build, GROUPS, ahead)
+    programs.get(GROUPS[0])
+    assert set(ended) == {(GROUPS[0].program, name) for name in ("train", "evaluate")}
+    others.set()
+    programs.get(GROUPS[3])
+    programs.close()
+    assert len(set(ended)) == 6
+
+
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_what_fails_to_compile_fails_for_who_asks(ahead):
     def build(group):
