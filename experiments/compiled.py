@@ -79,7 +79,7 @@ def compile_group(engine: Engine, group: Group) -> Iterator[tuple[str, jax.stage
     train, evaluate = engine.functions(group)
     yield "training", *compile_for(*train, everywhere)
     yield "evaluation", *compile_for(*evaluate, everywhere)
-    if engine.stacking.way == "alone":
+    if engine.stacking.alone:
         data = DataSpec.of(engine.dataset)
         model = STUDY.model(group.widest, data, best_method(engine.platform), "default")
         images = jax.ShapeDtypeStruct((BATCH_SIZE, *data.image_shape), np.uint8)

@@ -25,9 +25,6 @@ import math
 import os
 import re
 import sys
-import time
-from dataclasses import dataclass
-from typing import Any
 
 # Set before JAX is imported: JAX looks for no TPU, and the compiler's target is a v5e.
 os.environ |= {
@@ -38,40 +35,26 @@ os.environ |= {
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
 
+import compiled
 import jax
-import numpy as np
 from jax.experimental import topologies
-from jax.sharding import Sharding, SingleDeviceSharding
 
 import jaxmnist
 from jaxmnist.data.dataset import Dataset, load_dataset
-from jaxmnist.engine.lanes import Devices, Group
+from jaxmnist.engine.lanes import Group
 from jaxmnist.engine.local import Engine
 from jaxmnist.engine.stacking import Stacking
-from jaxmnist.engine.training import apply
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.network import DataSpec
-from jaxmnist.models.space import Space
-from jaxmnist.models.study.network import STUDY
 from jaxmnist.models.study.space import configuration
-from jaxmnist.settings import PRECISIONS, SearchSettings, TrainingSettings
+from jaxmnist.settings import PRECISIONS, SearchSettings
 
 REFERENCE = configuration(112, 2, 1, 224)
 SMALLEST = configuration(32, 1, 0)
 CLOCK = 1.5e9  # cycles a second of a TPU v5e, about
-FEATURES_BLOCK = 1024  # images in the features program
 MIB, GIB = 2**20, 2**30
 MEMORY = 16 * GIB  # of a chip
 # Of the smallest program, unpadded, in thousands of cycles; --check fails above it.
 MOST_CYCLES = 100
-
-
-@dataclass(frozen=True)
-class Program:
-    """A training program, its configuration and the number of trials that it serves."""
-
-    widest: Hyperparameters
-    trials: int
 
 
 def cycles_of_a_step(text: str) -> int:
@@ -107,82 +90,50 @@ def unfused_bytes(text: str) -> int:
     return total
 
 
-def plan(engine: Engine, trials: list[Hyperparameters]) -> list[Program]:
-    """The training programs of these trials, padded and shared as a search of them does it."""
-    keyed = list(enumerate(trials))
-    engine._choose(keyed)
-    assert engine.stacking is not None
-    served: dict[Any, Program] = {}
-    for group in engine._groups(keyed, engine.stacking):
-        before = served.get(group.program, Program(group.widest, 0))
-        served[group.program] = Program(group.widest, before.trials + len(group.trials))
-    return list(served.values())
-
-
-def new_engine(dataset: Dataset, precision: str, chips: int) -> Engine:
+def new_engine(dataset: Dataset, precision: str, chips: int, way: str = "corners") -> Engine:
     """An engine without padding whose programs are for `chips` chips that aren't there."""
-    engine = Engine(STUDY, dataset, TrainingSettings(precision=precision), 0, platform="tpu")
     topology = topologies.get_topology_desc("v5e:2x2", "tpu")
-    engine._devices = Devices(list(topology.devices[:chips]))
-    engine.stacking = Stacking("alone", chips)
+    engine = compiled.new_engine(dataset, precision, "tpu", list(topology.devices[:chips]))
+    engine.stacking = Stacking(way, chips)
     return engine
 
 
-def compiled(function: Any, arguments: Any, sharding: Sharding) -> tuple[Any, float]:
-    """A function compiled for the TPU, and the CPU-seconds of compiling it."""
-
-    def shape(x: Any) -> jax.ShapeDtypeStruct:
-        own = x.sharding if isinstance(x, jax.ShapeDtypeStruct) else sharding
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=own)
-
-    lowered = function.lower(*jax.tree.map(shape, arguments))
-    began = time.process_time()
-    program = lowered.compile()
-    return program, time.process_time() - began
+def alone(engine: Engine, hyperparameters: Hyperparameters) -> Group:
+    """A group of one trial, unpadded."""
+    return Group(hyperparameters, ((0, hyperparameters),), engine._devices.count)
 
 
-def compile_all(engine: Engine, program: Program, chips: int) -> dict[str, float]:
-    """CPU-seconds, cycles a step, bytes and convolutions of a configuration's programs."""
-    group = Group(program.widest, ((0, program.widest),), chips)
-    (train, arguments), (evaluate, validation) = engine.functions(group)
-    everywhere = engine._devices.everywhere
-    trained, seconds = compiled(train, arguments, everywhere)
-    _, evaluating = compiled(evaluate, validation, everywhere)
-    data = DataSpec.of(engine.dataset)
-    method = engine.stacking.method("tpu") if engine.stacking else "convolution"
-    model = STUDY.model(program.widest, data, method, engine.settings.precision)
-    images = jax.ShapeDtypeStruct((FEATURES_BLOCK, *data.image_shape), np.uint8)
-    weights = (STUDY.shapes(program.widest, data), {})
-    chip = SingleDeviceSharding(next(iter(everywhere.device_set)))
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), (weights, images)
-    )
-    _, describing = compiled(jax.jit(apply(model, "features", FEATURES_BLOCK)), shapes, chip)
-    memory, text = trained.memory_analysis(), trained.as_text()
-    return {
-        "seconds": seconds + evaluating + describing,
-        "cycles": cycles_of_a_step(text),
-        "unfused": unfused_bytes(text),
-        "bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
-        "convolutions": len(re.findall(r" convolution\(", text)),
-    }
+def compile_all(engine: Engine, group: Group) -> dict[str, float]:
+    """CPU-seconds, cycles a step, bytes and convolutions of a group's programs."""
+    found: dict[str, float] = {"seconds": 0.0}
+    for name, program, seconds in compiled.compile_group(engine, group):
+        found["seconds"] += seconds
+        if name == "training":
+            memory, text = program.memory_analysis(), program.as_text()
+            found |= {
+                "cycles": cycles_of_a_step(text),
+                "unfused": unfused_bytes(text),
+                "bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
+                "convolutions": len(re.findall(r" convolution\(", text)),
+            }
+    return found
 
 
-def report(engine: Engine, programs: list[Program], chips: int) -> tuple[float, float]:
+def report(engine: Engine, programs: dict[Group, int]) -> tuple[float, float]:
     """Print a line for each program; returns CPU-seconds of compiling and seconds of training."""
-    settings = engine.settings
+    settings, chips = engine.settings, engine._devices.count
     steps = settings.epochs * -(-len(engine.dataset.y_train) // settings.batch_size)
     print("| configuration | trials | compiling, CPU-seconds | thousand cycles a step |", end="")
     print(" unfused pads and copies, MiB | GiB | convolutions |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     compiling = training = 0.0
-    for program in programs:
-        found = compile_all(engine, program, chips)
+    for group, trials in programs.items():
+        found = compile_all(engine, group)
         compiling += found["seconds"]
         # Each chip trains one trial at a time.
-        training += -(-program.trials // chips) * steps * found["cycles"] / CLOCK
+        training += -(-trials // chips) * steps * found["cycles"] / CLOCK
         print(
-            f"| {program.widest} | {program.trials} | {found['seconds']:.1f}"
+            f"| {group.widest} | {trials} | {found['seconds']:.1f}"
             f" | {found['cycles'] / 1000:.0f} | {found['unfused'] / MIB:.1f}"
             f" | {found['bytes'] / GIB:.2f} | {found['convolutions']} |",
             flush=True,
@@ -197,7 +148,8 @@ def check(dataset: Dataset) -> int:
     """
     wrong = 0
     for chips, precision in ((1, "default"), (4, "bfloat16")):
-        found = compile_all(new_engine(dataset, precision, chips), Program(SMALLEST, 1), chips)
+        engine = new_engine(dataset, precision, chips)
+        found = compile_all(engine, alone(engine, SMALLEST))
         print(
             f"{chips} × v5e, {precision}, {SMALLEST}: {found['cycles'] / 1000:.0f} thousand cycles"
             f" a step (the compiler's estimate), {found['bytes'] / GIB:.2f} GiB,"
@@ -220,22 +172,24 @@ def main() -> int:
     parser.add_argument("--precision", choices=PRECISIONS, default="default")
     parser.add_argument("--space", action="store_true", help="the programs of all configurations")
     parser.add_argument("--chips", type=int, choices=(1, 4), default=1)
+    parser.add_argument("--cores", type=int, default=24, help="of the TPU's host (default 24)")
     parser.add_argument("--check", action="store_true", help="only the smallest configuration")
     given = parser.parse_args()
     dataset = load_dataset(SearchSettings())
     if given.check:
         return check(dataset)
-    space = Space(STUDY.definition, {}, dataset.image_shape, dataset.classes)
-    draws = space.draws(SearchSettings().seed)
-    trials = list(space.members()) if given.space else [next(draws) for _ in range(10)]
-    print(f"jaxmnist {jaxmnist.__version__}, jax {jax.__version__}, {given.precision} precision,")
-    print(f"{given.chips} × TPU v5e. Cycles and seconds are estimates, not measurements.")
-    unpadded = new_engine(dataset, given.precision, 1)
-    reference = compile_all(unpadded, Program(REFERENCE, 1), 1)
+    trials = compiled.default_trials(dataset, whole=given.space)
     engine = new_engine(dataset, given.precision, given.chips)
-    programs = plan(engine, trials)
-    compiling, training = report(engine, programs, given.chips)
-    what = "whole space" if given.space else "10 trials"
+    ways, _ = engine.ways(trials, given.cores)
+    engine.stacking = ways[0]
+    programs = compiled.programs(engine.groups(trials, engine.stacking))
+    print(f"jaxmnist {jaxmnist.__version__}, jax {jax.__version__}, {given.precision} precision,")
+    print(f"{given.chips} × TPU v5e on a host of {given.cores} cores: {engine.stacking}.")
+    print("Cycles and seconds are estimates, not measurements.")
+    unpadded = new_engine(dataset, given.precision, 1, engine.stacking.way)
+    reference = compile_all(unpadded, alone(unpadded, REFERENCE))
+    compiling, training = report(engine, programs)
+    what = "whole space" if given.space else f"{len(trials)} trials"
     cycles = f"{reference['cycles'] / 1000:.0f} thousand cycles"
     print(
         f"reference step {cycles}, {len(programs)} programs,"

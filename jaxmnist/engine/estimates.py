@@ -18,14 +18,15 @@ class Costs:
     """Seconds, as linear functions of a network's layers.
 
     A training step of B images takes step + B · (value · the number of outputs of all layers +
-    multiplication · the multiplications of a forward pass). A pair of programs takes compiling ·
-    (1 + the number of layers with parameters) seconds of a core.
+    multiplication · the multiplications of a forward pass). The programs for training and
+    evaluation take compiling + compiling_more · the multiplications seconds of a core.
     """
 
     step: float
     value: float
     multiplication: float
     compiling: float
+    compiling_more: float = 0.0
 
     def step_seconds(self, layers: Sequence[Layer], batch_size: int) -> float:
         """The seconds of a training step."""
@@ -35,17 +36,21 @@ class Costs:
 
     def compile_seconds(self, layers: Sequence[Layer]) -> float:
         """The core-seconds of compiling the programs for training and evaluation."""
-        return self.compiling * (1 + sum(layer.parameters > 0 for layer in layers))
+        return self.compiling + self.compiling_more * multiplications(layers)
 
 
-# TPU: fitted to the cycles that the compiler expects of a v5e at 1.5 GHz, and to its own time
+# By platform and way of training one trial after another. TPU: fitted to the cycles that the
+# compiler expects of a v5e at 1.5 GHz (within 28 %), and to its seconds on a slow core
 # (experiments/tpu_compiler.py). GPU: steps and compiling of one search of the whole space on an
 # H200 (experiments/README.md), with its choosing of kernels by running them; without, the compiler
 # takes a quarter to a fifth (experiments/gpu_compiler.py). CPU: two cores with AVX-512.
 COSTS = {
-    "tpu": Costs(3e-5, 9e-12, 4e-14, 2.5),
-    "gpu": Costs(2e-4, 4e-12, 1e-13, 2.0),
-    "cpu": Costs(5e-4, 2e-9, 6e-11, 0.6),
+    "tpu": {
+        "alone": Costs(0.0, 2.2e-11, 3.3e-14, 36.0),
+        "corners": Costs(4e-5, 2.7e-12, 3.4e-14, 23.0, 2.5e-6),
+    },
+    "gpu": {"alone": Costs(2e-4, 4e-12, 1e-13, 10.0)},
+    "cpu": {"alone": Costs(5e-4, 2e-9, 6e-11, 3.0)},
 }
 
 

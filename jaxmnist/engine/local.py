@@ -38,7 +38,7 @@ from jaxmnist.engine.packing import Packing
 from jaxmnist.engine.plan import cheapest, paddings, pays, seconds
 from jaxmnist.engine.programs import Compilers, Programs
 from jaxmnist.engine.seeds import order_seed, weights_seed
-from jaxmnist.engine.stacking import Stacking, candidates, choose, round_up
+from jaxmnist.engine.stacking import Stacking, candidates, choose, lone_ways, round_up
 from jaxmnist.engine.training import (
     TrainingState,
     Weights,
@@ -245,30 +245,37 @@ class Engine:
         self.stacking, rates = choose(ways, measure, self.memory, description)
         return [StackingChosen(self.stacking, rates)]
 
-    def ways(self, trials: list[tuple[TrialKey, Hyperparameters]]) -> tuple[list[Stacking], Group]:
+    def ways(
+        self, trials: list[tuple[TrialKey, Hyperparameters]], host_cores: int | None = None
+    ) -> tuple[list[Stacking], Group]:
         """The stackings to choose from for these trials, and the group that measures them.
 
-        Their padding is the one with which compiling and training are estimated to take least
-        time. There is only one stacking where measuring others wouldn't pay.
+        Padding and the way of training one trial after another are those with which compiling and
+        training are estimated to take least time, on `host_cores` cores (by default this host's).
+        There is only one stacking where measuring others wouldn't pay.
         """
         devices, costs = self._devices.count, COSTS.get(self.platform, COSTS["gpu"])
         layers = lru_cache(None)(lambda h: self.network.layers(h, self._data))
+        choices = [
+            Stacking(way, devices, padding)
+            for way in lone_ways(self.platform, self.network.uses_method)
+            for padding in paddings(self.network.multiples)
+        ]
 
         def steps(group: Group) -> int:
             batch_size = self._settings(group.widest).batch_size
             return self.settings.epochs * -(-len(self.dataset.y_train) // batch_size)
 
-        def seconds_of(padding: Mapping[str, int]) -> tuple[float, float]:
-            groups = self.groups(trials, Stacking("alone", devices, padding))
-            size = self.settings.batch_size
-            return seconds(groups, costs, layers, steps, size, cores())
+        def seconds_of(alone: Stacking) -> tuple[float, float]:
+            groups, size = self.groups(trials, alone), self.settings.batch_size
+            return seconds(groups, costs[alone.way], layers, steps, size, host_cores or cores())
 
-        padding = cheapest(paddings(self.network.multiples), seconds_of)
-        together = self.groups(trials, Stacking("map", len(trials), padding))
+        alone = cheapest(choices, seconds_of)
+        together = self.groups(trials, replace(alone, way="map", lanes=len(trials)))
         largest = max(together, key=lambda group: len(group.trials))
-        ways = candidates(self.platform, devices, len(largest.trials), self.lanes, padding)
-        compiling = costs.compile_seconds(layers(largest.widest))
-        if self.lanes is None and not pays(seconds_of(padding)[0], compiling, len(ways)):
+        ways = candidates(self.platform, alone, len(largest.trials), self.lanes)
+        compiling = costs[alone.way].compile_seconds(layers(largest.widest))
+        if self.lanes is None and not pays(seconds_of(alone)[0], compiling, len(ways)):
             ways = ways[:1]
         return ways, largest
 
@@ -551,17 +558,19 @@ class Engine:
             )
 
         state = stacked(jax.eval_shape(packing.pack_all, first) if packing else first)
-        model = self.network.model(group.widest, self._data, method, self.settings.precision)
+        judging, precision = self.stacking.evaluation_method(self.platform), self.settings.precision
+        model = self.network.model(group.widest, self._data, method, precision)
+        evaluated = self.network.model(group.widest, self._data, judging, precision)
         step = np.int32(0)
         settings, images = self._settings(group.widest), len(self.dataset.y_train)
         fills = self.network.fills_batches(group.widest, self._data)
         tail = 0 if fills else images % settings.batch_size
         own = self.network.optimizer(group.widest, self._data)
         train = train_block(model, settings, own, tail, packing)
-        if self.stacking.way != "alone":
+        if not self.stacking.alone:
             train = frozen_where_diverged(train)
         train = jax.jit(self._devices.spread(train, self.stacking, shared=6), donate_argnums=0)
-        validate = jax.jit(self._devices.spread(evaluate(model), self.stacking, shared=3))
+        validate = jax.jit(self._devices.spread(evaluate(evaluated), self.stacking, shared=3))
         arguments = (state, *self._train, self._batches(group, 0), step, step, step)
         weights = stacked((first.parameters, first.collections))
         return (train, arguments), (validate, (weights, *self._evaluated))

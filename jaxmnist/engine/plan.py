@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxmnist.engine.estimates import Costs
 from jaxmnist.engine.lanes import Group
+from jaxmnist.engine.stacking import Stacking
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.runs.layers import Layer
 
@@ -51,11 +52,10 @@ def seconds(
 
 
 def cheapest(
-    choices: Sequence[Mapping[str, int]],
-    seconds_of: Callable[[Mapping[str, int]], tuple[float, float]],
-) -> Mapping[str, int]:
-    """The padding with the least seconds of training and compiling together."""
-    return min(choices, key=lambda padding: sum(seconds_of(padding)))
+    choices: Sequence[Stacking], seconds_of: Callable[[Stacking], tuple[float, float]]
+) -> Stacking:
+    """The stacking with the least seconds of training and compiling together."""
+    return min(choices, key=lambda stacking: sum(seconds_of(stacking)))
 
 
 def pays(training: float, compiling: float, ways: int) -> bool:

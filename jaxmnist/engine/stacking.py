@@ -30,7 +30,7 @@ class Way:
     description: the way in words, for messages.
     over: maps (a function of one lane, a tree whose arrays have a leading axis of lanes) to the
       function's values for all lanes.
-    method: how convolutions are computed; None for the platform's fastest method for one lane.
+    method: how training computes convolutions; None for the platform's usual method.
     """
 
     description: str
@@ -49,6 +49,8 @@ def _at_once(function: Callable[[Any], Any], lanes: Any) -> Any:
 
 WAYS = {
     "alone": Way("one after another", _only_lane),
+    # On a TPU: half of the cycles, and twice as long to compile.
+    "corners": Way("one after another, each corner of pooling apart", _only_lane, "corners"),
     "map": Way("one after another in one program", lax.map),
     # The method 'tiles', which suits a CPU's cache, computes one lane at a time.
     "grouped": Way("together, by grouped convolution", _at_once, "convolution"),
@@ -60,9 +62,9 @@ WAYS = {
 class Stacking:
     """How trials share compiled programs.
 
-    way: 'alone', one lane on each device; 'map', the lanes of a device one after another in one
-      program; 'products' and 'grouped', all lanes at once, with convolutions as stacked products of
-      patches or as XLA's grouped convolution.
+    way: 'alone' and 'corners', one lane on each device; 'map', the lanes of a device one after
+      another in one program; 'products' and 'grouped', all lanes at once, with convolutions as
+      stacked products of patches or as XLA's grouped convolution.
     lanes: trials in one program, on all devices together; a multiple of the number of devices.
     padding: the multiples that hyperparameters are padded to, by name.
     """
@@ -75,9 +77,18 @@ class Stacking:
         if self.way not in WAYS or min(self.lanes, 1, *self.padding.values()) < 1:
             raise ValueError(f"invalid stacking: {self!r}")
 
+    @property
+    def alone(self) -> bool:
+        """Whether a device trains one trial at a time."""
+        return WAYS[self.way].over is _only_lane
+
     def method(self, platform: str) -> Method:
-        """The method that computes the convolutions of one lane."""
+        """The method that computes the convolutions of one lane in training."""
         return WAYS[self.way].method or best_method(platform)
+
+    def evaluation_method(self, platform: str) -> Method:
+        """The method in evaluation: for one lane the one that is quickest to compile."""
+        return best_method(platform) if self.alone else self.method(platform)
 
     def over_lanes(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function` of (x, *shared), extended to a stack of x with a leading axis of lanes."""
@@ -113,13 +124,15 @@ def lanes_for(trials: int, devices: int, most: int) -> int:
     return min(lanes, max(most, devices))
 
 
-def candidates(
-    platform: str,
-    devices: int,
-    trials: int,
-    lanes: int | None,
-    padding: Mapping[str, int] | None = None,
-) -> list[Stacking]:
+def lone_ways(platform: str, uses_method: bool) -> list[str]:
+    """The ways of training one trial after another on a platform, told apart by estimates.
+
+    uses_method: whether the network computes convolutions by the method that it is given.
+    """
+    return ["alone", "corners"] if platform == "tpu" and uses_method else ["alone"]
+
+
+def candidates(platform: str, alone: Stacking, trials: int, lanes: int | None) -> list[Stacking]:
     """The stackings to choose from, for programs that at most `trials` trials can share.
 
     On a TPU there is only one: its compiler estimates that the others take 1.1 to 3.5 times the
@@ -127,10 +140,10 @@ def candidates(
     GPU, grouped convolution was faster than the others with every number of lanes, or equal, where
     that was measured; the others are tried for a number of lanes that the user asks for.
 
+    alone: the stacking that trains one trial after another on each device.
     lanes: the number of lanes that the user asked for, on all devices together.
-    padding: the multiples that hyperparameters are padded to.
     """
-    alone = Stacking("alone", devices, padding or {})
+    devices = alone.lanes
     if platform == "tpu":
         if lanes is None or lanes <= devices:
             return [alone]

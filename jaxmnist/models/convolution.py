@@ -36,9 +36,11 @@ CPU_BLOCK = 16
 
 
 def best_method(platform: str) -> Method:
-    """The fastest method for the convolutions of one network on 'cpu', 'gpu' or 'tpu'."""
-    methods: dict[str, Method] = {"cpu": "tiles", "tpu": "corners"}
-    return methods.get(platform, "convolution")
+    """The usual method for the convolutions of one network on 'cpu', 'gpu' or 'tpu'.
+
+    'corners' trains faster on a TPU, but takes its compiler longer.
+    """
+    return "tiles" if platform == "cpu" else "convolution"
 
 
 def block_size(platform: str, batch_size: int) -> int:

@@ -138,10 +138,12 @@ class Network(ABC):
 
     definition: the network's name and hyperparameters, which need no JAX.
     traced: whether its layers are found by tracing it, which takes a part of a second.
+    uses_method: whether it computes convolutions by the method that `model` is given.
     """
 
     definition: Definition
     traced: ClassVar[bool] = False
+    uses_method: ClassVar[bool] = False
 
     @abstractmethod
     def layers(self, hyperparameters: Hyperparameters, data: DataSpec) -> tuple[Layer, ...]:

@@ -24,7 +24,7 @@ from jaxmnist.engine.events import (
 )
 from jaxmnist.engine.lanes import Group, group_trials, with_short_tail
 from jaxmnist.engine.local import Engine
-from jaxmnist.engine.stacking import Stacking, candidates, choose, lanes_for
+from jaxmnist.engine.stacking import Stacking, candidates, choose, lanes_for, lone_ways
 from jaxmnist.engine.training import (
     batches,
     epoch_order,
@@ -338,20 +338,20 @@ def test_asking_for_lanes_measures_the_ways_and_remembers(dataset, tmp_path):
 
 
 def test_choosing(tmp_path):
-    ways = candidates("gpu", 1, trials=100, lanes=None)
+    one, four = Stacking("alone", 1), Stacking("corners", 4, {"filters": 64})
+    ways = candidates("gpu", one, trials=100, lanes=None)
     assert [(way.way, way.lanes) for way in ways] == [("alone", 1), ("grouped", 8), ("grouped", 32)]
-    asked = candidates("gpu", 1, trials=100, lanes=32)
+    asked = candidates("gpu", one, trials=100, lanes=32)
     assert [(way.way, way.lanes) for way in asked] == [
         (way, 32) for way in ("products", "grouped", "map")
     ]
     for trials in (3, 100):  # a TPU has only one way, so nothing is measured
-        (way,) = candidates("tpu", 4, trials=trials, lanes=None)
-        assert (way.way, way.lanes) == ("alone", 4)
-    (way,) = candidates("tpu", 4, trials=100, lanes=5)
-    assert (way.way, way.lanes) == ("map", 8)
-    (way,) = candidates("tpu", 4, trials=100, lanes=4)
-    assert (way.way, way.lanes) == ("alone", 4)
-    assert [way.way for way in candidates("gpu", 1, trials=100, lanes=1)] == ["alone"]
+        assert candidates("tpu", four, trials=trials, lanes=None) == [four]
+    assert candidates("tpu", four, trials=100, lanes=5) == [Stacking("map", 8, {"filters": 64})]
+    assert candidates("tpu", four, trials=100, lanes=4) == [four]
+    assert candidates("gpu", one, trials=100, lanes=1) == [one]
+    assert lone_ways("tpu", uses_method=True) == ["alone", "corners"]
+    assert lone_ways("tpu", uses_method=False) == lone_ways("gpu", uses_method=True) == ["alone"]
 
     def measure(way):
         if way.lanes == 32:
@@ -370,11 +370,9 @@ def test_choosing(tmp_path):
 
 def test_the_program_for_a_tpu(dataset):
     """Lowered for a TPU, where there is none: its own convolution, and no tiles."""
-    for way in ("alone", "grouped", "products"):
+    for way, lanes in (("alone", 1), ("corners", 1), ("grouped", 4), ("products", 4)):
         engine = stacked(dataset, way, platform="tpu")
-        group = Group(
-            configuration(8, 2, 1, 8), tuple(list(TRIALS.items())[2:]), 4 if way != "alone" else 1
-        )
+        group = Group(configuration(8, 2, 1, 8), tuple(list(TRIALS.items())[2:]), lanes)
         for function, arguments in engine.functions(group):
             exported = jax.export.export(function, platforms=["tpu"])(*arguments)
             module = exported.mlir_module()

@@ -25,20 +25,25 @@ def layers_of(h):
     return STUDY.layers(h, MNIST)
 
 
-def programs(padding, trials):
-    groups = group_trials(list(enumerate(trials)), Stacking("alone", 1, padding), 1)
-    return len({group.program for group in groups})
+def grouped(trials, stacking):
+    return group_trials(list(enumerate(trials)), stacking, 1)
+
+
+def programs(stacking, trials):
+    return len({group.program for group in grouped(trials, stacking)})
 
 
 def chosen(trials, cores, costs=COSTS["tpu"]):
+    """The cheapest stacking, its number of programs, and its seconds."""
     trials = list(trials)
 
-    def seconds_of(padding):
-        groups = group_trials(list(enumerate(trials)), Stacking("alone", 1, padding), 1)
-        return seconds(groups, costs, layers_of, lambda group: STEPS, 128, cores)
+    def seconds_of(stacking):
+        groups = grouped(trials, stacking)
+        return seconds(groups, costs[stacking.way], layers_of, lambda group: STEPS, 128, cores)
 
-    padding = cheapest(paddings(STUDY.multiples), seconds_of)
-    return padding, programs(padding, trials), seconds_of(padding)
+    choices = [Stacking(way, 1, padding) for way in costs for padding in paddings(STUDY.multiples)]
+    stacking = cheapest(choices, seconds_of)
+    return stacking, programs(stacking, trials), seconds_of(stacking)
 
 
 def test_seconds_by_hand():
@@ -46,17 +51,19 @@ def test_seconds_by_hand():
         4: (Layer("conv", "Conv", (6, 6, 4), 40), Layer("flatten", "Flatten", (144,), 0)),
         8: (Layer("conv", "Conv", (6, 6, 8), 80),),
     }
-    costs = Costs(step=1e-3, value=1e-6, multiplication=1e-8, compiling=3.0)
+    costs = Costs(step=1e-3, value=1e-6, multiplication=1e-8, compiling=3.0, compiling_more=1e-3)
     small, large = configuration(4, 1, 0), configuration(8, 1, 0)
     groups = [Group(small, ((0, small),), 1), Group(large, ((1, large),), 1)] * 2
     training, compiling = seconds(
-        groups, costs, lambda h: layers[h["filters"]], lambda group: 10, 32, cores=2
+        groups, costs, lambda h: layers[h["filters"]], lambda group: 10, 32, cores=1
     )
     narrow = 1e-3 + 32 * (288 * 1e-6 + 36 * 40 * 1e-8)
     wide = 1e-3 + 32 * (288 * 1e-6 + 36 * 80 * 1e-8)
     assert training == pytest.approx(2 * 10 * (narrow + wide))
-    assert compiling == pytest.approx(2 * 6.0 / 2)  # two programs of two cores
-    assert seconds(groups, costs, lambda h: layers[h["filters"]], lambda g: 0, 32, 99)[1] == 6.0
+    first, second = 3 + 36 * 40 * 1e-3, 3 + 36 * 80 * 1e-3
+    assert compiling == pytest.approx(first + second)  # each once
+    found = seconds(groups, costs, lambda h: layers[h["filters"]], lambda g: 0, 32, 99)
+    assert found == pytest.approx((0, second))  # the longest, as all are compiled at once
 
 
 def test_every_combination_of_multiples():
@@ -81,10 +88,20 @@ def test_a_few_trials_and_the_whole_space_get_different_answers():
 
 def test_what_costs_nothing_to_compile_is_not_padded():
     trials = list(Space(DEFINITION).draws(0))[:40]
-    free = Costs(step=1e-4, value=1e-9, multiplication=1e-12, compiling=0.0)
+    free = {"alone": Costs(step=1e-4, value=1e-9, multiplication=1e-12, compiling=0.0)}
     assert chosen(trials, 1, free)[1] == 40
-    dear = Costs(step=1e-4, value=1e-9, multiplication=1e-12, compiling=1e6)
-    assert chosen(trials, 1, dear)[1] == programs({"filters": 128, "units": 256}, trials)
+    dear = {"alone": Costs(step=1e-4, value=1e-9, multiplication=1e-12, compiling=1e6)}
+    widest = Stacking("alone", 1, {"filters": 128, "units": 256})
+    assert chosen(trials, 1, dear)[1] == programs(widest, trials)
+
+
+def test_what_trains_faster_is_worth_compiling_longer_in_a_long_search_only():
+    space = list(Space(DEFINITION).draws(0))
+    slow = Costs(step=1e-4, value=1e-11, multiplication=1e-13, compiling=2.0)
+    fast = Costs(step=5e-5, value=5e-12, multiplication=5e-14, compiling=4.0)
+    costs = {"alone": slow, "corners": fast}
+    assert chosen(space[:10], 2, costs)[0].way == "alone"
+    assert chosen(space, 2, costs)[0].way == "corners"
 
 
 def test_measuring_pays_in_a_long_search_only():

@@ -11,8 +11,8 @@ pytestmark = pytest.mark.robustness
 
 
 def test_a_soaked_search(full, tmp_path):
-    path, trials = tmp_path / "soak.json", 1000 if full else 28
-    size = ("--trials", trials, "--longest", 40 if full else 15)
+    path, trials = tmp_path / "soak.json", 1000 if full else 10
+    size = ("--trials", trials, "--longest", 40 if full else 20)
     output = script("soak.py", *size, "--json", path)
     if not full:
         assert "1 diverged, 1 raised, 1 raised once" in output

@@ -79,6 +79,7 @@ class StudyNetwork(Network):
     """The study's network; its outputs for an image do not depend on other images."""
 
     definition = DEFINITION
+    uses_method = True
 
     def layers(self, hyperparameters: Hyperparameters, data: DataSpec) -> tuple[Layer, ...]:
         """The layer table, in the order in which data passes through the layers."""
