@@ -13,12 +13,12 @@ import jax
 import numpy as np
 
 from jaxmnist.data.dataset import Dataset
+from jaxmnist.engine.builder import Builder
 from jaxmnist.engine.lanes import Devices, Group
-from jaxmnist.engine.local import Engine
+from jaxmnist.engine.stacking import Stacking
 from jaxmnist.engine.training import apply
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import best_method, block_size
-from jaxmnist.models.network import DataSpec
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.network import STUDY
 from jaxmnist.results.trained import BATCH_SIZE
@@ -27,13 +27,15 @@ from jaxmnist.settings import SearchSettings, TrainingSettings
 DRAWS = 10  # trials of the default search
 
 
-def new_engine(
+def new_builder(
     dataset: Dataset, precision: str, platform: str, devices: list[jax.Device]
-) -> Engine:
-    """An engine whose programs are for devices that aren't there."""
-    engine = Engine(STUDY, dataset, TrainingSettings(precision=precision), 0, platform=platform)
-    engine._devices = Devices(devices)
-    return engine
+) -> Builder:
+    """A builder of programs for devices that aren't there."""
+    here = Devices(jax.local_devices()[:1])  # hold the images, whose shapes alone are used
+    settings = TrainingSettings(precision=precision)
+    builder = Builder(STUDY, dataset, settings, 0, platform, here)
+    builder.devices = Devices(devices)
+    return builder
 
 
 def default_trials(dataset: Dataset, *, whole: bool) -> list[tuple[int, Hyperparameters]]:
@@ -69,20 +71,21 @@ def compile_for(function: Any, arguments: Any, sharding: Any) -> tuple[jax.stage
     return compiled, time.process_time() - began
 
 
-def compile_group(engine: Engine, group: Group) -> Iterator[tuple[str, jax.stages.Compiled, float]]:
+def compile_group(
+    builder: Builder, group: Group, stacking: Stacking
+) -> Iterator[tuple[str, jax.stages.Compiled, float]]:
     """The name, program and CPU-seconds of compiling of a group's training, evaluation, features.
 
     The features are those of one trained network, which isn't stacked: only without stacking.
     """
-    assert engine.stacking is not None
-    everywhere = engine._devices.everywhere
-    train, evaluate = engine.functions(group)
+    everywhere = builder.devices.everywhere
+    train, evaluate = builder.functions(group, stacking)
     yield "training", *compile_for(*train, everywhere)
     yield "evaluation", *compile_for(*evaluate, everywhere)
-    if engine.stacking.alone:
-        data = DataSpec.of(engine.dataset)
-        model = STUDY.model(group.widest, data, best_method(engine.platform), "default")
+    if stacking.alone:
+        data = builder.data
+        model = STUDY.model(group.widest, data, best_method(builder.platform), "default")
         images = jax.ShapeDtypeStruct((BATCH_SIZE, *data.image_shape), np.uint8)
         arguments = (STUDY.shapes(group.widest, data), {}), images
-        features = apply(model, "features", block_size(engine.platform, BATCH_SIZE))
+        features = apply(model, "features", block_size(builder.platform, BATCH_SIZE))
         yield "features", *compile_for(jax.jit(features), arguments, everywhere)

@@ -37,7 +37,7 @@ import jax
 from compiled import (
     compile_group,
     default_trials,
-    new_engine,
+    new_builder,
     programs,
 )
 from gpu_kernels import Kernels, kernels_of
@@ -45,11 +45,13 @@ from jax.experimental import topologies
 
 import jaxmnist
 from jaxmnist.data.dataset import load_dataset
+from jaxmnist.engine.builder import Builder
 from jaxmnist.engine.lanes import Group
-from jaxmnist.engine.local import Engine
+from jaxmnist.engine.plan import ways_of
 from jaxmnist.engine.stacking import Stacking
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.study.space import configuration
+from jaxmnist.runs.machine import cores
 from jaxmnist.settings import PRECISIONS, SearchSettings
 
 H100 = """
@@ -114,15 +116,16 @@ def print_row(cells: Iterable[object]) -> None:
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
-def compile_and_print(engine: Engine, group: Group, trials: int) -> list[Compiled]:
+def compile_and_print(
+    builder: Builder, group: Group, stacking: Stacking, trials: int
+) -> list[Compiled]:
     """Compile a group's programs, which serve `trials` trials, with a row of the table for each."""
-    assert engine.stacking is not None
     found = []
-    for name, program, seconds in compile_group(engine, group):
+    for name, program, seconds in compile_group(builder, group, stacking):
         memory, kernels = program.memory_analysis(), kernels_of(program.as_text())
         sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-        stacking = f"{engine.stacking.way} {group.lanes}"
-        first = name_of(group.widest), stacking, trials, name, f"{seconds:.1f}"
+        way = f"{stacking.way} {group.lanes}"
+        first = name_of(group.widest), way, trials, name, f"{seconds:.1f}"
         print_row([*first, *(f"{size / MIB:.0f}" for size in sizes), *kernels.cells()])
         found.append(Compiled(name, seconds, sum(sizes), kernels))
     return found
@@ -152,20 +155,20 @@ def main() -> None:
     topology = topologies.get_topology_desc(
         platform="cuda", topology_name="", target_config=H100, topology="1x1x1"
     )
-    engine = new_engine(dataset, given.precision, "gpu", list(topology.devices))
+    builder = new_builder(dataset, given.precision, "gpu", list(topology.devices))
     trials = default_trials(dataset, whole=given.space)
-    padding = {} if given.reference else engine.ways(trials)[0][0].padding
+    padding = {} if given.reference else ways_of(builder, trials, None, cores())[0][0].padding
     print(f"jaxmnist {jaxmnist.__version__}, jax {jax.__version__}, {given.precision} precision,")
     print(f"one H100, padding {dict(padding)}: the compiler's words, not a measurement.\n")
     print_row(HEADINGS)
     print_row(["---"] * len(HEADINGS))
     compiled = []
     for way, lanes in STACKINGS:
-        engine.stacking = Stacking(way, lanes, padding)
+        stacking = Stacking(way, lanes, padding)
         alone = [Group(REFERENCE, ((0, REFERENCE),), lanes)]
-        groups = alone if given.reference else engine.groups(trials, engine.stacking)
+        groups = alone if given.reference else builder.groups(trials, stacking)
         for group, served in programs(groups).items():
-            compiled += compile_and_print(engine, group, served)
+            compiled += compile_and_print(builder, group, stacking, served)
     print(f"\n{summary(compiled)}")
 
 

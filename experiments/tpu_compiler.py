@@ -41,8 +41,9 @@ from jax.experimental import topologies
 
 import jaxmnist
 from jaxmnist.data.dataset import Dataset, load_dataset
+from jaxmnist.engine.builder import Builder
 from jaxmnist.engine.lanes import Group
-from jaxmnist.engine.local import Engine
+from jaxmnist.engine.plan import ways_of
 from jaxmnist.engine.stacking import Stacking
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.study.space import configuration
@@ -90,23 +91,25 @@ def unfused_bytes(text: str) -> int:
     return total
 
 
-def new_engine(dataset: Dataset, precision: str, chips: int, way: str = "corners") -> Engine:
-    """An engine without padding whose programs are for `chips` chips that aren't there."""
+def new_builder(dataset: Dataset, precision: str, chips: int) -> Builder:
+    """A builder of programs for `chips` chips that aren't there."""
     topology = topologies.get_topology_desc("v5e:2x2", "tpu")
-    engine = compiled.new_engine(dataset, precision, "tpu", list(topology.devices[:chips]))
-    engine.stacking = Stacking(way, chips)
-    return engine
+    return compiled.new_builder(dataset, precision, "tpu", list(topology.devices[:chips]))
 
 
-def alone(engine: Engine, hyperparameters: Hyperparameters) -> Group:
-    """A group of one trial, unpadded."""
-    return Group(hyperparameters, ((0, hyperparameters),), engine._devices.count)
+def compile_one(
+    builder: Builder, hyperparameters: Hyperparameters, way: str = "corners"
+) -> dict[str, float]:
+    """What `compile_all` returns for one trial, unpadded."""
+    chips = builder.devices.count
+    group = Group(hyperparameters, ((0, hyperparameters),), chips)
+    return compile_all(builder, group, Stacking(way, chips))
 
 
-def compile_all(engine: Engine, group: Group) -> dict[str, float]:
+def compile_all(builder: Builder, group: Group, stacking: Stacking) -> dict[str, float]:
     """CPU-seconds, cycles a step, bytes and convolutions of a group's programs."""
     found: dict[str, float] = {"seconds": 0.0}
-    for name, program, seconds in compiled.compile_group(engine, group):
+    for name, program, seconds in compiled.compile_group(builder, group, stacking):
         found["seconds"] += seconds
         if name == "training":
             memory, text = program.memory_analysis(), program.as_text()
@@ -119,16 +122,16 @@ def compile_all(engine: Engine, group: Group) -> dict[str, float]:
     return found
 
 
-def report(engine: Engine, programs: dict[Group, int]) -> tuple[float, float]:
+def report(builder: Builder, programs: dict[Group, int], stacking: Stacking) -> tuple[float, float]:
     """Print a line for each program; returns CPU-seconds of compiling and seconds of training."""
-    settings, chips = engine.settings, engine._devices.count
-    steps = settings.epochs * -(-len(engine.dataset.y_train) // settings.batch_size)
+    settings, chips = builder.settings, builder.devices.count
+    steps = settings.epochs * -(-len(builder.dataset.y_train) // settings.batch_size)
     print("| configuration | trials | compiling, CPU-seconds | thousand cycles a step |", end="")
     print(" unfused pads and copies, MiB | GiB | convolutions |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     compiling = training = 0.0
     for group, trials in programs.items():
-        found = compile_all(engine, group)
+        found = compile_all(builder, group, stacking)
         compiling += found["seconds"]
         # Each chip trains one trial at a time.
         training += -(-trials // chips) * steps * found["cycles"] / CLOCK
@@ -148,8 +151,7 @@ def check(dataset: Dataset) -> int:
     """
     wrong = 0
     for chips, precision in ((1, "default"), (4, "bfloat16")):
-        engine = new_engine(dataset, precision, chips)
-        found = compile_all(engine, alone(engine, SMALLEST))
+        found = compile_one(new_builder(dataset, precision, chips), SMALLEST)
         print(
             f"{chips} × v5e, {precision}, {SMALLEST}: {found['cycles'] / 1000:.0f} thousand cycles"
             f" a step (the compiler's estimate), {found['bytes'] / GIB:.2f} GiB,"
@@ -179,16 +181,15 @@ def main() -> int:
     if given.check:
         return check(dataset)
     trials = compiled.default_trials(dataset, whole=given.space)
-    engine = new_engine(dataset, given.precision, given.chips)
-    ways, _ = engine.ways(trials, given.cores)
-    engine.stacking = ways[0]
-    programs = compiled.programs(engine.groups(trials, engine.stacking))
+    builder = new_builder(dataset, given.precision, given.chips)
+    stacking = ways_of(builder, trials, None, given.cores)[0][0]
+    programs = compiled.programs(builder.groups(trials, stacking))
     print(f"jaxmnist {jaxmnist.__version__}, jax {jax.__version__}, {given.precision} precision,")
-    print(f"{given.chips} × TPU v5e on a host of {given.cores} cores: {engine.stacking}.")
+    print(f"{given.chips} × TPU v5e on a host of {given.cores} cores: {stacking}.")
     print("Cycles and seconds are estimates, not measurements.")
-    unpadded = new_engine(dataset, given.precision, 1, engine.stacking.way)
-    reference = compile_all(unpadded, alone(unpadded, REFERENCE))
-    compiling, training = report(engine, programs)
+    one = new_builder(dataset, given.precision, 1)
+    reference = compile_one(one, REFERENCE, stacking.way)
+    compiling, training = report(builder, programs, stacking)
     what = "whole space" if given.space else f"{len(trials)} trials"
     cycles = f"{reference['cycles'] / 1000:.0f} thousand cycles"
     print(

@@ -9,11 +9,10 @@ from __future__ import annotations
 import operator
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ import jax
 import numpy as np
 
 from jaxmnist.data.dataset import Dataset
+from jaxmnist.engine.builder import Builder
 from jaxmnist.engine.devices import check_precision, start_jax
-from jaxmnist.engine.estimates import COSTS, multiplications
+from jaxmnist.engine.estimates import multiplications
 from jaxmnist.engine.events import (
     Checkpoint,
     EpochFinished,
@@ -33,30 +33,21 @@ from jaxmnist.engine.events import (
     TrialFinished,
     TrialStarted,
 )
-from jaxmnist.engine.lanes import Devices, Group, group_trials, with_short_tail
+from jaxmnist.engine.lanes import Devices, Group, with_short_tail
 from jaxmnist.engine.packing import Packing
-from jaxmnist.engine.plan import cheapest, paddings, pays, seconds
+from jaxmnist.engine.plan import ways_of
 from jaxmnist.engine.programs import Compilers, Programs
-from jaxmnist.engine.seeds import order_seed, weights_seed
-from jaxmnist.engine.stacking import Stacking, candidates, choose, lone_ways, round_up
+from jaxmnist.engine.stacking import Stacking, choose, round_up
 from jaxmnist.engine.training import (
     TrainingState,
     Weights,
-    batches,
-    constants_of,
-    epoch_order,
-    evaluate,
-    first_state,
-    frozen_where_diverged,
     start_epoch,
-    train_block,
 )
 from jaxmnist.engine.workers import Events, Interrupted
 from jaxmnist.errors import one_line
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.convolution import block_size
-from jaxmnist.models.network import DataSpec, Network
-from jaxmnist.runs.keys import TrialKey, index_of
+from jaxmnist.models.network import Network
+from jaxmnist.runs.keys import TrialKey
 from jaxmnist.runs.machine import cores
 from jaxmnist.runs.trial import Metrics, pack_right
 from jaxmnist.settings import TrainingSettings
@@ -64,16 +55,9 @@ from jaxmnist.settings import TrainingSettings
 # Steps in one call of the compiled program; between calls the host can stop the trial. An
 # accelerator takes more, because it finishes them so quickly that the host's overhead matters.
 CPU_STEPS, STEPS = 16, 64
-Arguments = tuple[Any, ...]
 # A trial's metrics of an epoch, the bits of its validation images, and which loss is not finite.
 Judged = tuple[Metrics, bytes, str | None]
 TELL_EVERY = 0.5  # seconds
-# On a CPU, most of the work is in precompiled matrix products: optimizing the rest further doesn't
-# make training faster, but compiling competes with it for cores. (Level 0 is four times slower.)
-COMPILER_OPTIONS = {
-    "xla_backend_optimization_level": 1,
-    "xla_llvm_disable_expensive_passes": True,
-}
 
 
 @dataclass
@@ -164,23 +148,17 @@ class Engine:
             # Unpadded and alone in its program, so that a trial's results don't depend, to the
             # bit, on the trials that run beside it.
             self.stacking = Stacking()
-            self._devices = Devices(jax.local_devices()[:1])
+            devices = Devices(jax.local_devices()[:1])
         else:
-            self._devices = Devices(jax.local_devices())
+            devices = Devices(jax.local_devices())
         if self.lanes is not None and self.stacking is not None:
-            wanted = round_up(self.lanes, self._devices.count)
+            wanted = round_up(self.lanes, devices.count)
             self.stacking = self.stacking if self.stacking.lanes == wanted else None
-        data, everywhere = self.dataset, self._devices.everywhere
-        self._data, self._validated = DataSpec.of(data), len(data.y_validation)
-        self._train = jax.device_put((data.x_train, data.y_train), everywhere)
-        # A batch size above the number of images is reduced, to avoid computing padding.
+        self.builder = Builder(
+            self.network, self.dataset, self.settings, self.seed, self.platform, devices
+        )
+        self._validated = len(self.dataset.y_validation)
         self._steps = CPU_STEPS if self.platform == "cpu" else STEPS
-        # Evaluation doesn't depend on a batch size, so it uses the platform's preferred one.
-        size = block_size(self.platform, 1024)
-        images = (data.x_validation, data.y_validation) if self._validated else self._train
-        order = np.arange(self._validated or min(size, len(data.y_train)), dtype=np.int32)
-        evaluated = (*images, batches(order, size, size)[:, 0])
-        self._evaluated = jax.device_put(evaluated, everywhere)
 
     @contextmanager
     def run(
@@ -198,17 +176,17 @@ class Engine:
         before = self._choose(trials) if self.stacking is None else []
         assert self.stacking is not None
         positions = {index: (found.epoch, found.step) for index, found in checkpoints.items()}
-        groups = self.groups(trials, self.stacking, positions)
+        groups = self.builder.groups(trials, self.stacking, positions, consecutive=self.consecutive)
 
         def work(group: Group) -> float:
             index, hyperparameters = group.trials[0]
             left = self.settings.epochs - (positions[index][0] if index in positions else 0)
-            return left * multiplications(self.network.layers(hyperparameters, self._data))
+            return left * multiplications(self.network.layers(hyperparameters, self.builder.data))
 
         if not self.consecutive:
             groups = with_short_tail(groups, self.jobs, work)
         # Compile ahead only on the host of an accelerator: on a CPU, the cores are busy training.
-        programs = Programs(self._build, groups, 0 if self.platform == "cpu" else cores())
+        programs = Programs(self.compilers, groups, 0 if self.platform == "cpu" else cores())
 
         def run_group(group: Group, stop: threading.Event) -> Iterator[Event]:
             # Take the group's checkpoints out of the mapping, to free their memory when it ends.
@@ -230,54 +208,21 @@ class Engine:
 
     def _choose(self, trials: list[tuple[TrialKey, Hyperparameters]]) -> list[Event]:
         """Choose how trials are stacked; returns the event that reports it."""
-        ways, largest = self.ways(trials)
-        kind = (
-            f"{self._devices.count} × {jax.local_devices()[0].device_kind}, jax {jax.__version__}"
+        ways, largest = ways_of(
+            self.builder, trials, self.lanes, cores(), consecutive=self.consecutive
         )
-        name = self.network.definition.name
-        description = f"{kind}, {name}, {self.settings.precision}, images {self._data.image_shape}"
+        name, images = self.network.definition.name, self.builder.data.image_shape
+        device = f"{self.builder.devices.count} × {jax.local_devices()[0].device_kind}"
+        precision = self.settings.precision
+        task = f"{device}, jax {jax.__version__}, {name}, {precision}, images {images}"
 
         def measure(way: Stacking) -> float:
             self.stacking = way
             part = largest.trials[: way.lanes]
             return self._rate(Group(largest.widest, part, way.lanes, largest.key))
 
-        self.stacking, rates = choose(ways, measure, self.memory, description)
+        self.stacking, rates = choose(ways, measure, self.memory, task)
         return [StackingChosen(self.stacking, rates)]
-
-    def ways(
-        self, trials: list[tuple[TrialKey, Hyperparameters]], host_cores: int | None = None
-    ) -> tuple[list[Stacking], Group]:
-        """The stackings to choose from for these trials, and the group that measures them.
-
-        Padding and the way of training one trial after another are those with which compiling and
-        training are estimated to take least time, on `host_cores` cores (by default this host's).
-        There is only one stacking where measuring others wouldn't pay.
-        """
-        devices, costs = self._devices.count, COSTS.get(self.platform, COSTS["gpu"])
-        layers = lru_cache(None)(lambda h: self.network.layers(h, self._data))
-        choices = [
-            Stacking(way, devices, padding)
-            for way in lone_ways(self.platform, self.network.uses_method)
-            for padding in paddings(self.network.multiples)
-        ]
-
-        def steps(group: Group) -> int:
-            batch_size = self._settings(group.widest).batch_size
-            return self.settings.epochs * -(-len(self.dataset.y_train) // batch_size)
-
-        def seconds_of(alone: Stacking) -> tuple[float, float]:
-            groups, size = self.groups(trials, alone), self.settings.batch_size
-            return seconds(groups, costs[alone.way], layers, steps, size, host_cores or cores())
-
-        alone = cheapest(choices, seconds_of)
-        together = self.groups(trials, replace(alone, way="map", lanes=len(trials)))
-        largest = max(together, key=lambda group: len(group.trials))
-        ways = candidates(self.platform, alone, len(largest.trials), self.lanes)
-        compiling = costs[alone.way].compile_seconds(layers(largest.widest))
-        if self.lanes is None and not pays(seconds_of(alone)[0], compiling, len(ways)):
-            ways = ways[:1]
-        return ways, largest
 
     def _attempt(
         self,
@@ -302,7 +247,7 @@ class Engine:
             yield TrialFinished(index, (), None, time.perf_counter() - started, error)
             return
         # Memory ran out, or one of the trials raises: the others must not fail with it.
-        for half in group.halves(self._devices.count):
+        for half in group.halves(self.builder.devices.count):
             yield from self._attempt(half, checkpoints, programs, stop)
 
     def _train_group(
@@ -318,7 +263,7 @@ class Engine:
         for index, _ in group.trials:
             yield TrialCompiled(index, lanes.epoch, self._images(lanes), lanes.seconds)
         while lanes.epoch < self.settings.epochs and lanes.live.any():
-            order = self._batches(lanes.group, lanes.epoch)
+            order = self.builder.batches_of(lanes.group, lanes.epoch)
             before = np.int32(lanes.epoch * len(order))
             while lanes.step < len(order) and np.isfinite(lanes.loss_sum[lanes.live]).any():
                 if stop.is_set():
@@ -326,7 +271,10 @@ class Engine:
                     raise Interrupted
                 last = min(lanes.step + self._steps, len(order))
                 steps = np.int32(lanes.step), np.int32(last), before
-                lanes.state, lanes.step = train(lanes.state, *self._train, order, *steps), last
+                lanes.state, lanes.step = (
+                    train(lanes.state, *self.builder.train, order, *steps),
+                    last,
+                )
                 yield from self._pause(lanes)
             yield from self._end_epoch(lanes, evaluate)
         yield from self._finish(lanes)
@@ -347,7 +295,7 @@ class Engine:
 
     def _images(self, lanes: _Lanes) -> int:
         """The number of training images of the epoch so far."""
-        batch_size = self._settings(lanes.group.widest).batch_size
+        batch_size = self.builder.settings_of(lanes.group.widest).batch_size
         return min(lanes.step * batch_size, len(self.dataset.y_train))
 
     def _checkpoints(self, lanes: _Lanes) -> Iterator[Event]:
@@ -359,7 +307,7 @@ class Engine:
             one = packing.unpack_all(one) if packing else one
             yield Checkpoint(
                 index,
-                self._resize(one, lanes.group.widest, hyperparameters),
+                self.builder.resized(one, lanes.group.widest, hyperparameters),
                 lanes.epoch,
                 lanes.step,
                 tuple(lanes.histories[lane]),
@@ -390,7 +338,7 @@ class Engine:
             parameters, error = None, lanes.errors[lane]
             if error is None:
                 trained, collections = jax.tree.map(operator.itemgetter(lane), weights)
-                trained = self._resize(trained, lanes.group.widest, hyperparameters)
+                trained = self.builder.resized(trained, lanes.group.widest, hyperparameters)
                 parameters = self.network.join(trained, collections)
             yield TrialFinished(
                 index,
@@ -417,7 +365,7 @@ class Engine:
         if not np.isfinite(loss_sum).any():
             return unknown
         correct = np.asarray(lanes.state.correct)
-        found = jax.device_get(evaluate(lanes.weights, *self._evaluated))
+        found = jax.device_get(evaluate(lanes.weights, *self.builder.evaluated))
         # The batches contain the images in order, followed by padding.
         right = found.right.reshape(len(found.right), -1)[:, :validated]
 
@@ -433,157 +381,34 @@ class Engine:
         sound = np.isfinite(loss_sum)
         return [judged(lane) if sound[lane] else unknown[lane] for lane in range(len(loss_sum))]
 
-    def _resize(self, tree: Any, hyperparameters: Hyperparameters, resized: Hyperparameters) -> Any:
-        """A tree of a configuration's weights or moments, resized to the shapes of another one."""
-        if hyperparameters == resized or not self.network.multiples:
-            return tree
-        if isinstance(tree, TrainingState):
-            return tree._replace(
-                parameters=self._resize(tree.parameters, hyperparameters, resized),
-                optimizer_state=self._resize(tree.optimizer_state, hyperparameters, resized),
-            )
-
-        def resize(part: Any) -> Any:
-            if not isinstance(part, dict):
-                return part  # a count or a sum, which has no shape to resize
-            return self.network.resize(part, hyperparameters, resized, self._data)
-
-        return jax.tree.map(resize, tree, is_leaf=lambda part: isinstance(part, dict))
-
     def _start(self, group: Group, checkpoints: Mapping[TrialKey, Checkpoint]) -> _Lanes:
-        """The state of a group before its next step; idle lanes repeat the last trial."""
-        states: list[TrainingState] = []
-        packing = self._packing(group.widest)
-        for index, hyperparameters in group.trials:
-            seeds = {"seed": weights_seed(self.seed, index), "index": index_of(index)}
-            if index in checkpoints:
-                state = checkpoints[index].state
-                # A checkpoint has no constants: they follow from the trial.
-                constants = constants_of(
-                    self._settings(hyperparameters),
-                    **seeds,
-                    numbers=self.network.numbers(hyperparameters),
-                )
-                state = state._replace(constants=constants)
-            else:
-                weights = self.network.initial_parameters(hyperparameters, self._data, **seeds)
-                state = first_state(
-                    self.network,
-                    hyperparameters,
-                    self._data,
-                    self.settings,
-                    weights,
-                    **seeds,
-                    computed=True,
-                )
-            state = self._resize(state, hyperparameters, group.widest)
-            states.append(packing.pack_all(state) if packing else state)
-        states += states[-1:] * (group.lanes - len(states))
-        stack = jax.tree.map(lambda *arrays: np.stack(arrays), *states)
+        """A group before its next step."""
         found = [checkpoints.get(index) for index, _ in group.trials]
         return _Lanes(
             group,
-            jax.device_put(stack, self._devices.by_lane),
+            self.builder.start(group, checkpoints),
             epoch=found[0].epoch if found[0] else 0,
             step=found[0].step if found[0] else 0,
             histories=[list(before.history) if before else [] for before in found],
             validation=[list(before.validation) if before else [] for before in found],
             before=sum(before.seconds if before else 0.0 for before in found),
-            packing=packing,
+            packing=self.builder.packing_of(group.widest),
         )
 
-    def groups(
-        self,
-        trials: Iterable[tuple[TrialKey, Hyperparameters]],
-        stacking: Stacking,
-        positions: Mapping[TrialKey, Hashable] | None = None,
-    ) -> list[Group]:
-        """The trials in groups that can share a program: see `group_trials`."""
-        return group_trials(
-            trials,
-            stacking,
-            self._devices.count,
-            positions,
-            lambda hyperparameters: self.network.program_key(hyperparameters, self._data),
-            self.network.pads,
-            self.consecutive,
-        )
-
-    def _packing(self, hyperparameters: Hyperparameters) -> Packing | None:
-        """How the weights of a configuration are packed while it trains, on a CPU.
-
-        Not with a network's own optimizer, which need not compute elementwise.
-        """
-        if self.platform != "cpu" or self.network.optimizer(hyperparameters, self._data):
-            return None
-        shapes = self.network.shapes(hyperparameters, self._data)
-        return Packing.of(self.network.split(shapes)[0])
-
-    def _settings(self, hyperparameters: Hyperparameters) -> TrainingSettings:
-        """How a configuration is trained."""
-        settings = self.network.training(self.settings, hyperparameters, self._data)
-        # A batch larger than the data is one short batch; no need to compute its padding.
-        return replace(settings, batch_size=min(settings.batch_size, len(self.dataset.y_train)))
-
-    def _batches(self, group: Group, epoch: int) -> np.ndarray:
-        """The batches of an epoch, the same for all trials of a group: int32[S, K, B]."""
-        seed = order_seed(self.seed, group.trials[0][0])
-        order = epoch_order(len(self.dataset.y_train), seed, epoch)
-        size = self._settings(group.widest).batch_size
-        block = self.network.block_size(group.widest, self._data, self.platform, size)
-        return batches(order, size, block)
-
-    def _build(self, group: Group) -> Compilers:
+    def compilers(self, group: Group) -> Compilers:
         """The functions that compile the training and the evaluation program of a group."""
-        options = COMPILER_OPTIONS if self.platform == "cpu" else None
-
-        def compiler(function: Any, arguments: Arguments) -> Callable[[], jax.stages.Compiled]:
-            return lambda: function.lower(*arguments).compile(options)
-
-        train, validate = self.functions(group)
-        return compiler(*train), compiler(*validate)
-
-    def functions(self, group: Group) -> tuple[tuple[Any, Arguments], tuple[Any, Arguments]]:
-        """The jitted training and evaluation functions of a group, with arguments to lower them."""
         assert self.stacking is not None
-        by_lane, method = self._devices.by_lane, self.stacking.method(self.platform)
-        shapes = self.network.shapes(group.widest, self._data)
-        first = first_state(self.network, group.widest, self._data, self.settings, shapes)
-        packing = self._packing(group.widest)
-
-        def stacked(tree: Any) -> Any:
-            return jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct((group.lanes, *x.shape), x.dtype, sharding=by_lane),
-                tree,
-            )
-
-        state = stacked(jax.eval_shape(packing.pack_all, first) if packing else first)
-        judging, precision = self.stacking.evaluation_method(self.platform), self.settings.precision
-        model = self.network.model(group.widest, self._data, method, precision)
-        evaluated = self.network.model(group.widest, self._data, judging, precision)
-        step = np.int32(0)
-        settings, images = self._settings(group.widest), len(self.dataset.y_train)
-        fills = self.network.fills_batches(group.widest, self._data)
-        tail = 0 if fills else images % settings.batch_size
-        own = self.network.optimizer(group.widest, self._data)
-        train = train_block(model, settings, own, tail, packing)
-        if not self.stacking.alone:
-            train = frozen_where_diverged(train)
-        train = jax.jit(self._devices.spread(train, self.stacking, shared=6), donate_argnums=0)
-        validate = jax.jit(self._devices.spread(evaluate(evaluated), self.stacking, shared=3))
-        arguments = (state, *self._train, self._batches(group, 0), step, step, step)
-        weights = stacked((first.parameters, first.collections))
-        return (train, arguments), (validate, (weights, *self._evaluated))
+        return self.builder.compilers(group, self.stacking)
 
     def _rate(self, group: Group) -> float:
         """Steps per second, summed over all lanes, without compilation."""
-        train = self._build(group)[0]()
-        state, order = self._start(group, {}).state, self._batches(group, 0)
+        train = self.compilers(group)[0]()
+        state, order = self.builder.start(group, {}), self.builder.batches_of(group, 0)
         last = np.int32(min(self._steps, len(order)))
         seconds = []
         for _ in range(3):
             began = time.perf_counter()
-            state = train(state, *self._train, order, np.int32(0), last, np.int32(0))
+            state = train(state, *self.builder.train, order, np.int32(0), last, np.int32(0))
             jax.block_until_ready(state)
             seconds.append(time.perf_counter() - began)
         return len(group.trials) * int(last) / min(seconds[1:])

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
-from jaxmnist.engine.estimates import Costs
+from jaxmnist.engine.builder import Builder
+from jaxmnist.engine.estimates import COSTS, Costs
 from jaxmnist.engine.lanes import Group
-from jaxmnist.engine.stacking import Stacking
+from jaxmnist.engine.stacking import Stacking, candidates, lone_ways
 from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.runs.keys import TrialKey
 from jaxmnist.runs.layers import Layer
 
 # Of the time that trials take one after another, what stacking them saved at best, where measured:
@@ -65,3 +69,44 @@ def pays(training: float, compiling: float, ways: int) -> bool:
       one program.
     """
     return ways * compiling < SAVED_BY_STACKING * training
+
+
+def ways_of(
+    builder: Builder,
+    trials: list[tuple[TrialKey, Hyperparameters]],
+    lanes: int | None,
+    host_cores: int,
+    *,
+    consecutive: bool = False,
+) -> tuple[list[Stacking], Group]:
+    """The stackings to choose from for these trials, and the group that measures them.
+
+    Padding and the way of training one trial after another are those with which compiling and
+    training are estimated to take least time, on `host_cores` cores. There is only one stacking
+    where measuring others wouldn't pay.
+    """
+    devices, costs = builder.devices.count, COSTS.get(builder.platform, COSTS["gpu"])
+    layers = lru_cache(None)(lambda h: builder.network.layers(h, builder.data))
+    choices = [
+        Stacking(way, devices, padding)
+        for way in lone_ways(builder.platform, builder.network.uses_method)
+        for padding in paddings(builder.network.multiples)
+    ]
+
+    def steps(group: Group) -> int:
+        batch_size = builder.settings_of(group.widest).batch_size
+        return builder.settings.epochs * -(-len(builder.dataset.y_train) // batch_size)
+
+    def seconds_of(alone: Stacking) -> tuple[float, float]:
+        groups = builder.groups(trials, alone, consecutive=consecutive)
+        size = builder.settings.batch_size
+        return seconds(groups, costs[alone.way], layers, steps, size, host_cores)
+
+    alone = cheapest(choices, seconds_of)
+    together = builder.groups(trials, replace(alone, way="map", lanes=len(trials)))
+    largest = max(together, key=lambda group: len(group.trials))
+    ways = candidates(builder.platform, alone, len(largest.trials), lanes)
+    compiling = costs[alone.way].compile_seconds(layers(largest.widest))
+    if lanes is None and not pays(seconds_of(alone)[0], compiling, len(ways)):
+        ways = ways[:1]
+    return ways, largest

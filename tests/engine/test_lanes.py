@@ -295,7 +295,7 @@ def test_a_diverged_lane_is_frozen():
 
 
 def test_memory_that_runs_out_halves_the_group(dataset, alone, monkeypatch):
-    build, asked = Engine._build, []
+    build, asked = Engine.compilers, []
 
     def small(self, group):
         asked.append(group.lanes)
@@ -303,7 +303,7 @@ def test_memory_that_runs_out_halves_the_group(dataset, alone, monkeypatch):
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return build(self, group)
 
-    monkeypatch.setattr(Engine, "_build", small)
+    monkeypatch.setattr(Engine, "compilers", small)
     found, _ = run(stacked(dataset))
     same(found, alone)
     assert set(asked) == {4, 2, 1}  # compiled concurrently, so in any order
@@ -373,7 +373,7 @@ def test_the_program_for_a_tpu(dataset):
     for way, lanes in (("alone", 1), ("corners", 1), ("grouped", 4), ("products", 4)):
         engine = stacked(dataset, way, platform="tpu")
         group = Group(configuration(8, 2, 1, 8), tuple(list(TRIALS.items())[2:]), lanes)
-        for function, arguments in engine.functions(group):
+        for function, arguments in engine.builder.functions(group, engine.stacking):
             exported = jax.export.export(function, platforms=["tpu"])(*arguments)
             module = exported.mlir_module()
             assert exported.platforms == ("tpu",)
@@ -401,7 +401,7 @@ for stacking in (Stacking("alone", 8, padding), Stacking("products", 16, padding
     engine = Engine(STUDY, dataset, settings, 0, lanes=stacking.lanes, stacking=stacking)
     with engine.run(trials.items()) as events:
         ended = [event for event in events if isinstance(event, TrialFinished)]
-    state = engine._start(group_trials(trials.items(), stacking, 8)[0], {}).state
+    state = engine.builder.start(group_trials(trials.items(), stacking, 8)[0], {})
     used = len(state.loss_sum.sharding.device_set)
     found = {event.index: [[m.loss, m.val_loss] for m in event.history] for event in ended}
     print(json.dumps([used, jax.local_device_count(), found]))

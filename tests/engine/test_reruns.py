@@ -62,7 +62,7 @@ def test_orders_are_those_of_the_number(dataset):
     engine = Engine(STUDY, dataset, SETTINGS, 0)
 
     def order(key, epoch=0):
-        batches = engine._batches(Group(SMALL, ((key, SMALL),), 1), epoch)
+        batches = engine.builder.batches_of(Group(SMALL, ((key, SMALL),), 1), epoch)
         found = batches[batches >= 0]
         assert np.array_equal(np.sort(found), np.arange(300))
         return found

@@ -160,13 +160,13 @@ def equal(a, b):
 class Reusing(Engine):
     """An engine that compiles a program once in this module, not once in every run."""
 
-    compilers: ClassVar[dict] = {}
+    kept: ClassVar[dict] = {}
 
-    def _build(self, group):
-        if group.program not in self.compilers:
-            made = super()._build(group)
-            self.compilers[group.program] = tuple(map(functools.cache, made))
-        return self.compilers[group.program]
+    def compilers(self, group):
+        if group.program not in self.kept:
+            made = super().compilers(group)
+            self.kept[group.program] = tuple(map(functools.cache, made))
+        return self.kept[group.program]
 
 
 @pytest.fixture(scope="module")
