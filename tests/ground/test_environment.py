@@ -364,8 +364,8 @@ def test_the_same_signal_twice_at_once_is_one(monkeypatch):
 
     def twice():
         with signals(), signals_call(lambda: called.append(True)):
-            signal.raise_signal(signal.SIGHUP)
-            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Stopped):
         twice()
