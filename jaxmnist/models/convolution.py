@@ -123,44 +123,42 @@ def _patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _convolve_pool_by_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """2×2 max-pooled 'valid' convolution, float[N, H, W, C] → float[N, H', W', F].
 
-    One product for all corners of the pooling windows. They use the same patches, which cover the
-    inputs of a whole window, and kernels padded with zeros: building patches costs more than
+    One product for each corner of the pooling windows. All four use the same patches, which cover
+    the inputs of a whole window, and a kernel padded with zeros: building patches costs more than
     multiplying by zeros.
     """
     rows, columns, _, filters = kernel.shape
     height, width = (x.shape[1] - rows + 1) // 2, (x.shape[2] - columns + 1) // 2
     r, s = rows // 2 + 1, columns // 2 + 1  # inputs of a window, in cells of 2×2 pixels
     patches = _cell_patches(x, r, s, height, width)
-    corners = lax.split(product(patches, _corner_kernels(kernel)), [filters] * 4, axis=1)
+    corners = [product(patches, each) for each in _corner_kernels(kernel)]
     return max_corner(*corners).reshape(-1, height, width, filters)
 
 
 def _corner_kernels(kernel: jax.Array) -> jax.Array:
-    """A kernel at the four corners of a window, side by side: (K, L, C, F) → (r·s·4·C, 4·F).
+    """A kernel at each of the four corners of a window: (K, L, C, F) → (4, r·s·4·C, F).
 
     A product with zeros and ones places the weights: it has fewer operations to compile than
     padding, and so has its gradient.
     """
-    rows, columns, channels, filters = kernel.shape
-    places = _places(rows, columns)
-    moved = product(jnp.asarray(places, kernel.dtype), kernel.reshape(rows * columns, -1))
-    kernels = moved.reshape(-1, 4, channels, filters).swapaxes(1, 2)
-    return kernels.reshape(-1, 4 * filters)
+    rows, columns, _, filters = kernel.shape
+    places = jnp.asarray(_places(rows, columns), kernel.dtype)
+    return product(places, kernel.reshape(rows * columns, -1)).reshape(4, -1, filters)
 
 
 @functools.lru_cache
 def _places(rows: int, columns: int) -> np.ndarray:
     """Which weight of a K×L kernel meets which pixel of r×s cells, for each corner of a window.
 
-    Returns float64[r·s·4·4, K·L] of zeros and ones; the rows are pixels in the order of
-    `_cell_patches`, four corners each.
+    Returns float64[4·r·s·4, K·L] of zeros and ones; the rows are, for each corner, pixels in the
+    order of `_cell_patches`.
     """
     r, s = rows // 2 + 1, columns // 2 + 1
-    found = np.zeros((2 * r, 2 * s, 4, rows, columns))
+    found = np.zeros((4, 2 * r, 2 * s, rows, columns))
     for corner, (i, j) in enumerate(CORNERS):
         for row, column in np.ndindex(rows, columns):
-            found[i + row, j + column, corner, row, column] = 1
-    cells = found.reshape(r, 2, s, 2, -1).swapaxes(1, 2)
+            found[corner, i + row, j + column, row, column] = 1
+    cells = found.reshape(4, r, 2, s, 2, -1).swapaxes(2, 3)
     return cells.reshape(-1, rows * columns)
 
 
