@@ -156,7 +156,7 @@ class Builder:
                     computed=True,
                 )
             state = self.resized(state, hyperparameters, group.widest)
-            states.append(packing.pack_all(state) if packing else state)
+            states.append(packing.packed(state) if packing else state)
         states += states[-1:] * (group.lanes - len(states))
         stack = jax.tree.map(lambda *arrays: np.stack(arrays), *states)
         return cast(TrainingState, jax.device_put(stack, self.devices.by_lane))
@@ -186,7 +186,7 @@ class Builder:
                 tree,
             )
 
-        state = stacked(jax.eval_shape(packing.pack_all, first) if packing else first)
+        state = stacked(jax.eval_shape(packing.packed, first) if packing else first)
         judging, precision = stacking.evaluation_method(self.platform), self.settings.precision
         model = self.network.model(group.widest, self.data, method, precision)
         evaluated = self.network.model(group.widest, self.data, judging, precision)

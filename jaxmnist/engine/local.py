@@ -38,11 +38,7 @@ from jaxmnist.engine.packing import Packing
 from jaxmnist.engine.plan import ways_of
 from jaxmnist.engine.programs import Compilers, Programs
 from jaxmnist.engine.stacking import Stacking, choose, round_up
-from jaxmnist.engine.training import (
-    TrainingState,
-    Weights,
-    start_epoch,
-)
+from jaxmnist.engine.training import TrainingState, Weights, start_epoch
 from jaxmnist.engine.workers import Events, Interrupted
 from jaxmnist.errors import one_line
 from jaxmnist.hyperparameters import Hyperparameters
@@ -271,10 +267,8 @@ class Engine:
                     raise Interrupted
                 last = min(lanes.step + self._steps, len(order))
                 steps = np.int32(lanes.step), np.int32(last), before
-                lanes.state, lanes.step = (
-                    train(lanes.state, *self.builder.train, order, *steps),
-                    last,
-                )
+                lanes.state = train(lanes.state, *self.builder.train, order, *steps)
+                lanes.step = last
                 yield from self._pause(lanes)
             yield from self._end_epoch(lanes, evaluate)
         yield from self._finish(lanes)
@@ -304,7 +298,7 @@ class Engine:
         for lane in np.flatnonzero(lanes.live):
             index, hyperparameters = lanes.trials[lane]
             one = jax.tree.map(operator.itemgetter(lane), state)
-            one = packing.unpack_all(one) if packing else one
+            one = packing.unpacked(one) if packing else one
             yield Checkpoint(
                 index,
                 self.builder.resized(one, lanes.group.widest, hyperparameters),

@@ -19,8 +19,14 @@ import numpy as np
 LARGE = 2**18
 
 
+State = Any  # a `TrainingState`, whose module imports this one
+
+
 class Packed(NamedTuple):
-    """A tree of arrays: the small ones in one vector, the others as they are."""
+    """A tree of arrays.
+
+    vector: float32[P], the P elements of the small ones. others: the arrays that are not small.
+    """
 
     vector: Any
     others: tuple[Any, ...]
@@ -65,14 +71,24 @@ class Packing:
                 leaves.append(next(others))
         return self.structure.unflatten(leaves)
 
-    def pack_all(self, tree: Any) -> Any:
-        """`pack` applied to all parts of a tree that have this structure, such as moments."""
-        return _replaced(tree, lambda part: jax.tree.structure(part) == self.structure, self.pack)
+    def packed(self, state: State) -> State:
+        """A training state with its parameters and moments packed; collections stay as they are."""
+        return self._replaced(
+            state, lambda part: jax.tree.structure(part) == self.structure, self.pack
+        )
 
-    def unpack_all(self, tree: Any) -> Any:
-        """The inverse of `pack_all`."""
-        return _replaced(tree, lambda part: isinstance(part, Packed), self.unpack)
+    def unpacked(self, state: State) -> State:
+        """The inverse of `packed`."""
+        return self._replaced(state, lambda part: isinstance(part, Packed), self.unpack)
 
+    def _replaced(
+        self, state: State, chosen: Callable[[Any], bool], new: Callable[[Any], Any]
+    ) -> State:
+        def each(tree: Any) -> Any:
+            return jax.tree.map(
+                lambda part: new(part) if chosen(part) else part, tree, is_leaf=chosen
+            )
 
-def _replaced(tree: Any, chosen: Callable[[Any], bool], new: Callable[[Any], Any]) -> Any:
-    return jax.tree.map(lambda part: new(part) if chosen(part) else part, tree, is_leaf=chosen)
+        return state._replace(
+            parameters=each(state.parameters), optimizer_state=each(state.optimizer_state)
+        )

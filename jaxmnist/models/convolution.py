@@ -22,10 +22,17 @@ import numpy as np
 from jax import lax
 
 from jaxmnist.models.corners import convolve_relu_pool_by_corners
-from jaxmnist.models.primitives import CORNERS, max_corner, max_pool_2x2, product, relu
+from jaxmnist.models.primitives import (
+    CORNERS,
+    DIMENSIONS,
+    Padding,
+    max_corner,
+    max_pool_2x2,
+    product,
+    relu,
+)
 from jaxmnist.models.winograd import convolve_pool_by_winograd
 
-Padding = Literal["valid", "same"]
 # 'tiles': matrix products of tiles that fit in a CPU's cache; 'patches': one matrix product of all
 # patches, which is efficient for stacked trials; 'convolution': XLA's own convolution; 'corners':
 # XLA's own, strided, once for each corner of the pooling windows.
@@ -76,9 +83,8 @@ def convolve_pool(
 ) -> jax.Array:
     """`convolve_relu_pool` without bias and ReLU; 'corners' is 'convolution' here."""
     if method in ("convolution", "corners"):
-        dimensions = ("NHWC", "HWIO", "NHWC")
         outputs = lax.conv_general_dilated(
-            inputs, kernel, (1, 1), padding.upper(), dimension_numbers=dimensions
+            inputs, kernel, (1, 1), padding.upper(), dimension_numbers=DIMENSIONS
         )
         return max_pool_2x2(outputs)
     if method == "patches":

@@ -14,17 +14,14 @@ positive values matter: of these, the one with more bits set is larger.
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmnist.models.primitives import CORNERS
+from jaxmnist.models.primitives import CORNERS, DIMENSIONS, Padding
 
-Padding = Literal["valid", "same"]
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
-DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 LOWEST = 3  # the bits of a value that hold its corner
 
 

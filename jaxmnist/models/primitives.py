@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 Pair = tuple[jax.Array, jax.Array]
+Padding = Literal["valid", "same"]
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")  # of a convolution's inputs, kernel and outputs
 
 
 def larger(a: jax.Array, b: jax.Array) -> jax.Array:

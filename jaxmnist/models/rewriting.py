@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from jaxmnist.models.convolution import Padding, convolve_pool
-from jaxmnist.models.primitives import relu
+from jaxmnist.models.convolution import convolve_pool
+from jaxmnist.models.primitives import Padding, relu
 from jaxmnist.models.slices import Pairs, Window, convolve, max_pool, max_pool_by_axis, sum_pool
 
 CALLS = ("jit", "pjit", "closed_call")  # whose body is evaluated in their place

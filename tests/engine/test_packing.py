@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmnist.engine.packing import LARGE, Packed, Packing
-from jaxmnist.engine.training import OPTIMIZERS
+from jaxmnist.engine.packing import LARGE, Packing
+from jaxmnist.engine.training import OPTIMIZERS, TrainingState
 
 TREE = {
     "conv": {"kernel": (3, 3, 2, 4), "bias": (4,)},
@@ -65,8 +65,19 @@ def test_an_optimizer_computes_the_same(name):
     for seed in range(1, 4):
         parameters, state = step(parameters, state, arrays(seed))
         packed, packed_state = step(packed, packed_state, packing.pack(arrays(seed)))
-        unpacked = packing.unpack_all(jax.device_get(packed_state))
-        assert not any(isinstance(x, Packed) for x in jax.tree.leaves(unpacked))
-        assert_same(unpacked, state)
-        packed_state = packing.pack_all(unpacked)
+        whole = TrainingState(packed, packed_state, 0, 0, {}, {})
+        unpacked = packing.unpacked(jax.device_get(whole))
+        assert_same(unpacked.optimizer_state, state)
+        packed_state = packing.packed(unpacked).optimizer_state
     assert_same(packing.unpack(packed), parameters)
+
+
+def test_collections_stay_as_they_are():
+    """Also those of the parameters' structure, such as their running mean."""
+    packing, weights = Packing.of(arrays(0)), arrays(0)
+    state = TrainingState(weights, {"mean": weights}, 0, 0, {"mean": weights}, {})
+    packed = packing.packed(state)
+    assert packed.collections is state.collections
+    assert_same(packed.parameters, packing.pack(weights))
+    assert_same(packed.optimizer_state, {"mean": packing.pack(weights)})
+    assert_same(packing.unpacked(packed), state)

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.convolution import Method, Padding, convolve_relu_pool
+from jaxmnist.models.convolution import Method, convolve_relu_pool
 from jaxmnist.models.network import Outputs, pixels
+from jaxmnist.models.primitives import Padding
 from jaxmnist.models.questions import Questions
 from jaxmnist.models.study.space import Values, ask, values_of
 
