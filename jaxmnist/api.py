@@ -58,6 +58,7 @@ def random_search(
     ensemble: int | None = None,
     jobs: int | None = None,
     lanes: int | None = None,
+    ray: str | None = None,
     precision: str = "default",
     cache: str | None = None,
     svm: bool = True,

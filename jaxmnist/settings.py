@@ -270,6 +270,12 @@ class SearchSettings:
         "K",
     )
     jobs: int | None = _setting(None, "trials to train at once (default: one per core)", "N")
+    ray: str | None = _setting(
+        None,
+        "train on the nodes of a Ray cluster: the address of its head, or auto for the cluster that"
+        " this machine is in",
+        "HOST:PORT",
+    )
     lanes: int | None = _setting(
         None,
         "trials stacked in one program (default: measured on a GPU; 1 on a CPU and each TPU chip)",
@@ -328,6 +334,12 @@ class SearchSettings:
         for name in ("train_limit", "jobs", "lanes"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, check_whole(name, getattr(self, name), 1))
+        if self.ray is not None and (not isinstance(self.ray, str) or not self.ray.isprintable()):
+            raise UsageError(f"--ray must be auto or an address, not {shown(self.ray)}")
+        if self.ray is not None and self.jobs is not None:
+            raise UsageError(
+                "--jobs is for one machine: with --ray, each core of a node trains a trial"
+            )
         training = self.training()
         for item in fields(training):
             if item.name in self.__dict__:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import platform
 import sys
 from pathlib import Path
 
 import platformdirs
 
 from jaxmnist.engine.devices import import_jax, start_jax
+from jaxmnist.engine.nodes import processor
 from jaxmnist.errors import UsageError, local_path
 
 VARIABLE = "JAXMNIST_CACHE"
@@ -36,17 +35,7 @@ def cache_folder(given: str | None) -> Path | None:
         folder = Path(platformdirs.user_cache_dir("jaxmnist", appauthor=False))
         if not folder.is_absolute():  # the user has no home folder, so `~` was not expanded
             return None
-    return folder / f"{platform.machine() or 'machine'}-{_processor()[:12]}"
-
-
-def _processor() -> str:
-    """A hash of the processor's model and instruction-set features."""
-    try:
-        lines = set(Path("/proc/cpuinfo").read_text().splitlines())
-        known = {line for line in lines if line.startswith(("flags", "Features", "model"))}
-    except OSError:  # not Linux
-        known = {platform.processor()}
-    return hashlib.sha256("\n".join(sorted(known)).encode()).hexdigest()
+    return folder / processor()
 
 
 def keep_programs(folder: Path | None, wanted: bool = False) -> str | None:

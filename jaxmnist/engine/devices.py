@@ -85,6 +85,12 @@ def set_pool_size(wanted: int) -> None:
         os.environ[POOL_SIZE[0]] = str(wanted)
 
 
+def use_cpu() -> None:
+    """Make JAX compute on the CPU, unless it has started or the user has chosen a platform."""
+    if "jax" not in sys.modules:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
 def _is_started() -> bool:
     if "jax" not in sys.modules:
         return False

@@ -17,11 +17,15 @@ class TrialStarted:
     """A trial has begun to compile and train.
 
     history: the epochs finished before an interruption.
+    device: what it trains on, 'cpu cpu' or 'gpu NVIDIA H100'.
+    node: the name of the machine, or of the cluster's node.
     """
 
     index: TrialKey
     hyperparameters: Hyperparameters
     history: History = ()
+    device: str = ""
+    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,20 @@ class TrialFinished:
 
 
 @dataclass(frozen=True)
+class TrialLost:
+    """The process that trained a trial has ended without a word, or its node has.
+
+    node: where it ran.
+    node_lost: whether the node is lost: then the trial starts again elsewhere from its last
+      checkpoint. Otherwise the trial may have ended the process.
+    """
+
+    index: TrialKey
+    node: str
+    node_lost: bool
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """The state of a trial between two steps, in host memory, from which it can be resumed.
 
@@ -122,6 +140,12 @@ class StackingChosen:
 
 
 TrialEvent = (
-    TrialStarted | TrialCompiled | StepsFinished | EpochFinished | TrialFinished | Checkpoint
+    TrialStarted
+    | TrialCompiled
+    | StepsFinished
+    | EpochFinished
+    | TrialFinished
+    | TrialLost
+    | Checkpoint
 )
 Event = TrialEvent | StackingChosen

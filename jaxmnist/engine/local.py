@@ -14,6 +14,7 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from platform import node
 from typing import Any
 
 import jax
@@ -181,6 +182,7 @@ class Engine:
 
         if not self.consecutive:
             groups = with_short_tail(groups, self.jobs, work)
+        device = f"{self.platform} {jax.local_devices()[0].device_kind}"
         # Compile ahead only on the host of an accelerator: on a CPU, the cores are busy training.
         programs = Programs(self.compilers, groups, 0 if self.platform == "cpu" else cores())
 
@@ -189,7 +191,7 @@ class Engine:
             own = {i: checkpoints.pop(i) for i, _ in group.trials if i in checkpoints}
             for index, hyperparameters in group.trials:
                 history = own[index].history if index in own else ()
-                yield TrialStarted(index, hyperparameters, history)
+                yield TrialStarted(index, hyperparameters, history, device, node())
             yield from self._attempt(group, own, programs, stop)
 
         events = Events(run_group, groups, self.jobs)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from types import ModuleType
 from typing import Any, Literal
 
 import flax
@@ -19,6 +20,7 @@ import optax
 from jaxmnist.errors import UsageError, one_line
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import Method, block_size
+from jaxmnist.models.loading import own_modules
 from jaxmnist.models.module import PlainModule, check_module
 from jaxmnist.models.network import (
     NUMBERS,
@@ -122,6 +124,14 @@ class FlaxNetwork(Network):
         self.definition = Definition(NAME, self._ask)
         # Trials build in threads of their own: a cache of the standard library bears that.
         self._kept = lru_cache(MOST_BUILT)(self._build_twice)
+
+    def __reduce__(self) -> tuple[type[FlaxNetwork], tuple[Any, ...]]:
+        """Another process makes it anew of its function."""
+        return FlaxNetwork, (self._build_model, self.name)
+
+    def own_modules(self) -> list[ModuleType]:
+        """The module of `build_model`, and those beside it."""
+        return own_modules(self._build_model)
 
     def _call(self, hp: Questions) -> tuple[nn.Module, optax.GradientTransformation | None]:
         """What the function returns, checked."""

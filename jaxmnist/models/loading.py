@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import site
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from jaxmnist.errors import UsageError, local_path, one_line
@@ -52,3 +55,25 @@ def load_function(given: str) -> Callable[[Any], Any]:
         raise UsageError(f"--model {name}: has no function {function}")
     checked: Callable[[Any], Any] = found
     return checked
+
+
+def own_modules(function: Callable[..., Any]) -> list[ModuleType]:
+    """The loaded modules that a person wrote: that of a function, and those in its folder.
+
+    None if the function belongs to an installed package.
+    """
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    file = getattr(module, "__file__", None)
+    if module is None or file is None:
+        return []
+    folder = Path(file).parent
+    paths = sysconfig.get_paths()
+    installed = [paths["purelib"], paths["platlib"], paths["stdlib"], site.getusersitepackages()]
+    if any(folder.is_relative_to(each) for each in installed):
+        return []
+    found = [
+        other
+        for name, other in list(sys.modules.items())
+        if name != "__main__" and getattr(other, "__file__", None)
+    ]
+    return [other for other in found if folder in Path(str(other.__file__)).parents]

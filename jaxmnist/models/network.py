@@ -6,6 +6,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -204,6 +205,10 @@ class Network(ABC):
     def fills_batches(self, hyperparameters: Hyperparameters, data: DataSpec) -> bool:
         """Whether the last batch of an epoch may be filled up with images that don't count."""
         return True
+
+    def own_modules(self) -> list[ModuleType]:
+        """The modules that a person wrote for it, which other machines need not have."""
+        return []
 
     def predicts_alone(self, hyperparameters: Hyperparameters, data: DataSpec) -> bool:
         """Whether the outputs for an image in evaluation are the same beside other images."""

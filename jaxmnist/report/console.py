@@ -19,11 +19,12 @@ from jaxmnist.engine.events import (
     StackingChosen,
     TrialEvent,
     TrialFinished,
+    TrialLost,
     TrialStarted,
 )
 from jaxmnist.errors import printable
 from jaxmnist.report.progress import Progress
-from jaxmnist.report.words import about_more
+from jaxmnist.report.words import about_more, lost
 
 if TYPE_CHECKING:
     from jaxmnist.results.run import Run
@@ -101,7 +102,8 @@ class Console:
         if isinstance(event, TrialStarted):
             after = f" after epoch {len(event.history)}" if event.history else ""
             configuration = progress.configurations[index]
-            self.note(f"{clock}: {configuration}: compiling and training{after}")
+            where = f" on {event.node}" if progress.cluster else ""
+            self.note(f"{clock}: {configuration}: compiling and training{after}{where}")
         elif isinstance(event, EpochFinished):
             m = event.metrics
             shown = f"loss {m.loss:.4f} accuracy {m.accuracy:.4f}"
@@ -111,6 +113,8 @@ class Console:
                 f"{clock} epoch {event.epoch}/{progress.epochs}: {shown}"
                 f" {progress.running[index].rate:.0f} images/s"
             )
+        elif isinstance(event, TrialLost):
+            self.note(f"{clock}: {lost(event)}")
         elif isinstance(event, TrialFinished) and event.error is None:
             score = event.history[-1].val_accuracy
             scored = f", score {score:.4f}" if math.isfinite(score) else ""

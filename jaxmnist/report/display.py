@@ -14,11 +14,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from jaxmnist.engine.events import TrialEvent, TrialFinished
+from jaxmnist.engine.events import TrialEvent, TrialFinished, TrialLost
 from jaxmnist.errors import printable
 from jaxmnist.report.console import Console
 from jaxmnist.report.progress import Progress, Running
-from jaxmnist.report.words import about_more
+from jaxmnist.report.words import about_more, lost
 from jaxmnist.results import finalists
 from jaxmnist.runs.keys import in_order
 
@@ -93,7 +93,9 @@ class Display(Console):
             self._console.print(Text(said))
 
     def show(self, event: TrialEvent, progress: Progress) -> None:
-        """Print a line for a trial that has ended."""
+        """Print a line for a trial that has ended, or that is lost."""
+        if isinstance(event, TrialLost):
+            self.note(f"trial {event.index}: {lost(event)}")
         if not isinstance(event, TrialFinished):
             return
         draw = progress.configurations[event.index]
@@ -116,13 +118,17 @@ class Display(Console):
         for name in ("trial", "epoch", "accuracy", "val_accuracy", "images/s"):
             table.add_column(name, justify="right")
         table.add_column("hyperparameters", style="dim")
+        if progress.cluster:
+            table.add_column("node")
         for index, trial in sorted(progress.running.items(), key=lambda item: in_order(item[0])):
             cells = _cells(trial, progress.epochs)
-            table.add_row(str(index), *cells, Text(str(progress.configurations[index])))
+            where = [Text(trial.node)] if progress.cluster else []
+            table.add_row(str(index), *cells, Text(str(progress.configurations[index])), *where)
         line = Table.grid(padding=(0, 2))
         bar = ProgressBar(total=1.0, completed=progress.share, width=24)
         line.add_row(bar, Text(str(progress), style="bold"))
-        return Group("", table, "", line)
+        shares = [Text(f"trials by node: {progress.nodes}", style="dim")] if progress.nodes else []
+        return Group("", table, "", line, *(shares if progress.cluster else []))
 
 
 def _cells(trial: Running, epochs: int) -> list[str]:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from jaxmnist.data.dataset import Dataset
-from jaxmnist.engine.events import EpochFinished, Event, TrialFinished, TrialStarted
+from jaxmnist.engine.events import EpochFinished, Event, TrialFinished, TrialLost, TrialStarted
 from jaxmnist.errors import JaxmnistError, Stopped, one_line
 from jaxmnist.models.network import Network
 from jaxmnist.models.space import SpaceDescription
@@ -89,6 +89,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
                 completed={t.index: rule.standing(t.index, t.validation) for t in completed},
                 shown=SpaceDescription.from_json(self._directory.search["space"]).shown,
                 seconds=settings.max_seconds,
+                cluster=settings.ray is not None,
             )
         )
         if self._settings.tensorboard:
@@ -131,6 +132,8 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
                 )
                 self._listener = None
         self._console.event(event)
+        if isinstance(event, TrialLost):
+            self._running.pop(event.index, None)
         if not isinstance(event, TrialStarted | EpochFinished | TrialFinished):
             return
         self._trained = True
@@ -172,7 +175,9 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
         # For example, an epoch that diverged has no event.
         anew = index in self._uneven or len(event.history) != told
         if isinstance(event, TrialStarted) or anew:
-            board.start(index, hyperparameters)
+            running = self._console.progress.running.get(index)
+            cluster = self._settings.ray is not None
+            board.start(index, hyperparameters, running.node if running and cluster else None)
             for epoch, metrics in enumerate(event.history, 1):
                 board.epoch(index, epoch, metrics)
         if isinstance(event, TrialFinished):
@@ -196,7 +201,8 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
 
         space = self._run().space
         self._tensorboard = TensorBoard(self._directory.tensorboard_folder, space)
-        self._tensorboard.catch_up([*self._records(), *self._run().further_trials])
+        trials = [*self._records(), *self._run().further_trials]
+        self._tensorboard.catch_up(trials, cluster=self._settings.ray is not None)
 
     def _write_winner(self) -> None:
         if self._tensorboard:

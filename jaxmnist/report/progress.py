@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from math import isfinite
@@ -13,6 +14,7 @@ from jaxmnist.engine.events import (
     TrialCompiled,
     TrialEvent,
     TrialFinished,
+    TrialLost,
     TrialStarted,
 )
 from jaxmnist.hyperparameters import Hyperparameters
@@ -25,6 +27,7 @@ from jaxmnist.runs.keys import Rerun, TrialKey
 class Running:
     """The state of a running trial, from its events.
 
+    node: the machine that it runs on.
     compiled: whether its programs are compiled.
     epochs: number of finished epochs.
     share: finished fraction of the next epoch, from 0 to 1.
@@ -34,6 +37,7 @@ class Running:
     since: where `rate` starts: images of the epoch, and seconds since the trial began.
     """
 
+    node: str = ""
     compiled: bool = False
     epochs: int = 0
     share: float = 0.0
@@ -60,6 +64,7 @@ class Progress:
     configurations: hyperparameters of each trial that has begun, as `shown` gives them.
     shown: what to show of a configuration.
     seconds: time after which no further trial starts; None for no limit.
+    cluster: whether trials run on several machines.
     clock: the time now, in seconds.
     """
 
@@ -73,10 +78,13 @@ class Progress:
     configurations: dict[TrialKey, Hyperparameters] = field(default_factory=dict)
     shown: Callable[[Hyperparameters], Hyperparameters] = lambda hyperparameters: hyperparameters
     seconds: float | None = None
+    cluster: bool = False
     clock: Callable[[], float] = time.perf_counter
     reruns: bool = field(default=False, init=False)
     _began: float = 0.0
     _before: float = 0.0  # epochs of earlier sessions
+    _lost: set[TrialKey] = field(default_factory=set)  # trials that will start again
+    _trials_of: Counter[str] = field(default_factory=Counter)  # that ended, by node
 
     def __post_init__(self) -> None:
         self._before = self.epochs * len(self.ended)
@@ -103,18 +111,26 @@ class Progress:
             last = event.history[-1] if event.history else None
             self.configurations[index] = self.shown(event.hyperparameters)
             self.running[index] = Running(
+                event.node,
                 epochs=len(event.history),
                 accuracy=last.accuracy if last else None,
                 val_accuracy=last.val_accuracy if last and isfinite(last.val_accuracy) else None,
             )
-            # A trial that ended may be tried again.
-            self._before += len(event.history) - self.epochs * (index in self.ended)
+            # A trial that ended may be tried again. Epochs of a lost one are of this session.
+            if index not in self._lost:
+                self._before += len(event.history)
+            self._lost.discard(index)
+            self._before -= self.epochs * (index in self.ended)
             self.ended.discard(index)
         elif isinstance(event, TrialFinished):
-            self.running.pop(index, None)
+            if running := self.running.pop(index, None):
+                self._trials_of[running.node] += 1
             self.ended.add(index)
             if event.error is None and not isinstance(index, Rerun):
                 self.completed[index] = self.rule.standing(index, event.validation)
+        elif isinstance(event, TrialLost):
+            self.running.pop(index, None)
+            self._lost.add(index)
         else:
             self._update_running(self.running[index], event)
 
@@ -169,6 +185,12 @@ class Progress:
             return None
         first = min(completed)
         return first.index, first.score
+
+    @property
+    def nodes(self) -> str:
+        """How many trials each node has trained in this session, as text."""
+        counts = list(self._trials_of.items())
+        return ", ".join(f"{node} {trials}" for node, trials in sorted(counts))
 
     def __str__(self) -> str:
         best = f", best so far {self.best[1]:.4f} (trial {self.best[0]})" if self.best else ""

@@ -62,8 +62,10 @@ class TensorBoard:
             name += "-refit" if index.refit else f"-rerun-{index.number}"
         return self.folder / name
 
-    def start(self, index: TrialKey, hyperparameters: Hyperparameters) -> None:
-        """Begin a trial."""
+    def start(
+        self, index: TrialKey, hyperparameters: Hyperparameters, node: str | None = None
+    ) -> None:
+        """Begin a trial, on a cluster's node if one is named."""
         if index in self._writers:
             self._writers.pop(index).close()
         folder = self.trial_folder(index)
@@ -75,6 +77,8 @@ class TensorBoard:
         experiment, began, _ = _hparams(columns(self._space, hyperparameters))
         self._write(index, experiment)
         self._write(index, began)
+        if node:
+            self._write(index, text("node", node))
 
     def epoch(self, index: TrialKey, epoch: int, metrics: Metrics) -> None:
         """Add an epoch, counted from 1, to the curves of a trial."""
@@ -88,12 +92,15 @@ class TensorBoard:
         self._write(index, _failed() if failed else ended)
         self._writers.pop(index).close()
 
-    def catch_up(self, trials: Sequence[Trial]) -> None:
-        """Write files that ended trials lack: TensorBoard was off, or the disk was full."""
+    def catch_up(self, trials: Sequence[Trial], cluster: bool = False) -> None:
+        """Write files that ended trials lack: TensorBoard was off, or the disk was full.
+
+        cluster: whether to name the node of each.
+        """
         for trial in trials:
             if trial.status == "running" or self._closed(trial.key):
                 continue
-            self.start(trial.key, trial.hyperparameters)
+            self.start(trial.key, trial.hyperparameters, trial.node if cluster else None)
             for epoch, metrics in enumerate(trial.history, 1):
                 self.epoch(trial.key, epoch, metrics)
             self.end(trial.key, trial.hyperparameters, trial.status == "failed")

@@ -15,6 +15,7 @@ from jaxmnist.results.statistics import chance_of_new_best, standard_error
 from jaxmnist.results.tuning import most_gain
 
 if TYPE_CHECKING:
+    from jaxmnist.engine.events import TrialLost
     from jaxmnist.report.facts import Facts
     from jaxmnist.results.run import Run
 
@@ -37,6 +38,13 @@ def duration(seconds: float) -> str:
 def count(number: int, thing: str) -> str:
     """'1 trial', '3 trials'."""
     return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
+def lost(event: TrialLost) -> str:
+    """What has become of a trial that ended without a word."""
+    if event.node_lost:
+        return f"node {event.node} is lost; the trial goes on elsewhere from its last checkpoint"
+    return f"its process on node {event.node} has died; the trial is tried again later"
 
 
 def state(facts: Facts, running: bool) -> dict[str, str]:

@@ -115,6 +115,7 @@ class Trial:
     validation_sha256: SHA-256 of validation.npy: which validation images were classified correctly
       after each epoch.
     validation_data_sha256: SHA-256 of the validation images and their labels.
+    device, node: what it trains on, and the machine that has it; None in a record without them.
     rerun: the number of a rerun, see `keys.Rerun`; None for the trial itself.
     computation: what its network computes, if that is a person's own: see `Network.computation`.
     validation: of a completed trial, which validation images were classified correctly, for each
@@ -136,6 +137,8 @@ class Trial:
     validation_data_sha256: str | None = None
     computation: str | None = None
     rerun: int | None = None
+    device: str | None = None
+    node: str | None = None
     validation: tuple[bytes, ...] = field(default=(), repr=False)
 
     @property
@@ -181,6 +184,8 @@ class Trial:
             "validation_data_sha256": self.validation_data_sha256,
             "computation": self.computation,
             "rerun": self.rerun,
+            "device": self.device,
+            "node": self.node,
         }
 
     @classmethod
@@ -196,8 +201,8 @@ class Trial:
         possible = bool(history) and all(0 <= getattr(epoch, name) <= 1 for epoch in history)
         if content["status"] == "completed" and not possible:
             raise ValueError("a completed trial without accuracies")
-        for key in ("error", "computation", *HASHES):
-            if not isinstance(content[key], str | None):
+        for key in ("error", "computation", "device", "node", *HASHES):
+            if not isinstance(content.get(key), str | None):
                 raise ValueError(f"{key} is not text")
         trial = cls(
             content["index"],
@@ -212,6 +217,8 @@ class Trial:
             deaths=content["deaths"],
             computation=content["computation"],
             rerun=rerun,
+            device=content.get("device"),
+            node=content.get("node"),
             **{key: content[key] for key in HASHES},
         )
         if trial.parameters != content["parameters"]:

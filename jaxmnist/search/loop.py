@@ -16,6 +16,8 @@ from jaxmnist.data.dataset import Dataset, joined, load_dataset
 from jaxmnist.engine.cache import cache_folder
 from jaxmnist.engine.devices import debugging_settings
 from jaxmnist.engine.local import Engine
+from jaxmnist.engine.ray import RayEngine
+from jaxmnist.engine.stacking import Stacking
 from jaxmnist.errors import EnvironmentFailure
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import Network
@@ -142,18 +144,7 @@ def train(
     limit = math.inf if settings.max_seconds is None else settings.max_seconds
     until = clock() + limit
     in_time = True
-    engine = Engine(
-        network,
-        dataset,
-        settings.training(),
-        settings.seed,
-        jobs=settings.jobs,
-        lanes=settings.lanes,
-        stacking=trials.stacking,
-        memory=cache_folder(settings.cache),
-        checkpoint_every=settings.checkpoint_every,
-        consecutive=settings.max_seconds is not None,
-    )
+    engine = engine_of(settings, network, dataset, trials.stacking)
     while pending := (in_time and trials.pending()) or lost_trials(trials):
         for index in pending:
             if line := trials.why_again(index):
@@ -180,6 +171,25 @@ def train(
             if events.stopping:
                 trials.stopped()
         in_time = clock() < until
+
+
+def engine_of(
+    settings: SearchSettings, network: Network, dataset: Dataset, stacking: Stacking | None
+) -> Engine | RayEngine:
+    """The engine of a search: on this machine, or on the nodes of a cluster."""
+    common = {
+        "network": network,
+        "dataset": dataset,
+        "settings": settings.training(),
+        "seed": settings.seed,
+        "lanes": settings.lanes,
+        "stacking": stacking,
+        "checkpoint_every": settings.checkpoint_every,
+        "consecutive": settings.max_seconds is not None,
+    }
+    if settings.ray is not None:
+        return RayEngine(**common, address=settings.ray, cache=settings.cache)
+    return Engine(**common, jobs=settings.jobs, memory=cache_folder(settings.cache))
 
 
 def train_again(run: Run, settings: SearchSettings, dataset: Dataset, told: TrialListener) -> Run:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from jaxmnist.engine.address import check_ray
 from jaxmnist.engine.cache import cache_folder, keep_programs
-from jaxmnist.engine.devices import check_precision, set_pool_size, start_jax
+from jaxmnist.engine.devices import check_precision, set_pool_size, start_jax, use_cpu
 from jaxmnist.errors import JaxmnistError
 from jaxmnist.models.questions import Definition
 from jaxmnist.models.space import Space
@@ -17,10 +18,15 @@ def prepare(settings: SearchSettings, definition: Definition) -> str | None:
     Returns a note for the user if compiled programs can't be cached, else None.
     """
     Space(definition, settings.ranges)
+    if settings.ray is not None:
+        check_ray(settings.ray)
+        use_cpu()  # an accelerator of this machine is its node's, as far as the cluster has it
     if threads := recorded_threads(settings):
         set_pool_size(threads)
     note = keep_programs(cache_folder(settings.cache), wanted=settings.cache is not None)
-    check_precision(settings.precision, start_jax())
+    platform = start_jax()
+    if settings.ray is None:  # else it depends on each node
+        check_precision(settings.precision, platform)
     return note
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.engine.checkpoint import from_arrays, rows, to_arrays
-from jaxmnist.engine.events import Checkpoint, Event, StackingChosen, TrialFinished, TrialStarted
+from jaxmnist.engine.events import (
+    Checkpoint,
+    Event,
+    StackingChosen,
+    TrialFinished,
+    TrialLost,
+    TrialStarted,
+)
 from jaxmnist.engine.stacking import Stacking
 from jaxmnist.errors import EnvironmentFailure, UsageError
 from jaxmnist.hyperparameters import Hyperparameters
@@ -30,6 +37,38 @@ from jaxmnist.whole_files import (
 )
 
 logger = logging.getLogger("jaxmnist")
+
+
+class StoredCheckpoints(Mapping[TrialKey, Checkpoint]):
+    """The checkpoints of some trials by key, each read from disk when it is asked for.
+
+    Args:
+      keys: the trials.
+      exists: whether a trial has a checkpoint now.
+      read: the checkpoint of a trial, or None if it is damaged.
+    """
+
+    def __init__(
+        self,
+        keys: Iterable[TrialKey],
+        exists: Callable[[TrialKey], bool],
+        read: Callable[[TrialKey], Checkpoint | None],
+    ) -> None:
+        self._keys = dict.fromkeys(keys)
+        self._exists = exists
+        self._read = read
+
+    def __getitem__(self, key: TrialKey) -> Checkpoint:
+        found = self._read(key) if key in self._keys and self._exists(key) else None
+        if found is None:
+            raise KeyError(key)
+        return found
+
+    def __iter__(self) -> Iterator[TrialKey]:
+        return (key for key in self._keys if self._exists(key))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 class Trials:
@@ -143,42 +182,51 @@ class Trials:
                 self._directory.drop_checkpoint(index)
         self._directory.keep_weights(best, self._stored())
 
-    def set_aside_damaged_checkpoints(
-        self, indices: Iterable[TrialKey]
-    ) -> dict[TrialKey, Checkpoint]:
+    def set_aside_damaged_checkpoints(self, indices: Iterable[TrialKey]) -> StoredCheckpoints:
         """The checkpoints of these trials, where they exist; damaged ones are set aside."""
-        found = {
-            index: self._directory.mended(partial(self._read_checkpoint, index))
-            for index in indices
-        }
-        kept = {index: checkpoint for index, checkpoint in found.items() if checkpoint}
-        self._from = {index: (found.epoch, found.step) for index, found in kept.items()}
-        return kept
+        indices, self._from = list(indices), {}
+        for index in indices:
+            self._checkpoint(index)
+
+        def exists(index: TrialKey) -> bool:
+            return self._directory.checkpoint_path(index).is_file()
+
+        return StoredCheckpoints(indices, exists, self._checkpoint)
+
+    def _checkpoint(self, index: TrialKey) -> Checkpoint | None:
+        """The checkpoint of a trial, or None; one that is damaged is set aside."""
+        found = self._directory.mended(partial(self._read_checkpoint, index))
+        self._from.pop(index, None)
+        if found is not None:
+            self._from[index] = found.epoch, found.step
+        return found
 
     def record(self, event: Event) -> None:
         """Write an event to disk."""
         if isinstance(event, StackingChosen):
             self._directory.write_stacking(asdict(event.stacking))
         elif isinstance(event, TrialStarted):
-            self._start(event.index)
+            self._start(event)
         elif isinstance(event, Checkpoint):
             self._keep_checkpoint(event)
         elif isinstance(event, TrialFinished):
             self._end(event)
+        elif isinstance(event, TrialLost):
+            self._lose(event)
 
     def stopped(self) -> None:
         """Uncount the attempts of running trials, which did not cause this end of the process."""
         for index in self._running:
-            trial = self._records[index]
-            trial = replace(trial, attempts=trial.attempts - 1, deaths=max(0, trial.deaths - 1))
-            self._directory.write_trial(trial)
+            self._uncount(index)
 
     # --- the events of a trial ---
 
-    def _start(self, index: TrialKey) -> None:
+    def _start(self, event: TrialStarted) -> None:
+        index = event.index
         if self._is_done(index):
             return  # its record is kept until its weights exist again
         trial, before = self._new(index, "running"), self._records.get(index)
+        trial = replace(trial, device=event.device, node=event.node)
         if before:
             attempts, failures = before.attempts + 1, before.failures
             trial = replace(trial, attempts=attempts, failures=failures, deaths=before.deaths)
@@ -186,6 +234,20 @@ class Trials:
         trial = replace(trial, deaths=trial.deaths + 1)
         self._records[index] = trial  # before writing: the trial runs even if the disk is full
         self._running.add(index)
+        self._directory.write_trial(trial)
+
+    def _lose(self, event: TrialLost) -> None:
+        """A trial has ended without a word: its attempt counts unless the node was lost."""
+        if event.index in self._running:
+            self._running.discard(event.index)
+            if event.node_lost:
+                self._uncount(event.index)
+
+    def _uncount(self, index: TrialKey) -> None:
+        """Uncount a trial's attempt, whose end it did not cause."""
+        trial = self._records[index]
+        trial = replace(trial, attempts=trial.attempts - 1, deaths=max(0, trial.deaths - 1))
+        self._records[index] = trial
         self._directory.write_trial(trial)
 
     def _keep_checkpoint(self, event: Checkpoint) -> None:
@@ -244,6 +306,8 @@ class Trials:
         return replace(
             trial,
             attempts=before.attempts,
+            device=before.device,
+            node=before.node,
             failures=0 if event.diverged else failures,
             history=event.history,
             seconds=event.seconds,

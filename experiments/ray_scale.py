@@ -1,0 +1,121 @@
+"""How the engine for Ray clusters scales, with trials that only wait, on simulated nodes.
+
+    python experiments/ray_scale.py --trials 2000 --seconds 0.05 --nodes 1 2 4 8 --cores 2
+
+Each node is a raylet on this machine whose cores are simulated: a trial sleeps, and hands on the
+events of a real one (a start, five epochs, an end with weights of 400 kB). Shown are the trials a
+second beside what the cores could do at most, and what a trial costs the two processes of the
+search itself: CPU time, and how their memory grows from the first tenth of the trials to the last.
+The cores of this machine, which also run all raylets and their tasks, are the limit: real nodes
+bring their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from raylets import Raylets
+
+WEIGHTS = 400_000  # bytes
+
+
+def waits(trials: list[bytes], *others: Any) -> Iterator[tuple[str, int | None, bytes]]:
+    """What a task yields that trains for the seconds in its trials' content."""
+    import time
+
+    yield "begun", None, b""
+    for content in trials:
+        key, seconds = content.decode().split()
+        yield "TrialStarted", int(key), b""
+        for _ in range(5):
+            time.sleep(float(seconds) / 5)
+            yield "EpochFinished", int(key), bytes(1000)
+        yield "TrialFinished", int(key), bytes(WEIGHTS)
+
+
+def cpu_seconds(process: int) -> float:
+    """The CPU time of a process so far."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory(process: int) -> int:
+    """The memory of its own that a process has now, in bytes: without what it shares."""
+    resident, shared = Path(f"/proc/{process}/statm").read_text().split()[1:3]
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure(address: str, trials: int, seconds: float) -> dict[str, float]:
+    """Run trials that wait on a cluster; returns seconds, CPU ms a trial, and MB of growth."""
+    from jaxmnist.engine.cluster import Job, Unit
+
+    ours, theirs = Pipe()
+    command = [sys.executable, __file__, "--speak", str(theirs.fileno())]
+    process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
+    theirs.close()
+    units = [Unit(key, f"{key} {seconds}".encode()) for key in range(trials)]
+    ours.send(Job(address, b"", [], units, {"CPU": {}}, None))
+    began = cpu = own = first = 0.0
+    ended = 0
+    while True:
+        kind, *content = ours.recv()
+        if kind == "failed":
+            raise SystemExit(content[0])
+        if kind != "event":
+            if kind == "done":
+                break
+            continue
+        if not began:
+            began, cpu, own = time.perf_counter(), cpu_seconds(process.pid), time.process_time()
+        ended += len(content[0]) == WEIGHTS
+        if ended == trials // 10 and not first:
+            first = memory(process.pid)
+        if ended == trials and len(content[0]) == WEIGHTS:
+            last = memory(process.pid)
+            wall = time.perf_counter() - began
+            spent = cpu_seconds(process.pid) - cpu + time.process_time() - own
+    ours.close()
+    process.wait()
+    return {"seconds": wall, "cpu": 1000 * spent / trials, "growth": (last - first) / 1e6}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trials", type=int, default=2000)
+    parser.add_argument("--seconds", type=float, default=0.05, help="of a trial")
+    parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--cores", type=int, default=2, help="of each node, simulated")
+    parser.add_argument("--speak", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.speak is not None:
+        from jaxmnist.engine import cluster
+
+        cluster.main(Connection(given.speak), waits)
+    print("| nodes | trials/s | at most | CPU ms a trial | memory grows by |")
+    print("| --- | --- | --- | --- | --- |")
+    for nodes in given.nodes:
+        with Raylets() as raylets:
+            for node in range(nodes):
+                raylets.add(str(node), num_cpus=given.cores)
+            found = measure(raylets.address, given.trials, given.seconds)
+        rate, most = given.trials / found["seconds"], nodes * given.cores / given.seconds
+        cells = [nodes, f"{rate:.1f}", f"{most:.0f}", f"{found['cpu']:.1f}"]
+        print(*["", *cells, f"{found['growth']:.1f} MB", ""], sep=" | ", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The nodes of a Ray cluster: what each can train, and whether it may.
+
+This module is sent to nodes by value, as they may not have the package: at its top it imports
+nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+# Packages whose versions decide what a trial computes.
+PACKAGES = ("jaxmnist", "jax", "jaxlib", "flax", "optax")
+WIDEST = 32  # trials in one task for an accelerator
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a node says of itself.
+
+    versions: of `PACKAGES`; None for those that it lacks.
+    processor: see `processor`.
+    """
+
+    versions: Mapping[str, str | None]
+    processor: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that trains trials.
+
+    name: its host's name, with a number where several nodes have the same.
+    kind: 'CPU', 'GPU' or 'TPU'.
+    tasks: how many tasks it runs at once: one for each core or GPU, one for all chips of a TPU.
+    needs: how much of its `kind` a task takes.
+    """
+
+    id: str
+    name: str
+    kind: str
+    tasks: int
+    needs: float = 1.0
+
+    def trials(self, waiting: int, tasks: int, lanes: int | None) -> int:
+        """The number of trials of its next task.
+
+        A core trains one at a time, or `lanes`. An accelerator gets half of its equal share of what
+        is waiting, so that accelerators that are slow or come late end together with the others.
+
+        Args:
+          waiting: number of trials that wait.
+          tasks: number of tasks that run at once on all nodes.
+          lanes: trials in one program, if the user chose that.
+        """
+        if self.kind == "CPU":
+            return lanes or 1
+        return max(lanes or 1, min(WIDEST, -(-waiting // (2 * max(tasks, 1)))))
+
+    def __str__(self) -> str:
+        what = {"CPU": "core", "GPU": "GPU"}.get(self.kind)
+        if what is None:
+            return f"{self.name} (TPU, {self.needs:g} chips)"
+        return f"{self.name} ({self.tasks} {what}{'s' * (self.tasks != 1)})"
+
+
+def describe_machine() -> Machine:
+    """Describe this machine; on a node that lacks the package, too."""
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return Machine(versions, processor())
+
+
+def processor() -> str:
+    """The processor's architecture, and a hash of its model and instruction-set features."""
+    try:
+        lines = set(Path("/proc/cpuinfo").read_text().splitlines())
+        known = {line for line in lines if line.startswith(("flags", "Features", "model"))}
+    except OSError:  # not Linux
+        known = {platform.processor()}
+    features = hashlib.sha256("\n".join(sorted(known)).encode()).hexdigest()
+    return f"{platform.machine() or 'machine'}-{features[:12]}"
+
+
+def refusal(name: str, node: Machine, own: Machine) -> str | None:
+    """Why a node can't train for this machine, as a line; None if it can.
+
+    >>> own = Machine({"jaxmnist": "1", "jax": "2"}, "x")
+    >>> refusal("b", Machine({"jaxmnist": "1", "jax": "3"}, "x"), own)
+    'node b is not used: it has jax 3, and this machine has 2; install the same version there'
+    """
+    if node.versions["jaxmnist"] is None:
+        return (
+            f"node {name} is not used: jaxmnist is not installed for the Python that Ray runs there"
+        )
+    for package, wanted in own.versions.items():
+        found = node.versions[package]
+        if found != wanted:
+            what = f"it has {package} {found}" if found else f"it has no {package}"
+            return (
+                f"node {name} is not used: {what}, and this machine has {wanted}; install the same"
+                " version there"
+            )
+    return None
+
+
+def node_of(described: Mapping[str, Any], taken: Collection[str]) -> Node | None:
+    """The node that Ray describes, or None if it has nothing to train on.
+
+    Args:
+      described: an item of `ray.nodes()`.
+      taken: the names of the nodes before it.
+    """
+    resources, host = described["Resources"], described["NodeManagerHostname"]
+    name, number = host, 1
+    while name in taken:
+        number += 1
+        name = f"{host}-{number}"
+    if chips := resources.get("TPU"):
+        return Node(described["NodeID"], name, "TPU", 1, chips)
+    if gpus := int(resources.get("GPU", 0)):
+        return Node(described["NodeID"], name, "GPU", gpus)
+    if cores := int(resources.get("CPU", 0)):
+        return Node(described["NodeID"], name, "CPU", cores)
+    return None

@@ -1,0 +1,304 @@
+"""Training on a Ray cluster: real raylets on this machine, killed for real."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from processes import facts, flags
+from raylets import Raylets
+
+from jaxmnist import EnvironmentFailure, Run, UsageError, random_search
+from jaxmnist.engine.address import check_ray
+from jaxmnist.engine.nodes import Machine, Node, node_of, refusal
+
+OWN = """
+import flax.linen as nn
+from helpers import HIDDEN
+
+
+def build_model(hp):
+    return nn.Sequential([
+        lambda x: x.reshape(x.shape[0], -1),
+        nn.Dense(hp.Int("width", 8, 32, step=8)),
+        nn.relu,
+        nn.Dense(HIDDEN),
+        nn.relu,
+        nn.Dense(hp.classes),
+    ])
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with Raylets() as raylets:
+        raylets.add("a")
+        raylets.add("b")
+        yield raylets
+
+
+@pytest.fixture(scope="module")
+def long(options) -> dict:
+    """A search whose trials take some seconds each."""
+    return {**options, "epochs": 40, "checkpoint_every": 0, "svm": False, "max_trials": 3}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(long, tmp_path_factory) -> Run:
+    """What the long search finds on this machine alone."""
+    folder = tmp_path_factory.mktemp("alone")
+    return random_search(**{**long, "quiet": True}, directory=str(folder))
+
+
+def start(options: dict, folder: Path, *more: str) -> subprocess.Popen:
+    given = {name: value for name, value in options.items() if name != "quiet"}
+    line = [sys.executable, "-m", "jaxmnist", "search", "--directory", str(folder), *flags(given)]
+    return subprocess.Popen(
+        [*line, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def until(condition: Callable[[], object], process: subprocess.Popen, seconds: float = 90) -> None:
+    """Wait for something that a running search does."""
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < ends, process.kill() or process.communicate()
+        time.sleep(0.05)
+
+
+def end(process: subprocess.Popen, seconds: float = 150) -> tuple[int, str, str]:
+    output, errors = process.communicate(timeout=seconds)
+    return process.returncode, output, errors
+
+
+def records(folder: Path) -> list[dict]:
+    paths = sorted(folder.glob("small/trials/*/trial.json"))
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return list(folder.glob("small/trials/*/checkpoint.*"))
+
+
+def workers() -> set[int]:
+    """The processes on this machine that run tasks of a search."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().startswith(b"ray::train_there"):
+                found.add(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_histories_equal_those_of_one_machine(cluster, options, finished, tmp_path, said):
+    run = random_search(**options, directory=str(tmp_path), ray=cluster.address)
+    assert facts(run) == facts(finished)
+    for name in ("accuracy", "confusion_matrix"):
+        assert run.result("best/test.json")[name] == finished.result("best/test.json")[name]
+    host = socket.gethostname()
+    assert {trial.node for trial in run.trials} == {host, f"{host}-2"}
+    assert {trial.device for trial in run.trials} == {"cpu cpu"}
+    assert f"trials run on node {host} (1 core)" in said
+
+
+def test_a_network_of_ones_own_needs_no_file_on_the_nodes(cluster, options, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "own_network.py").write_text(OWN)
+    (folder / "helpers.py").write_text("HIDDEN = 12\n")
+    study = ("filters", "conv_layers", "dense_layers", "units")
+    given = {name: value for name, value in options.items() if name not in study}
+    given |= {"max_trials": 3, "svm": False}
+    found = []
+    for more in ([], ["--ray", cluster.address]):
+        model = ["--model", str(folder / "own_network.py")]
+        status, _, errors = end(start(given, tmp_path / f"runs{len(found)}", *model, *more))
+        assert status == 0, errors
+        found.append(Run(tmp_path / f"runs{len(found)}" / "small"))
+    assert facts(found[0]) == facts(found[1])
+    assert all(trial.status == "completed" for trial in found[1].trials)
+
+
+def test_lanes_reruns_and_a_limit_of_time(cluster, options, tmp_path):
+    given = {**options, "finalists": 2, "reruns": 1, "svm": False, "ray": cluster.address}
+    run = random_search(**given, directory=str(tmp_path / "reruns"))
+    assert len(run.finals) == 2
+    together = {**options, "lanes": 2, "svm": False, "ray": cluster.address}
+    run = random_search(**together, directory=str(tmp_path / "lanes"))
+    assert [trial.status for trial in run.trials] == ["completed"] * 4
+    short = {**options, "max_seconds": 0.01, "svm": False, "ray": cluster.address}
+    run = random_search(**short, directory=str(tmp_path / "short"))
+    assert 1 <= len(run.ranked) < 4
+
+
+def test_a_worker_that_is_killed_is_counted(cluster, long, undisturbed, tmp_path):
+    process = start(long, tmp_path, "--ray", cluster.address)
+    until(lambda: checkpoints(tmp_path) and workers(), process)
+    os.kill(min(workers()), signal.SIGKILL)
+    status, output, errors = end(process)
+    assert status == 0, errors
+    assert "has died; the trial is tried again later" in output
+    assert facts(Run(tmp_path / "small")) == facts(undisturbed)
+    assert sorted(record["attempts"] for record in records(tmp_path)) == [1, 1, 2]
+
+
+def test_ctrl_c_keeps_the_running_trials(cluster, long, undisturbed, tmp_path):
+    given = {**long, "checkpoint_every": 600}
+    process = start(given, tmp_path, "--ray", cluster.address)
+    until(lambda: process.stdout and len(workers()) == 2, process)
+    until(lambda: sum(r["status"] == "running" for r in records(tmp_path)) == 2, process)
+    time.sleep(2)  # so that they train
+    process.send_signal(signal.SIGINT)
+    status, _, errors = end(process)
+    assert status == 130, errors
+    assert len(checkpoints(tmp_path)) == 2
+    assert {record["attempts"] for record in records(tmp_path)} == {0}
+    until_gone()
+    # Locally now: the same command goes on.
+    assert end(start(given, tmp_path))[0] == 0
+    assert facts(Run(tmp_path / "small")) == facts(undisturbed)
+
+
+def test_a_search_that_is_killed_leaves_no_process_and_goes_on(
+    cluster, long, undisturbed, tmp_path
+):
+    process = start(long, tmp_path, "--ray", cluster.address)
+    until(lambda: checkpoints(tmp_path), process)
+    process.kill()
+    end(process)
+    until_gone()
+    status, _, errors = end(start(long, tmp_path, "--ray", cluster.address))
+    assert status == 0, errors
+    assert facts(Run(tmp_path / "small")) == facts(undisturbed)
+
+
+def until_gone() -> None:
+    """Wait until no task runs and no process speaks with the cluster."""
+    ends = time.monotonic() + 30
+    while workers() or beside():
+        assert time.monotonic() < ends, (workers(), beside())
+        time.sleep(0.1)
+
+
+def beside() -> list[str]:
+    """The processes that speak with a cluster."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"jaxmnist.engine.cluster" in path.read_bytes():
+                found.append(path.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+def test_nodes_come_and_go_and_the_head_is_lost(long, undisturbed, tmp_path):
+    """A node is killed, one that comes late goes on in its place; then the head is killed."""
+    with Raylets() as raylets:
+        raylets.add("first")
+        process = start(long, tmp_path / "node", "--ray", raylets.address)
+        until(lambda: checkpoints(tmp_path / "node"), process)
+        raylets.kill("first")
+        raylets.add("late")
+        status, output, errors = end(process)
+        assert status == 0, errors
+        assert "is lost; the trial goes on elsewhere from its last checkpoint" in output
+        assert facts(Run(tmp_path / "node" / "small")) == facts(undisturbed)
+        assert {record["attempts"] for record in records(tmp_path / "node")} == {1}
+        assert {record["deaths"] for record in records(tmp_path / "node")} == {0}
+
+        process = start(long, tmp_path / "head", "--ray", raylets.address)
+        until(lambda: checkpoints(tmp_path / "head"), process)
+        raylets.kill("head")
+        status, output, errors = end(process)
+        assert status == 1
+        assert len(errors.splitlines()) == 1, errors
+        assert "lost" in errors or "has ended" in errors
+    status, output, errors = end(start(long, tmp_path / "head"))
+    assert status == 0, errors
+    assert facts(Run(tmp_path / "head" / "small")) == facts(undisturbed)
+
+
+def test_nothing_free_and_nodes_that_may_not_train(options, tmp_path):
+    with Raylets() as raylets:
+        process = start(options, tmp_path, "--ray", raylets.address)
+        lines: list[str] = []
+        reader = threading.Thread(target=lambda: lines.extend(process.stdout))
+        reader.start()
+        until(lambda: any("waiting for a node that can train" in line for line in lines), process)
+        other = tmp_path / "other" / "jaxmnist-9.9.dist-info"
+        other.mkdir(parents=True)
+        (other / "METADATA").write_text("Metadata-Version: 2.1\nName: jaxmnist\nVersion: 9.9\n")
+        raylets.add("other", env_vars={"PYTHONPATH": str(other.parent)})
+        process.wait(60)
+        reader.join()
+        assert process.returncode == 1
+        assert "can train: node " in process.stderr.read()
+        raylets.add("graphics", num_cpus=1, num_gpus=2)
+        status, _, errors = end(start(options, tmp_path / "gpu", "--ray", raylets.address))
+        assert status == 1
+        assert "JAX finds no GPU that Ray says is there" in errors
+
+
+def test_addresses_at_which_no_cluster_answers(options, tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        nobody = f"127.0.0.1:{closed.getsockname()[1]}"
+    with pytest.raises(EnvironmentFailure, match=f"no Ray cluster answers at {nobody}: .*refused"):
+        random_search(**options, directory=str(tmp_path), ray=nobody)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(EnvironmentFailure, match=f"no Ray cluster answers at {address}"):
+            random_search(**options, directory=str(tmp_path), ray=address)
+    for wrong in ("ray://head:10001", "head", "head:", "head:70000", ""):
+        with pytest.raises(UsageError, match="host:port"):
+            check_ray(wrong)
+    monkeypatch.setattr("jaxmnist.engine.address.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'jaxmnist\[ray\]'"):
+        check_ray("auto")
+    with pytest.raises(UsageError, match="jobs is for one machine"):
+        random_search(**options, directory=str(tmp_path), ray="auto", jobs=2)
+
+
+def described(host: str = "vm", **resources: float) -> dict:
+    return {"NodeID": "1", "NodeManagerHostname": host, "Resources": resources}
+
+
+def test_what_a_node_trains():
+    assert node_of(described(CPU=4.0, memory=1e9), []) == Node("1", "vm", "CPU", 4)
+    assert node_of(described(CPU=8.0, GPU=2.0), ["vm", "vm-2"]) == Node("1", "vm-3", "GPU", 2)
+    assert node_of(described(CPU=8.0, TPU=4.0), []) == Node("1", "vm", "TPU", 1, 4.0)
+    assert node_of(described(memory=1e9), []) is None
+    assert node_of(described(CPU=0.0), []) is None
+    core, gpu = Node("1", "a", "CPU", 4), Node("2", "b", "GPU", 2)
+    assert core.trials(100, 6, None) == 1
+    assert core.trials(100, 6, 4) == 4
+    # Two GPUs and nothing else: shares halve until they are one.
+    waiting, shares = 100, []
+    while waiting:
+        shares.append(min(waiting, gpu.trials(waiting, 2, None)))
+        waiting -= shares[-1]
+    assert shares[:4] == [25, 19, 14, 11]
+    assert shares[-1] == 1
+    assert gpu.trials(1000, 2, None) == 32
+
+
+def test_nodes_with_other_versions_are_refused():
+    own = Machine({"jaxmnist": "0.1", "jax": "0.10.1", "flax": "0.12"}, "x")
+    assert refusal("b", Machine(dict(own.versions), "another"), own) is None
+    without = Machine({"jaxmnist": None, "jax": None, "flax": None}, "x")
+    assert "jaxmnist is not installed" in str(refusal("b", without, own))
+    for changed, says in (("0.9.0", "it has jax 0.9.0"), (None, "it has no jax")):
+        node = Machine({**own.versions, "jax": changed}, "x")
+        assert says in str(refusal("b", node, own))

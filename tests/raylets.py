@@ -1,0 +1,78 @@
+"""A Ray cluster of several nodes on this machine, in a process of its own.
+
+It is told what to do on its standard input, a line each, and answers with a line:
+
+    add NAME RESOURCES    a node joins; RESOURCES is JSON, as `ray.cluster_utils.Cluster` takes them
+    kill NAME             the node's processes are killed; NAME may be `head`
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+class Raylets:
+    """A cluster whose head trains nothing; a context that ends it."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, str(Path(__file__))]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen(command, text=True, **pipes)
+        self.address = self._answer()
+
+    def add(self, name: str, **resources: Any) -> None:
+        """A node joins, with one core unless `resources` say otherwise."""
+        self._tell(f"add {name} {json.dumps(resources)}")
+
+    def kill(self, name: str) -> None:
+        """The processes of a node are killed."""
+        self._tell(f"kill {name}")
+
+    def __enter__(self) -> Raylets:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()
+        self._process.wait(60)
+        self._process.stdout.close()
+
+    def _tell(self, line: str) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        self._answer()
+
+    def _answer(self) -> str:
+        assert self._process.stdout
+        while line := self._process.stdout.readline():
+            if line.startswith("= "):
+                return line.removeprefix("= ").strip()
+        raise RuntimeError("the cluster has ended")
+
+
+def serve() -> None:
+    """Do what standard input says."""
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 0, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    nodes = {"head": cluster.head_node}
+    print("=", cluster.address, flush=True)
+    for line in sys.stdin:
+        said, name, *rest = line.split(maxsplit=2)
+        if said == "add":
+            nodes[name] = cluster.add_node(**json.loads(rest[0]))
+        else:
+            cluster.remove_node(nodes.pop(name), allow_graceful=False)
+        print("= done", flush=True)
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    serve()
