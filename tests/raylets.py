@@ -9,6 +9,7 @@ It is told what to do on its standard input, a line each, and answers with a lin
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +17,16 @@ from typing import Any
 
 
 class Raylets:
-    """A cluster whose head trains nothing; a context that ends it."""
+    """A cluster whose head trains nothing; a context that ends it.
 
-    def __init__(self) -> None:
+    variables: of the environment of all its processes.
+    """
+
+    def __init__(self, **variables: str) -> None:
         command = [sys.executable, str(Path(__file__))]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self._process = subprocess.Popen(command, text=True, **pipes)
+        environment = {**os.environ, **variables}
+        self._process = subprocess.Popen(command, text=True, env=environment, **pipes)
         self.address = self._answer()
 
     def add(self, name: str, **resources: Any) -> None:

@@ -9,6 +9,7 @@ of its connection does, and Ray ends its tasks with it.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -129,10 +130,9 @@ class Cluster:
         self._deaths: Counter[str] = Counter()
         self._looked = self._idle = time.monotonic()
         self._said_waiting = False
-        self._misses = 0
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         signals = ray.remote(num_cpus=0, max_restarts=-1)(Signals)
-        self._signals = signals.options(scheduling_strategy=here).remote()
+        self._signals: Any = signals.options(scheduling_strategy=here).remote()
         self._buffers = [ray.put(np.frombuffer(buffer, np.uint8)) for buffer in job.buffers]
         self._describe = ray.remote(num_cpus=0, max_retries=0)(describe_machine)
 
@@ -190,7 +190,6 @@ class Cluster:
     def _look(self) -> None:
         """See which nodes have come and gone."""
         self._looked = time.monotonic()
-        self._check_head()
         alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         for gone in self._nodes.keys() - alive.keys():
             self._say("note", f"node {self._nodes.pop(gone).name} is gone")
@@ -199,17 +198,6 @@ class Cluster:
             if node := node_of(alive[identifier], self._names):
                 self._names.add(node.name)
                 self._asked[self._probe(node)] = node
-
-    def _check_head(self) -> None:
-        """Raise `Failed` if the head answers no more: Ray itself would wait for a minute."""
-        try:
-            _connect(self._address)
-        except OSError:
-            self._misses += 1
-            if self._misses >= LOST_AFTER:
-                raise Failed(f"the head of the Ray cluster at {self._address} is lost") from None
-        else:
-            self._misses = 0
 
     def _probe(self, node: Node) -> Any:
         """Ask a node to describe itself."""
@@ -334,7 +322,8 @@ class Cluster:
             self._nodes.pop(node.id, None)
         elif not flight.started:
             self._deaths[node.id] += 1
-            if self._deaths[node.id] >= MOST_DEATHS and self._nodes.pop(node.id, None):
+            if self._deaths[node.id] >= MOST_DEATHS and node.id in self._nodes:
+                del self._nodes[node.id]
                 line = f"node {node.name} is not used: its processes die before they train"
                 self._say("note", line)
                 self._check_nodes(line)
@@ -383,23 +372,37 @@ def main(connection: Connection, task: Callable[..., Iterator[Any]] = train_ther
     """
     job: Job = connection.recv()
     # Ray waits without end for a server that isn't its own, and can't be interrupted.
-    late = threading.Timer(JOIN, _give_up, (job.address, connection))
+    nothing = f"no Ray cluster answers at {job.address}: nothing Ray understands in {JOIN:g} s"
+    late = threading.Timer(JOIN, _give_up, (connection, nothing))
     late.start()
     try:
         address = _join(job.address)
         late.cancel()
+        threading.Thread(target=_watch, args=(address, connection), daemon=True).start()
         Cluster(job, address, connection, task).run()
         connection.send(("done",))
     except EOFError:
         pass  # the search has ended
-    except (Failed, RayError) as problem:
-        connection.send(("failed", one_line(problem)))
+    except Exception as problem:
+        connection.send(("failed", one_line(problem, named=not isinstance(problem, Failed))))
     os._exit(0)  # Ray's own end may wait for a head that is gone; it ends the tasks by itself
 
 
-def _give_up(address: str, connection: Connection) -> None:
-    """End this process, as the address has answered nothing that Ray understands."""
-    line = f"no Ray cluster answers at {address}: nothing that Ray understands in {JOIN:g} s"
+def _watch(address: str, connection: Connection) -> None:
+    """End this process when the head answers no more: Ray itself would wait for a minute."""
+    misses = 0
+    while misses < LOST_AFTER:
+        time.sleep(LOOK_EVERY)
+        try:
+            _connect(address)
+            misses = 0
+        except OSError:
+            misses += 1
+    _give_up(connection, f"the head of the Ray cluster at {address} is lost")
+
+
+def _give_up(connection: Connection, line: str) -> None:
+    """End this process at once; its main thread waits for Ray."""
     with suppress(OSError):
         connection.send(("failed", line))
     os._exit(0)
@@ -415,7 +418,7 @@ def _join(address: str) -> str:
         if address != "auto":
             _connect(address)
         ray.cloudpickle.register_pickle_by_value(nodes)
-        ray.init(address=address, log_to_driver=False, logging_level="CRITICAL")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
         found: str = ray.get_runtime_context().gcs_address
         return found
     except (OSError, RayError, RuntimeError, ValueError) as problem:

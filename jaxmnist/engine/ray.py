@@ -71,7 +71,12 @@ class RayEngine:
         command = [sys.executable, "-m", "jaxmnist.engine.cluster", str(theirs.fileno())]
         # In a session of its own, so that a Ctrl-C is only for this process.
         process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+            command,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         theirs.close()
         events = RayEvents(ours, drawn, checkpoints or {})

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from jaxmnist.data.dataset import Dataset, joined, load_dataset
 from jaxmnist.engine.cache import cache_folder
@@ -177,7 +178,7 @@ def engine_of(
     settings: SearchSettings, network: Network, dataset: Dataset, stacking: Stacking | None
 ) -> Engine | RayEngine:
     """The engine of a search: on this machine, or on the nodes of a cluster."""
-    common = {
+    common: dict[str, Any] = {
         "network": network,
         "dataset": dataset,
         "settings": settings.training(),
