@@ -30,18 +30,23 @@ from raylets import Raylets
 WEIGHTS = 400_000  # bytes
 
 
-def waits(trials: list[bytes], *others: Any) -> Iterator[tuple[str, int | None, bytes]]:
+def waits(trials: list[bytes], *others: Any) -> Iterator[list[tuple[str, int | None, bytes]]]:
     """What a task yields that trains for the seconds in its trials' content."""
     import time
 
-    yield "begun", None, b""
-    for content in trials:
-        key, seconds = content.decode().split()
-        yield "TrialStarted", int(key), b""
-        for _ in range(5):
-            time.sleep(float(seconds) / 5)
-            yield "EpochFinished", int(key), bytes(1000)
-        yield "TrialFinished", int(key), bytes(WEIGHTS)
+    from jaxmnist.engine.remote import together
+
+    def events() -> Iterator[tuple[str, int, bytes]]:
+        for content in trials:
+            key, seconds = content.decode().split()
+            yield "TrialStarted", int(key), b""
+            for _ in range(5):
+                time.sleep(float(seconds) / 5)
+                yield "EpochFinished", int(key), bytes(1000)
+            yield "TrialFinished", int(key), bytes(WEIGHTS)
+
+    yield [("begun", None, b"")]
+    yield from together(events())
 
 
 def cpu_seconds(process: int) -> float:
@@ -58,30 +63,31 @@ def memory(process: int) -> int:
 
 def measure(address: str, trials: int, seconds: float) -> dict[str, float]:
     """Run trials that wait on a cluster; returns seconds, CPU ms a trial, and MB of growth."""
-    from jaxmnist.engine.cluster import Job, Unit
+    from jaxmnist.engine.cluster import Assignment, Job
 
     ours, theirs = Pipe()
     command = [sys.executable, __file__, "--speak", str(theirs.fileno())]
     process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
     theirs.close()
-    units = [Unit(key, f"{key} {seconds}".encode()) for key in range(trials)]
-    ours.send(Job(address, b"", [], units, {"CPU": {}}, None))
+    waiting = [Assignment(key, f"{key} {seconds}".encode()) for key in range(trials)]
+    ours.send(Job(address, b"", [], waiting, {"CPU": {}}, None))
     began = cpu = own = first = 0.0
     ended = 0
     while True:
         kind, *content = ours.recv()
         if kind == "failed":
             raise SystemExit(content[0])
-        if kind != "event":
+        if kind != "events":
             if kind == "done":
                 break
             continue
         if not began:
             began, cpu, own = time.perf_counter(), cpu_seconds(process.pid), time.process_time()
-        ended += len(content[0]) == WEIGHTS
+        ends = sum(len(event) == WEIGHTS for event in content[0])
+        ended += ends
         if ended == trials // 10 and not first:
             first = memory(process.pid)
-        if ended == trials and len(content[0]) == WEIGHTS:
+        if ended == trials and ends:
             last = memory(process.pid)
             wall = time.perf_counter() - began
             spent = cpu_seconds(process.pid) - cpu + time.process_time() - own

@@ -43,7 +43,7 @@ LOST_AFTER = 3  # connections in a row that the head refuses
 
 
 @dataclass(frozen=True)
-class Unit:
+class Assignment:
     """A trial to train, and what `remote.train` gets of it."""
 
     key: TrialKey
@@ -55,7 +55,7 @@ class Job:
     """What the other process wants of this one.
 
     work, buffers: the pickled `remote.Work`, and its arrays.
-    units: the trials, in their order.
+    trials: the trials, in their order.
     environment: variables of the tasks, by a node's kind.
     lanes: trials in one program, if the user chose that.
     """
@@ -63,7 +63,7 @@ class Job:
     address: str
     work: bytes
     buffers: list[bytes]
-    units: list[Unit]
+    trials: list[Assignment]
     environment: dict[str, dict[str, str]]
     lanes: int | None
 
@@ -96,7 +96,7 @@ class Flight:
     """
 
     node: Node
-    units: dict[TrialKey, Unit]
+    trials: dict[TrialKey, Assignment]
     generator: Any
     begun: bool = False
     started: set[TrialKey] = field(default_factory=set)
@@ -117,8 +117,9 @@ class Cluster:
         self._address = address
         self._connection = connection
         self._task = ray.remote(num_returns="streaming", max_retries=0)(task)
-        self._waiting = deque(job.units)
+        self._waiting = deque(job.trials)
         self._nodes: dict[str, Node] = {}
+        self._tasks: dict[str, Any] = {}  # the remote function as each node takes it
         self._known: set[str] = set()  # identifiers of all nodes seen so far
         self._names: set[str] = set()
         self._asked: dict[Any, Any] = {}  # nodes that are to describe themselves
@@ -228,6 +229,7 @@ class Cluster:
             self._check_nodes(line)
             return
         self._nodes[node.id] = node
+        self._tasks[node.id] = self._task_of(node)
         self._say("note", f"trials run on node {node}")
         if node.kind == "CPU" and found.processor != self._own.processor:
             self._say(
@@ -256,23 +258,27 @@ class Cluster:
                 if not self._waiting:
                     return
                 count = node.trials(len(self._waiting), tasks, self._job.lanes)
-                units = [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
-                self._submit(node, units)
+                trials = [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
+                self._submit(node, trials)
 
-    def _submit(self, node: Node, units: list[Unit]) -> None:
+    def _task_of(self, node: Node) -> Any:
+        """The remote function with what it needs of a node; making it costs a millisecond."""
         needs: dict[str, Any] = {"num_cpus": 1 if node.kind == "CPU" else 0}
         if node.kind == "GPU":
             needs["num_gpus"] = 1
         elif node.kind == "TPU":
             needs["resources"] = {"TPU": node.needs}
-        task = self._task.options(
+        return self._task.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
             runtime_env={"env_vars": self._job.environment[node.kind]},
             **needs,
         )
-        contents = [unit.content for unit in units]
+
+    def _submit(self, node: Node, trials: list[Assignment]) -> None:
+        task = self._tasks[node.id]
+        contents = [trial.content for trial in trials]
         generator = task.remote(contents, self._signals, node.kind, self._job.work, *self._buffers)
-        flight = Flight(node, {unit.key: unit for unit in units}, generator)
+        flight = Flight(node, {trial.key: trial for trial in trials}, generator)
         self._flights[generator] = flight
 
     def _events(self) -> None:
@@ -287,10 +293,10 @@ class Cluster:
     def _hear(self, flight: Flight) -> None:
         """Hand on the next event of a task, or end it."""
         try:
-            kind, key, event = ray.get(next(flight.generator), timeout=60)
+            told = ray.get(next(flight.generator), timeout=60)
         except StopIteration:
             del self._flights[flight.generator]
-            if flight.units and not self._stopping and not self._ending:
+            if flight.trials and not self._stopping and not self._ending:
                 raise Failed(f"node {flight.node.name} has left trials without an end") from None
             return
         except TaskCancelledError:
@@ -306,14 +312,14 @@ class Cluster:
             return
         flight.begun = True
         self._idle = time.monotonic()
-        if kind == BEGUN:
-            return
-        if kind == "TrialStarted":
-            flight.started.add(key)
-            self._deaths.pop(flight.node.id, None)
-        elif kind == "TrialFinished":
-            flight.units.pop(key)
-        self._say("event", event, flight.node.name)
+        for kind, key, _ in told:
+            if kind == "TrialStarted":
+                flight.started.add(key)
+                self._deaths.pop(flight.node.id, None)
+            elif kind == "TrialFinished":
+                flight.trials.pop(key)
+        if events := [event for kind, _, event in told if kind != BEGUN]:
+            self._say("events", events, flight.node.name)
 
     def _lose(self, flight: Flight, node_lost: bool) -> None:
         """Say that trials have ended without a word; those of a lost node come again."""
@@ -327,9 +333,9 @@ class Cluster:
                 line = f"node {node.name} is not used: its processes die before they train"
                 self._say("note", line)
                 self._check_nodes(line)
-        for key, unit in flight.units.items():
+        for key, trial in flight.trials.items():
             if key not in flight.started:
-                self._waiting.appendleft(unit)
+                self._waiting.appendleft(trial)
                 continue
             self._expected += node_lost
             self._say("lost", key, node.name, node_lost)
@@ -359,7 +365,7 @@ def train_there(*arguments: Any) -> Iterator[Any]:
 
     First it says that it has begun, which importing JAX would delay.
     """
-    yield BEGUN, None, b""
+    yield [(BEGUN, None, b"")]
     from jaxmnist.engine.remote import train
 
     yield from train(*arguments)

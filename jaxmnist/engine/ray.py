@@ -10,6 +10,7 @@ import logging
 import pickle
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -81,7 +82,7 @@ class RayEngine:
         theirs.close()
         events = RayEvents(ours, drawn, checkpoints or {})
         try:
-            ours.send(self._job(events.unit(key) for key in drawn))
+            ours.send(self._job(events.assignment(key) for key in drawn))
             yield events
         finally:
             ours.close()  # which ends the process, and Ray the tasks of it
@@ -91,7 +92,7 @@ class RayEngine:
                 process.kill()
                 process.wait()
 
-    def _job(self, units: Iterable[Any]) -> Any:
+    def _job(self, assignments: Iterable[Any]) -> Any:
         """What the process beside this one gets."""
         from ray import cloudpickle
 
@@ -119,7 +120,7 @@ class RayEngine:
             self.address,
             packed,
             [bytes(buffer.raw()) for buffer in buffers],
-            list(units),
+            list(assignments),
             {"CPU": {**pool, "JAX_PLATFORMS": "cpu"}, "GPU": pool, "TPU": pool},
             self.lanes,
         )
@@ -139,6 +140,7 @@ class RayEvents:
         self._checkpoints = checkpoints
         self._over: Callable[[], bool] = lambda: False
         self._lost: TrialKey | None = None
+        self._come: deque[tuple[bytes, str]] = deque()  # events and their nodes
         self._said = ""  # the last command to the other process
         self._stacked = self._done = False
         self.stopping = False
@@ -151,12 +153,12 @@ class RayEvents:
         """Start no further trials once `over()` is true; those that run finish."""
         self._over = over
 
-    def unit(self, key: TrialKey) -> Any:
+    def assignment(self, key: TrialKey) -> Any:
         """What the other process gets of a trial."""
-        from jaxmnist.engine.cluster import Unit
+        from jaxmnist.engine.cluster import Assignment
 
         content = key, self._trials[key], self._checkpoints.get(key)
-        return Unit(key, pickle.dumps(content))
+        return Assignment(key, pickle.dumps(content))
 
     def __iter__(self) -> RayEvents:
         return self
@@ -165,8 +167,12 @@ class RayEvents:
         if self._lost is not None:
             # Its last checkpoint has been stored by now.
             lost, self._lost = self._lost, None
-            self._tell("again", self.unit(lost))
-        while not self._done:
+            self._tell("again", self.assignment(lost))
+        while not self._done or self._come:
+            if self._come:
+                if (event := self._from(*self._come.popleft())) is not None:
+                    return event
+                continue
             wanted = "stop" if self.stopping else "end" if self._over() else ""
             if wanted and wanted != self._said:
                 self._said = wanted
@@ -179,8 +185,8 @@ class RayEvents:
         with suppress(OSError):  # the process has ended, and the next message says why
             self._connection.send((command, content))
 
-    def _receive(self) -> Event | None:
-        """The next event, if there is one for the search."""
+    def _receive(self) -> TrialLost | None:
+        """Take the next message of the other process, if there is one; a lost trial is an event."""
         try:
             if not self._connection.poll(WAIT):
                 return None
@@ -193,8 +199,10 @@ class RayEvents:
                 "the process that speaks with the Ray cluster has ended; what is finished is kept"
                 " and the same command goes on"
             ) from None
-        if kind == "event":
-            return self._from(*content)
+        if kind == "events":
+            told, node = content
+            self._come.extend((event, node) for event in told)
+            return None
         if kind == "lost":
             lost = TrialLost(*content)
             self._lost = lost.index if lost.node_lost else None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -41,14 +43,16 @@ class Work:
 
 
 Trials = list[tuple[TrialKey, Hyperparameters]]
-# What a task yields of an event: its class' name, its trial, and the event itself, pickled.
+# What a task says of an event: its class' name, its trial, and the event itself, pickled.
 Told = tuple[str, TrialKey | None, bytes]
+TOGETHER = 0.2  # seconds: events that follow others sooner may wait for the next one
+AT_ONCE = ("Checkpoint", "TrialFinished", "StackingChosen")  # but not these
 
 
 def train(
     trials: list[bytes], signals: Any, kind: str, work: bytes, *buffers: Any
-) -> Iterator[Told]:
-    """Train trials on this node with the local engine.
+) -> Iterator[list[Told]]:
+    """Train trials on this node with the local engine; yields lists of events.
 
     Args:
       trials: each a pickled (key, hyperparameters, checkpoint or None).
@@ -79,8 +83,29 @@ def train(
     )
     running = engine.run([(key, drawn) for key, drawn, _ in own], checkpoints)
     with running as events, _listening(events, signals):
-        for event in events:
-            yield type(event).__name__, getattr(event, "index", None), pickle.dumps(event)
+        yield from together(
+            (type(event).__name__, getattr(event, "index", None), pickle.dumps(event))
+            for event in events
+        )
+
+
+def together(
+    events: Iterator[Told], clock: Callable[[], float] = time.monotonic
+) -> Iterator[list[Told]]:
+    """Events in lists: each costs the search some milliseconds.
+
+    An event that comes soon after a list waits for the next event; while a trial trains, that is
+    half a second at most.
+    """
+    waiting: list[Told] = []
+    told = -math.inf
+    for event in events:
+        waiting.append(event)
+        if event[0] in AT_ONCE or clock() - told >= TOGETHER:
+            yield waiting
+            waiting, told = [], clock()
+    if waiting:
+        yield waiting
 
 
 @contextmanager
