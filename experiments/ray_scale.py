@@ -1,19 +1,21 @@
 """How the engine for Ray clusters scales, with trials that only wait, on simulated nodes.
 
     python experiments/ray_scale.py --trials 2000 --seconds 0.05 --nodes 1 2 4 8 --cores 2
+    python experiments/ray_scale.py --bytes
 
 Each node is a raylet on this machine whose cores are simulated: a trial sleeps, and hands on the
 events of a real one (a start, five epochs, an end with weights of 400 kB). Shown are the trials a
 second beside what the cores could do at most, and what a trial costs the two processes of the
 search itself: CPU time, and how their memory grows from the first tenth of the trials to the last.
 The cores of this machine, which also run all raylets and their tasks, are the limit: real nodes
-bring their own.
+bring their own. With `--bytes`, what the trials of the study's whole space send is reckoned.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -96,6 +98,48 @@ def measure(address: str, trials: int, seconds: float) -> dict[str, float]:
     return {"seconds": wall, "cpu": 1000 * spent / trials, "growth": (last - first) / 1e6}
 
 
+def reckon() -> None:
+    """Print what the study's whole space sends over the network, from the sizes of its events."""
+    import itertools
+
+    import jax
+    import numpy as np
+
+    from jaxmnist.engine.events import Checkpoint, EpochFinished, StepsFinished, TrialFinished
+    from jaxmnist.engine.training import first_state
+    from jaxmnist.models.network import DataSpec
+    from jaxmnist.models.space import Space
+    from jaxmnist.models.study.network import STUDY
+    from jaxmnist.runs.trial import Metrics
+    from jaxmnist.settings import TrainingSettings
+
+    data, training = DataSpec((28, 28, 1), 10), TrainingSettings()
+    bits, epoch = bytes(6000 // 8), Metrics(0.1, 0.9, 0.1, 0.9)
+    history, validation = (epoch,) * 5, (bits,) * 5
+    sizes = []
+    for drawn in itertools.islice(Space(STUDY.definition).draws(0), 357):
+        weights = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), STUDY.shapes(drawn, data))
+        state = jax.tree.map(np.asarray, first_state(STUDY, drawn, data, training, weights))
+        events = (
+            TrialFinished(0, history, weights, 100.0, validation=validation),
+            Checkpoint(0, state, 4, 0, history[:4], 100.0, validation[:4]),
+        )
+        sizes.append([len(pickle.dumps(event)) for event in events])
+    finished, checkpoint = np.mean(sizes, axis=0)
+    steps = len(pickle.dumps(StepsFinished(0, 1, 128, 0.9, 1.0)))
+    ended = len(pickle.dumps(EpochFinished(0, 1, epoch, 1.0, bits)))
+    print("| event | mean bytes | largest |")
+    print("| --- | --- | --- |")
+    largest = np.max(sizes, axis=0)
+    print(f"| end of a trial, with its weights | {finished:,.0f} | {largest[0]:,} |")
+    print(f"| checkpoint | {checkpoint:,.0f} | {largest[1]:,} |")
+    print(f"| end of an epoch | {ended:,} | |")
+    print(f"| progress, twice a second | {steps:,} | |")
+    print(
+        f"all ends of 357 trials and of their epochs: {357 * (finished + 5 * ended) / 1e6:.0f} MB"
+    )
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
@@ -105,12 +149,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.05, help="of a trial")
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--cores", type=int, default=2, help="of each node, simulated")
+    parser.add_argument("--bytes", action="store_true", help="reckon what the study's space sends")
     parser.add_argument("--speak", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.speak is not None:
         from jaxmnist.engine import cluster
 
         cluster.main(Connection(given.speak), waits)
+    if given.bytes:
+        reckon()
+        return
     print("| nodes | trials/s | at most | CPU ms a trial | memory grows by |")
     print("| --- | --- | --- | --- | --- |")
     for nodes in given.nodes:

@@ -19,6 +19,7 @@ from raylets import Raylets
 from jaxmnist import EnvironmentFailure, Run, UsageError, random_search
 from jaxmnist.engine.address import check_ray
 from jaxmnist.engine.nodes import Machine, Node, node_of, refusal
+from jaxmnist.engine.remote import together
 
 OWN = """
 import flax.linen as nn
@@ -280,6 +281,33 @@ def test_addresses_at_which_no_cluster_answers(options, tmp_path, monkeypatch):
         check_ray("auto")
     with pytest.raises(UsageError, match="jobs is for one machine"):
         random_search(**options, directory=str(tmp_path), ray="auto", jobs=2)
+
+
+def test_events_that_come_in_quick_succession_travel_together():
+    now = [0.0]
+
+    def events():
+        for seconds, name in (
+            (0.0, "TrialStarted"),
+            (0.1, "TrialCompiled"),
+            (0.05, "EpochFinished"),
+            (0.3, "StepsFinished"),
+            (0.01, "Checkpoint"),
+            (0.01, "EpochFinished"),
+            (0.01, "TrialFinished"),
+            (0.01, "TrialStarted"),
+        ):
+            now[0] += seconds
+            yield name, 0, b""
+
+    found = [[name for name, _, _ in each] for each in together(events(), lambda: now[0])]
+    assert found == [
+        ["TrialStarted"],
+        ["TrialCompiled", "EpochFinished", "StepsFinished"],
+        ["Checkpoint"],
+        ["EpochFinished", "TrialFinished"],
+        ["TrialStarted"],
+    ]
 
 
 def described(host: str = "vm", **resources: float) -> dict:
