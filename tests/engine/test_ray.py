@@ -256,6 +256,31 @@ def test_nothing_free_and_nodes_that_may_not_train(options, tmp_path):
         end(process)
 
 
+def test_a_cluster_in_use_is_waited_for(cluster, options, tmp_path):
+    holding = f"""
+import ray, sys
+ray.init(address={cluster.address!r}, log_to_driver=False)
+free = [ray.remote(num_cpus=1)(lambda: __import__("time").sleep(600)).remote() for _ in range(2)]
+while ray.available_resources().get("CPU"):
+    pass
+print("holding", flush=True)
+sys.stdin.read()
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    other = subprocess.Popen([sys.executable, "-c", holding], text=True, **pipes)
+    assert other.stdout.readline() == "holding\n"
+    given = {**options, "max_trials": 2, "svm": False}
+    process = start(given, tmp_path, "--ray", cluster.address)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "waiting: everything is in use on the nodes" in line:
+            other.communicate("")
+    assert process.wait(60) == 0
+    assert len([line for line in lines if "waiting" in line]) == 1
+    end(process)
+
+
 def test_a_node_with_a_gpu_needs_jax_for_it(cluster, options, tmp_path):
     cluster.add("graphics", num_cpus=1, num_gpus=2)
     status, _, errors = end(start(options, tmp_path, "--ray", cluster.address))
