@@ -25,7 +25,8 @@ class Raylets:
     def __init__(self, **variables: str) -> None:
         command = [sys.executable, str(Path(__file__))]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        environment = {**os.environ, **variables}
+        # Ray's workers would give way to all else on this machine, to other tests too.
+        environment = {**os.environ, "RAY_worker_niceness": "0", **variables}
         self._process = subprocess.Popen(command, text=True, env=environment, **pipes)
         self.address = self._answer()
 

@@ -38,16 +38,22 @@ PATIENCE = 15.0  # seconds after which the user learns what the search waits for
 JOIN = 20.0  # seconds for joining the cluster
 CONNECT = 5.0  # seconds for the cluster's head to accept a connection
 BEGUN = "begun"  # what a task says before all events
+TAIL = 3  # the last trials of each task, of which the longest start first
 MOST_DEATHS = 3  # of processes that begin no trial, after which a node is not used
 LOST_AFTER = 3  # connections in a row that the head refuses
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """A trial to train, and what `remote.train` gets of it."""
+    """A trial to train.
+
+    content: what `remote.train` gets of it.
+    work: how long it takes, in any unit; 0 if trials start in the order in which they are given.
+    """
 
     key: TrialKey
     content: bytes
+    work: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,7 @@ class Cluster:
         self._flights: dict[Any, Flight] = {}
         self._expected = 0  # lost trials that the other process will send again
         self._ending = self._stopping = False
+        self._began = False  # whether a task has; with a limit of time, one does in any case
         self._own = describe_machine()
         self._deaths: Counter[str] = Counter()
         self._looked = self._idle = time.monotonic()
@@ -180,11 +187,6 @@ class Cluster:
         for flight in list(self._flights.values()):
             if not flight.begun and (stop or self._began):
                 ray.cancel(flight.generator)
-
-    @property
-    def _began(self) -> bool:
-        """Whether a trial has begun; with a limit of time, one does in any case."""
-        return any(flight.begun for flight in self._flights.values())
 
     # --- nodes ---
 
@@ -253,6 +255,8 @@ class Cluster:
         for flight in self._flights.values():
             running[flight.node.id] = running.get(flight.node.id, 0) + 1
         tasks = sum(node.tasks for node in self._nodes.values())
+        if len(self._waiting) <= TAIL * tasks:  # as in `lanes.with_short_tail`
+            self._waiting = deque(sorted(self._waiting, key=lambda trial: -trial.work))
         for node in self._nodes.values():
             for _ in range(node.tasks - running.get(node.id, 0)):
                 if not self._waiting:
@@ -310,7 +314,7 @@ class Cluster:
             del self._flights[flight.generator]
             self._suspect[self._probe(flight.node)] = flight
             return
-        flight.begun = True
+        flight.begun = self._began = True
         self._idle = time.monotonic()
         for kind, key, _ in told:
             if kind == "TrialStarted":
@@ -333,10 +337,10 @@ class Cluster:
                 line = f"node {node.name} is not used: its processes die before they train"
                 self._say("note", line)
                 self._check_nodes(line)
-        for key, trial in flight.trials.items():
-            if key not in flight.started:
-                self._waiting.appendleft(trial)
-                continue
+        started = [key for key in flight.trials if key in flight.started]
+        fresh = [trial for key, trial in flight.trials.items() if key not in flight.started]
+        self._waiting.extendleft(reversed(fresh))
+        for key in started:
             self._expected += node_lost
             self._say("lost", key, node.name, node_lost)
 

@@ -19,13 +19,15 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from jaxmnist.data.dataset import Dataset
+from jaxmnist.engine.cache import LOG_LEVEL
 from jaxmnist.engine.devices import POOL_SIZE, pool_size
+from jaxmnist.engine.estimates import multiplications
 from jaxmnist.engine.events import Checkpoint, Event, StackingChosen, TrialLost, TrialStarted
 from jaxmnist.engine.remote import Work
 from jaxmnist.engine.stacking import Stacking
 from jaxmnist.errors import EnvironmentFailure
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.network import Network
+from jaxmnist.models.network import DataSpec, Network
 from jaxmnist.runs.keys import TrialKey
 from jaxmnist.settings import TrainingSettings
 
@@ -80,9 +82,10 @@ class RayEngine:
             stderr=subprocess.DEVNULL,
         )
         theirs.close()
-        events = RayEvents(ours, drawn, checkpoints or {})
+        events = RayEvents(ours, drawn, checkpoints or {}, self._work)
         try:
-            ours.send(self._job(events.assignment(key) for key in drawn))
+            with suppress(OSError):  # the process has ended, which the events say
+                ours.send(self._job(events.assignment(key) for key in drawn))
             yield events
         finally:
             ours.close()  # which ends the process, and Ray the tasks of it
@@ -91,6 +94,12 @@ class RayEngine:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+    def _work(self, hyperparameters: Hyperparameters) -> float:
+        """How long a trial takes; 0 if the order of trials is given."""
+        if self.consecutive:
+            return 0.0
+        return multiplications(self.network.layers(hyperparameters, DataSpec.of(self.dataset)))
 
     def _job(self, assignments: Iterable[Any]) -> Any:
         """What the process beside this one gets."""
@@ -115,7 +124,8 @@ class RayEngine:
         )
         buffers: list[pickle.PickleBuffer] = []
         packed = cloudpickle.dumps(work, protocol=5, buffer_callback=buffers.append)
-        pool = {POOL_SIZE[0]: str(pool_size())}
+        # XLA's warnings of programs from the cache are silenced as in `cache.keep_programs`.
+        pool = {POOL_SIZE[0]: str(pool_size()), LOG_LEVEL: "3"}
         return Job(
             self.address,
             packed,
@@ -134,8 +144,10 @@ class RayEvents:
         connection: Connection,
         trials: dict[TrialKey, Hyperparameters],
         checkpoints: Mapping[TrialKey, Checkpoint],
+        work: Callable[[Hyperparameters], float],
     ) -> None:
         self._connection = connection
+        self._work = work
         self._trials = trials
         self._checkpoints = checkpoints
         self._over: Callable[[], bool] = lambda: False
@@ -157,8 +169,9 @@ class RayEvents:
         """What the other process gets of a trial."""
         from jaxmnist.engine.cluster import Assignment
 
-        content = key, self._trials[key], self._checkpoints.get(key)
-        return Assignment(key, pickle.dumps(content))
+        hyperparameters = self._trials[key]
+        content = key, hyperparameters, self._checkpoints.get(key)
+        return Assignment(key, pickle.dumps(content), self._work(hyperparameters))
 
     def __iter__(self) -> RayEvents:
         return self
