@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import logging
 import os
+import shutil
 import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -197,3 +198,36 @@ def finished(options: dict, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run with all that is made by default; tests that change it work on a copy."""
     given = {**options, "report": True, "tensorboard": True}
     return random_search(**given, directory=str(tmp_path_factory.mktemp("runs")))
+
+
+@pytest.fixture(scope="session")
+def eight(finished: Run, options: dict, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The finished run with four more trials: the whole space, of eight configurations."""
+    folder = tmp_path_factory.mktemp("eight")
+    shutil.copytree(finished.directory.path, folder / "small")
+    given = {**options, "report": True, "max_trials": 8}
+    return random_search(**given, directory=str(folder))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """Chromium as Debian packages it; the driver's own could not be downloaded."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        assert not os.environ.get("CI"), "Chromium is not installed: apt-get install chromium"
+        pytest.skip("Chromium is not installed: the page was not tested in a browser")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(
+            executable_path=path,
+            # Root can't use the sandbox; the page is our own.
+            args=["--no-sandbox"] if os.geteuid() == 0 else [],
+        )
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(params=["light", "dark"])
+def scheme(request) -> str:
+    return request.param

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 from html.parser import HTMLParser
 
+OFFLINE = ("#", "data:image/png;base64,", "data:text/csv;charset=utf-8,")
 VOID = {"meta", "img", "br", "hr", "input", "link", "use", "path", "stop"}
-SECTIONS = ["winner", "trials", "curves", "quality", "scores", "importance", "cost", "budget"]
-SECTIONS += ["network", "test", "mistakes", "features", "record", "repeat"]
+SECTIONS = ["winner", "test", "trust", "mistakes", "trials", "curves", "quality", "scores"]
+SECTIONS += ["importance", "cost", "budget", "network", "features", "record", "repeat"]
+COMPARED = ["results", "test", "curves", "scores", "settings"]
 
 
 class Page(HTMLParser):
@@ -50,20 +55,27 @@ class Page(HTMLParser):
         return [attributes["id"] for attributes in self.all("section")]
 
 
-def check(text: str) -> Page:
+def check(text: str, sections: list[str] = SECTIONS) -> Page:
     """What holds of every page, whatever became of the run."""
     page = Page(text)
-    assert page.sections == SECTIONS
+    assert page.sections == sections
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids)), "an id stands twice"
-    targets = {attributes["href"][1:] for attributes in page.all("a")}
-    assert targets == set(SECTIONS)
+    links = [attributes["href"] for attributes in page.all("a")]
+    assert {link[1:] for link in links if link.startswith("#")} == set(sections)
     for _, attributes in page.elements:
         assert not any(name.startswith("on") for name in attributes)
         for name in ("src", "href"):
-            assert (attributes.get(name) or "#").startswith(("#", "data:image/png;base64,"))
+            link = attributes.get(name) or "#"
+            assert link.startswith(OFFLINE) or link.endswith("/report.html")
         assert "url(h" not in (attributes.get("style") or "")
-    assert not page.all("script")
+    # One script, the page's own, which alone its policy permits.
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert page.all("script") == [{}]
+    metas = {a["http-equiv"]: a["content"] or "" for a in page.all("meta") if "http-equiv" in a}
+    policy = metas["Content-Security-Policy"]
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in policy
     for figure in ("svg", "img"):
         for attributes in page.all(figure):
             assert attributes.get("aria-label") or attributes.get("alt")

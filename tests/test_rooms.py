@@ -94,7 +94,7 @@ def test_there_is_no_circle():
 
 def sources() -> list[Path]:
     """Every file of text of the package."""
-    found = [p for end in ("py", "html", "css") for p in PACKAGE.rglob(f"*.{end}")]
+    found = [p for end in ("py", "html", "css", "js") for p in PACKAGE.rglob(f"*.{end}")]
     assert found
     return found
 

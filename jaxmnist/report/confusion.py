@@ -36,8 +36,11 @@ def ticks(starts: np.ndarray, names: Sequence[str], most: int) -> tuple[list[int
     return places, short_names([names[starts[place]] for place in places], NAME)
 
 
-def confusion_figure(evaluation: Evaluation) -> Figure:
-    """The confusion matrix without numbers, for more classes than a table can show."""
+def confusion_figure(evaluation: Evaluation, name: str, what: str) -> Figure:
+    """The confusion matrix without numbers, for more classes than a table can show.
+
+    name: of the figure; what: the model that was evaluated.
+    """
     cells, starts, block = cells_of(evaluation.confusion_matrix)
     side, names = len(cells), evaluation.class_names
     shades = np.zeros((side, side, 4), np.uint8)  # transparent where nothing was confused
@@ -62,12 +65,13 @@ def confusion_figure(evaluation: Evaluation) -> Figure:
         for i, j, images in confusions(evaluation, 3)
     )
     return draw(
-        "confusion",
-        f"Confusion matrix of {len(names)} classes",
-        "Rows: true classes; columns: predicted classes. The diagonal is correct; the darker"
-        " another cell, the more images."
+        name,
+        f"Confusion matrix of the {what}: {len(names)} classes",
+        "Rows: true classes; columns: predicted classes. The diagonal, in blue, is correct;"
+        " elsewhere, the stronger the orange of a cell, the more images."
         + (f" A cell stands for {block}×{block} classes." if block > 1 else ""),
-        f"Confusion matrix of {len(names)} classes; {worst or 'no image is misclassified'}.",
+        f"Confusion matrix of the {what}, {len(names)} classes;"
+        f" {worst or 'no image is misclassified'}.",
         plot,
-        size=(5.8, 5.8),
+        size=(5.2, 5.2),
     )

@@ -27,7 +27,8 @@ COLOURS = {
 }
 SETTINGS: Any = {
     "svg.fonttype": "none",  # text stays text: smaller, and searchable
-    "font.size": 10.0,  # on a phone a point is about a pixel
+    "font.size": 11.7,  # on a phone, where a point is about a pixel, text can be read
+    "axes.labelsize": 11.7,
     "axes.edgecolor": COLOURS["grid"],
     "axes.labelcolor": COLOURS["muted"],
     "axes.spines.top": False,
@@ -43,7 +44,10 @@ SETTINGS: Any = {
     "grid.color": COLOURS["grid"],
     "grid.linewidth": 0.6,
 }
+WIDTH = 4.7  # inches of a usual figure
+WIDEST = 6.0  # inches that a phone shows whole
 STRETCHED = "The accuracy axis is stretched towards 1: equal steps are equal ratios of errors."
+FINE = tuple(digit / 10 for digit in range(10, 100, 2))
 TICKS = (0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
 
 
@@ -55,12 +59,14 @@ class Figure:
     title: its heading.
     svg: an SVG element.
     caption: how to read it.
+    wide: its least width in rem, where it is wider than a phone's screen.
     """
 
     name: str
     title: str
     svg: str
     caption: str
+    wide: float | None = None
 
 
 @dataclass
@@ -149,7 +155,7 @@ def draw(
     caption: str,
     alternative: str,
     plot: Callable[[Canvas], None],
-    size: tuple[float, float] = (4.7, 3.0),
+    size: tuple[float, float] = (WIDTH, 3.2),
 ) -> Figure:
     """A figure that `plot` draws on a canvas of this width and height, in inches.
 
@@ -158,16 +164,15 @@ def draw(
     with canvas(*size) as drawn:
         plot(drawn)
         svg = inline_svg(drawn, name, alternative)
-    return Figure(name, title, svg, caption)
+    # Its points are pixels there, a rem is 16 of them.
+    wide = round(size[0] * 72 / 16, 1) if size[0] > WIDEST else None
+    return Figure(name, title, svg, caption, wide)
 
 
-def accuracy_axis(axes: Any, accuracies: Sequence[float], images: int) -> None:
-    """Stretch the y axis towards 1: equal steps are equal ratios of errors.
+def stretch(images: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """The scale of an accuracy axis, and its inverse: equal steps are equal ratios of errors.
 
-    Args:
-      axes: the figure's matplotlib axes.
-      accuracies: all accuracies that will be drawn.
-      images: number of images they were measured on; sets how far up 1 itself is.
+    images: number of images that accuracies are measured on; sets how far up 1 itself is.
     """
     least = 0.5 / max(images, 1)
 
@@ -177,26 +182,53 @@ def accuracy_axis(axes: Any, accuracies: Sequence[float], images: int) -> None:
     def backward(value: Any) -> Any:
         return 1 + least - 10.0 ** -np.asarray(value, float)
 
+    return forward, backward
+
+
+def accuracy_axis(axes: Any, accuracies: Sequence[float], images: int, which: str = "y") -> None:
+    """Stretch the axis 'x' or 'y' towards 1: equal steps are equal ratios of errors.
+
+    Args:
+      axes: the figure's matplotlib axes.
+      accuracies: all accuracies that will be drawn.
+      images: number of images they were measured on; see `stretch`.
+      which: the axis.
+    """
+    forward, backward = stretch(images)
     first, last = forward(min(accuracies)), forward(max(accuracies))
     room = max(0.08 * (last - first), 0.01)
     low, high = backward(first - room), backward(last + room)
-    axes.set_yscale("function", functions=(forward, backward))
-    axes.set_ylim(low, high)
+    getattr(axes, f"set_{which}scale")("function", functions=(forward, backward))
+    axes.set(**{f"{which}lim": (low, high)})
+    ticks = accuracy_ticks(low, high, images, 0.1 if which == "y" else 0.2)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_ticks(ticks, [plain_number(tick) for tick in ticks])
+    axis.set_ticks([], minor=True)
+    axes.grid(axis=which)
+
+
+def accuracy_ticks(low: float, high: float, images: int, apart: float) -> list[float]:
+    """Ticks of an accuracy axis from low to high, at least this fraction of its length apart."""
+    forward, _ = stretch(images)
     nice = plotting().ticker.MaxNLocator(6).tick_values(low, min(high, 1.0))
+    ticks: list[float] = []
     for candidates in (TICKS, nice):
         inside = [tick for tick in candidates if low <= tick <= min(high, 1.0)]
-        ticks = _spread(inside, forward, float(forward(high) - forward(low)))
+        ticks = _spread(inside, forward, apart * float(forward(high) - forward(low)))
         if len(ticks) >= 3:
             break
-    axes.set_yticks(ticks, [f"{tick:.6f}".rstrip("0").rstrip(".") for tick in ticks])
-    axes.set_yticks([], minor=True)
-    axes.grid(axis="y")
+    return ticks
+
+
+def plain_number(number: float) -> str:
+    """A number of at most six decimals, without zeros at its end."""
+    return f"{number:.6f}".rstrip("0").rstrip(".")
 
 
 def log_axis(axes: Any, which: str, values: Sequence[float]) -> None:
     """Make the axis 'x' or 'y' logarithmic, with plain numbers as ticks: 0.5, 10, 20k, 1M."""
     low, high = min(values) / 1.2, max(values) * 1.2
-    for digits in ((1,), (1, 2, 5), (1, 2, 3, 4, 5, 6, 8)):
+    for digits in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), FINE):
         steps = [digit * 10.0**power for power in range(-9, 12) for digit in digits]
         ticks = [step for step in steps if low <= step <= high]
         if len(ticks) >= 3:
@@ -216,10 +248,10 @@ def _short(number: float) -> str:
     return f"{number:g}"
 
 
-def _spread(ticks: Sequence[float], forward: Callable[[Any], Any], span: float) -> list[float]:
-    """The ticks that are at least a tenth of the axis apart, chosen from the top down."""
+def _spread(ticks: Sequence[float], forward: Callable[[Any], Any], apart: float) -> list[float]:
+    """The ticks that are at least so far apart on the scale, chosen from the top down."""
     kept: list[float] = []
     for tick in sorted(ticks, reverse=True):
-        if not kept or float(forward(kept[-1])) - float(forward(tick)) >= 0.1 * span:
+        if not kept or float(forward(kept[-1])) - float(forward(tick)) >= apart:
             kept.append(tick)
     return kept[::-1]

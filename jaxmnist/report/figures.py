@@ -1,4 +1,4 @@
-"""Figures of learning curves, cost, budget and features. Each function returns a `Figure`."""
+"""Figures of cost, budget, probabilities and features. Each function returns a `Figure`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxmnist.report.drawing import (
     draw,
     log_axis,
 )
-from jaxmnist.report.quality import dot
+from jaxmnist.report.quality import DOTS, dot
 from jaxmnist.results.calibration import Calibration
 from jaxmnist.results.layout import short_names, widest
 from jaxmnist.results.selection import Standing
@@ -28,71 +28,6 @@ from jaxmnist.runs.trial import Trial
 MOST_LABELS = 20  # classes with a label in the figure of the features
 LABEL = 8  # letters of such a label
 ROUND = 3  # letters that fit into a circle
-NAMES = {
-    "loss": "Training loss",
-    "accuracy": "Training accuracy",
-    "val_loss": "Validation loss",
-    "val_accuracy": "Validation accuracy",
-}
-
-
-def curves(trials: Sequence[Trial], winner: int | None, metric: str, images: int) -> Figure | None:
-    """A metric of every trial by epoch, the winner's in front; None if no epoch is finished.
-
-    images: number of images that the metric is a mean over.
-    """
-    shown = [trial for trial in trials if np.isfinite(trial.metric(metric)).any()]
-    if not shown:
-        return None
-    title, last = NAMES[metric], max(len(trial.history) for trial in shown)
-    values = [v for trial in shown for v in trial.metric(metric) if np.isfinite(v)]
-
-    def plot(drawn: Canvas) -> None:
-        """Draw a line for each trial, the winner's last."""
-        axes = drawn.axes
-        if metric.endswith("accuracy"):
-            accuracy_axis(axes, values, images)
-        else:
-            log_axis(axes, "y", [max(value, 1e-9) for value in values])
-            axes.grid(axis="y")
-        for trial in sorted(shown, key=lambda trial: trial.index == winner):
-            won = trial.index == winner
-            history = trial.metric(metric)
-            style = "-" if trial.status == "completed" else ":"
-            (line,) = axes.plot(
-                range(1, len(history) + 1),
-                history,
-                style,
-                marker="o",
-                markersize=4.5 if won else 2.2,
-                linewidth=2.4 if won else 1.1,
-                color=COLOURS["winner" if won else "trial"],
-                alpha=1 if won else 0.6,
-                zorder=5 if won else 2,
-            )
-            place = " (winner)" if won else ""
-            ended = f"{history[-1]:.4f}" if np.isfinite(history[-1]) else "not finite"
-            drawn.mark(line, f"Trial {trial.index}{place}: {trial.hyperparameters}; {ended}")
-        axes.set_xlabel("epoch")
-        axes.set_xticks(sorted({round(e) for e in np.linspace(1, last, min(last, 8))}))
-        axes.set_xlim(1 - 0.04 * last, last + 0.04 * last)
-
-    scale = STRETCHED if metric.endswith("accuracy") else "The axis is logarithmic."
-    caption = "Each line is a trial"
-    if any(trial.index == winner for trial in shown):
-        caption += ", the thick orange one the winner"
-    caption += (
-        "; dotted lines are trials that failed or are still running. "
-        if any(trial.status != "completed" for trial in shown)
-        else ". "
-    )
-    best = next((t for t in shown if t.index == winner), None)
-    alternative = f"{title} by epoch of {len(shown)} trials, from {min(values):.4f} to"
-    alternative += f" {max(values):.4f}."
-    if best is not None:
-        steps = ", ".join(f"{v:.4f}" for v in best.metric(metric))
-        alternative += f" The winner, trial {winner}: {steps}."
-    return draw(f"curves-{metric.replace('_', '-')}", title, caption + scale, alternative, plot)
 
 
 def against(trials: Sequence[Trial], winner: int | None, cost: str, images: int) -> Figure | None:
@@ -112,7 +47,7 @@ def against(trials: Sequence[Trial], winner: int | None, cost: str, images: int)
             x = getattr(trial, cost)
             colour = COLOURS["winner" if trial.index == winner else "trial"]
             axes.plot([x, x], [low, high], color=colour, linewidth=1, alpha=0.45)
-            dot(drawn, x, trial, winner)
+            dot(drawn, (x, trial.score or 0.0), trial, winner)
         axes.set_xlabel(cost if cost == "parameters" else "seconds of the trial")
         axes.set_ylabel("validation accuracy")
 
@@ -122,8 +57,8 @@ def against(trials: Sequence[Trial], winner: int | None, cost: str, images: int)
     return draw(
         f"against-{cost}",
         f"Accuracy against {cost}",
-        "Up is better, left is cheaper. Each dot is a trial, the orange one the winner; its line is"
-        f" the 95 % interval on {images:,} validation images (Wilson). As all trials"
+        f"Up is better, left is cheaper. {DOTS}; its line is the"
+        f" 95 % interval on {images:,} validation images (Wilson). As all trials"
         " were measured on the same images, these lines don't tell which ones are equally good: the"
         f" section on the winner does. {STRETCHED}"
         + (
@@ -244,7 +179,7 @@ def scatter(points: np.ndarray, classes: np.ndarray, names: Sequence[str], share
                 label,
                 ha="center",
                 va="center",
-                fontsize=9,
+                fontsize=11,
                 fontweight="bold",
                 bbox={
                     "boxstyle": "circle,pad=0.25" if width <= ROUND else "round,pad=0.25",
@@ -255,8 +190,8 @@ def scatter(points: np.ndarray, classes: np.ndarray, names: Sequence[str], share
             )
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.set_xlabel(f"first component, {100 * share[0]:.0f} % of the variance", fontsize=11)
-        axes.set_ylabel(f"second, {100 * share[1]:.0f} %", fontsize=11)
+        axes.set_xlabel(f"first component, {100 * share[0]:.0f} % of the variance")
+        axes.set_ylabel(f"second, {100 * share[1]:.0f} %")
 
     return draw(
         "features",
@@ -271,7 +206,7 @@ def scatter(points: np.ndarray, classes: np.ndarray, names: Sequence[str], share
         f"Two principal components of the features of {len(points)} validation images of"
         f" {len(names)} classes; they explain {100 * float(sum(share)):.0f} % of the variance.",
         plot,
-        size=(5.8, 4.4),
+        size=(5.2, 4.2),
     )
 
 
@@ -281,8 +216,8 @@ def _apart(middles: np.ndarray, extent: np.ndarray, letters: int) -> np.ndarray:
     letters: the width of the widest label.
     """
     round_ones = letters <= ROUND
-    width = 0.055 if round_ones else 0.024 + 0.0145 * letters
-    scale = np.where(extent > 0, extent, 1) * [width, 0.07]  # a label's width and height
+    width = 0.075 if round_ones else 0.03 + 0.02 * letters
+    scale = np.where(extent > 0, extent, 1) * [width, 0.09]  # a label's width and height
     places = middles / scale
     # Labels at the same point need a direction in which to move apart.
     angles = np.arange(len(places)) * 2.4

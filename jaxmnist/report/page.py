@@ -6,29 +6,21 @@ It is made from the run's files; the test set is not evaluated again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.data.labels import class_names_of
-from jaxmnist.hyperparameters import text
-from jaxmnist.report import figures, inspection, quality, repeat, words
-from jaxmnist.report.confusion import confusion_figure
+from jaxmnist.report import figures, inspection, quality, repeat, trial_table, words
+from jaxmnist.report.curves import curves, how_to_read
 from jaxmnist.report.drawing import Figure
+from jaxmnist.report.evaluated import MOST_CLASSES, test_context
 from jaxmnist.report.facts import Facts
-from jaxmnist.results import comparisons, finalists, members
-from jaxmnist.results.calibration import Calibration, describe_calibration
-from jaxmnist.results.classes import confusions, worst_classes
-from jaxmnist.results.confusion import Evaluation
-from jaxmnist.results.evaluation import looks_at_test
+from jaxmnist.report.parallel import parallel
+from jaxmnist.report.rendering import render
+from jaxmnist.results import finalists
 from jaxmnist.results.finalists import Finalist
-from jaxmnist.results.gap import about_gap
 from jaxmnist.results.importance import FEWEST_FOR_IMPORTANCE, Importance, importances
-from jaxmnist.results.layout import short_names, shortened
 from jaxmnist.results.run import Run
 from jaxmnist.results.tuning import tuning_curve
 from jaxmnist.runs.layers import summary
@@ -38,15 +30,19 @@ from jaxmnist.runs.trial import History, Trial
 from jaxmnist.whole_files import write_bytes
 
 RELOAD = 30  # seconds between reloads while the search runs
-NAME = 18  # columns of a class name in a table
-MOST_CLASSES = 30  # of a confusion matrix as a table, and of a report with all classes
 NO_IMAGES: dict[str, Any] = {"mistakes": None, "features": None}
+FEWEST = 8  # completed trials from which on a distribution of scores and a tuning curve are drawn
 LATER = "This section comes when the search has finished."
 
 
-def write_page(run: Run, dataset: Dataset | None = None, **options: Any) -> Path:
-    """Write report.html into the run directory; the options are those of `make_page`."""
-    path = run.directory.page_path
+def write_page(
+    run: Run, dataset: Dataset | None = None, *, output: Path | None = None, **options: Any
+) -> Path:
+    """Write the page, as report.html of the run unless `output` names a file.
+
+    The other options are those of `make_page`.
+    """
+    path = output or run.directory.page_path
     write_bytes(path, make_page(run, dataset, **options).encode())
     return path
 
@@ -69,22 +65,11 @@ def make_page(
       reload: make the page reload itself, as the search is running.
     """
     facts = Facts(run, running)
-    environment = Environment(
-        loader=PackageLoader("jaxmnist.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["accuracy"] = words.accuracy
-    environment.filters["duration"] = words.duration
-    environment.filters["text"] = text
-    environment.filters["shortened"] = shortened
-    style = resources.files("jaxmnist.report") / "templates" / "page.css"
-    return environment.get_template("page.html").render(
-        style=style.read_text("utf-8"),
+    return render(
+        "page.html",
         reload=RELOAD if reload else None,
         **search_context(facts, reload),
+        **table_context(facts, reload),
         **trial_context(facts),
         **test_context(facts),
         **(image_context(facts, dataset) if images else NO_IMAGES),
@@ -118,10 +103,26 @@ def search_context(facts: Facts, running: bool) -> dict[str, Any]:
         "completed": facts.count("completed"),
         "failed": facts.count("failed"),
         "trial_seconds": sum(trial.seconds for trial in facts.trials),
-        "ranked": facts.ranked,
-        "rule": run.rule,
-        "unranked": [trial for trial in facts.trials if trial.status != "completed"],
         "hyperparameters": facts.space.varied,
+        "summary": facts.attempt("network", summary, winner.layers) if winner else None,
+    }
+
+
+def table_context(facts: Facts, running: bool) -> dict[str, Any]:
+    """Variables of the section on all trials: their table, its CSV, and the configurations."""
+    index = facts.winner.index if facts.winner else None
+    varied = {name: facts.space.parameters[name] for name in facts.space.varied}
+    trials = [entry.trial for entry in facts.ranked]
+    content = facts.attempt("trials", trial_table.as_csv, facts)
+    return {
+        "rule": facts.run.rule,
+        "trial_heads": trial_table.heads(facts),
+        "trial_rows": trial_table.rows(facts, running),
+        "trial_csv": trial_table.data_url(content) if content else None,
+        "unranked": [trial for trial in facts.trials if trial.status != "completed"],
+        "parallel": facts.attempt(
+            "trials", parallel, varied, trials, index, facts.validation_images
+        ),
     }
 
 
@@ -142,9 +143,10 @@ def trial_context(facts: Facts) -> dict[str, Any]:
     index = facts.winner.index if facts.winner else None
 
     counted = {"accuracy": int(facts.run.search["data"]["train"])}
-    curves = [
-        facts.attempt("curves", figures.curves, trials, index, metric, counted.get(metric, images))
-        for metric in ("accuracy", "val_accuracy", "loss", "val_loss")
+    order = [entry.trial.index for entry in facts.ranked]
+    learning = [
+        facts.attempt("curves", curves, trials, order, metric, counted.get(metric, images), index)
+        for metric in ("val_accuracy", "accuracy", "val_loss", "loss")
     ]
     space = facts.space
     values = [
@@ -158,18 +160,22 @@ def trial_context(facts: Facts) -> dict[str, Any]:
     found = facts.attempt("importance", _importances, facts, done)
     winner_score = facts.winner.score if facts.winner else None
     histogram = None
-    if winner_score is not None:
+    enough = len(done) >= FEWEST
+    if winner_score is not None and enough:
         histogram = facts.attempt("scores", quality.histogram, scores, winner_score)
     return {
-        "curves": [picture for picture in curves if picture],
+        "curves": [picture for picture in learning if picture],
+        "about_curves": how_to_read(trials, index),
         "quality": [picture for picture in values if picture],
+        "about_quality": quality.how_to_read("a value's"),
         "histogram": histogram,
         "about_scores": words.place_by_score(facts),
+        "too_few": words.too_few(len(done), FEWEST),
         "importance": facts.attempt("importance", quality.importances, found or []),
         "importances": found or [],
         "about_importance": None if found is None else words.about_importance(found, scores),
         "cost": [picture for picture in costs if picture],
-        "budget_figure": facts.attempt("budget", _budget, facts) if done else None,
+        "budget_figure": facts.attempt("budget", _budget, facts) if enough else None,
         "about_budget": facts.attempt("budget", words.about_more, facts.run) if done else None,
     }
 
@@ -186,66 +192,6 @@ def _budget(facts: Facts) -> Figure:
     """The tuning curve of completed trials."""
     standings = facts.run.standings
     return figures.budget(standings, tuning_curve(standings), facts.validation_images)
-
-
-def test_context(facts: Facts) -> dict[str, Any]:
-    """Variables of the sections on the network and the test set, from the run's files."""
-    test = facts.tested
-    svm = facts.attempt("test", facts.svm)
-    names = ("test", "gap", "about_looks", "svm", "summary", "ensemble")
-    more = ("confusion", "reliability", "about_calibration")
-    context: dict[str, Any] = dict.fromkeys((*names, *more))
-    context["comparisons"] = []
-    if test:
-        context["test"] = facts.attempt("test", _tested, test)
-        evaluation = Evaluation.from_json(test)
-        context["gap"] = facts.attempt("test", about_gap, facts.run, test, evaluation)
-        context["about_looks"] = facts.attempt("test", looks_at_test, facts.run)
-        if context["test"] and not context["test"]["matrix"]:
-            context["confusion"] = facts.attempt("test", confusion_figure, evaluation)
-        found = facts.attempt("test", Calibration.from_json, test)
-        if found:
-            context["about_calibration"] = describe_calibration(found)
-            context["reliability"] = facts.attempt("test", figures.reliability, found)
-    if svm:
-        context["svm"] = facts.attempt("test", lambda: {**_tested(svm), "of": svm})
-    if test:
-        kept = facts.attempt("test", facts.run.kept_comparisons)
-        context["comparisons"] = facts.attempt("test", comparisons.describe, kept) or []
-        ensemble = facts.attempt("test", facts.run.kept_ensemble)
-        context["ensemble"] = members.describe(ensemble) if ensemble else None
-    if facts.winner:
-        context["summary"] = facts.attempt("network", summary, facts.winner.layers)
-    return context
-
-
-def _tested(content: dict[str, Any]) -> dict[str, Any]:
-    """Variables of one evaluation."""
-    evaluation = Evaluation.from_json(content)
-    matrix = evaluation.confusion_matrix
-    wrong = matrix - np.diag(np.diag(matrix))
-    low, high = evaluation.confidence_interval()
-    names, short = evaluation.class_names, short_names(evaluation.class_names, NAME)
-    report, intervals = evaluation.classification_report(), evaluation.recall_intervals()
-    few = len(names) <= MOST_CLASSES
-    shown = range(len(names)) if few else worst_classes(evaluation)
-    return {
-        "accuracy": evaluation.accuracy,
-        "images": evaluation.images,
-        "low": low,
-        "high": high,
-        "names": short,
-        "numbered": evaluation.numbered,
-        "matrix": matrix.tolist() if few else None,
-        "pairs": [] if few else [(short[i], short[j], n) for i, j, n in confusions(evaluation)],
-        "most_wrong": max(1, int(wrong.max())),
-        "mistakes": int(wrong.sum()),
-        "classes": [(short[k], report[names[k]], intervals[k]) for k in shown],
-        "averages": [
-            (name, report[name]) for name in ("macro avg", "weighted avg") if name in report
-        ],
-        "confused": words.most_confused(evaluation),
-    }
 
 
 def _class_names(data: dict[str, Any]) -> str:
@@ -282,8 +228,10 @@ def record_context(facts: Facts) -> dict[str, Any]:
     times = read_times(run.directory)
     looks = facts.attempt("record", lambda: run.directory.read_looks(run.directory.test_sha256))
     objects = repeat.in_python_only(run.search)
+    changed, defaults = repeat.settings_rows(run.search)
     return {
-        "settings": repeat.settings_rows(run.search),
+        "settings": changed,
+        "defaults": defaults,
         "fingerprint": run.search["identity"].get("data"),
         "sessions": run.search.get("sessions", []),
         "times": times,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice, pairwise
 
 import numpy as np
@@ -10,28 +11,39 @@ import numpy as np
 from jaxmnist.hyperparameters import text
 from jaxmnist.models.distributions import Choice, Distribution, is_number
 from jaxmnist.models.questions import ends_or_values
-from jaxmnist.report.drawing import COLOURS, STRETCHED, Canvas, Figure, accuracy_axis, draw
+from jaxmnist.report.drawing import (
+    COLOURS,
+    STRETCHED,
+    WIDTH,
+    Canvas,
+    Figure,
+    accuracy_axis,
+    draw,
+)
 from jaxmnist.results.importance import Importance
+from jaxmnist.results.layout import shortened
 from jaxmnist.results.statistics import bins
 from jaxmnist.runs.trial import Trial
 
-MOST_COLUMNS = 9  # values of a hyperparameter that fit side by side
+MOST_ROWS = 9  # values of a hyperparameter with a row of their own
 MOST_VALUES = 1000  # more values than this are divided into bins
 BINS = 8
+VALUE = 16  # columns of a value's name
+DOTS = "Each dot is a trial, the large orange one the winner"
 
 
-def columns(
+def rows_of(
     name: str, distributions: Sequence[Distribution], trials: Sequence[Trial]
 ) -> list[tuple[str, list[Trial]]]:
-    """Trials by the value of a hyperparameter: a column for each value or range of values.
+    """Trials by the value of a hyperparameter: a row for each value or range of values.
 
-    distributions: those of the hyperparameter; their values are columns even without trials.
+    distributions: those of the hyperparameter; their values are rows even without trials.
     """
     drawn = [t.hyperparameters[name] for t in trials if name in t.hyperparameters]
     values = {text(v): v for d in distributions for v in islice(ends_or_values(d), MOST_VALUES)}
     values |= {text(value): value for value in drawn}
     if not all(is_number(value) for value in values.values()):
-        shown = list(values)[:MOST_COLUMNS]
+        shown = list(values)[:MOST_ROWS]
         having = [t for t in trials if name in t.hyperparameters]
         found = [
             (label, [t for t in having if text(t.hyperparameters[name]) == label])
@@ -48,7 +60,7 @@ def columns(
         edges = space(min(ends), max(ends), BINS + 1)
         edges[0], edges[-1] = min(*ends, *drawn), max(*ends, *drawn)
         parts = [(f"{a:.3g}–{b:.3g}", a, b) for a, b in pairwise(edges.tolist())]
-    elif len(ordered) <= MOST_COLUMNS:
+    elif len(ordered) <= MOST_ROWS:
         parts = [(text(value), value, value) for value in ordered]
     else:
         split = [ordered[part[0] : part[-1] + 1] for part in _parts(len(ordered))]
@@ -74,6 +86,30 @@ def _parts(count: int) -> list[np.ndarray]:
     return np.array_split(np.arange(count), BINS)
 
 
+@dataclass(frozen=True)
+class Group:
+    """A row of a figure of scores.
+
+    label: its name.
+    trials: completed ones.
+    winner: the index of the winner, if that is one of them.
+    """
+
+    label: str
+    trials: Sequence[Trial]
+    winner: int | None
+
+    @property
+    def scores(self) -> list[float]:
+        """The scores of its trials."""
+        return [trial.score for trial in self.trials if trial.score is not None]
+
+    @property
+    def mean(self) -> float | None:
+        """Their mean; None of fewer than two, which has nothing to average."""
+        return float(np.mean(self.scores)) if len(self.scores) > 1 else None
+
+
 def quality(
     name: str,
     distributions: Sequence[Distribution],
@@ -83,69 +119,94 @@ def quality(
 ) -> Figure | None:
     """Scores of completed trials by the value of a hyperparameter; None without scores.
 
-    distributions: those of the hyperparameter. Trials without it have a column of their own.
+    distributions: those of the hyperparameter. Trials without it have a row of their own.
     """
-    groups = columns(name, distributions, trials)
+    found = rows_of(name, distributions, trials)
     without = [t for t in trials if name not in t.hyperparameters]
     if without:
-        groups.insert(0, ("none", without))
-    scores = [t.score for t in trials if t.score is not None]
-    if not scores:
+        found.insert(0, ("none", without))
+    if not any(t.score is not None for t in trials):
         return None
+    groups = [Group(label, members, winner) for label, members in found]
+    means = [f"of {each.label}: {each.mean:.4f}" for each in groups if each.mean is not None]
+    caption = f"Mean {'; '.join(means)}." if means else "No value has two trials to average."
+    return by_row(f"quality-{name.replace('_', '-')}", name, groups, images, caption)
+
+
+def how_to_read(whose: str) -> str:
+    """How to read the figures of `by_row`, of which a page may have several.
+
+    whose: what a row stands for: "a value's".
+    """
+    return (
+        f"Further to the right is better. {DOTS}; the upright stroke is the mean of {whose} trials,"
+        f" where there are two or more; their number stands in brackets. {STRETCHED}"
+    )
+
+
+def by_row(name: str, title: str, groups: Sequence[Group], images: int, caption: str) -> Figure:
+    """A figure of scores: a row for each group, a dot for each trial, a stroke at the mean.
+
+    Args:
+      name, title: see `draw`.
+      groups: one of them has a trial.
+      images: number of validation images.
+      caption: what the figure shows; see `how_to_read` too.
+    """
+    scores = [score for group in groups for score in group.scores]
 
     def plot(drawn: Canvas) -> None:
-        """Draw a bar for each value, with a dot for each of its trials."""
+        """Draw the rows."""
         axes = drawn.axes
-        accuracy_axis(axes, scores, images)
-        floor = axes.get_ylim()[0]
-        for place, (_, found) in enumerate(groups):
-            if not found:
-                continue
-            mean = float(np.mean([t.score for t in found]))
-            axes.bar(
-                place, mean - floor, bottom=floor, width=0.72, color=COLOURS["trial"], alpha=0.2
-            )
-            axes.plot([place - 0.36, place + 0.36], [mean, mean], color=COLOURS["trial"], lw=1.8)
-            for shift, trial in zip(_beside(len(found)), found, strict=True):
-                dot(drawn, place + shift, trial, winner)
-        counts = [f"{label}\nn = {len(found)}" for label, found in groups]
-        axes.set_xticks(range(len(groups)), counts)
-        axes.tick_params(axis="x", length=0)
-        axes.set_xlim(-0.6, len(groups) - 0.4)
-        axes.set_ylabel("validation accuracy")
+        accuracy_axis(axes, scores, images, "x")
+        for row, group in enumerate(groups):
+            if group.mean is not None:
+                ends = [row - 0.38, row + 0.38]
+                axes.plot([group.mean] * 2, ends, color=COLOURS["muted"], linewidth=2.2)
+            for shift, trial in zip(_beside(len(group.trials)), group.trials, strict=True):
+                dot(drawn, (trial.score or 0.0, row + shift), trial, group.winner)
+        labels = [f"{shortened(group.label, VALUE)}  ({len(group.trials)})" for group in groups]
+        axes.set_yticks(range(len(groups)), labels)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(groups) - 0.45, -0.55)
+        axes.set_xlabel("validation accuracy")
 
     parts = [
-        f"{label}: {len(found)} trials"
-        + (f", mean {np.mean([t.score for t in found]):.4f}" if found else "")
-        for label, found in groups
+        f"{group.label}: {len(group.trials)} trials"
+        + ("" if group.mean is None else f", mean {group.mean:.4f}")
+        for group in groups
     ]
-    caption = (
-        "Each dot is a trial, the orange one the winner; a bar ends at the mean of its n trials and"
-        f" begins at the bottom of the axis, not at 0. {STRETCHED}"
+    return draw(
+        name,
+        title,
+        caption,
+        "; ".join(parts) + ".",
+        plot,
+        size=(WIDTH, 1.1 + 0.33 * max(3, len(groups))),
     )
-    return draw(f"quality-{name.replace('_', '-')}", name, caption, "; ".join(parts) + ".", plot)
 
 
 def _beside(count: int) -> np.ndarray:
-    """Offsets of the dots in one column, so that they don't cover each other."""
-    return np.linspace(-0.2, 0.2, count) if count > 1 else np.zeros(1)
+    """Offsets of the dots in one row, so that they don't cover each other."""
+    return np.linspace(-0.22, 0.22, count) if count > 1 else np.zeros(count)
 
 
-def dot(drawn: Canvas, x: float, trial: Trial, winner: int | None) -> None:
-    """Draw a trial's score as a dot with a tooltip that names the trial."""
+def dot(drawn: Canvas, place: tuple[float, float], trial: Trial, winner: int | None) -> None:
+    """Draw a trial as a dot with a tooltip that names the trial and its score."""
     won = trial.index == winner
+    x, y = place
     (dot,) = drawn.axes.plot(
         [x],
-        [trial.score],
+        [y],
         "o",
-        markersize=8 if won else 5,
+        markersize=9 if won else 6,
         color=COLOURS["winner" if won else "trial"],
         markeredgecolor=COLOURS["surface"],
         markeredgewidth=0.8,
         zorder=6 if won else 4,
     )
-    place = " (winner)" if won else ""
-    drawn.mark(dot, f"Trial {trial.index}{place}: {trial.hyperparameters}; {trial.score:.4f}")
+    place_name = " (winner)" if won else ""
+    drawn.mark(dot, f"Trial {trial.index}{place_name}: {trial.hyperparameters}; {trial.score:.4f}")
 
 
 def histogram(scores: Sequence[float], winner: float) -> Figure:

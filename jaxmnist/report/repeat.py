@@ -10,6 +10,7 @@ from jaxmnist.hyperparameters import text
 from jaxmnist.models.study.space import DEFINITION
 from jaxmnist.settings import IN_MEMORY, SearchSettings, flag
 
+Setting = tuple[str, Any]
 # Settings that don't belong to a repetition elsewhere, and ranges, which are added apart.
 LEFT_OUT = ("overwrite", "quiet", "directory", "cache", "ranges")
 
@@ -58,10 +59,20 @@ def session(settings: SearchSettings, objects: Collection[str] = ()) -> str:
     return f"jaxmnist.random_search({', '.join(given)})"
 
 
-def settings_rows(search: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The settings of search.json as rows of a table, with the ranges that were searched."""
+def settings_rows(search: dict[str, Any]) -> tuple[list[Setting], list[Setting]]:
+    """The settings of search.json with the ranges that were searched, as rows of two tables.
+
+    Returns those that differ from their defaults, and those that don't.
+    """
     identity, settings = search["identity"], dict(search["settings"])
-    settings.pop("ranges", None)
+    ranges = settings.pop("ranges", None) or {}
     rows = {**settings, "network": identity["network"], "optimizer": identity["optimizer"]}
     rows |= identity["space"]
-    return [(name, "default" if value is None else value) for name, value in rows.items()]
+    usual = {**SearchSettings().to_json(), "network": DEFINITION.name}
+    changed, defaults = [], []
+    for name, value in rows.items():
+        shown = (name, "default" if value is None else value)
+        own = name in identity["space"]  # a hyperparameter: its range was given, or is the default
+        same = name not in ranges if own else name in usual and value == usual[name]
+        (defaults if same else changed).append(shown)
+    return changed, defaults

@@ -83,6 +83,14 @@ def place_by_score(facts: Facts) -> str | None:
     return f"By score alone the winner is number {place} of {len(facts.scores)}."
 
 
+def too_few(trials: int, fewest: int) -> str:
+    """Why a figure of the distribution of scores is not drawn."""
+    return (
+        f"A figure is drawn from {fewest} completed trials on: {count(trials, 'trial')} would show"
+        " chance more than the search."
+    )
+
+
 def about_importance(found: Sequence[Importance], scores: Sequence[float]) -> str:
     """What the importances show, or why they show nothing."""
     trials = len(scores)

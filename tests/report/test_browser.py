@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,30 +38,6 @@ COVERED = """() => [...document.querySelectorAll('svg')].filter(svg => {
 }).map(svg => svg.closest('figure').id)"""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    """Chromium as Debian packages it; the driver's own could not be downloaded."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if path is None:
-        assert not os.environ.get("CI"), "Chromium is not installed: apt-get install chromium"
-        pytest.skip("Chromium is not installed: the page was not tested in a browser")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        chromium = driver.chromium.launch(
-            executable_path=path,
-            # Root can't use the sandbox; the page is our own.
-            args=["--no-sandbox"] if os.geteuid() == 0 else [],
-        )
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(params=["light", "dark"])
-def scheme(request) -> str:
-    return request.param
-
-
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_in_chromium(browser, finished, scheme, width):
     context = browser.new_context(
@@ -86,7 +60,7 @@ def test_the_page_in_chromium(browser, finished, scheme, width):
     assert [url for url in requests if not url.startswith("data:image/png")] == [address]
     for section in SECTIONS:
         assert page.locator(f"section#{section} h2").is_visible()
-    assert page.locator("figure svg").count() >= 13
+    assert page.locator("figure svg").count() >= 12
     assert page.locator("table#confusion td.right").count() == 10
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.evaluate(OVERFLOWING) == []

@@ -1,0 +1,237 @@
+"""The page of several runs: their results beside each other, and what differs between them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from jaxmnist.errors import UsageError
+from jaxmnist.report import words
+from jaxmnist.report.curves import Line, draw_lines
+from jaxmnist.report.drawing import Figure
+from jaxmnist.report.facts import Facts
+from jaxmnist.report.labels import MOST_LABELS
+from jaxmnist.report.quality import Group, by_row, how_to_read
+from jaxmnist.report.rendering import MARK, render
+from jaxmnist.report.trial_table import Cell, csv_of, data_url
+from jaxmnist.results import between
+from jaxmnist.results.between import Family
+from jaxmnist.results.evaluation import looks_at_test
+from jaxmnist.results.layout import shortened
+from jaxmnist.results.run import Run
+from jaxmnist.whole_files import read_bytes, write_bytes
+
+NAME = 14  # columns of a run's name beside a line
+HEADS = (
+    "run",
+    "trials",
+    "failed",
+    "winner",
+    "configuration",
+    "parameters",
+    "validation",
+    "corrected",
+    "test",
+    "test, 95 %",
+    "SVM",
+    "time",
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run of the comparison.
+
+    name: its short name, which no other one has.
+    page: the URL of its own page, relative to the comparison; None if it has none.
+    """
+
+    name: str
+    facts: Facts
+    page: str | None
+
+    @property
+    def run(self) -> Run:
+        """The run without the records that can't be read."""
+        return self.facts.run
+
+
+def write_comparison(paths: Sequence[str], output: Path) -> Path:
+    """Write the page that compares runs; the test set is not evaluated.
+
+    Args:
+      paths: two or more run directories.
+      output: the file to write; one that exists is replaced only if it is such a page.
+
+    Raises:
+      UsageError: a run is given twice or can't be read, or another file is in the way.
+    """
+    check_replaceable(output)
+    runs = [Run(path) for path in paths]
+    folders = [run.directory.path.resolve() for run in runs]
+    for path, folder in zip(paths, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise UsageError(f"{path}: is given twice; each run is compared once")
+    write_bytes(output, make_comparison(runs, output.parent).encode())
+    return output
+
+
+def check_replaceable(output: Path) -> None:
+    """Raise `UsageError` if a file that is not a page of jaxmnist is where one is to be written."""
+    if os.path.lexists(output) and MARK not in read_bytes(output)[:4096]:
+        raise UsageError(
+            f"{output}: exists and is not a page of jaxmnist: name another file with --output"
+        )
+
+
+def make_comparison(runs: Sequence[Run], folder: Path) -> str:
+    """The page as HTML text.
+
+    Args:
+      runs: two or more, of different directories.
+      folder: where the page will be, from which it refers to the runs' own pages.
+    """
+    names = between.names_of([run.directory.path for run in runs])
+    entries = [
+        Entry(name, Facts(run), _page_of(run, folder))
+        for name, run in zip(names, runs, strict=True)
+    ]
+    notes: dict[str, list[str]] = {}
+    rows = [_row(entry) for entry in entries]
+    found = _families(entries, notes)
+    different, same = between.differing([entry.run for entry in entries])
+    content = csv_of(HEADS, [[cell.raw for cell in row] for row in rows])
+    for entry in entries:  # last, as making the parts above has added to them
+        kept = [f"{entry.name}: {text}" for texts in entry.facts.notes.values() for text in texts]
+        notes.setdefault("runs", []).extend(kept)
+    return render(
+        "comparison.html",
+        reload=None,
+        names=names,
+        pages=[entry.page for entry in entries],
+        heads=HEADS,
+        rows=rows,
+        csv=data_url(content),
+        families=found,
+        looks=[_looks(entries, family) for family in found],
+        about=_about_images(entries),
+        curves=_curves(entries),
+        scores=_scores(entries),
+        different=different,
+        same=list(same.items()),
+        notes=notes,
+    )
+
+
+def _page_of(run: Run, folder: Path) -> str | None:
+    """The URL of a run's own page, relative to a folder."""
+    path = run.directory.page_path
+    return quote(os.path.relpath(path, folder)) if path.is_file() else None
+
+
+def _row(entry: Entry) -> list[Cell]:
+    """A row of the table of results, in the order of `HEADS`."""
+    facts, winner = entry.facts, entry.facts.winner
+    found = facts.attempt("winner", lambda: entry.run.corrected) if winner else None
+    svm = facts.attempt("test", facts.svm)
+    test = facts.tested
+    low, high = test["confidence_interval"] if test else (None, None)
+    seconds = sum(trial.seconds for trial in facts.trials)
+    shown = str(facts.space.shown(winner.hyperparameters)) if winner else ""
+    return [
+        Cell(entry.name),
+        Cell(str(facts.count("completed"))),
+        Cell(str(facts.count("failed"))),
+        Cell(str(winner.index) if winner else ""),
+        Cell(shown),
+        Cell(f"{winner.parameters:,}" if winner else "", winner.parameters if winner else None),
+        _accuracy(found.raw if found else winner.score if winner else None),
+        _accuracy(found.score if found else None),
+        _accuracy(test["accuracy"] if test else None),
+        Cell(f"{low:.4f}–{high:.4f}" if test else ""),
+        _accuracy(svm["accuracy"] if svm else None),
+        Cell(words.duration(seconds), seconds),
+    ]
+
+
+def _accuracy(value: float | None) -> Cell:
+    return Cell("" if value is None else words.accuracy(value), value)
+
+
+def _families(entries: Sequence[Entry], notes: dict[str, list[str]]) -> list[Family]:
+    """The tested runs by their test images; none, and a note, if they can't be read."""
+    try:
+        return between.families({entry.name: entry.run for entry in entries})
+    except UsageError as problem:
+        notes.setdefault("test", []).append(str(problem))
+        return []
+
+
+def _looks(entries: Sequence[Entry], family: Family) -> str | None:
+    """How often the test set of a family was evaluated, by any run of the folders."""
+    first = next(entry for entry in entries if entry.name == family.runs[0])
+    return first.facts.attempt("test", looks_at_test, first.run)
+
+
+def _about_images(entries: Sequence[Entry]) -> str:
+    """Whether the validation accuracies were measured on the same images."""
+    found = {entry.facts.winner.validation_data_sha256 for entry in entries if entry.facts.winner}
+    if len(found) == 1 and None not in found:
+        return "All runs have the same validation images."
+    return (
+        "The runs do not all have the same validation images, so that differences between their"
+        " validation accuracies are partly those of the images."
+    )
+
+
+def _most_images(entries: Sequence[Entry]) -> int:
+    return max(entry.facts.validation_images for entry in entries)
+
+
+def _curves(entries: Sequence[Entry]) -> Figure | None:
+    """The validation accuracy of each run's winner by epoch; None without a winner."""
+    lines = []
+    for k, entry in enumerate(entries):
+        winner = entry.facts.winner
+        if winner is not None:
+            label = shortened(entry.name, NAME)
+            tooltip = f"{entry.name}, trial {winner.index}: {winner.hyperparameters}"
+            lines.append(Line(winner, label, tooltip, f"class-{k % 10}", front=True))
+    if not lines:
+        return None
+    caption = "Each line is the winner of a run, as the search trained it."
+    if len(lines) > MOST_LABELS:
+        caption += f" Of {len(lines)} runs the first {MOST_LABELS} have a label."
+    alternative = "; ".join(
+        f"{line.tooltip}: {', '.join(f'{v:.4f}' for v in line.trial.metric('val_accuracy'))}"
+        for line in lines
+    )
+    return draw_lines(
+        "curves",
+        "Validation accuracy of the winners",
+        caption,
+        f"{alternative}.",
+        lines,
+        "val_accuracy",
+        _most_images(entries),
+        head="run",
+    )
+
+
+def _scores(entries: Sequence[Entry]) -> Figure | None:
+    """The scores of all trials, a row for each run; None without a completed trial."""
+    groups = [
+        Group(
+            entry.name,
+            [trial for trial in entry.facts.trials if trial.score is not None],
+            entry.facts.winner.index if entry.facts.winner else None,
+        )
+        for entry in entries
+    ]
+    if not any(group.trials for group in groups):
+        return None
+    images = _most_images(entries)
+    return by_row("scores", "Scores of all trials", groups, images, how_to_read("a run's"))

@@ -1,0 +1,169 @@
+"""Several runs on one page, by the real command."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pages import COMPARED, check
+from scipy.stats import binomtest
+
+from jaxmnist import Run
+from jaxmnist.report.comparison import make_comparison
+from jaxmnist.results.between import differing, families, names_of
+from jaxmnist.whole_files import read_json, write_json
+
+
+def report(*arguments: object, folder: Path) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-m", "jaxmnist", "report", *map(str, arguments)]
+    return subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def one_line(done: subprocess.CompletedProcess) -> str:
+    """The line of a mistake."""
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def sections(text: str) -> dict[str, str]:
+    page = check(text, COMPARED)
+    return {name: " ".join(part.split()) for name, part in page.text.items()}
+
+
+def test_two_runs(finished, eight, tmp_path):
+    before = {
+        run: (run.directory.path.parent / "ledger.jsonl").read_bytes() for run in (finished, eight)
+    }
+    done = report(finished.directory.path, eight.directory.path, folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "comparison.html\n"
+    text = sections((tmp_path / "comparison.html").read_text("utf-8"))
+    for run in (finished, eight):
+        assert f"{run.result('best/test.json')['accuracy']:.4f}" in text["results"]
+        assert f"{run.corrected.score:.4f}" in text["results"]
+        assert (run.directory.path.parent / "ledger.jsonl").read_bytes() == before[run]
+    assert "max_trials 4 8" in text["settings"]
+    assert "epochs 3" in text["settings"]  # among what is the same
+    again = report(eight.directory.path, finished.directory.path, folder=tmp_path)
+    assert again.returncode == 0  # a page of jaxmnist is replaced
+
+
+def test_the_test_is_mcnemars(finished, eight, mnist):
+    (family,) = families({"a": finished, "b": eight})
+    assert (family.runs, family.images) == (("a", "b"), 200)
+    truth = mnist.y_test[:200]
+    right = [run.best_model.predict(mnist.x_test[:200]) == truth for run in (finished, eight)]
+    only = [int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())]
+    (pair,) = family.pairs
+    assert [pair["only_first"], pair["only_second"]] == only
+    expected = binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0
+    assert pair["p_value"] == pytest.approx(expected)
+
+
+def copy_of(run: Run, folder: Path) -> Path:
+    folder.mkdir()
+    return Path(shutil.copytree(run.directory.path, folder / "small"))
+
+
+def changed(path: Path, **changes: object) -> Path:
+    """A run whose search.json has other content, with a SHA-256 that fits."""
+    write_json(path / "search.json", {**read_json(path / "search.json"), **changes})
+    return path
+
+
+def test_other_test_images_are_not_compared(finished, tmp_path):
+    data = finished.search["data"]
+    other = changed(copy_of(finished, tmp_path / "a"), data={**data, "test_sha256": "0" * 64})
+    text = sections(make_comparison([finished, Run(other)], tmp_path))
+    assert "on 2 different sets of test images" in text["test"]
+    assert "McNemar" not in text["test"]
+
+
+def test_without_the_data_all_else_is_there(finished, eight, tmp_path):
+    """Their place is in the settings of search.json, which are not part of its identity."""
+    gone = {**finished.search["settings"], "data_dir": str(tmp_path / "small")}
+    runs = [
+        Run(changed(copy_of(run, tmp_path / name), settings=gone))
+        for name, run in (("a", finished), ("b", eight))
+    ]
+    text = sections(make_comparison(runs, tmp_path))
+    assert "can't be compared image by image" in text["test"]
+    assert "its data are not at" in text["test"]
+    assert f"{finished.result('best/test.json')['accuracy']:.4f}" in text["results"]
+
+
+def test_an_unfinished_run_and_one_of_another_version(finished, eight, tmp_path):
+    """Newer settings and versions don't matter; what they are is shown."""
+    begun = copy_of(finished, tmp_path / "a")
+    for part in ("best", "svm", "trials"):
+        shutil.rmtree(begun / part)
+    session = {"versions": {"jaxmnist": "9.9.9", "jax": "9"}, "device": {"kind": "none <b>"}}
+    changed(
+        begun,
+        settings={**finished.search["settings"], "a_newer_setting": 1},
+        sessions=[session],
+    )
+    text = sections(make_comparison([eight, Run(begun)], tmp_path))
+    assert "9.9.9" in text["settings"]
+    assert "none <b>" in text["settings"]
+    text = sections(make_comparison([Run(begun), Run(begun)], tmp_path))  # nothing to draw
+    assert "No run has a winner yet" in text["curves"]
+
+
+def test_damage_is_noted(eight, finished, tmp_path):
+    path = copy_of(eight, tmp_path / "a")
+    (path / "best" / "test.json").write_bytes(b"\xff")
+    (path / "trials" / "0002" / "trial.json").write_bytes(b"\xff")
+    text = sections(make_comparison([Run(path), finished], tmp_path))
+    assert "a trial is left out" in text["head"]
+    assert "test.json" in text["head"]
+
+
+def test_mistakes_get_one_line(finished, eight, tmp_path):
+    """Of the command, which writes nothing then."""
+    strange = changed(copy_of(finished, tmp_path / "a"), format=2)
+    run = finished.directory.path
+    said = one_line(report(run, strange, folder=tmp_path))
+    assert f"{strange}/search.json: has format 2; this version reads 1" in said
+    said = one_line(report(run, f"{run}/../small", folder=tmp_path))
+    assert "is given twice" in said
+    said = one_line(report(run, tmp_path / "nothing", folder=tmp_path))
+    assert "is not a run of jaxmnist" in said
+    mine = tmp_path / "mine.html"
+    mine.write_text("<p>my own page")
+    said = one_line(report(run, eight.directory.path, "--output", mine, folder=tmp_path))
+    assert "mine.html: exists and is not a page of jaxmnist" in said
+    assert mine.read_text() == "<p>my own page"
+    assert not (tmp_path / "comparison.html").exists()
+
+
+def test_one_run_elsewhere(finished, tmp_path):
+    """`--output` of one run leaves its own report.html alone."""
+    before = (finished.directory.path / "report.html").stat().st_mtime_ns
+    done = report(finished.directory.path, "--output", "page.html", folder=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "page.html\n", "")
+    check((tmp_path / "page.html").read_text("utf-8"))
+    assert (finished.directory.path / "report.html").stat().st_mtime_ns == before
+
+
+def test_short_names_tell_runs_apart():
+    assert names_of([Path("/x/runs/a"), Path("/x/runs/b")]) == ["a", "b"]
+    assert names_of([Path("/x/runs/a"), Path("/y/runs/a"), Path("/z/a")]) == [
+        "x/runs/a",
+        "y/runs/a",
+        "z/a",
+    ]
+
+
+def test_what_differs(finished, eight):
+    different, same = differing([finished, eight])
+    assert different["max_trials"] == ["4", "8"]
+    assert "directory" not in different
+    assert same["filters"] == finished.search["identity"]["space"]["filters"]
+    assert np.array_equal(list(same), list(dict.fromkeys(same)))
