@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from jaxmnist.errors import UsageError
+from jaxmnist.hyperparameters import text
 from jaxmnist.report import words
 from jaxmnist.report.curves import Line, draw_lines
 from jaxmnist.report.drawing import Figure
@@ -27,16 +28,13 @@ from jaxmnist.whole_files import read_bytes, write_bytes
 NAME = 14  # columns of a run's name beside a line
 HEADS = (
     "run",
+    "test",
+    "95 % interval",
+    "corrected",
+    "validation",
+    "SVM",
     "trials",
     "failed",
-    "winner",
-    "configuration",
-    "parameters",
-    "validation",
-    "corrected",
-    "test",
-    "test, 95 %",
-    "SVM",
     "time",
 )
 
@@ -101,11 +99,14 @@ def make_comparison(runs: Sequence[Run], folder: Path) -> str:
     ]
     notes: dict[str, list[str]] = {}
     rows = [_row(entry) for entry in entries]
-    found = _families(entries, notes)
+    families = _families(entries, notes)
     different, same = between.differing([entry.run for entry in entries])
-    content = csv_of(HEADS, [[cell.raw for cell in row] for row in rows])
+    head, winners = _winners(entries)
+    whole = [[*row, *winner[1:]] for row, winner in zip(rows, winners, strict=True)]
+    content = csv_of([*HEADS, *head[1:]], [[cell.raw for cell in row] for row in whole])
+    looks = [_looks(entries, family) for family in families]
     for entry in entries:  # last, as making the parts above has added to them
-        kept = [f"{entry.name}: {text}" for texts in entry.facts.notes.values() for text in texts]
+        kept = [f"{entry.name}: {note}" for found in entry.facts.notes.values() for note in found]
         notes.setdefault("runs", []).extend(kept)
     return render(
         "comparison.html",
@@ -114,9 +115,11 @@ def make_comparison(runs: Sequence[Run], folder: Path) -> str:
         pages=[entry.page for entry in entries],
         heads=HEADS,
         rows=rows,
+        winner_heads=head,
+        winners=winners,
         csv=data_url(content),
-        families=found,
-        looks=[_looks(entries, family) for family in found],
+        families=families,
+        looks=looks,
         about=_about_images(entries),
         curves=_curves(entries),
         scores=_scores(entries),
@@ -140,21 +143,38 @@ def _row(entry: Entry) -> list[Cell]:
     test = facts.tested
     low, high = test["confidence_interval"] if test else (None, None)
     seconds = sum(trial.seconds for trial in facts.trials)
-    shown = str(facts.space.shown(winner.hyperparameters)) if winner else ""
     return [
         Cell(entry.name),
-        Cell(str(facts.count("completed"))),
-        Cell(str(facts.count("failed"))),
-        Cell(str(winner.index) if winner else ""),
-        Cell(shown),
-        Cell(f"{winner.parameters:,}" if winner else "", winner.parameters if winner else None),
-        _accuracy(found.raw if found else winner.score if winner else None),
-        _accuracy(found.score if found else None),
         _accuracy(test["accuracy"] if test else None),
         Cell(f"{low:.4f}–{high:.4f}" if test else ""),
+        _accuracy(found.score if found else None),
+        _accuracy(found.raw if found else winner.score if winner else None),
         _accuracy(svm["accuracy"] if svm else None),
+        Cell(str(facts.count("completed"))),
+        Cell(str(facts.count("failed"))),
         Cell(words.duration(seconds), seconds),
     ]
+
+
+def _winners(entries: Sequence[Entry]) -> tuple[list[str], list[list[Cell]]]:
+    """The table of winners: its headings, with what varies in any run, and a row for each run."""
+    names = list(dict.fromkeys(name for entry in entries for name in entry.facts.space.varied))
+    rows = []
+    for entry in entries:
+        winner = entry.facts.winner
+        if winner is None:
+            cells = [Cell("")] * (len(names) + 2)
+        else:
+            # Whole, as what varies in one run may be fixed in another.
+            given = next(t for t in entry.run.trials if t.index == winner.index).hyperparameters
+            cells = [Cell(text(given[name]) if name in given else "") for name in names]
+            cells = [
+                Cell(str(winner.index)),
+                *cells,
+                Cell(f"{winner.parameters:,}", winner.parameters),
+            ]
+        rows.append([Cell(entry.name), *cells])
+    return ["run", "trial", *names, "parameters"], rows
 
 
 def _accuracy(value: float | None) -> Cell:

@@ -179,7 +179,6 @@ def scatter(points: np.ndarray, classes: np.ndarray, names: Sequence[str], share
                 label,
                 ha="center",
                 va="center",
-                fontsize=11,
                 fontweight="bold",
                 bbox={
                     "boxstyle": "circle,pad=0.25" if width <= ROUND else "round,pad=0.25",

@@ -69,7 +69,8 @@ def settings_rows(search: dict[str, Any]) -> tuple[list[Setting], list[Setting]]
     rows = {**settings, "network": identity["network"], "optimizer": identity["optimizer"]}
     rows |= identity["space"]
     usual = {**SearchSettings().to_json(), "network": DEFINITION.name}
-    changed, defaults = [], []
+    changed: list[Setting] = []
+    defaults: list[Setting] = []
     for name, value in rows.items():
         shown = (name, "default" if value is None else value)
         own = name in identity["space"]  # a hyperparameter: its range was given, or is the default

@@ -92,20 +92,20 @@ def as_csv(facts: Facts) -> str:
     order = {entry.trial.index: place for place, entry in enumerate(facts.ranked, 1)}
     falls = {entry.trial.index: entry.fall for entry in facts.ranked}
     trials = sorted(facts.run.trials, key=lambda t: order.get(t.index, len(order) + 1))
-    lines = []
+    lines: list[list[Any]] = []
     for trial in trials:
         given = trial.hyperparameters
         last = [trial.metric(name)[-1] if trial.history else None for name in METRICS]
         values = [given.get(name) for name in names]
         place, fall = order.get(trial.index), falls.get(trial.index)
-        costs = (trial.parameters, trial.seconds, trial.error)
-        lines.append([trial.index, place, trial.status, *values, *last, fall, *costs])
-    costs = ("parameters", "seconds", "error")
-    head = ["trial", "rank", "status", *names, *METRICS, "largest_fall", *costs]
+        rest = (fall, trial.parameters, trial.seconds, trial.error)
+        lines.append([trial.index, place, trial.status, *values, *last, *rest])
+    head = ["trial", "rank", "status", *names, *METRICS]
+    head += ["largest_fall", "parameters", "seconds", "error"]
     return csv_of(head, lines)
 
 
-def csv_of(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+def csv_of(head: Sequence[Any], lines: Iterable[Sequence[Any]]) -> str:
     """Lines as CSV. Text that a spreadsheet would take for a formula begins with an apostrophe."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")

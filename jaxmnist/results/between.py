@@ -96,7 +96,8 @@ def _true_labels(runs: Sequence[Run]) -> np.ndarray:
         except JaxmnistError as problem:
             problems.append(problem)
             continue
-        return np.asarray(data.labels, np.int64)[data.y_test]
+        labels: np.ndarray = np.asarray(data.labels, np.int64)[data.y_test]
+        return labels
     raise problems[0]
 
 
@@ -105,7 +106,7 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     whole = [path.absolute() for path in paths]
     most = max(len(path.parts) for path in whole)
     for parts in range(1, most + 1):
-        names = ["/".join(path.parts[-parts:]) for path in whole]
+        names = [str(Path(*path.parts[-parts:])) for path in whole]
         if len(set(names)) == len(names):
             break
     return names

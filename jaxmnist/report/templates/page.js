@@ -2,6 +2,8 @@
 // Tables of the class `sortable`: a button in each heading, and a field that filters the rows.
 // Without this script they are whole, in the order of the ranking.
 
+const FEWEST = 5; // rows that are worth a filter
+
 const numberOf = (text) => (text.trim() === "" ? NaN : Number(text.replaceAll(",", "")));
 
 function valueOf(cell) {
@@ -22,7 +24,7 @@ const TESTS = {
   ">": (order) => order > 0, "=": (order) => order === 0, "!=": (order) => order !== 0,
 };
 
-// A function of a row for a word of the filter: `filters=64`, `accuracy>0.98`, or any text.
+// A function of a row for a word of the filter: `batch_size=64`, `accuracy>0.98`, or any text.
 function testOf(word, names) {
   const parts = /^(.+?)(<=|>=|!=|<|>|=)(.+)$/.exec(word);
   if (!parts) return (row) => row.textContent.toLowerCase().includes(word.toLowerCase());
@@ -60,6 +62,7 @@ function equip(table) {
       body.append(...sorted);
     });
   });
+  if (rows.length < FEWEST) return;
   const tools = document.getElementById("filter-template").content.cloneNode(true);
   const [field, said] = [tools.querySelector("input"), tools.querySelector("output")];
   const filter = () => {
@@ -75,6 +78,7 @@ function equip(table) {
       ? `no column fits ${unknown}; they are ${names.join(", ")}`
       : `${left} of ${rows.length} rows`;
   };
+  field.placeholder = table.dataset.example;
   field.addEventListener("input", filter);
   filter();
   table.closest(".scroll").before(tools);
