@@ -31,7 +31,8 @@ def show(run: Run, *sections: str, height: int = 900) -> InNotebook:
 
     height: height of the page in pixels.
     """
-    text = make_page(run)
+    # Nothing can be saved from the sandbox of the iframe.
+    text = make_page(run).replace("</style>", ".save { display: none }\n</style>", 1)
     if sections:
         kept = ", ".join(f"section#{name}" for name in sections)
         rest = f"body > *:not(main), section:not({kept}) {{ display: none }} body {{ padding: 0 }}"

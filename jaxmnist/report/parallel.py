@@ -78,7 +78,7 @@ def parallel(
             _draw_axis(drawn, k, axis, name)
         for k in reversed(range(len(trials))):
             won = trials[k].index == winner
-            strength = 1.0 if won else 0.85 - 0.6 * k / len(trials)
+            strength = 1.0 if won else 0.1 + 0.75 * (1 - k / len(trials)) ** 2
             (line,) = drawn.axes.plot(
                 range(len(axes)),
                 [axis.places[k] for axis in axes],
@@ -189,6 +189,8 @@ def _to_scale(
     found = {label: float(scale(value) - first) / length for label, value in values.items()}
     space = np.geomspace if logarithmic else np.linspace
     shown = dict.fromkeys(float(f"{tick:.3g}") for tick in space(low, high, 5).tolist())
+    if all(isinstance(value, int) for value in values.values()):
+        shown = dict.fromkeys(float(round(tick)) for tick in shown)
     ticks = [(float(scale(tick) - first) / length, f"{tick:g}") for tick in shown]
     return ticks, found
 

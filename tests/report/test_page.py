@@ -24,7 +24,7 @@ from jaxmnist.report.drawing import accuracy_axis, canvas, inline_svg
 from jaxmnist.report.facts import Facts
 from jaxmnist.report.inspection import features_in_two
 from jaxmnist.report.page import make_page, write_page
-from jaxmnist.report.repeat import command, in_python_only, session
+from jaxmnist.report.repeat import command, in_python_only, session, settings_rows
 from jaxmnist.results.calibration import Calibration, describe_calibration
 from jaxmnist.results.confusion import Evaluation
 from jaxmnist.results.corrected import describe
@@ -287,6 +287,22 @@ def test_how_to_repeat_it(finished):
     again = settings_of(vars(parser.parse_args(line.split()[3:])), space)
     assert again.ranges == {**finished.settings.ranges, "units": "8"}
     assert session(finished.settings).startswith("jaxmnist.random_search(")
+
+
+def test_settings_that_were_changed_come_first(finished):
+    changed, defaults = settings_rows(finished.search)
+    for row in (("max_trials", 4), ("epochs", 3), ("filters", "4:8:4"), ("units", "8")):
+        assert row in changed
+    for row in (("seed", 0), ("optimizer", "adam"), ("network", "study")):
+        assert row in defaults
+    names = [name for name, _ in [*changed, *defaults]]
+    assert len(set(names)) == len(names)
+    given = {**finished.search["settings"], **finished.search["identity"]["space"]}
+    assert set(names) - {"network"} == set(given) - {"ranges"}
+    text = (finished.directory.path / "report.html").read_text("utf-8")
+    folded = text[text.index("<details>") : text.index("</details>")]
+    assert ">optimizer<" in folded
+    assert ">max_trials<" not in folded
 
 
 def test_how_to_repeat_what_was_given_in_python():
