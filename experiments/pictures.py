@@ -1,7 +1,7 @@
 """README's screenshots of the page, made from a run: `python experiments/pictures.py RUN FOLDER`.
 
-They show the run's own report.html in Chromium, in light and in dark mode: its head, the learning
-curves of accuracy, and the quality of two hyperparameters.
+They show the run's own report.html in Chromium, in light and in dark mode: its head, the trials'
+configurations, the learning curves of accuracy, and the quality of two hyperparameters.
 """
 
 from __future__ import annotations
@@ -16,8 +16,14 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 SHOWN = {
-    "section": ("winner", "curves", "quality"),
-    "figure": ("curves-accuracy", "curves-val-accuracy", "quality-filters", "quality-dense-layers"),
+    "section": ("winner", "trials", "curves", "quality"),
+    "figure": (
+        "parallel",
+        "curves-val-accuracy",
+        "curves-accuracy",
+        "quality-filters",
+        "quality-dense-layers",
+    ),
 }
 WIDTH = 1000
 COLOURS = 256  # in a screenshot's palette: a third of the bytes, without a visible difference
@@ -28,7 +34,8 @@ def style() -> str:
     kept = ", ".join(f"#{name}" for name in SHOWN["section"])
     figures = ", ".join(f"#figure-{name}" for name in SHOWN["figure"])
     return (
-        f"section:not({kept}), figure:not({figures}), nav, footer, .fine {{ display: none }}"
+        f"section:not({kept}), figure:not({figures}), nav, footer, .fine, .filter,"
+        " #trials > .scroll { display: none }"
         "section { margin-top: 2rem } body { padding-bottom: 1rem }"
     )
 

@@ -30,21 +30,22 @@ class Label:
     bold: bool = False
 
 
-def end_labels(axes: Any, labels: Sequence[Label], head: str = "") -> None:
+def end_labels(axes: Any, labels: Sequence[Label], head: str = "", highest: float = 1.0) -> None:
     """Put labels to the right of the axes, each at the height of its line's end or near it.
 
     A thin stroke leads from the end to the label. Call it when the limits of the axes are set.
 
     Args:
       axes: the figure's matplotlib axes.
-      labels: at most `MOST_LABELS`.
+      labels: at most `MOST_LABELS`; of those at the same height the first is the highest.
       head: a heading of the column of labels.
+      highest: the highest place of a label, as a fraction of the height of the axes.
     """
     to_fraction = axes.transData + axes.transAxes.inverted()
     heights = [float(to_fraction.transform(label.end)[1]) for label in labels]
-    order = sorted(range(len(labels)), key=heights.__getitem__)
+    order = sorted(range(len(labels)), key=lambda k: (heights[k], -k))
     gap = LINE / (72 * PART * axes.figure.get_figheight())
-    places = apart([heights[k] for k in order], gap, 0.0, 1.0)
+    places = apart([heights[k] for k in order], gap, 0.0, highest)
     for place, label in zip(places, (labels[k] for k in order), strict=True):
         axes.annotate(
             label.text,

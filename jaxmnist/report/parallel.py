@@ -30,6 +30,7 @@ MOST_STEPS = 9  # values that are evenly spaced on an axis, each with its text
 MOST_VALUES = 1000
 NAME, VALUE = 13, 10  # columns of a name above its axis, and of a value beside it
 NONE = -0.16  # the place of trials that don't have a hyperparameter
+BOTTOM, TOP = -0.2, 1.12  # what the figure shows; axes reach from 0 to 1
 SPREAD = 0.03  # up to how far apart trials of the same value are drawn
 INCHES = 1.3  # between two axes
 
@@ -78,7 +79,7 @@ def parallel(
             _draw_axis(drawn, k, axis, name)
         for k in reversed(range(len(trials))):
             won = trials[k].index == winner
-            strength = 1.0 if won else 0.1 + 0.75 * (1 - k / len(trials)) ** 2
+            strength = 1.0 if won else 0.2 + 0.65 * (1 - k / len(trials)) ** 2
             (line,) = drawn.axes.plot(
                 range(len(axes)),
                 [axis.places[k] for axis in axes],
@@ -88,9 +89,10 @@ def parallel(
                 zorder=3 if won else 2,
             )
             drawn.mark(line, _described(trials[k], winner))
-        drawn.axes.set(xlim=(-0.03, len(axes) - 0.97), ylim=(NONE - 0.04, 1.12))
+        drawn.axes.set(xlim=(-0.03, len(axes) - 0.97), ylim=(BOTTOM, TOP))
         drawn.axes.axis("off")
-        end_labels(drawn.axes, [_label(axes, trials[k], k, winner) for k in _labelled(trials)])
+        labels = [_label(axes, trials[k], k, winner) for k in range(len(trials))][:MOST_LABELS]
+        end_labels(drawn.axes, labels, highest=(1 - BOTTOM) / (TOP - BOTTOM))
 
     caption = (
         "Each line is a trial, from the values of its hyperparameters to its validation accuracy,"
@@ -109,10 +111,6 @@ def parallel(
 def _described(trial: Trial, winner: int | None) -> str:
     place = " (winner)" if trial.index == winner else ""
     return f"Trial {trial.index}{place}: {trial.hyperparameters}; {trial.score:.4f}"
-
-
-def _labelled(trials: Sequence[Trial]) -> range:
-    return range(min(len(trials), MOST_LABELS))
 
 
 def _label(axes: Sequence[Axis], trial: Trial, k: int, winner: int | None) -> Label:
