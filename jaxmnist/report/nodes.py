@@ -25,6 +25,11 @@ class NodeShare:
     share: float
 
 
+def several(trials: Sequence[Trial]) -> bool:
+    """Whether trials ran on more than one machine."""
+    return len({trial.node for trial in trials if trial.node}) > 1
+
+
 def shares_of(trials: Sequence[Trial]) -> list[NodeShare]:
     """The share of each node, the largest first; trials that still run don't count."""
     ended = [trial for trial in trials if trial.node and trial.status != "running"]

@@ -16,6 +16,7 @@ from jaxmnist.report.curves import curves, how_to_read
 from jaxmnist.report.drawing import Figure
 from jaxmnist.report.evaluated import MOST_CLASSES, test_context
 from jaxmnist.report.facts import Facts
+from jaxmnist.report.nodes import several, shares_of
 from jaxmnist.report.parallel import parallel
 from jaxmnist.report.rendering import render
 from jaxmnist.results import finalists
@@ -226,6 +227,7 @@ def record_context(facts: Facts) -> dict[str, Any]:
     """Variables of the sections on how the run was made, and how to repeat it."""
     run = facts.run
     times = read_times(run.directory)
+    trained = [*run.trials, *run.further_trials]
     looks = facts.attempt("record", lambda: run.directory.read_looks(run.directory.test_sha256))
     objects = repeat.in_python_only(run.search)
     changed, defaults = repeat.settings_rows(run.search)
@@ -235,6 +237,7 @@ def record_context(facts: Facts) -> dict[str, Any]:
         "fingerprint": run.search["identity"].get("data"),
         "sessions": run.search.get("sessions", []),
         "times": times,
+        "nodes": shares_of(trained) if several(trained) else [],
         "machine": run.search.get("machine", {}),
         "looks": looks or Looks(),
         "objects": objects,

@@ -64,8 +64,8 @@ def rows_of(
         parts = [(text(value), value, value) for value in ordered]
     else:
         split = [ordered[part[0] : part[-1] + 1] for part in _parts(len(ordered))]
-        ends = [(part[0], part[-1]) for part in split]
-        parts = [("–".join(dict.fromkeys((text(a), text(b)))), a, b) for a, b in ends]
+        spans = [(part[0], part[-1]) for part in split]
+        parts = [("–".join(dict.fromkeys((text(a), text(b)))), a, b) for a, b in spans]
     left = [t for t in trials if name in t.hyperparameters]
     groups: list[tuple[str, list[Trial]]] = []
     for label, low, high in parts:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from jaxmnist.hyperparameters import text
 from jaxmnist.report.facts import Facts
+from jaxmnist.report.nodes import several
 from jaxmnist.report.words import accuracy, duration
 from jaxmnist.runs.trial import METRICS, Trial
 
@@ -51,7 +52,8 @@ class Row:
 def heads(facts: Facts) -> list[str]:
     """The headings of the columns beside the index."""
     names = [name.replace("_", " ") for name in facts.space.varied]
-    return [*names, "accuracy", facts.run.rule.column, "parameters", "time"]
+    where = ["node"] if several(facts.run.trials) else []
+    return [*names, "accuracy", facts.run.rule.column, "parameters", "time", *where]
 
 
 def rows(facts: Facts, running: bool) -> list[Row]:
@@ -80,7 +82,8 @@ def _row(facts: Facts, trial: Trial, kind: str, scores: tuple[Cell, ...]) -> Row
         Cell(f"{trial.parameters:,}", trial.parameters),
         Cell(duration(trial.seconds), trial.seconds),
     )
-    return Row(trial.index, kind, (*values, *scores, *costs))
+    where = [Cell(trial.node or MISSING)] if several(facts.run.trials) else []
+    return Row(trial.index, kind, (*values, *scores, *costs, *where))
 
 
 def as_csv(facts: Facts) -> str:
@@ -98,10 +101,10 @@ def as_csv(facts: Facts) -> str:
         last = [trial.metric(name)[-1] if trial.history else None for name in METRICS]
         values = [given.get(name) for name in names]
         place, fall = order.get(trial.index), falls.get(trial.index)
-        rest = (fall, trial.parameters, trial.seconds, trial.error)
+        rest = (fall, trial.parameters, trial.seconds, trial.device, trial.node, trial.error)
         lines.append([trial.index, place, trial.status, *values, *last, *rest])
     head = ["trial", "rank", "status", *names, *METRICS]
-    head += ["largest_fall", "parameters", "seconds", "error"]
+    head += ["largest_fall", "parameters", "seconds", "device", "node", "error"]
     return csv_of(head, lines)
 
 

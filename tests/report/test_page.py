@@ -453,3 +453,14 @@ def test_features_of_sorted_data_are_of_all_classes(finished):
     )
     assert len(few) == 1000
     assert set(classes) == set(data.y_validation)
+
+
+def test_the_nodes_of_a_cluster(copy):
+    run = writing(copy)
+    assert "Nodes" not in text_of(Run(copy))["record"]
+    for index, node, seconds in ((0, "a", 30.0), (1, "b", 10.0), (2, "a", 20.0), (3, "b", 20.0)):
+        trial = replace(run.read_trial(index), node=node, device="cpu cpu", seconds=seconds)
+        run.write_trial(trial)
+    said = text_of(Run(copy))
+    assert "together the nodes were busy for 1 min 20 s" in said["record"]
+    assert "acpu cpu250.0 s62 %bcpu cpu230.0 s38 %" in said["record"]
