@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jaxmnist.errors import UsageError
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION
-from jaxmnist.settings import DECAYING, IN_MEMORY, TRAINING, SearchSettings, flag
+from jaxmnist.settings import DECAYING, IN_MEMORY, TRAINING, SearchSettings, flag, nearest
 
 if TYPE_CHECKING:
     from jaxmnist.models.flax_network import FlaxNetwork
@@ -67,6 +66,7 @@ def random_search(
     report: bool = True,
     tensorboard: bool = True,
     quiet: bool = False,
+    verbose: bool = False,
     **ranges: Any,
 ) -> Run:
     """Search, test the winner, fit and test the SVM; or resume the same call where it stopped.
@@ -79,7 +79,7 @@ def random_search(
         None for the dataset's.
       listener: called with every event, after it was recorded. Its `index` is the trial's, or a
         `runs.keys.Rerun` (index, number) where a trial is trained again.
-      dataset, …, quiet: the options of the command line; its `--help` explains them.
+      dataset, …, verbose: the options of the command line; its `--help` explains them.
       **ranges: ranges of hyperparameters by name: text such as '32:128:16', a tuple (first, last[,
         step or 'log']), a list of values, or one value.
 
@@ -146,9 +146,9 @@ def settings_of(options: Mapping[str, Any], space: Space) -> SearchSettings:
         )
     for name in options:
         if name not in known and name not in ranges:
-            near = difflib.get_close_matches(name, [*known, *space.parameters], 1)
+            near = nearest(name, [*known, *space.parameters])
             raise UsageError(
-                f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+                f"unknown option {name!r}" + (f"; did you mean {near!r}?" if near else "")
             )
     others = {name: value for name, value in options.items() if name not in ranges}
     return SearchSettings(**others, ranges=ranges)
@@ -189,14 +189,16 @@ def run_search(
     data: Any = None,
     listener: Callable[[Any], object] | None = None,
     silent: bool = False,
+    command: str = "jaxmnist",
 ) -> Run:
-    """Search with these settings and display the progress.
+    """Search with these settings and display the progress, and at the end a verdict.
 
     Args:
       settings: of the search.
       network: the network to search over; by default the study's.
       data, listener: see `random_search`.
       silent: print nothing but warnings.
+      command: how a person starts jaxmnist, for the commands that the verdict names.
     """
     # NumPy and JAX take a second to import; --help and errors in flags should not wait for them.
     from jaxmnist.search.start import prepare
@@ -207,14 +209,15 @@ def run_search(
     from jaxmnist.models.study.network import STUDY
     from jaxmnist.report.console import notes_on
     from jaxmnist.report.show import Show, open_console
+    from jaxmnist.report.verdict import verdict
     from jaxmnist.search.loop import search
 
-    console = open_console(settings.quiet, silent)
+    console = open_console(settings.quiet, silent, settings.verbose)
     with notes_on(console):
         if note:
             logger.info(note)
         dataset = None if data is None else dataset_in_memory(data, settings)
         run = search(settings, network or STUDY, Show(console, listener), dataset)
-    page = ", including report.html" if settings.report else ""
-    console.result(f"\n{console.times()}; results are in {run.directory.path}{page}")
+        console.note(console.times())
+    console.verdict(verdict(run, command))
     return run

@@ -6,9 +6,10 @@ text is defined only here. Only the standard library is imported, so that `--hel
 
 from __future__ import annotations
 
+import difflib
 import operator
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -41,6 +42,15 @@ LARGEST_VALUES = {
 def flag(name: str) -> str:
     """Return the command-line flag of a setting: `--max-trials` for `max_trials`."""
     return "--" + name.replace("_", "-")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like a misspelt one; None if none is like it.
+
+    >>> nearest("--max-trails", ["--max-trials", "--epochs"])
+    '--max-trials'
+    """
+    return next(iter(difflib.get_close_matches(name, list(known), 1)), None)
 
 
 def check_whole(name: str, value: Any, low: int, high: int | None = None) -> int:
@@ -305,6 +315,9 @@ class SearchSettings:
     report: bool = _setting(True, "write the report page report.html")
     tensorboard: bool = _setting(True, "write files for TensorBoard")
     quiet: bool = _setting(False, "print only the result")
+    verbose: bool = _setting(
+        False, "also print layers, reports by class and comparisons, which are in files otherwise"
+    )
     ranges: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -316,10 +329,10 @@ class SearchSettings:
             if not isinstance(value, str) or not value or not value.isprintable():
                 raise UsageError(f"{flag(name)} must be a name or a path, not {shown(value)}")
             object.__setattr__(self, name, local_path(value, flag(name)))
-        for name in ("transpose", "overwrite", "refit", "svm", "report", "tensorboard", "quiet"):
-            if not isinstance(getattr(self, name), bool):
-                what = shown(getattr(self, name))
-                raise UsageError(f"{flag(name)} must be true or false, not {what}")
+        for item in fields(self):
+            if isinstance(item.default, bool) and not isinstance(getattr(self, item.name), bool):
+                what = shown(getattr(self, item.name))
+                raise UsageError(f"{flag(item.name)} must be true or false, not {what}")
         object.__setattr__(self, "ranges", _checked_ranges(self.ranges))
         if self.project_name is not None and not is_plain_name(self.project_name):
             raise UsageError(
@@ -434,16 +447,56 @@ class SearchSettings:
         return {**found, "ranges": dict(self.ranges)}
 
 
+# The settings as `--help` lists them, by what they are about; a run's hyperparameters come under
+# 'space'.
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "data": ("dataset", "data_dir", "transpose", "validation_split", "train_limit"),
+    "space": ("model", "seed"),
+    "training": (
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "optimizer",
+        "weight_decay",
+        "schedule",
+        "precision",
+    ),
+    "selection and budget": (
+        "max_trials",
+        "max_seconds",
+        "select",
+        "tolerance",
+        "finalists",
+        "reruns",
+        "refit",
+        "ensemble",
+    ),
+    "running": ("jobs", "lanes", "ray", "checkpoint_every", "max_retries", "cache"),
+    "output": (
+        "directory",
+        "project_name",
+        "overwrite",
+        "keep",
+        "svm",
+        "svm_backend",
+        "svm_search",
+        "report",
+        "tensorboard",
+        "quiet",
+        "verbose",
+    ),
+}
 # Names of command-line options, which no hyperparameter may have.
 _WORDS = {item.name for item in fields(SearchSettings)} | {
     "build_model",
     "config",
     "data",
+    "dry_run",
     "help",
     "listener",
     "version",
 }
-_NEGATED = {f"no_{item.name}" for item in fields(SearchSettings) if item.default is True}
+_NEGATED = {f"no_{item.name}" for item in fields(SearchSettings) if isinstance(item.default, bool)}
 RESERVED = frozenset((_WORDS | _NEGATED) - set(TRAINING))
 
 

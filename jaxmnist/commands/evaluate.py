@@ -11,7 +11,12 @@ def main(arguments: list[str], program: str = "jaxmnist evaluate") -> None:
     It shows nothing new if it is repeated for the same winner, and then counts once.
     """
     parser = Parser(
-        program, "Evaluate a run's winner on the test set again, and record that in the ledger."
+        program,
+        "Evaluate a run's winner on the test set again, and record that in the ledger.",
+        (
+            ("runs/mnist", "the same images and winner as in the search: counts once"),
+            ("runs/mine --data-dir moved/data", "where the run's data have been moved"),
+        ),
     )
     add_run(parser)
     add_model(parser)
@@ -22,9 +27,10 @@ def main(arguments: list[str], program: str = "jaxmnist evaluate") -> None:
     from jaxmnist.report.console import Console, notes_on
     from jaxmnist.results import comparisons
     from jaxmnist.results.evaluation import describe, look
+    from jaxmnist.results.layout import fitted
     from jaxmnist.results.run import locked_run
 
     with notes_on(Console()), locked_run(given.run, own_network(given.model)) as run:
         dataset = run.load_dataset(getattr(given, "data_dir", None))
-        print(describe(run, look(run, dataset, "evaluation")))
+        print(fitted(describe(run, look(run, dataset, "evaluation"))))
         comparisons.write(run.files, run.ranked, run.tested_sha256, dataset.y_test)

@@ -12,6 +12,10 @@ def main(arguments: list[str], program: str = "jaxmnist export") -> None:
         program,
         "Write the winner of a run as a file that other programs use without jaxmnist, and a"
         " description of it as JSON beside that file.",
+        (
+            ("runs/mnist digits.onnx", "for ONNX Runtime and others"),
+            ("runs/mnist digits.stablehlo", "for JAX, without jaxmnist"),
+        ),
     )
     add_run(parser)
     parser.add_argument(

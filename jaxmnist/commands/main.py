@@ -9,6 +9,7 @@ from jaxmnist import __version__
 from jaxmnist.commands import search
 from jaxmnist.commands.parser import run_command
 from jaxmnist.errors import UsageError
+from jaxmnist.settings import nearest
 
 # The commands, each a module beside this one, and what they do.
 COMMANDS = {
@@ -31,6 +32,12 @@ def overview() -> str:
             "usage: jaxmnist COMMAND … (jaxmnist COMMAND --help lists its flags)",
             "",
             *lines,
+            "",
+            "examples:",
+            "  jaxmnist search --max-trials 4 --epochs 2 --train-limit 20000",
+            "      a short search on MNIST, to see what it does",
+            "  jaxmnist predict runs/mnist digit.png",
+            "      classify a picture with the winner of a search",
         ]
     )
 
@@ -45,7 +52,11 @@ def main(arguments: list[str]) -> int | None:
         print(f"jaxmnist {__version__}")
         return None
     if name not in COMMANDS:
-        raise UsageError(f"unknown command {name!r}; the commands are {', '.join(COMMANDS)}")
+        near = nearest(name, COMMANDS)
+        mean = f"; did you mean {near!r}?" if near else ""
+        raise UsageError(
+            f"unknown command {name!r}{mean or '; the commands are ' + ', '.join(COMMANDS)}"
+        )
     module = importlib.import_module(f"jaxmnist.commands.{name}")
     status: int | None = module.main(rest, f"jaxmnist {name}")
     return status

@@ -6,27 +6,76 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any, NoReturn
 
 from jaxmnist import __version__
 from jaxmnist.errors import JaxmnistError, Stopped, UsageError, disk_error, one_line
-from jaxmnist.settings import SearchSettings, flag
+from jaxmnist.hyperparameters import shown
+from jaxmnist.settings import GROUPS, SearchSettings, flag, nearest
 from jaxmnist.signals import signals, stopped_by
+
+SPACE = """A RANGE is first:last, first:last:step, first:last:log, values such as
+32,64,128, or one value."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors are one line, and whose help ends with examples.
 
-    def __init__(self, program: str, description: str) -> None:
-        super().__init__(prog=program, description=description, allow_abbrev=False)
+    Args:
+      program: the command as it is typed.
+      description: what it does, in a sentence.
+      examples: command lines without the program, each with what it does.
+      usage: the flags and arguments in a line; by default all of them.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        description: str,
+        examples: Sequence[tuple[str, str]] = (),
+        usage: str | None = None,
+    ) -> None:
+        lines = [f"  {program} {given}\n      {what}" for given, what in examples]
+        super().__init__(
+            prog=program,
+            usage=usage and f"{program} {usage}",
+            description=description,
+            epilog="\n".join(["examples:", *lines]) if lines else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
         self.add_argument("--version", action="version", version=f"jaxmnist {__version__}")
+        self._groups: dict[str, argparse._ArgumentGroup] = {}
 
-    def error(self, message: str) -> NoReturn:
-        """Raise `UsageError` with the message."""
-        raise UsageError(f"{message} (--help lists the flags)")
+    def group(self, title: str, description: str | None = None) -> argparse._ArgumentGroup:
+        """The group of flags with this title, which is made where there is none."""
+        if title not in self._groups:
+            self._groups[title] = self.add_argument_group(title)
+        found = self._groups[title]
+        found.description = description or found.description
+        return found
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; raise `UsageError` for an unknown option, with the known one that is most like it.
+
+        As argparse does for all others, it reports first what is wrong with known options.
+        """
+        found, unknown = self.parse_known_args(args, namespace)
+        if not unknown:
+            return found
+        first = next((word for word in unknown if word.startswith("-") and word != "-"), None)
+        if first is None:
+            self.error(f"unexpected argument {shown(unknown[0])}")
+        option = first.partition("=")[0]
+        near = nearest(option, self._option_string_actions)
+        return self.error(f"unknown option {option}", f"; did you mean {near}?" if near else None)
+
+    def error(self, message: str, mend: str | None = None) -> NoReturn:
+        """Raise `UsageError` with the message and how to mend it."""
+        raise UsageError(message + (mend or " (--help lists the flags)"))
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -51,70 +100,77 @@ def add_ensemble(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def model_of(arguments: list[str]) -> str | None:
-    """What is given as --model; None if nothing is."""
+def first_of(arguments: list[str], *flags: str) -> list[str | None]:
+    """What is given for flags that must be known before the others; None for each that isn't."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--model")
+    for each in flags:
+        parser.add_argument(each, dest=each)
     try:
-        found: str | None = parser.parse_known_args(arguments)[0].model
+        found = vars(parser.parse_known_args(arguments)[0])
     except argparse.ArgumentError:
-        return None  # the whole parser says what is wrong
-    return found
+        return [None for _ in flags]  # the whole parser says what is wrong
+    return [found[each] for each in flags]
 
 
 def add_settings(
-    parser: argparse.ArgumentParser,
+    parser: Parser,
     names: Iterable[str] | None = None,
     without: Iterable[str] = (),
 ) -> None:
-    """Add flags for the settings `names`, or for all; a flag that isn't given sets no attribute."""
-    for item in fields(SearchSettings):
-        if "help" not in item.metadata or (names is not None and item.name not in names):
-            continue
-        if item.name in without:
-            continue
-        kind = str(item.type).removesuffix(" | None")
-        text = item.metadata["help"]
-        if choices := item.metadata["choices"]:
-            text += f" [{', '.join(choices)}]"
-        if kind == "bool":
-            # Settings that are on by default have two flags, such as --svm and --no-svm.
-            action = argparse.BooleanOptionalAction if item.default else "store_true"
-            parser.add_argument(
-                flag(item.name),
-                dest=item.name,
-                action=action,
-                default=argparse.SUPPRESS,
-                help=text + (" (default: yes)" if item.default else ""),
-            )
-            continue
-        if item.default is not None and item.default != "default":
-            text += f" (default {item.default})"
-        parser.add_argument(
-            flag(item.name),
-            dest=item.name,
-            default=argparse.SUPPRESS,
-            type={"int": _number(int), "float": _number(float)}.get(kind, str),
-            metavar=item.metadata["metavar"] or "WORD",
-            help=text.replace("%", "%%"),
-        )
+    """Add flags for the settings `names`, or for all, in their groups.
+
+    A flag that isn't given sets no attribute. Where only some settings are wanted, they have no
+    groups.
+    """
+    declared = {item.name: item for item in fields(SearchSettings) if "help" in item.metadata}
+    for title, members in GROUPS.items():
+        for name in members:
+            if name not in without and (names is None or name in names):
+                _add_setting(parser.group(title) if names is None else parser, declared[name])
 
 
-def add_ranges(
-    parser: argparse.ArgumentParser, ranges: Mapping[str, str], texts: Mapping[str, str]
-) -> None:
-    """Add a flag for each hyperparameter.
+def _add_setting(parser: argparse._ActionsContainer, item: Field[Any]) -> None:
+    kind = str(item.type).removesuffix(" | None")
+    text = item.metadata["help"]
+    choices = item.metadata["choices"]
+    if not all(choice in text for choice in choices):
+        text += f" [{', '.join(choices)}]"
+    if kind == "bool":
+        # Settings that are on by default are listed with two flags, such as --svm and --no-svm; of
+        # the others the second one only takes back what a file says.
+        options: dict[str, Any] = {"dest": item.name, "default": argparse.SUPPRESS}
+        if item.default:
+            action = argparse.BooleanOptionalAction
+            text += " (default: yes)"
+            parser.add_argument(flag(item.name), action=action, help=text, **options)
+            return
+        parser.add_argument(flag(item.name), action="store_true", help=text, **options)
+        options["help"] = argparse.SUPPRESS
+        parser.add_argument(flag(f"no_{item.name}"), action="store_false", **options)
+        return
+    # The help of a setting without a default, and of one called 'default', says what happens.
+    if item.default not in (None, "default"):
+        usual = f"{item.default:g}" if kind == "float" else item.default
+        text += f" (default {usual})"
+    parser.add_argument(
+        flag(item.name),
+        dest=item.name,
+        default=argparse.SUPPRESS,
+        type={"int": _number(int), "float": _number(float)}.get(kind, str),
+        metavar=item.metadata["metavar"] or "WORD",
+        help=text.replace("%", "%%"),
+    )
+
+
+def add_ranges(parser: Parser, ranges: Mapping[str, str], texts: Mapping[str, str]) -> None:
+    """Add a flag for each hyperparameter, to the group 'space'.
 
     Args:
       parser: the parser to add them to.
       ranges: default ranges of the hyperparameters, by name, as text.
       texts: help texts, by name, of those hyperparameters for which the network has one.
     """
-    group = parser.add_argument_group(
-        "hyperparameters",
-        "A RANGE is first:last, first:last:step, first:last:log, values such as 32,64,128, or one"
-        " value.",
-    )
+    group = parser.group("space", SPACE)
     for name, values in ranges.items():
         text = f"{texts.get(name, name)} (default {values})"
         group.add_argument(

@@ -32,6 +32,7 @@ def main(arguments: list[str], program: str = "jaxmnist predict") -> int:
 
     from jaxmnist.api import own_network
     from jaxmnist.data.preparation import preparation_for
+    from jaxmnist.results.layout import fitted
     from jaxmnist.results.run import Run
 
     run = Run(given.run, own_network(given.model))
@@ -45,7 +46,10 @@ def main(arguments: list[str], program: str = "jaxmnist predict") -> int:
         like = how.get(given.prepare, "like MNIST's digits")
         line = f"Pictures are prepared {like}: {preparation.describe()}."
         # What machines read has predictions alone.
-        print(line, file=sys.stderr if given.csv or given.json else sys.stdout)
+        if given.csv or given.json:
+            print(line, file=sys.stderr)
+        else:
+            print(fitted(line))
     probabilities = model.predict_proba(np.stack([picture.image for picture in pictures]))
     write = _write_csv if given.csv else _write_json if given.json else _write_lines
     write(_names(model), pictures, probabilities)
@@ -53,7 +57,14 @@ def main(arguments: list[str], program: str = "jaxmnist predict") -> int:
 
 
 def _parser(program: str) -> Parser:
-    parser = Parser(program, "Classify images with the winner of a run.")
+    parser = Parser(
+        program,
+        "Classify images with the winner of a run.",
+        (
+            ("runs/mnist digit.png folder/", "a line for each picture"),
+            ("runs/mnist digits.npy --csv", "a table for other programs"),
+        ),
+    )
     add_run(parser)
     add_model(parser)
     parser.add_argument(
@@ -120,13 +131,17 @@ def _said(name: int | str) -> str:
 
 def _write_lines(names: list[int | str], pictures: list[Picture], rows: np.ndarray) -> None:
     """Print a line for each image; names: of the K classes; rows: probabilities, float32[N, K]."""
+    from jaxmnist.results.layout import fitted
+
     for picture, row in zip(pictures, rows, strict=True):
         best, second = (-row).argsort(kind="stable")[:2]
         done = ", ".join(picture.steps) or "used as it is"
         doubts = "".join(f"; warning: {line}" for line in picture.warnings)
         print(
-            f"{printable(picture.name)}: {_said(names[best])} with probability {row[best]:.4f}"
-            f" (then {_said(names[second])}, {row[second]:.4f}); {done}{doubts}"
+            fitted(
+                f"{printable(picture.name)}: {_said(names[best])} with probability {row[best]:.4f}"
+                f" (then {_said(names[second])}, {row[second]:.4f}); {done}{doubts}"
+            )
         )
 
 

@@ -2,25 +2,65 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
 from jaxmnist.api import own_network, run_search, settings_of
-from jaxmnist.commands.parser import Parser, add_ranges, add_settings, model_of
+from jaxmnist.commands.parser import Parser, add_ranges, add_settings, first_of
+from jaxmnist.models.questions import Definition
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION
+
+EXAMPLES = (
+    ("--data-dir my/pictures --max-trials 20", "pictures of your own, in a folder for each class"),
+    (
+        "--learning-rate 3e-4:3e-3:log --optimizer adam,lion",
+        "a range of learning rates, and two optimizers",
+    ),
+)
 
 
 def main(arguments: list[str], program: str = "python -m jaxmnist.search") -> None:
     """Run the command."""
     # The network says which flags there are, so that its own flag is read first.
-    network = own_network(model_of(arguments))
-    parser = Parser(
-        program, "Random search over small convolutional networks for images like MNIST's."
-    )
+    (model,) = first_of(arguments, "--model")
+    network = own_network(model)
     definition = network.definition if network else DEFINITION
     space = Space(definition)
+    given = vars(parser_of(definition, space, program).parse_args(arguments))
+    settings = settings_of(given, space)
+    run_search(settings, network, command=as_typed(sys.argv, sys.orig_argv))
+
+
+def parser_of(definition: Definition, space: Space, program: str) -> Parser:
+    """The parser of the command for a network and its space."""
+    parser = Parser(
+        program,
+        "Random search over small convolutional networks for images like MNIST's.",
+        EXAMPLES,
+        usage="[FLAG …]",
+    )
     # What the network asks for itself is a hyperparameter, and no setting.
     add_settings(parser, without=space.parameters)
     add_ranges(parser, space.describe().ranges(), definition.help or {})
-    run_search(settings_of(vars(parser.parse_args(arguments)), space), network)
+    return parser
+
+
+def as_typed(arguments: Sequence[str], original: Sequence[str]) -> str:
+    """How a person who typed the command would type `jaxmnist`.
+
+    Args:
+      arguments: `sys.argv`.
+      original: `sys.orig_argv`, in which `-m` still stands.
+
+    >>> as_typed(["/x/__main__.py"], [".venv/bin/python", "-m", "jaxmnist.search"])
+    '.venv/bin/python -m jaxmnist'
+    """
+    if Path(arguments[0]).name != "__main__.py" or "-m" not in original:
+        return "jaxmnist"
+    return f"{shlex.join(original[: original.index('-m') + 1])} jaxmnist"
 
 
 def advice(arguments: list[str]) -> str:

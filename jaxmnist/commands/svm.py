@@ -25,7 +25,14 @@ NEW_TASK = {"dataset", "transpose", "train_limit", "validation_split"}
 
 def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
     """Run the command."""
-    parser = Parser(program, "Fit the SVM on the features of a run's winner, which stays as it is.")
+    parser = Parser(
+        program,
+        "Fit the SVM on the features of a run's winner, which stays as it is.",
+        (
+            ("runs/mnist --svm-search 20", "tune C and gamma on the validation images"),
+            ("runs/mnist --dataset fashion_mnist", "another task on the same features"),
+        ),
+    )
     add_run(parser)
     add_model(parser)
     add_settings(parser, NAMES)
@@ -40,6 +47,7 @@ def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
     from jaxmnist.data.dataset import load_dataset
     from jaxmnist.report.console import Console, notes_on
     from jaxmnist.results import comparisons
+    from jaxmnist.results.layout import fitted
     from jaxmnist.results.run import locked_run
     from jaxmnist.results.svm import describe, fit_on_run
 
@@ -54,7 +62,7 @@ def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
         dataset = dataset or load_dataset(settings)
         for line in () if own else (*dataset.notes, dataset.scale_note):
             if line:
-                print(printable(line))
+                print(fitted(printable(line)))
         content = fit_on_run(
             run,
             dataset,
@@ -67,4 +75,4 @@ def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
             if own
             else None
         )
-    print("\n".join([describe(run, content), *comparisons.describe(compared)]))
+    print(fitted("\n".join([describe(run, content), "", *comparisons.describe(compared)]).rstrip()))

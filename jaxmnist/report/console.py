@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -23,18 +24,28 @@ from jaxmnist.engine.events import (
     TrialStarted,
 )
 from jaxmnist.errors import printable
-from jaxmnist.report.progress import Progress
+from jaxmnist.report.progress import Progress, stopping
 from jaxmnist.report.words import about_more, lost
+from jaxmnist.results import finalists
+from jaxmnist.results.layout import fitted
+from jaxmnist.results.run import rows_as_text
 
 if TYPE_CHECKING:
     from jaxmnist.results.run import Run
 
+MOST_ROWS = 10  # trials of the ranking that are printed without --verbose
+
 
 class Console:
-    """Prints a line for each event; `quiet` leaves only results and warnings, `silent` warnings."""
+    """Prints a line for each event, and at the end the ranking.
 
-    def __init__(self, quiet: bool = False, silent: bool = False) -> None:
+    quiet: print only results and warnings. silent: only warnings.
+    verbose: also print long reports, which the run's files and its page have.
+    """
+
+    def __init__(self, quiet: bool = False, silent: bool = False, verbose: bool = False) -> None:
         self.quiet = quiet or silent
+        self.verbose = verbose
         self._silent = silent
         self._started = time.perf_counter()
         self._stages = [("data", self._started)]
@@ -61,6 +72,17 @@ class Console:
     def close(self) -> None:
         """End training."""
 
+    def stopping(self) -> None:
+        """Say that the search is being stopped; called in a signal's handler.
+
+        It writes past Python's streams, in which the signal may have interrupted another line.
+        """
+        if self._silent or self.progress is None:
+            return
+        line = f"jaxmnist: {stopping(len(self.progress.running))}\n"
+        with suppress(OSError):  # the terminal may be closed
+            os.write(2, line.encode())
+
     def note(self, line: str) -> None:
         """Print a note."""
         if not self.quiet:
@@ -73,15 +95,49 @@ class Console:
                 print(f"jaxmnist: {printable(line)}", file=sys.stderr, flush=True)
 
     def result(self, text: str) -> None:
-        """Print a result."""
+        """Print a result; on a terminal its sentences are wrapped."""
         if not self._silent:
-            print(text, flush=True)
+            print(fitted(text), flush=True)
+
+    def detail(self, text: str) -> None:
+        """Print a long report, if that is wanted."""
+        if self.verbose:
+            self.result(text)
+
+    def verdict(self, text: str) -> None:
+        """Print the verdict, apart from what was printed before it."""
+        above = "" if self.quiet and not self.verbose else "\n"
+        self.result(above + text)
 
     def results(self, run: Run) -> None:
-        """Print the ranking, why the winner won, its corrected score, and what more would bring."""
-        self.result(f"\n{run.ranking()}")
-        if run.ranked:
-            self.result(about_more(run)[0])
+        """Print the first trials of the ranking, and why the winner won.
+
+        With `verbose` print all trials, what is known of the winner's score, and what more trials
+        would bring; with `quiet` alone nothing.
+        """
+        if self.quiet and not self.verbose:
+            return
+        shown, left = self.first_rows(run)
+        self.result("\n".join(["", rows_as_text(shown), *([left] if left else []), "", run.why()]))
+        if run.finals:
+            self.result(f"\n{finalists.table_as_text(run.finals)}\n")
+        for line in self.about(run):
+            self.result(line)
+
+    def first_rows(self, run: Run) -> tuple[list[tuple[str, ...]], str]:
+        """The rows of the ranking to print, and a line on those that are left out, if any are."""
+        rows = run.results_table()
+        if self.verbose or len(rows) <= MOST_ROWS + 1:
+            return rows, ""
+        more = rows[MOST_ROWS + 1 :]
+        without = sum(score == "–" for _, score, *_ in more)
+        some = f", {without} of them failed" if without else ""
+        return rows[: MOST_ROWS + 1], f"… and {len(more)} more trials{some} (--verbose shows all)"
+
+    def about(self, run: Run) -> list[str]:
+        """What is said of the winner's score beside the verdict, in sentences."""
+        said = [run.about_score()] if self.verbose or run.finals else []
+        return [*said, about_more(run)[0]] if self.verbose else said
 
     def event(self, event: Event) -> None:
         """Show an event."""

@@ -18,8 +18,9 @@ from jaxmnist.engine.events import TrialEvent, TrialFinished, TrialLost
 from jaxmnist.errors import printable
 from jaxmnist.report.console import Console
 from jaxmnist.report.progress import Progress, Running
-from jaxmnist.report.words import about_more, lost
+from jaxmnist.report.words import lost
 from jaxmnist.results import finalists
+from jaxmnist.results.layout import wrapped
 from jaxmnist.runs.keys import in_order
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def can_display(console: RichConsole | None = None) -> bool:
 class Display(Console):
     """Shows a line for each trial that has ended, and below them a table of the running trials."""
 
-    def __init__(self, console: RichConsole | None = None) -> None:
-        super().__init__()
+    def __init__(self, console: RichConsole | None = None, verbose: bool = False) -> None:
+        super().__init__(verbose=verbose)
         self._console = console or RichConsole()
         self._live: Live | None = None
 
@@ -61,36 +62,46 @@ class Display(Console):
         self._live.start()
 
     def close(self) -> None:
-        """Remove the display of running trials."""
+        """Remove the display of running trials; after a signal say what is still done."""
         if self._live is not None:
             live, self._live = self._live, None
             live.stop()
+            if self.progress and self.progress.stopping:
+                self.note("stopping: running trials are saved, the reports follow …")
+
+    def stopping(self) -> None:
+        """Say that the search is being stopped, where the progress stands: within 0.25 s.
+
+        Printing it isn't safe here, as the signal may have come while something is printed.
+        """
+        if self.progress is not None:
+            self.progress.stopping = True
 
     def note(self, line: str) -> None:
         """Print a note above the running trials."""
         self._console.print(Text(printable(line), style="dim"))
 
     def result(self, text: str) -> None:
-        """Print a result in full width: tables are not wrapped."""
-        self._console.print(Text(text), soft_wrap=True)
+        """Print a result: sentences are wrapped, tables are not."""
+        self._console.print(Text(wrapped(text, self._console.width)), soft_wrap=True)
 
     def results(self, run: Run) -> None:
-        """Print the trials as a table, why the winner won, its score, and what more would bring."""
+        """Print the ranking as a table, and what `Console.results` says below it."""
         self.close()
         table = Table(header_style="dim", show_edge=False, pad_edge=False, box=SIMPLE)
-        head, *rows = run.results_table()
+        (head, *rows), left = self.first_rows(run)
         for name in head:
             table.add_column(name, justify="left" if name == head[-1] else "right")
         winner = str(run.best_trial.index)
         for place, row in enumerate(rows):
             failed = "dim" if place >= len(run.ranked) else ""
             table.add_row(*map(Text, row), style="bold green" if row[0] == winner else failed)
-        for part in ("", table, "", Text(run.why())):
+        for part in ("", table, Text(left, style="dim"), Text(run.why())):
             self._console.print(part)
         if run.finals:
             self.result(f"\n{finalists.table_as_text(run.finals)}\n")
-        for said in (run.about_score(), about_more(run)[0]):
-            self._console.print(Text(said))
+        for said in self.about(run):
+            self.result(said)
 
     def show(self, event: TrialEvent, progress: Progress) -> None:
         """Print a line for a trial that has ended, or that is lost."""

@@ -157,6 +157,10 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
         assert self._console.progress is not None
         self._console.progress.add(reruns, ended, images)
 
+    def stopping(self) -> None:
+        """Acknowledge a signal at once: running trials stop at their next pause."""
+        self._console.stopping()
+
     def trained(self) -> None:
         """Rewrite the page, if there is one, when all trials are done: it stops reloading."""
         if self._settings.report and self._directory.page_path.exists():

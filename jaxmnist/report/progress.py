@@ -23,6 +23,13 @@ from jaxmnist.results.selection import Rule, Standing
 from jaxmnist.runs.keys import Rerun, TrialKey
 
 
+def stopping(running: int) -> str:
+    """What is said when a signal has asked a search to stop."""
+    trials = "trial" if running == 1 else "trials"
+    saving = f": saving {running} running {trials}" if running else ""
+    return f"stopping{saving} … (a second Ctrl-C doesn't wait)"
+
+
 @dataclass
 class Running:
     """The state of a running trial, from its events.
@@ -81,6 +88,7 @@ class Progress:
     cluster: bool = False
     clock: Callable[[], float] = time.perf_counter
     reruns: bool = field(default=False, init=False)
+    stopping: bool = field(default=False, init=False)  # whether a signal has asked for it
     _began: float = 0.0
     _before: float = 0.0  # epochs of earlier sessions
     _lost: set[TrialKey] = field(default_factory=set)  # trials that will start again
@@ -193,6 +201,8 @@ class Progress:
         return ", ".join(f"{node} {trials}" for node, trials in sorted(counts))
 
     def __str__(self) -> str:
+        if self.stopping:
+            return stopping(len(self.running))
         best = f", best so far {self.best[1]:.4f} (trial {self.best[0]})" if self.best else ""
         what = "trials and reruns" if self.reruns else "trials"
         return f"{len(self.ended)} of {self.budget} {what}{best}, {self.left()}"

@@ -12,7 +12,7 @@ from jaxmnist.settings import IN_MEMORY, SearchSettings, flag
 
 Setting = tuple[str, Any]
 # Settings that don't belong to a repetition elsewhere, and ranges, which are added apart.
-LEFT_OUT = ("overwrite", "quiet", "directory", "cache", "ray", "ranges")
+LEFT_OUT = ("overwrite", "quiet", "verbose", "directory", "cache", "ray", "ranges")
 
 
 def command(settings: SearchSettings) -> str:

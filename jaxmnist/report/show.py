@@ -48,13 +48,13 @@ class Show(Listener):
         """Show the ranking of the trials."""
         self._console.results(run)
 
-    def result(self, text: str) -> None:
-        """Print a result."""
-        self._console.result(text)
+    def detail(self, text: str) -> None:
+        """Print a long report, if that is wanted."""
+        self._console.detail(text)
 
 
-def open_console(quiet: bool = False, silent: bool = False) -> Console:
+def open_console(quiet: bool = False, silent: bool = False, verbose: bool = False) -> Console:
     """The console that suits the output: a terminal, a notebook, or anything else."""
     if not quiet and not silent and can_display():
-        return Display()
-    return Console(quiet, silent)
+        return Display(verbose=verbose)
+    return Console(quiet, silent, verbose)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Sequence
 
 from rich.cells import cell_len, set_cell_size
 
 ELLIPSIS = "…"
+COLUMNS = re.compile(r"\S {2,}\S")  # in a line of a table, and not in a sentence
 
 
 def shortened(text: str, cells: int) -> str:
@@ -56,3 +60,44 @@ def right(text: str, cells: int) -> str:
 def widest(texts: Sequence[str]) -> int:
     """The width of the widest text, in columns."""
     return max(map(cell_len, texts), default=0)
+
+
+def wrapped(text: str, width: int) -> str:
+    """A text whose sentences are broken between words, so that lines have at most `width` columns.
+
+    Tables stay as they are: the lines of a paragraph from the first one with columns on, which at
+    least two spaces divide. So does a word that is wider. A line that goes on is indented as far
+    as it was.
+
+    >>> print(wrapped("  the trials of a search\\ntrial  score\\n    0   0.99", 16))
+      the trials of
+      a search
+    trial  score
+        0   0.99
+    """
+    lines, in_table = [], False
+    for line in text.split("\n"):
+        in_table = bool(line.strip()) and (in_table or bool(COLUMNS.search(line)))
+        lines += [line] if in_table or cell_len(line) <= width else _broken(line, width)
+    return "\n".join(lines)
+
+
+def _broken(line: str, width: int) -> list[str]:
+    """The lines of a sentence that is wider than `width` columns."""
+    words = line.split()
+    indent = " " * (len(line) - len(line.lstrip(" ")))
+    lines, last = [], indent + words[0]
+    for word in words[1:]:
+        if cell_len(last) + 1 + cell_len(word) <= width:
+            last += f" {word}"
+        else:
+            lines.append(last)
+            last = indent + word
+    return [*lines, last]
+
+
+def fitted(text: str) -> str:
+    """A text as it is to be printed: `wrapped` for a terminal, and else as it is."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return text
+    return wrapped(text, shutil.get_terminal_size().columns)

@@ -303,9 +303,7 @@ class Run:
         that the validation images don't tell from it; or else the finalists, and which of them is
         chosen.
         """
-        table = "\n".join(
-            f"{a:>5}  {b:>12}  {c:>14}  {d:>7}  {e}" for a, b, c, d, e in self.results_table()
-        )
+        table = rows_as_text(self.results_table())
         if not self.ranked:
             return table
         more = self.about_score()
@@ -475,6 +473,11 @@ class Run:
             raise UsageError(f"{problem}; {MENDS}") from None
         # A directory for reading alone: a model outlives the lock of a run that is written.
         return replace(model, origin=Origin(RunDirectory(self.directory.path, self.search), sha256))
+
+
+def rows_as_text(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows of `Run.results_table` as text, a line for each."""
+    return "\n".join(f"{a:>5}  {b:>12}  {c:>14}  {d:>7}  {e}" for a, b, c, d, e in rows)
 
 
 def _network_of(given: Network | Callable[[Any], Any] | None) -> Network | None:

@@ -34,8 +34,12 @@ class Listener:
     def ranked(self, run: Run) -> None:
         """All trials are done and ranked."""
 
-    def result(self, text: str) -> None:
-        """A result to show: the summary, or the report of the test-set evaluation or the SVM."""
+    def detail(self, text: str) -> None:
+        """A long report, whose content lies in the run's files.
+
+        It is the network's summary, the report of the test-set evaluation, of the ensemble or the
+        SVM, or how these compare.
+        """
 
 
 class TrialListener:
@@ -49,6 +53,9 @@ class TrialListener:
 
         images: their training images of an epoch.
         """
+
+    def stopping(self) -> None:
+        """A signal asks the trials to stop; called in its handler, and may not raise."""
 
     def trained(self) -> None:
         """All trials are done."""

@@ -2,48 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from jaxmnist.data.dataset import Dataset, joined, load_dataset
+from jaxmnist.data.dataset import Dataset, joined
 from jaxmnist.engine.cache import cache_folder
-from jaxmnist.engine.devices import debugging_settings
 from jaxmnist.engine.local import Engine
-from jaxmnist.engine.ray import RayEngine
+from jaxmnist.engine.ray import RayEngine, RayEvents
 from jaxmnist.engine.stacking import Stacking
+from jaxmnist.engine.workers import Events
 from jaxmnist.errors import EnvironmentFailure
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import Network
-from jaxmnist.models.space import Space
 from jaxmnist.results import evaluation
 from jaxmnist.results.finalists import refit_of
-from jaxmnist.results.rbf import choose_backend
 from jaxmnist.results.run import Run
 from jaxmnist.runs.keys import Rerun, TrialKey
 from jaxmnist.runs.writing import begin_run
 from jaxmnist.search.again import Reruns, check_refit, check_reruns
-from jaxmnist.search.checks import (
-    check_counts,
-    check_memory,
-    check_optimizer_settings,
-    describe_dependence,
-    rehearse,
-)
-from jaxmnist.search.description import (
-    describe_budget,
-    describe_end,
-    describe_kept,
-    describe_narrowed,
-    describe_search,
-)
+from jaxmnist.search.beginning import begin
+from jaxmnist.search.description import describe_end, describe_search
 from jaxmnist.search.listener import Listener, TrialListener
 from jaxmnist.search.trials import Trials
 from jaxmnist.search.winner import finish
@@ -67,39 +52,15 @@ def search(
       listener: receives stages, events and results.
       dataset: the data, where they are not those that the settings name.
     """
-    if settings.data_dir is not None:
-        # The run may later be read from another working directory.
-        settings = replace(settings, data_dir=os.path.abspath(settings.data_dir))
-    if settings.svm:
-        choose_backend(settings.svm_backend, "cpu")  # fail before the search, not after it
-    dataset = dataset or load_dataset(settings)
-    declared = Space(network.definition, settings.ranges).describe()
-    space = Space(network.definition, settings.ranges, dataset.image_shape, dataset.classes)
-    description = space.describe()
-    drawn = itertools.islice(space.draws(settings.seed), settings.max_trials)
-    draws: dict[TrialKey, Hyperparameters] = dict(enumerate(drawn))
-    check_counts(len(draws), settings)
-    for line in (
-        describe_narrowed(declared, description, dataset.image_shape),
-        *dataset.notes,
-        dataset.scale_note,
-        describe_budget(len(draws), settings.max_trials, description),
-        describe_dependence(network, draws[0], dataset),
-        describe_kept(settings),
-    ):
-        if line:
-            logger.info(line)
-    check_memory(draws.values(), settings, dataset, network)
-    check_optimizer_settings(draws.values(), settings, dataset, network)
-    if debugging := debugging_settings():
-        rehearse(network, draws[0], dataset, debugging)
-    said = describe_search(settings, dataset, network.definition.name, description)
+    first = begin(settings, network, dataset)
+    settings, dataset, draws = first.settings, first.dataset, first.draws
+    said = describe_search(settings, dataset, network.definition.name, first.space)
     with begin_run(settings.run_directory, said, overwrite=settings.overwrite) as directory:
         trials = Trials(directory, network, dataset, settings, draws)
         for line in directory.write_search():
             logger.info("note: %s", line)
         logger.info(
-            f"{len(draws)} of {description.size_text} configurations on {dataset.name}:"
+            f"{len(draws)} of {first.space.size_text} configurations on {dataset.name}:"
             f" {len(dataset.y_train)} training, {len(dataset.y_validation)} validation and"
             f" {len(dataset.y_test)} test images; {said['device']['kind']};"
             f" {directory.path}"
@@ -152,7 +113,7 @@ def train(
                 logger.info(line)
         checkpoints = trials.set_aside_damaged_checkpoints(pending)
         running = engine.run(pending.items(), checkpoints)
-        with running as events, signals_call(events.stop):
+        with running as events, signals_call(partial(_stop, events, listener)):
             if in_time:
                 events.end_when(lambda: clock() >= until)
             try:
@@ -191,6 +152,12 @@ def engine_of(
     if settings.ray is not None:
         return RayEngine(**common, address=settings.ray, cache=settings.cache)
     return Engine(**common, jobs=settings.jobs, memory=cache_folder(settings.cache))
+
+
+def _stop(events: Events | RayEvents, listener: TrialListener) -> None:
+    """What a signal asks for; acknowledged at once, though a block of steps ends first."""
+    events.stop()
+    listener.stopping()
 
 
 def train_again(run: Run, settings: SearchSettings, dataset: Dataset, told: TrialListener) -> Run:

@@ -27,10 +27,10 @@ def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Liste
     """
     listener.stage("test")
     keep_winner(run)
-    listener.result("\n" + run.best_model.summary() + "\n")
+    listener.detail("\n" + run.best_model.summary() + "\n")
     kept = run.files.mended(lambda: evaluation.kept_look(run))
     test = kept or evaluation.look(run, dataset, "winner")
-    listener.result(evaluation.describe(run, test))
+    listener.detail(evaluation.describe(run, test))
     if settings.ensemble is not None:
         _test_ensemble(run, settings.ensemble, dataset, listener)
     if settings.svm:
@@ -41,11 +41,11 @@ def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Liste
             wanted=settings.svm_backend,
             draws=settings.svm_search,
         )
-        listener.result("\n" + svm.describe(run, content))
+        listener.detail("\n" + svm.describe(run, content))
     if lines := comparisons.describe(
         comparisons.write(run.files, run.ranked, run.tested_sha256, dataset.y_test)
     ):
-        listener.result("\n" + "\n".join(lines))
+        listener.detail("\n" + "\n".join(lines))
 
 
 def _test_ensemble(run: Run, count: int, dataset: Dataset, listener: Listener) -> None:
@@ -57,7 +57,7 @@ def _test_ensemble(run: Run, count: int, dataset: Dataset, listener: Listener) -
         return
     listener.stage("ensemble")
     said = members.describe(evaluate_ensemble(run, dataset, count))
-    listener.result(f"\n{said}\n{evaluation.looks_at_test(run)}")
+    listener.detail(f"\n{said}\n{evaluation.looks_at_test(run)}")
 
 
 def keep_winner(run: Run) -> None:

@@ -6,6 +6,7 @@ import io
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from conftest import bits
 from processes import flags
 from rich.console import Console as RichConsole
 
+from jaxmnist import Run
 from jaxmnist.engine.events import (
     EpochFinished,
     StepsFinished,
@@ -28,6 +30,7 @@ from jaxmnist.report.console import Console
 from jaxmnist.report.display import Display, can_display
 from jaxmnist.report.progress import Progress
 from jaxmnist.report.show import open_console
+from jaxmnist.report.verdict import verdict
 from jaxmnist.report.words import about_more
 from jaxmnist.results.corrected import describe
 from jaxmnist.results.selection import Standing, rule_of
@@ -80,7 +83,7 @@ def test_progress():
     assert found.ended == {0, 1, 2}
     assert found.best == (1, pytest.approx(0.94))
     assert found.share == pytest.approx(6 / 8)
-    assert str(found).startswith("3 of 4 trials, best so far 0.9400 (trial 1), about 0.0 s left")
+    assert str(found).startswith("3 of 4 trials, best so far 0.9400 (trial 1), about ")
 
 
 def test_progress_of_a_resumed_run_counts_what_is_left():
@@ -193,6 +196,23 @@ def test_quiet_says_only_results_and_what_went_wrong(capsys):
     assert output.err == "jaxmnist: the page can't be written\n"
 
 
+def test_a_signal_is_acknowledged_past_the_streams(capfd):
+    """In the middle of a line, as a signal may come, and once."""
+    console = Console()
+    console.stopping()  # before training: nothing is to be saved
+    console.begin(progress())
+    for event in (*trial(0, 0.9), TrialStarted(1, DRAWS[1]), TrialStarted(2, DRAWS[2])):
+        console.event(event)
+    capfd.readouterr()
+    console.stopping()
+    line = "jaxmnist: stopping: saving 2 running trials … (a second Ctrl-C doesn't wait)\n"
+    assert capfd.readouterr() == ("", line)
+    silent = Console(silent=True)
+    silent.begin(progress())
+    silent.stopping()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_who_gets_what(monkeypatch):
     assert type(open_console()) is Console  # the tests' output is not a terminal
     terminal = RichConsole(force_terminal=True, file=io.StringIO())
@@ -206,7 +226,7 @@ def test_who_gets_what(monkeypatch):
 def test_what_a_terminal_shows(finished):
     file = io.StringIO()
     terminal = RichConsole(force_terminal=True, width=100, file=file, color_system=None)
-    display = Display(terminal)
+    display = Display(terminal, verbose=True)
     display.stage("training")
     display.begin(progress())
     for event in [
@@ -223,6 +243,8 @@ def test_what_a_terminal_shows(finished):
     ):
         display.event(event)
     terminal.print(display.picture())
+    display.stopping()
+    terminal.print(display.picture())
     display.results(finished)
     display.close()
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
@@ -232,6 +254,7 @@ def test_what_a_terminal_shows(finished):
     assert re.search(r"2 +compiling .*filters=12", shown)
     assert re.search(r"3 +0\.0/2 .*filters=16", shown)
     assert "1 of 4 trials, best so far 0.8900 (trial 0)" in shown
+    assert "stopping: saving 3 running trials …" in shown
     scores = [f"{entry.score:.4f}" for entry in finished.ranked]
     table = shown[shown.index("largest fall") :]
     assert [table.index(score) for score in dict.fromkeys(scores)] == sorted(
@@ -252,13 +275,20 @@ def test_failed_trials_on_a_terminal(finished):
     assert "[red]not markup[/red]" in file.getvalue()
 
 
-def test_a_search_on_a_real_terminal(options: dict, tmp_path: Path):
+def on_a_terminal(options: dict, directory: Path, signal_at: str | None = None) -> tuple[int, str]:
+    """The status of a search, and what a terminal of 110 columns gets.
+
+    signal_at: what it prints when it gets a SIGINT.
+    """
     given = {**options, "quiet": None, "svm": False, "max_trials": 2}
-    line = [sys.executable, "-m", "jaxmnist.search", "--directory", str(tmp_path)]
+    line = [sys.executable, "-m", "jaxmnist.search", "--directory", str(directory)]
     line += flags({name: value for name, value in given.items() if value is not None})
+    # If the tests run in the background, SIGINT is ignored, and children inherit that.
+    heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
+    heed += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     leader, follower = pty.openpty()
     process = subprocess.Popen(
-        line,
+        [sys.executable, "-c", heed, *line[1:]],
         stdout=follower,
         stderr=subprocess.STDOUT,
         env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "110"},
@@ -273,15 +303,41 @@ def test_a_search_on_a_real_terminal(options: dict, tmp_path: Path):
         if not part:
             break
         output += part
+        if signal_at is not None and signal_at.encode() in output:
+            process.send_signal(signal.SIGINT)
+            signal_at = None
     os.close(leader)
-    assert process.wait(timeout=60) == 0
-    text = output.decode()
+    return process.wait(timeout=60), output.decode()
+
+
+def test_ctrl_c_on_a_real_terminal(options: dict, tmp_path: Path):
+    """It is acknowledged where the progress stands, while a block of steps or a program ends."""
+    endless = {**options, "jobs": 1, "epochs": 100_000}
+    status, text = on_a_terminal(endless, tmp_path, signal_at="compiling")
+    assert status == 130
+    assert "stopping: saving 1 running trial …" in text
+    assert "stopping: running trials are saved, the reports follow …" in text
+    assert text.endswith("jaxmnist: stopped by SIGINT; the same command goes on from here\r\n")
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is visible again
+
+
+def test_a_search_on_a_real_terminal(options: dict, tmp_path: Path):
+    status, text = on_a_terminal(options, tmp_path)
+    assert status == 0
     assert "compiling" in text
     assert "✓" in text
     assert "of 2 trials" in text
     assert "wins with validation accuracy" in text
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is visible again
     assert "trial 0 epoch" not in text  # such lines are for pipes
+    # The end is the verdict, wrapped between words; commands and links are not.
+    end = text[text.index("Test accuracy: ") :].replace("\r\n", "\n")
+    words = verdict(Run(tmp_path / "small"), f"{sys.executable} -m jaxmnist")
+    assert end.split() == words.split()
+    lines = end.splitlines()
+    assert len(lines) > len(words.splitlines())
+    for line in lines:
+        assert len(line) <= 110 or " " not in line.strip() or " jaxmnist " in line
 
 
 def test_results_summary_is_the_same_table(finished):

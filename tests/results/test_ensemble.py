@@ -175,7 +175,9 @@ def test_weights_that_are_no_longer_kept(tested, tmp_path):
 
 def test_the_commands(copy, options, dataset, capsys):
     """The search's command again, with an ensemble: no trial is trained; then what uses it."""
-    done = command("search", *flags(options), "--ensemble", 3, "--directory", copy.parent)
+    done = command(
+        "search", *flags(options), "--ensemble", 3, "--verbose", "--directory", copy.parent
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "Ensemble of the first 3 trials" in done.stdout
     assert "at 5 % for all 3 together by Holm's method" in done.stdout

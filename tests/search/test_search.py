@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from jaxmnist import EnvironmentFailure, Run, UsageError, random_search
 from jaxmnist.data.dataset import MNIST_SHA256, load_arrays
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION
+from jaxmnist.report.verdict import verdict
 from jaxmnist.search import loop
 from jaxmnist.whole_files import read_json, write_json
 
@@ -322,8 +324,11 @@ BAD = [
     (["--max-trials", "1000000"], "--max-trials must be a whole number from 1 to 100000"),
     (["--project-name", "a/b"], "--project-name"),
     (["--svm-backend", "cuml"], "--svm-backend cuml is not installed"),
-    (["--no-such-flag"], "--no-such-flag"),
-    (["--epoch", "3"], "--epoch"),
+    (["--no-such-flag"], "unknown option --no-such-flag (--help lists the flags)"),
+    (["--epoch", "3"], "unknown option --epoch; did you mean --epochs?"),
+    (["--max-trails=4"], "unknown option --max-trails; did you mean --max-trials?"),
+    (["--no-smv"], "unknown option --no-smv; did you mean --no-svm?"),
+    (["mnist"], "unexpected argument 'mnist'"),
 ]
 
 
@@ -387,8 +392,11 @@ def test_commands_answer_quickly_and_import_nothing_heavy():
     assert "--max-trials" in done.stdout
 
 
-def interrupt(line: list[str], number: int, at: str) -> None:
-    """Start a search, send it a signal once it prints `at`, and check how it ends."""
+def interrupt(line: list[str], number: int, at: str, training: bool = True) -> None:
+    """Start a search, send it a signal once it prints `at`, and check how it ends.
+
+    training: whether trials are running then.
+    """
     # If the tests run in the background, signals are ignored, and children inherit that.
     heed = (
         "import os, signal, sys; signal.signal(int(sys.argv[1]), signal.SIG_DFL);"
@@ -403,7 +411,12 @@ def interrupt(line: list[str], number: int, at: str) -> None:
     _, errors = search.communicate(timeout=120)
     assert search.returncode == 128 + number
     name = signal.Signals(number).name
-    assert errors == f"jaxmnist: stopped by {name}; the same command goes on from here\n"
+    *before, last = errors.splitlines()
+    assert last == f"jaxmnist: stopped by {name}; the same command goes on from here"
+    # While trials run, the signal is acknowledged at once.
+    assert len(before) == training
+    for line in before:
+        assert re.fullmatch(r"jaxmnist: stopping(: saving \d running trials?)? … \(.*\)", line)
 
 
 def search_line(options: dict, directory: Path, *more: str) -> list[str]:
@@ -419,7 +432,8 @@ def test_signals_end_with_their_status(number, options, tmp_path):
 
 
 def test_a_signal_after_the_trials_says_what_goes_on(options, tmp_path):
-    interrupt(search_line(options, tmp_path), signal.SIGTERM, "Test accuracy")
+    line = search_line(options, tmp_path, "--verbose")
+    interrupt(line, signal.SIGTERM, "Test accuracy", training=False)
 
 
 def test_an_interrupted_search_goes_on(options, tmp_path, finished):
@@ -488,7 +502,8 @@ def test_damaged_test_predictions_are_made_again(copy, options):
 
 def test_the_whole_command(options, finished, tmp_path):
     given = {name: value for name, value in options.items() if name != "quiet"}
-    done = command("search", *flags(given), "--svm-search", 2, "--directory", tmp_path)
+    line = [*flags(given), "--svm-search", 2, "--directory", tmp_path]
+    done = command("search", *line, "--verbose")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     for part in (
@@ -507,7 +522,15 @@ def test_the_whole_command(options, finished, tmp_path):
         "These parameters are the best of 3",
     ):
         assert part in done.stdout
-    assert facts(Run(tmp_path / "small")) == facts(finished)
+    run = Run(tmp_path / "small")
+    assert facts(run) == facts(finished)
+    assert done.stdout.endswith(f"\n{verdict(run, f'{sys.executable} -m jaxmnist')}\n")
+    # The same command again says what is essential; quiet, the verdict alone.
+    again = command("search", *line).stdout
+    assert "wins with validation accuracy" in again
+    assert "Confusion matrix" not in again
+    quiet = command("search", *line, "--quiet").stdout
+    assert quiet == f"{verdict(run, f'{sys.executable} -m jaxmnist')}\n"
 
 
 def test_commands_on_a_run(copy, mnist, small):

@@ -1,0 +1,136 @@
+"""The end of a search in four lines: what won, how good it is, and what to do next."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+from jaxmnist.errors import printable
+from jaxmnist.models.study.space import DEFINITION
+from jaxmnist.results import evaluation
+from jaxmnist.results.confusion import Evaluation
+from jaxmnist.results.run import Run
+from jaxmnist.results.statistics import wilson
+from jaxmnist.runs.keys import REFIT
+from jaxmnist.runs.trial import Trial
+
+
+def verdict(run: Run, command: str = "jaxmnist") -> str:
+    """What a finished search has found, from the run's files.
+
+    Its lines say the test accuracy and what won; the validation accuracy, corrected for selection;
+    what else was tested, and how often the test set was evaluated; where the page is. Below these
+    are the commands to type next.
+
+    Args:
+      run: a finished run.
+      command: how a person starts jaxmnist, for the commands.
+    """
+    test = Evaluation.from_json(run.result("best/test.json"))
+    low, high = test.confidence_interval()
+    winner = run.final_trial or run.best_trial
+    ranked = len(run.ranked)
+    of = f" of {ranked}" if ranked > 1 else ""
+    return "\n".join(
+        [
+            f"Test accuracy: {test.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}) on"
+            f" {test.images:,} images; {_named(winner)}{of} won:"
+            f" {printable(str(run.space.shown(winner.hyperparameters)))}",
+            _about_validation(run),
+            " ".join([*_others(run, test.images), evaluation.looks_at_test(run)]),
+            *_where(run),
+            *_next(run, command),
+        ]
+    )
+
+
+def _named(trial: Trial) -> str:
+    """The trial whose network was tested."""
+    if trial.rerun is None:
+        return f"trial {trial.index}"
+    again = "the refit" if trial.rerun == REFIT else f"rerun {trial.rerun}"
+    return f"{again} of trial {trial.index}"
+
+
+def _about_validation(run: Run) -> str:
+    """The winner's validation accuracy, and what selection has added to it."""
+    found = run.corrected
+    low, high = found.interval
+    what = "Mean validation accuracy of its reruns" if run.finals else "Validation accuracy"
+    reach = f"(95 % interval {low:.4f} to {high:.4f})"
+    before = " (before the refit)" if run.settings.refit else ""
+    if found.trials == 1:
+        return f"{what}{before}: {found.score:.4f} {reach}"
+    rivals = f"{found.trials} {'finalists' if run.finals else 'trials'}"
+    line = (
+        f"{what}{before}: {found.raw:.4f}; without the luck of being chosen among {rivals} about"
+        f" {found.score:.4f} {reach}"
+    )
+    if equal := len(found.indistinguishable):
+        others = "1 other trial" if equal == 1 else f"{equal} other trials"
+        line += f"; the validation images don't tell {others} from it"
+    return line
+
+
+def _others(run: Run, images: int) -> list[str]:
+    """A sentence for each of what else was tested on the same images: the SVM, an ensemble."""
+    content = run.kept_comparisons()
+    if content is None:
+        return []
+    network = content["models"]["network"]["accuracy"] if "network" in content["models"] else None
+    told = {
+        pair["second"]: pair["significant"]
+        for pair in content["comparisons"]
+        if pair["first"] == "network"
+    }
+    said = []
+    for name, model in content["models"].items():
+        if name == "network":
+            continue
+        low, high = wilson(model["accuracy"], images)
+        line = (
+            f"{_titled(name, run)}: test accuracy {model['accuracy']:.4f} (95 % interval"
+            f" {low:.4f} to {high:.4f})"
+        )
+        if network is not None and name in told:
+            line += f", {_compared(model['accuracy'] - network, told[name])}"
+        said.append(f"{line}.")
+    return said
+
+
+def _compared(difference: float, significant: bool) -> str:
+    """An accuracy minus the network's, in words."""
+    if difference == 0:
+        return "equal to the network's"
+    above = "above" if difference > 0 else "below"
+    chance = "more than chance explains" if significant else "within chance"
+    return f"{abs(difference):.4f} {above} the network's: {chance}"
+
+
+def _titled(name: str, run: Run) -> str:
+    """What was tested, by its name in best/comparisons.json."""
+    if name == "ensemble" and (content := run.kept_ensemble()):
+        return f"Ensemble of the first {len(content['members'])} trials"
+    return f"{printable(name)} on its features"
+
+
+def _where(run: Run) -> list[str]:
+    """Where the page is as a link, or where the results are if there is no page."""
+    page, folder = run.directory.page_path, run.directory.path
+    if run.settings.report and page.exists():
+        return [f"Page: {Path(os.path.abspath(page)).as_uri()}"]
+    return [f"Results: {printable(str(folder))}"]
+
+
+def _next(run: Run, command: str) -> list[str]:
+    """The commands to type next, with what they do; tables, so that they are not wrapped."""
+    folder = shlex.quote(printable(str(run.directory.path)))
+    lines = []
+    model = run.settings.model
+    if model is not None or run.search["identity"]["network"] == DEFINITION.name:
+        own = "" if model is None else f" --model {shlex.quote(printable(model))}"
+        lines.append((f"{command} predict {folder} picture.png{own}", "classifies a picture"))
+    lines.append((f"{command} report {folder}", "makes the page again"))
+    width = max(len(line) for line, _ in lines)
+    return [f"  {line:{width}}  {what}" for line, what in lines]

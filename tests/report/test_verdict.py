@@ -1,0 +1,152 @@
+"""The end of a search: four lines, and the commands to type next."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from dataclasses import replace
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+import numpy as np
+import pytest
+from conftest import writing
+
+from jaxmnist import Run, random_search
+from jaxmnist.commands import main as commands
+from jaxmnist.commands.parser import run_command
+from jaxmnist.report.console import MOST_ROWS, Console
+from jaxmnist.report.display import Display
+from jaxmnist.report.verdict import verdict
+from jaxmnist.whole_files import read_json, write_json
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """The finished run in a folder whose name needs quoting, with the ledger."""
+    folder = tmp_path / "my runs"
+    shutil.copytree(finished.directory.path.parent, folder)
+    return Run(folder / "small")
+
+
+def test_the_numbers_are_those_of_the_files(finished):
+    first, second, third, *_ = verdict(finished).splitlines()
+    files = finished.directory.path
+    test = json.loads((files / "best" / "test.json").read_text())
+    config = json.loads((files / "best" / "config.json").read_text())
+    svm = json.loads((files / "svm" / "small" / "svm.json").read_text())
+    low, high = test["confidence_interval"]
+    winner = finished.best_trial
+    assert first == (
+        f"Test accuracy: {test['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}) on 200"
+        f" images; trial {winner.index} of 4 won: "
+        + str(finished.space.shown(winner.hyperparameters))
+    )
+    low, high = config["corrected_interval"]
+    others = len(config["indistinguishable"])
+    assert second == (
+        f"Validation accuracy: {config['score']:.4f}; without the luck of being chosen among 4"
+        f" trials about {config['corrected_score']:.4f} (95 % interval {low:.4f} to {high:.4f});"
+        f" the validation images don't tell {others} other trials from it"
+    )
+    low, high = svm["confidence_interval"]
+    difference = svm["accuracy"] - test["accuracy"]
+    said = "above" if difference > 0 else "below"
+    assert third.startswith(
+        f"SVM on its features: test accuracy {svm['accuracy']:.4f} (95 % interval {low:.4f} to"
+        f" {high:.4f}), {abs(difference):.4f} {said} the network's: "
+    )
+    (pair,) = read_json(files / "best" / "comparisons.json")["comparisons"]
+    verdicts = {True: "more than chance explains.", False: "within chance."}
+    assert third.count(verdicts[pair["significant"]]) == 1
+    runs = finished.directory.name
+    assert third.endswith(f" Test set evaluated 2 times: winner and svm of {runs}.")
+
+
+def test_the_link_leads_to_the_page_and_the_commands_can_be_typed(copy, mnist, capsys):
+    *_, link, predict, report = verdict(copy).splitlines()
+    address = urlparse(link.removeprefix("Page: "))
+    assert (address.scheme, " " in address.path) == ("file", False)
+    assert url2pathname(address.path) == str(copy.directory.page_path)
+    np.save(copy.directory.path.parent / "picture.npy", mnist.x_test[:1])
+    for line, says in ((predict, "with probability"), (report, "report.html")):
+        program, *words = shlex.split(re.split(r" {2,}", line.strip())[0])
+        assert program == "jaxmnist"
+        picture = str(copy.directory.path.parent / "picture.npy")
+        words = [picture if word == "picture.png" else word for word in words]
+        assert run_command(commands.main, words) == 0
+        assert says in capsys.readouterr().out
+
+
+def test_without_a_page_or_another_model(options, tmp_path):
+    given = {**options, "max_trials": 1, "epochs": 1, "svm": False}
+    run = random_search(**given, directory=str(tmp_path), project_name="a\u00e9")
+    first, second, third, fourth, *_ = verdict(run, ".venv/bin/python -m jaxmnist").splitlines()
+    assert " images; trial 0 won: " in first
+    assert re.fullmatch(
+        r"Validation accuracy: 0\.\d{4} \(95 % interval 0\.\d{4} to 0\.\d{4}\)", second
+    )
+    assert third == f"Test set evaluated once: winner of {run.directory.name}."
+    assert fourth == f"Results: {run.directory.path}"
+    assert "  .venv/bin/python -m jaxmnist report " in verdict(run, ".venv/bin/python -m jaxmnist")
+
+
+def test_a_network_of_python_s_own_can_not_be_typed(copy):
+    path = copy.directory.path / "search.json"
+    content = read_json(path)
+    write_json(path, {**content, "identity": {**content["identity"], "network": "mine"}})
+    said = verdict(replace_identity(copy))
+    assert "predict" not in said
+    assert "jaxmnist report " in said
+
+
+def replace_identity(run: Run) -> Run:
+    """The run as it is, but that its search.json names another network."""
+    found = Run(run.directory.path.parent / "small", run.network)
+    found.__dict__["ranked"] = run.ranked
+    return found
+
+
+def test_finalists_and_a_refit(options, tmp_path):
+    given = {**options, "max_trials": 2, "epochs": 1, "svm": False, "directory": str(tmp_path)}
+    again = random_search(**given, finalists=2, reruns=1)
+    first, second, *_ = verdict(again).splitlines()
+    assert f"rerun 1 of trial {again.best_trial.index} of 2 won: " in first
+    assert second.startswith("Mean validation accuracy of its reruns: 0.")
+    assert "chosen among 2 finalists about " in second
+    refitted = random_search(**given, refit=True)
+    first, second, *_ = verdict(refitted).splitlines()
+    assert f"the refit of trial {refitted.best_trial.index} of 2 won: " in first
+    assert second.startswith("Validation accuracy (before the refit): 0.")
+
+
+def test_an_ensemble_is_named_too(copy, options):
+    given = {**options, "report": True, "directory": str(copy.directory.path.parent)}
+    run = random_search(**given, ensemble=3)
+    third = verdict(run).splitlines()[2]
+    assert third.count("Ensemble of the first 3 trials: test accuracy ") == 1
+    assert third.count("SVM on its features: test accuracy ") == 1
+    assert "Test set evaluated 3 times: " in third
+
+
+@pytest.mark.parametrize("kind", [Console, Display])
+def test_a_long_ranking_is_cut_off(kind, copy, capsys):
+    """All of it is shown if that is wanted; what failed is counted."""
+    run = Run(writing(copy.directory.path))
+    for index in range(4, 20):
+        record = replace(run.trials[3], index=index, status="failed", error="no reason", history=())
+        run.files.trial_folder(index).mkdir()
+        run.files.write_trial(replace(record, validation=(), validation_sha256=None))
+    run = Run(copy.directory.path)
+    kind().results(run)
+    said = capsys.readouterr().out
+    assert f"… and {20 - MOST_ROWS} more trials, {20 - MOST_ROWS} of them failed (--verb" in said
+    assert said.count("no reason") == MOST_ROWS - 4
+    assert "Selection among" not in said
+    kind(verbose=True).results(run)
+    said = capsys.readouterr().out
+    assert said.count("no reason") == 16
+    assert "… and" not in said
+    assert "Selection among 4 trials" in " ".join(said.split())
