@@ -177,7 +177,11 @@ def read_json(path: Path, shape: Any = None) -> dict[str, Any]:
     Raises like `read_bytes`, and `DamagedFile` if the file isn't a JSON object, doesn't match its
     SHA-256, or doesn't have that shape.
     """
-    found = read_bytes(path, LARGEST_JSON)
+    return json_content(path, read_bytes(path, LARGEST_JSON), shape)
+
+
+def json_content(path: Path, found: bytes, shape: Any = None) -> dict[str, Any]:
+    """Return what `read_json` reads from a file that has these bytes; raises like it."""
     try:
         content = json.loads(found)
         stated = content.pop("sha256", None)

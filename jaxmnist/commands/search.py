@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxmnist.api import own_network, run_search, settings_of
+from jaxmnist.commands.config import Config, read_config
 from jaxmnist.commands.parser import Parser, add_ranges, add_settings, first_of
+from jaxmnist.errors import UsageError
+from jaxmnist.hyperparameters import shown
 from jaxmnist.models.questions import Definition
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION
@@ -25,13 +28,23 @@ EXAMPLES = (
 def main(arguments: list[str], program: str = "python -m jaxmnist.search") -> None:
     """Run the command."""
     # The network says which flags there are, so that its own flag is read first.
-    (model,) = first_of(arguments, "--model")
-    network = own_network(model)
-    definition = network.definition if network else DEFINITION
-    space = Space(definition)
+    path, model = first_of(arguments, "--config", "--model")
+    config = Config() if path is None else read_config(path)
+    config = config.without(() if model is None else ("model",))
+    with config.named():
+        model = config.options.get("model") if model is None else model
+        if not isinstance(model, str | None):
+            raise UsageError(f"--model must be the name of a file, not {shown(model)}")
+        network = own_network(model)
+        definition = network.definition if network else DEFINITION
+        space = Space(definition)
     given = vars(parser_of(definition, space, program).parse_args(arguments))
-    settings = settings_of(given, space)
-    run_search(settings, network, command=as_typed(sys.argv, sys.orig_argv))
+    given.pop("config", None)
+    config = config.without(given)
+    config.check(space.parameters)
+    with config.named():
+        settings = settings_of({**config.options, **given}, space)
+        run_search(settings, network, command=as_typed(sys.argv, sys.orig_argv))
 
 
 def parser_of(definition: Definition, space: Space, program: str) -> Parser:
@@ -45,6 +58,13 @@ def parser_of(definition: Definition, space: Space, program: str) -> Parser:
     # What the network asks for itself is a hyperparameter, and no setting.
     add_settings(parser, without=space.parameters)
     add_ranges(parser, space.describe().ranges(), definition.help or {})
+    running = parser.group("running")
+    running.add_argument(
+        "--config",
+        metavar="FILE",
+        help="TOML file of settings, whose keys are the words of these flags (flags win over it),"
+        " or a run's search.json",
+    )
     return parser
 
 

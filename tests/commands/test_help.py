@@ -35,7 +35,7 @@ def test_the_help_of_a_search(capsys):
     assert heads == ["options", *GROUPS, "examples"]
     assert max(map(len, said.partition("examples:")[0].splitlines())) <= 80
     assert "default default" not in said
-    for name in [*SETTINGS, *Space(DEFINITION).parameters]:
+    for name in [*SETTINGS, *Space(DEFINITION).parameters, "config"]:
         assert len(re.findall(rf"^  .*{flag(name)}(?![\w-])", said, re.MULTILINE)) >= 1
     # A hyperparameter stands with the space, and a default stands there as it would be typed.
     space = said[said.index("\nspace:") : said.index("\ntraining:")]
@@ -81,7 +81,7 @@ def test_what_is_spelt_wrong(line, says, capsys):
 
 def test_the_last_of_two_flags_counts(parser):
     given = parser.parse_args(["--quiet", "--no-quiet", "--no-svm", "--svm"])
-    assert vars(given) == {"quiet": False, "svm": True}
+    assert vars(given) == {"quiet": False, "svm": True, "config": None}
 
 
 @pytest.mark.parametrize(

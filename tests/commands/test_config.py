@@ -1,0 +1,259 @@
+"""`--config`: settings from a TOML file, or from a run's search.json."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import command, facts
+
+from jaxmnist import Run, random_search
+from jaxmnist.commands import search
+from jaxmnist.commands.parser import run_command
+from jaxmnist.settings import SearchSettings
+from jaxmnist.whole_files import read_json, write_json
+
+NETWORK = """
+import flax.linen as nn
+def build_model(hp):
+    width = hp.Int("width", 2, 4)
+    hp.Float("learning_rate", 1e-4, 1e-2, sampling="log")
+    return nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(width), nn.Dense(10)])
+"""
+
+
+@pytest.fixture
+def settings_of(tmp_path, monkeypatch):
+    """The settings with which the command, in an empty folder, would search, for its arguments."""
+    monkeypatch.chdir(tmp_path)
+    found = []
+    monkeypatch.setattr(search, "run_search", lambda settings, *_, **__: found.append(settings))
+
+    def read(text: str, *more: str) -> SearchSettings:
+        (tmp_path / "search.toml").write_text(text)
+        assert run_command(search.main, ["--config", "search.toml", *more]) == 0
+        return found.pop()
+
+    return read
+
+
+def test_the_words_of_the_flags_and_values_as_in_python(settings_of):
+    given = settings_of(
+        "# a comment\n"
+        "max-trials = 3\nlearning_rate = [1e-3, 3e-3]\nbatch-size = '64,128'\n"
+        "filters = '8:64:log'\n"
+        "units = [32, 64]\nconv_layers = 2\nsvm = false\nquiet = true\nseed = 0\n"
+        "data_dir = 'a folder'\ntolerance = 0.01\noptimizer = ['adam', 'lion']\n"
+    )
+    ranges = {"learning_rate": [1e-3, 3e-3], "batch_size": "64,128", "filters": "8:64:log"}
+    ranges |= {"units": [32, 64], "conv_layers": 2, "optimizer": ["adam", "lion"]}
+    others = {"max_trials": 3, "svm": False, "quiet": True, "data_dir": "a folder"}
+    assert given == SearchSettings(ranges=ranges, tolerance=0.01, **others)
+
+
+def test_flags_win(settings_of):
+    text = "max-trials = 3\nquiet = true\nsvm = false\nfilters = '8:16'\nepochs = 'no number'\n"
+    more = ["--max-trials", "5", "--no-quiet", "--svm", "--filters", "4", "--epochs", "2"]
+    assert settings_of(text, *more) == SearchSettings(
+        max_trials=5, epochs=2, ranges={"filters": "4"}
+    )
+    assert settings_of("") == SearchSettings()
+
+
+def test_the_examples_of_the_documentation(settings_of):
+    root = Path(__file__).parents[2]
+    pages = [root / "README.md", *sorted((root / "docs").glob("**/*.md"))]
+    found = [re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL) for page in pages]
+    assert any(found)
+    for text in itertools.chain(*found):
+        assert settings_of(text) != SearchSettings()
+
+
+@pytest.mark.parametrize("by_flag", [False, True])
+def test_a_network_that_the_file_names(settings_of, tmp_path, by_flag):
+    """Its hyperparameters are keys; the flag names another one."""
+    name = f"net_of_config_{by_flag}.py"
+    (tmp_path / name).write_text(NETWORK)
+    text = f"model = '{'nowhere.py' if by_flag else name}'\n"
+    more = ["--model", name] if by_flag else []
+    found = settings_of(f"{text}width = [2, 3]\nlearning-rate = 0.01\n", *more)
+    assert found.model == name
+    assert found.ranges == {"width": [2, 3], "learning_rate": 0.01}
+
+
+WRONG = {
+    "misspelt": (
+        "max_trails = 3",
+        "search.toml: unknown key 'max_trails'; did you mean 'max_trials'?",
+    ),
+    "with dashes": ("max-trails = 3", "unknown key 'max-trails'; did you mean 'max-trials'?"),
+    "nothing like it": ("zzzz = 3", "unknown key 'zzzz': the keys are the flags of --help"),
+    "a negated flag": ("no-svm = true", "unknown key 'no-svm'; write svm = false"),
+    "itself": ("config = 'a.toml'", "unknown key 'config'"),
+    "ranges": ("ranges = 3", "unknown key 'ranges'"),
+    "twice": ("max_trials = 3\nmax-trials = 4", "max_trials and max-trials are the same key"),
+    "a table": ("[training]\nepochs = 3", "'training' is a table: keys stand at the top"),
+    "text": ("epochs = '5'", "search.toml: epochs must be a whole number of at least 1, not '5'"),
+    "a fraction": ("max-trials = 5.0", "search.toml: max-trials must be a whole number"),
+    "no boolean": ("svm = 'no'", "search.toml: svm must be true or false, not 'no'"),
+    "a range": ("filters = '64:8'", "search.toml: filters "),
+    "no range": ("filters = 'many'", "search.toml: filters must be a whole number, a range"),
+    "a date": ("filters = 2020-01-01", "search.toml: filters a date is not text, a number"),
+    "infinite": ("learning_rate = inf", "search.toml: learning_rate must be a number above 0"),
+    "a list": ("dataset = ['mnist']", "search.toml: dataset must be a name or a path"),
+    "a network": ("model = 3", "search.toml: model must be the name of a file, not 3"),
+    "no network": ("model = 'nowhere.py'", "search.toml: model nowhere.py: there is no such file"),
+    "data": ("data-dir = 'nowhere'", "search.toml: data-dir "),
+    "of two, one a flag": ("reruns = 2", "search.toml: reruns needs --finalists"),
+    "always anew": ("overwrite = true", "search.toml: overwrite deletes a run each time"),
+    "no TOML": (
+        "epochs == 3",
+        "search.toml: is not valid TOML: Invalid value (at line 1, column 9)",
+    ),
+    "cut off": ("epochs = [", "search.toml: is not valid TOML"),
+    "deep": ("a = " + "[" * 5000, "search.toml: is not valid TOML"),
+    "a long number": ("epochs = " + "9" * 5000, "search.toml: "),
+    "an escape": ("'\\u001b[2J' = 3", "search.toml: "),
+    "JSON": ("{}", "--config takes a TOML file, or search.json as a search wrote it"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_is_one_line(name, tmp_path, monkeypatch, capsys):
+    text, says = WRONG[name]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "search.toml").write_text(text)
+    assert run_command(search.main, ["--config", "search.toml"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("jaxmnist: search.toml: ")
+    assert says in said.err
+    assert said.err.count("\n") == 1
+    assert said.err.removesuffix("\n").isprintable()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["search.toml"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("nowhere.toml", "--config nowhere.toml: there is no such file"),
+        ("folder", "--config folder: is a folder; the settings of a run are in its search.json"),
+        ("latin", "latin: is not text in UTF-8"),
+        ("/dev/zero", "has more than"),
+        ("s3://bucket/a.toml", "looks like a URL"),
+        ("", "--config : there is no such file"),
+    ],
+)
+def test_files_that_are_none(name, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "latin").write_bytes(b"dataset = '\xe9'")
+    assert run_command(search.main, ["--config", name]) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+
+
+def test_a_pipe_is_a_file(options, tmp_path):
+    """As a shell's `--config <(…)`: read once, from its beginning."""
+    reader, writer = os.pipe()
+    os.write(writer, b"epochs = 0\n")
+    os.close(writer)
+    line = [sys.executable, "-m", "jaxmnist.search", "--config", f"/dev/fd/{reader}"]
+    done = subprocess.run(line, capture_output=True, text=True, pass_fds=[reader], cwd=tmp_path)
+    os.close(reader)
+    assert done.stderr == (
+        f"jaxmnist: /dev/fd/{reader}: epochs must be a whole number of at least 1, not 0\n"
+    )
+
+
+# --- search.json of a run -------------------------------------------------------------------------
+
+
+def test_the_settings_of_a_run(finished, settings_of):
+    """They are those of the run, but for what belongs to its session; flags win."""
+    path = str(finished.directory.path / "search.json")
+    found = settings_of("", "--config", path)
+    assert found.to_json() == {**finished.settings.to_json(), "quiet": False}
+    assert found.identity() == finished.settings.identity()
+    changed = settings_of("", "--config", path, "--seed", "7", "--filters", "4", "--ensemble", "4")
+    assert (changed.seed, changed.ensemble, changed.keep) == (7, 4, 4)
+    assert changed.ranges == {**finished.settings.ranges, "filters": "4"}
+
+
+def test_a_run_s_settings_are_never_to_overwrite(options, tmp_path):
+    """A run that began with --overwrite goes on: nothing is trained, or deleted."""
+    given = {**options, "max_trials": 1, "epochs": 1, "svm": False, "directory": str(tmp_path)}
+    run = random_search(**given, overwrite=True)
+    path = run.directory.path / "search.json"
+    assert read_json(path)["settings"]["overwrite"]
+    done = command("search", "--config", path)
+    assert done.returncode == 0, done.stderr
+    assert "1 trials are already finished" in done.stdout
+    assert "compiling" not in done.stdout
+    assert facts(Run(run.directory.path)) == facts(run)
+
+
+def test_a_run_of_another_network(finished, tmp_path, settings_of, capsys):
+    """Of data or a network that only Python had, one line says what to name."""
+    path = tmp_path / "search.json"
+    content = read_json(finished.directory.path / "search.json")
+    for section, value, says in (
+        ("data", {"in_memory": True}, "its data were arrays in memory: name data by --data-dir"),
+        ("identity", {"network": "mine"}, "its network was a function in Python: name its file"),
+    ):
+        write_json(path, {**content, section: {**content[section], **value}})
+        assert run_command(search.main, ["--config", str(path)]) == 2
+        assert says in capsys.readouterr().err
+    write_json(path, {**content, "data": {**content["data"], "in_memory": True}})
+    assert settings_of("", "--config", str(path), "--dataset", "mnist").dataset == "mnist"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda text: text.replace('"seed": 0', '"seed": 1', 1), "does not match its SHA-256"),
+        (lambda text: text[: len(text) // 2], "is not a JSON object"),
+    ],
+)
+def test_a_changed_search_json(finished, tmp_path, change, says, capsys):
+    path = tmp_path / "search.json"
+    path.write_text(change((finished.directory.path / "search.json").read_text()))
+    assert run_command(search.main, ["--config", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", [3, {"a": {}}, {"filters": None}, {"filters": [[]]}, [1]])
+def test_a_search_json_that_says_something_else(finished, tmp_path, value, capsys):
+    path = tmp_path / "search.json"
+    content = read_json(finished.directory.path / "search.json")
+    for settings in (
+        {**content["settings"], "ranges": value},
+        {**content["settings"], "keep": value, "ensemble": value},
+        {**content["settings"], "model": value},
+        {**content["settings"], "a_later_setting": value},
+    ):
+        write_json(path, json.loads(json.dumps({**content, "settings": settings})))
+        status = run_command(search.main, ["--config", str(path), "--data-dir", "/nowhere/x.npz"])
+        assert status == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert said.startswith("jaxmnist: ")
+
+
+def test_a_whole_search_by_a_file(options, finished, tmp_path):
+    """The same run as by flags."""
+    text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in options.items())
+    (tmp_path / "search.toml").write_text(text)
+    line = ["--config", "search.toml", "--no-svm", "--directory", "there"]
+    done = command("search", *line, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert facts(Run(tmp_path / "there" / "small")) == facts(finished)
