@@ -221,3 +221,25 @@ def run_search(
         console.note(console.times())
     console.verdict(verdict(run, command))
     return run
+
+
+def dry_run(settings: SearchSettings, network: Network | None = None) -> str:
+    """What a search with these settings would do, and about how long it would take, as text.
+
+    Nothing is written in its directory, and the test set isn't evaluated. Raises like
+    `random_search`.
+    """
+    # As in `run_search`.
+    from jaxmnist.search.start import prepare
+
+    note = prepare(settings, network.definition if network else DEFINITION)
+    from jaxmnist.models.study.network import STUDY
+    from jaxmnist.report.console import Console, notes_on
+    from jaxmnist.report.preview import describe
+    from jaxmnist.results.layout import fitted
+    from jaxmnist.search.preview import preview
+
+    with notes_on(Console(settings.quiet)):
+        if note:
+            logger.info(note)
+        return fitted(describe(preview(settings, network or STUDY)))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxmnist.api import own_network, run_search, settings_of
+from jaxmnist.api import dry_run, own_network, run_search, settings_of
 from jaxmnist.commands.config import Config, read_config
 from jaxmnist.commands.parser import Parser, add_ranges, add_settings, first_of
 from jaxmnist.errors import UsageError
@@ -19,8 +19,8 @@ from jaxmnist.models.study.space import DEFINITION
 EXAMPLES = (
     ("--data-dir my/pictures --max-trials 20", "pictures of your own, in a folder for each class"),
     (
-        "--learning-rate 3e-4:3e-3:log --optimizer adam,lion",
-        "a range of learning rates, and two optimizers",
+        "--learning-rate 3e-4:3e-3:log --optimizer adam,lion --dry-run",
+        "what would be searched, and about how long it would take",
     ),
 )
 
@@ -40,11 +40,15 @@ def main(arguments: list[str], program: str = "python -m jaxmnist.search") -> No
         space = Space(definition)
     given = vars(parser_of(definition, space, program).parse_args(arguments))
     given.pop("config", None)
+    dry = given.pop("dry_run", False)
     config = config.without(given)
     config.check(space.parameters)
     with config.named():
         settings = settings_of({**config.options, **given}, space)
-        run_search(settings, network, command=as_typed(sys.argv, sys.orig_argv))
+        if dry:
+            print(dry_run(settings, network))
+        else:
+            run_search(settings, network, command=as_typed(sys.argv, sys.orig_argv))
 
 
 def parser_of(definition: Definition, space: Space, program: str) -> Parser:
@@ -64,6 +68,12 @@ def parser_of(definition: Definition, space: Space, program: str) -> Parser:
         metavar="FILE",
         help="TOML file of settings, whose keys are the words of these flags (flags win over it),"
         " or a run's search.json",
+    )
+    running.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the space, the first draws and about how long they would take; train and write"
+        " nothing",
     )
     return parser
 

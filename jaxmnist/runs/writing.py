@@ -308,6 +308,11 @@ def _check_identity(directory: WritableRunDirectory) -> None:
                 "note: search.json was missing, and is written again, as the trials are this run's"
             )
         return
+    check_same(path, before, identity)
+
+
+def check_same(path: Path, before: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Raise `UsageError` if a run's identity, from before, is not that of the present search."""
     different = _differences(before, identity)
     if different:
         raise UsageError(

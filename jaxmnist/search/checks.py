@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from jaxmnist.data.dataset import Dataset
@@ -16,6 +16,7 @@ from jaxmnist.models.network import DataSpec, Network
 from jaxmnist.models.questions import Questions, answers_of
 from jaxmnist.reading import memory
 from jaxmnist.results import svm_fit
+from jaxmnist.runs.layers import Layer
 from jaxmnist.settings import TRAINING, SearchSettings, TrainingSettings, flag
 
 MOST_TRACED = 16
@@ -39,26 +40,31 @@ def check_memory(
 ) -> None:
     """Raise `UsageError` if a drawn configuration can't be trained in this machine's memory.
 
-    So it does for the SVM, if there will be one. The estimate is a lower bound: initial weights as
-    drawn (float64), weights, Adam's two moments and gradients; outputs of all layers and their
-    gradients for up to 32 images.
+    So it does for the SVM, if there will be one. For the estimate see `least_memory`.
     """
     if settings.svm:
         fitted = len(dataset.y_train) + settings.refit * len(dataset.y_validation)
         svm_fit.check_memory(svm_fit.Fitting.kind, dataset.classes, fitted)
-    images = min(settings.batch_size, 32)
     # Tracing hundreds of networks would take minutes: then the first ones are looked at.
     most = MOST_TRACED if network.traced else None
     for draw in itertools.islice(dict.fromkeys(draws), most):
-        rows = network.layers(draw, DataSpec.of(dataset))
-        weights = sum(row.parameters for row in rows)
-        outputs = sum(math.prod(row.output_shape) for row in rows)
-        needed = 4 * (6 * weights + 2 * images * outputs)
+        needed = least_memory(network.layers(draw, DataSpec.of(dataset)), settings.batch_size)
         if needed > memory():
             raise UsageError(
                 f"{draw}: training needs at least {needed / 2**30:.0f} GiB, and this machine has"
                 f" {memory() / 2**30:.0f} GiB of memory; choose smaller values"
             )
+
+
+def least_memory(layers: Sequence[Layer], batch_size: int) -> int:
+    """A lower bound of the bytes that training a network takes, beside the images.
+
+    Initial weights as drawn (float64), weights, Adam's two moments and gradients; outputs of all
+    layers and their gradients for up to 32 images.
+    """
+    weights = sum(row.parameters for row in layers)
+    outputs = sum(math.prod(row.output_shape) for row in layers)
+    return 4 * (6 * weights + 2 * min(batch_size, 32) * outputs)
 
 
 def check_optimizer_settings(

@@ -35,7 +35,7 @@ def test_the_help_of_a_search(capsys):
     assert heads == ["options", *GROUPS, "examples"]
     assert max(map(len, said.partition("examples:")[0].splitlines())) <= 80
     assert "default default" not in said
-    for name in [*SETTINGS, *Space(DEFINITION).parameters, "config"]:
+    for name in [*SETTINGS, *Space(DEFINITION).parameters, "config", "dry_run"]:
         assert len(re.findall(rf"^  .*{flag(name)}(?![\w-])", said, re.MULTILINE)) >= 1
     # A hyperparameter stands with the space, and a default stands there as it would be typed.
     space = said[said.index("\nspace:") : said.index("\ntraining:")]
@@ -70,6 +70,7 @@ def test_the_other_commands_have_two_examples(name, capsys):
         ),
         (["evaluate", "a", "b"], "unexpected argument 'b' (--help lists the flags)"),
         (["evaluate", "a", "--\x1b[2J"], r"unknown option --\x1b[2J (--help lists the flags)"),
+        (["search", "--dry-runs"], "unknown option --dry-runs; did you mean --dry-run?"),
     ],
 )
 def test_what_is_spelt_wrong(line, says, capsys):
@@ -81,7 +82,7 @@ def test_what_is_spelt_wrong(line, says, capsys):
 
 def test_the_last_of_two_flags_counts(parser):
     given = parser.parse_args(["--quiet", "--no-quiet", "--no-svm", "--svm"])
-    assert vars(given) == {"quiet": False, "svm": True, "config": None}
+    assert vars(given) == {"quiet": False, "svm": True, "config": None, "dry_run": False}
 
 
 @pytest.mark.parametrize(
