@@ -8,10 +8,11 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from processes import command, facts
+from processes import command, facts, flags
 
 from jaxmnist import Run, random_search
 from jaxmnist.commands import search
@@ -249,11 +250,9 @@ def test_a_search_json_that_says_something_else(finished, tmp_path, value, capsy
         assert said.startswith("jaxmnist: ")
 
 
-def test_a_whole_search_by_a_file(options, finished, tmp_path):
-    """The same run as by flags."""
+def test_the_same_search_by_a_file_and_by_flags(options, settings_of):
     text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in options.items())
-    (tmp_path / "search.toml").write_text(text)
-    line = ["--config", "search.toml", "--no-svm", "--directory", "there"]
-    done = command("search", *line, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert facts(Run(tmp_path / "there" / "small")) == facts(finished)
+    found, by_flags = settings_of(text), settings_of("", *flags(options))
+    assert found.identity() == by_flags.identity()
+    assert {name: str(given) for name, given in found.ranges.items()} == by_flags.ranges
+    assert replace(found, ranges={}) == replace(by_flags, ranges={})
