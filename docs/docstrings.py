@@ -1,4 +1,4 @@
-"""How the reference reads docstrings: an example in the text is code, as Python's doctest takes it."""
+"""How the reference reads docstrings: an example in the text is code, as for doctest."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""README and the pages of docs/ as sessions: their commands and Python code, run as they are printed.
+"""README and the pages of docs/ as sessions: their commands and code, run as they are printed.
 
     python tests/sessions.py PAGE …
 
-runs the blocks of each page in the current folder, in their order; a page's Python code is one session.
-A comment right before a block says what is different:
+runs the blocks of each page in the current folder, in their order; a page's Python code is one
+session. A comment right before a block says what is different:
 
     <!-- not run: why -->
     <!-- run: TEXT => OTHER -->     the block is run with OTHER in place of TEXT

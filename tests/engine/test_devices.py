@@ -23,7 +23,7 @@ def test_a_platform_that_is_not_there(platform, finished, options, tmp_path):
     shutil.copytree(finished.directory.path, tmp_path / "small")
     run, environment = tmp_path / "small", {**os.environ, "JAX_PLATFORMS": platform}
     searched = [*flags(options), "--directory", tmp_path / "new"]
-    picture = Path(jaxmnist.__file__).parents[1] / "experiments" / "screenshots" / "page-light.png"
+    picture = Path(__file__).parents[2] / "experiments" / "screenshots" / "page-light.png"
     for module, arguments in (
         ("search", searched),
         ("predict", [run, picture]),
