@@ -142,9 +142,9 @@ def test_lanes_reruns_and_a_limit_of_time(cluster, options, tmp_path):
     given = {**options, "finalists": 2, "reruns": 1, "svm": False, "ray": cluster.address}
     run = random_search(**given, directory=str(tmp_path / "reruns"))
     assert len(run.finals) == 2
-    together = {**options, "lanes": 2, "svm": False, "ray": cluster.address}
+    together = {**options, "lanes": 2, "max_trials": 2, "svm": False, "ray": cluster.address}
     run = random_search(**together, directory=str(tmp_path / "lanes"))
-    assert [trial.status for trial in run.trials] == ["completed"] * 4
+    assert [trial.status for trial in run.trials] == ["completed"] * 2
     short = {**options, "max_seconds": 0.01, "svm": False, "ray": cluster.address}
     run = random_search(**short, directory=str(tmp_path / "short"))
     assert 1 <= len(run.ranked) < 4
