@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jaxmnist.engine import nodes
@@ -97,6 +97,7 @@ class Signals:
 class Flight:
     """A task at a node, and those of its trials that have not ended.
 
+    item: the next list of events, which is on its way; None if there is none yet.
     begun: whether the node had room for it.
     started: those of its trials that have started.
     """
@@ -104,6 +105,7 @@ class Flight:
     node: Node
     trials: dict[TrialKey, Assignment]
     generator: Any
+    item: Any = None
     begun: bool = False
     started: set[TrialKey] = field(default_factory=set)
 
@@ -290,14 +292,21 @@ class Cluster:
         if not self._flights:
             time.sleep(WAIT)
             return
-        generators = list(self._flights)
-        for generator in ray.wait(generators, num_returns=1, timeout=WAIT)[0]:
-            self._hear(self._flights[generator])
+        # Of each task the next list of events, or the notice that there is one.
+        awaited = {flight.item or flight.generator: flight for flight in self._flights.values()}
+        for ready in ray.wait(list(awaited), num_returns=1, timeout=WAIT)[0]:
+            self._hear(awaited[ready])
 
     def _hear(self, flight: Flight) -> None:
         """Hand on the next event of a task, or end it."""
         try:
-            told = ray.get(next(flight.generator), timeout=60)
+            if flight.item is None:
+                flight.item = next(flight.generator)
+                # It may be long in coming, if its node is lost: the others don't wait for it.
+                if not ray.wait([flight.item], timeout=0)[0]:
+                    return
+            item, flight.item = flight.item, None
+            told = ray.get(item)
         except StopIteration:
             del self._flights[flight.generator]
             if flight.trials and not self._stopping and not self._ending:
@@ -309,7 +318,7 @@ class Cluster:
         except RayTaskError as error:
             line = one_line(error.cause or error, named=True)
             raise Failed(f"node {flight.node.name} can't train: {line}") from None
-        except (RayError, GetTimeoutError):
+        except RayError:
             # The process that trained has ended, or its node has. The node itself says which.
             del self._flights[flight.generator]
             self._suspect[self._probe(flight.node)] = flight
