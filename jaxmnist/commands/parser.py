@@ -6,6 +6,7 @@ import argparse
 import io
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import Field, fields
@@ -42,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=program,
             usage=usage and f"{program} {usage}",
-            description=description,
+            description=textwrap.fill(description, 78),
             epilog="\n".join(["examples:", *lines]) if lines else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,

@@ -16,6 +16,10 @@ def main(arguments: list[str], program: str = "jaxmnist report") -> None:
         program,
         "Rebuild the report page of a run, finished or not; or make one page that compares several"
         " runs. The test set is not evaluated.",
+        (
+            ("runs/mnist", "its report.html"),
+            ("runs/mnist runs/other", f"{COMPARISON}, in this folder"),
+        ),
     )
     parser.add_argument(
         "runs",

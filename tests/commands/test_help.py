@@ -51,11 +51,12 @@ def test_the_examples_are_commands(parser):
         assert f"jaxmnist search {given}\n" in parser.format_help()
 
 
-@pytest.mark.parametrize("name", ["evaluate", "svm", "predict", "export"])
+@pytest.mark.parametrize("name", ["evaluate", "svm", "predict", "report", "export"])
 def test_the_other_commands_have_two_examples(name, capsys):
     assert run_command(commands.main, [name, "--help"]) == 0
-    said = capsys.readouterr().out.partition("examples:")[2]
-    assert len(re.findall(rf"^  jaxmnist {name} runs/", said, re.MULTILINE)) == 2
+    said, _, examples = capsys.readouterr().out.partition("examples:")
+    assert max(map(len, said.splitlines())) <= 80
+    assert len(re.findall(rf"^  jaxmnist {name} runs/", examples, re.MULTILINE)) == 2
 
 
 @pytest.mark.parametrize(
