@@ -65,7 +65,7 @@ def memory(process: int) -> int:
 
 def measure(address: str, trials: int, seconds: float) -> dict[str, float]:
     """Run trials that wait on a cluster; returns seconds, CPU ms a trial, and MB of growth."""
-    from jaxmnist.engine.cluster import Assignment, Job
+    from jaxmnist.engine.jobs import Assignment, Job
 
     ours, theirs = Pipe()
     command = [sys.executable, __file__, "--speak", str(theirs.fileno())]

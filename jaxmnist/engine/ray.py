@@ -23,6 +23,7 @@ from jaxmnist.engine.cache import LOG_LEVEL
 from jaxmnist.engine.devices import POOL_SIZE, pool_size
 from jaxmnist.engine.estimates import multiplications
 from jaxmnist.engine.events import Checkpoint, Event, StackingChosen, TrialLost, TrialStarted
+from jaxmnist.engine.jobs import Assignment, Job
 from jaxmnist.engine.remote import Work
 from jaxmnist.engine.stacking import Stacking
 from jaxmnist.errors import EnvironmentFailure
@@ -101,11 +102,9 @@ class RayEngine:
             return 0.0
         return multiplications(self.network.layers(hyperparameters, DataSpec.of(self.dataset)))
 
-    def _job(self, assignments: Iterable[Any]) -> Any:
+    def _job(self, assignments: Iterable[Assignment]) -> Job:
         """What the process beside this one gets."""
-        from ray import cloudpickle
-
-        from jaxmnist.engine.cluster import Job
+        from ray import cloudpickle  # Ray is for those who use it
 
         # Nodes need not have the files of a network of the user's own.
         for module in self.network.own_modules():
@@ -165,10 +164,8 @@ class RayEvents:
         """Start no further trials once `over()` is true; those that run finish."""
         self._over = over
 
-    def assignment(self, key: TrialKey) -> Any:
+    def assignment(self, key: TrialKey) -> Assignment:
         """What the other process gets of a trial."""
-        from jaxmnist.engine.cluster import Assignment
-
         hyperparameters = self._trials[key]
         content = key, hyperparameters, self._checkpoints.get(key)
         return Assignment(key, pickle.dumps(content), self._work(hyperparameters))
