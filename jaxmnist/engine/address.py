@@ -10,7 +10,9 @@ from jaxmnist.errors import UsageError
 def check_ray(address: str) -> None:
     """Raise `UsageError` if Ray isn't installed, or if the address can't be that of a cluster."""
     if find_spec("ray") is None:
-        raise UsageError("--ray needs Ray, which isn't installed: pip install 'jaxmnist[ray]'")
+        raise UsageError(
+            "--ray needs Ray, which isn't installed here: python -m pip install 'ray>=2.60'"
+        )
     if "://" in address:
         raise UsageError(
             f"--ray {address}: give the address of the cluster's head as host:port, on a machine"
