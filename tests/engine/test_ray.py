@@ -302,7 +302,7 @@ def test_addresses_at_which_no_cluster_answers(options, tmp_path, monkeypatch):
         with pytest.raises(UsageError, match="host:port"):
             check_ray(wrong)
     monkeypatch.setattr("jaxmnist.engine.address.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match="pip install 'ray>=2.60'"):
+    with pytest.raises(UsageError, match=r"pip install 'ray>=2\.60'"):
         check_ray("auto")
     with pytest.raises(UsageError, match="jobs is for one machine"):
         random_search(**options, directory=str(tmp_path), ray="auto", jobs=2)
