@@ -24,7 +24,7 @@ from jaxmnist.models.network import Network
 from jaxmnist.runs.keys import TrialKey
 from jaxmnist.settings import TrainingSettings
 
-ASK_EVERY = 1.0  # seconds between two questions whether to stop
+ASK_EVERY = 0.5  # seconds between two questions whether to stop
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from itertools import islice
 
 import numpy as np
 
-from jaxmnist.hyperparameters import text
+from jaxmnist.hyperparameters import Hyperparameters, text
 from jaxmnist.models.distributions import Distribution, is_number
 from jaxmnist.models.questions import ends_or_values
 from jaxmnist.report.drawing import (
@@ -88,7 +88,7 @@ def parallel(
                 linewidth=2.6 if won else 1.3,
                 zorder=3 if won else 2,
             )
-            drawn.mark(line, _described(trials[k], winner))
+            drawn.mark(line, _described(trials[k], list(parameters), winner))
         drawn.axes.set(xlim=(-0.03, len(axes) - 0.97), ylim=(BOTTOM, TOP))
         drawn.axes.axis("off")
         labels = [_label(axes, trials[k], k, winner) for k in range(len(trials))][:MOST_LABELS]
@@ -102,15 +102,18 @@ def parallel(
     )
     if len(trials) > MOST_LABELS:
         caption += f" Of {len(trials)} trials the first {MOST_LABELS} have a label."
-    alternative = "; ".join(_described(trial, winner) for trial in trials)
+    alternative = "; ".join(_described(trial, list(parameters), winner) for trial in trials)
     size = (max(WIDTH, 0.9 + INCHES * len(axes)), 3.6)
     title = "Configurations and their scores"
     return draw("parallel", title, caption, f"{alternative}.", plot, size=size)
 
 
-def _described(trial: Trial, winner: int | None) -> str:
+def _described(trial: Trial, names: Sequence[str], winner: int | None) -> str:
+    """A trial in words; of its hyperparameters those that have an axis."""
     place = " (winner)" if trial.index == winner else ""
-    return f"Trial {trial.index}{place}: {trial.hyperparameters}; {trial.score:.4f}"
+    given = trial.hyperparameters
+    shown = Hyperparameters({name: given[name] for name in names if name in given})
+    return f"Trial {trial.index}{place}: {shown}; {trial.score:.4f}"
 
 
 def _label(axes: Sequence[Axis], trial: Trial, k: int, winner: int | None) -> Label:

@@ -105,7 +105,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 def test_processors_have_folders_of_their_own(tmp_path, monkeypatch):
     here = cache_folder(str(tmp_path))
-    monkeypatch.setattr(cache, "_processor", lambda: "another")
+    monkeypatch.setattr(cache, "processor", lambda: "another")
     assert cache_folder(str(tmp_path)) != here
 
 

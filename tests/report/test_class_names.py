@@ -39,7 +39,11 @@ def many(tmp_path_factory) -> tuple[Run, str]:
         lines: list[str] = []
         patch.setattr("builtins.print", lambda text="", **_: lines.append(str(text)))
         run = random_search(
-            data_dir=str(folder / "many.npz"), directory=str(folder), batch_size=32, **given
+            data_dir=str(folder / "many.npz"),
+            directory=str(folder),
+            batch_size=32,
+            verbose=True,
+            **given,
         )
     return run, "\n".join(lines)
 

@@ -463,4 +463,4 @@ def test_the_nodes_of_a_cluster(copy):
         run.write_trial(trial)
     said = text_of(Run(copy))
     assert "together the nodes were busy for 1 min 20 s" in said["record"]
-    assert "acpu cpu250.0 s62 %bcpu cpu230.0 s38 %" in said["record"]
+    assert "acpu cpu250.0 s62 % bcpu cpu230.0 s38 %" in said["record"]
