@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import site
 import sys
 import sysconfig
 from collections.abc import Callable
@@ -60,20 +59,27 @@ def load_function(given: str) -> Callable[[Any], Any]:
 def own_modules(function: Callable[..., Any]) -> list[ModuleType]:
     """The loaded modules that a person wrote: that of a function, and those in its folder.
 
-    None if the function belongs to an installed package.
+    Empty if the function belongs to an installed package. An environment may lie in the person's
+    folder, and this package's sources too: what is installed is not theirs.
     """
     module = sys.modules.get(getattr(function, "__module__", ""))
-    file = getattr(module, "__file__", None)
-    if module is None or file is None:
+    if module is None or not (file := getattr(module, "__file__", None)):
         return []
     folder = Path(file).parent
-    paths = sysconfig.get_paths()
-    installed = [paths["purelib"], paths["platlib"], paths["stdlib"], site.getusersitepackages()]
-    if any(folder.is_relative_to(each) for each in installed):
-        return []
-    found = [
+    return [
         other
         for name, other in list(sys.modules.items())
-        if name != "__main__" and getattr(other, "__file__", None)
+        if name != "__main__"
+        and (place := getattr(other, "__file__", None))
+        and folder in Path(place).parents
+        and not _is_installed(Path(place))
     ]
-    return [other for other in found if folder in Path(str(other.__file__)).parents]
+
+
+def _is_installed(file: Path) -> bool:
+    """Whether a module's file belongs to Python, to an installed package, or to this one."""
+    paths = sysconfig.get_paths()
+    installed = [Path(paths[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    ours = Path(__file__).parents[1]
+    within = any(file.is_relative_to(each) for each in (*installed, ours))
+    return within or bool({"site-packages", "dist-packages"} & {*file.parts})

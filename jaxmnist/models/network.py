@@ -267,7 +267,7 @@ class Network(ABC):
         data: DataSpec,
     ) -> dict[str, Any]:
         """The parameters of a configuration in the shapes of its padded configuration, or back."""
-        raise NotImplementedError(f"{self.definition.name} does not support padding")
+        raise NotImplementedError(f"{self.definition.name} can't be resized")
 
 
 def pixels(images: jax.Array, scale: float, precision: str) -> jax.Array:

@@ -20,6 +20,7 @@ from jaxmnist import EnvironmentFailure, Run, UsageError, random_search
 from jaxmnist.engine.address import check_ray
 from jaxmnist.engine.nodes import Machine, Node, node_of, refusal
 from jaxmnist.engine.remote import together
+from jaxmnist.models.loading import load_function, own_modules
 
 OWN = """
 import flax.linen as nn
@@ -116,7 +117,7 @@ def test_histories_equal_those_of_one_machine(cluster, options, finished, tmp_pa
         assert run.result("best/test.json")[name] == finished.result("best/test.json")[name]
     host = socket.gethostname()
     assert {trial.node for trial in run.trials} == {host, f"{host}-2"}
-    assert {trial.device for trial in run.trials} == {"cpu cpu"}
+    assert {trial.device for trial in run.trials} == {"cpu"}
     assert f"trials run on node {host} (1 core)" in said
 
 
@@ -332,6 +333,22 @@ def test_events_that_come_in_quick_succession_travel_together():
         ["EpochFinished", "TrialFinished"],
         ["TrialStarted"],
     ]
+
+
+def test_what_is_installed_is_not_a_persons_own(tmp_path, monkeypatch):
+    """Also where the environment, and this package, lie in the folder of the person's file."""
+    (tmp_path / "beside_it.py").write_text("")
+    (tmp_path / "its_network.py").write_text("import beside_it\ndef build_model(hp): pass\n")
+    function = load_function(str(tmp_path / "its_network.py"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = {sys.modules[name] for name in ("its_network", "beside_it")}
+    assert {*own_modules(function)} == own
+    # A file at the root of the file system has every module below it.
+    monkeypatch.setattr(sys.modules["its_network"], "__file__", "/its_network.py")
+    found = {module.__name__.partition(".")[0] for module in own_modules(function)}
+    assert {"its_network", "beside_it"} <= found
+    assert not found & {"jaxmnist", "jax", "flax", "numpy", "json", "pytest", "subprocess"}
+    assert own_modules(json.dumps) == []
 
 
 def described(host: str = "vm", **resources: float) -> dict:
