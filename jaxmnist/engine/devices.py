@@ -68,6 +68,12 @@ def start_jax() -> str:
     return platform
 
 
+def device_name() -> str:
+    """What JAX computes on: 'cpu', 'gpu NVIDIA H100', 'tpu TPU v5 lite'. JAX is started."""
+    device = import_jax().local_devices()[0]
+    return " ".join(dict.fromkeys((str(device.platform), str(device.device_kind))))
+
+
 def pool_size() -> int:
     """The number of threads that XLA's CPU pool has, or will have when JAX starts.
 

@@ -17,7 +17,7 @@ class TrialStarted:
     """A trial has begun to compile and train.
 
     history: the epochs finished before an interruption.
-    device: what it trains on, 'cpu cpu' or 'gpu NVIDIA H100'.
+    device: what it trains on, see `devices.device_name`.
     node: the name of the machine, or of the cluster's node.
     """
 

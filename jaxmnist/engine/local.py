@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.engine.builder import Builder
-from jaxmnist.engine.devices import check_precision, start_jax
+from jaxmnist.engine.devices import check_precision, device_name, start_jax
 from jaxmnist.engine.estimates import multiplications
 from jaxmnist.engine.events import (
     Checkpoint,
@@ -182,7 +182,7 @@ class Engine:
 
         if not self.consecutive:
             groups = with_short_tail(groups, self.jobs, work)
-        device = f"{self.platform} {jax.local_devices()[0].device_kind}"
+        device = device_name()
         # Compile ahead only on the host of an accelerator: on a CPU, the cores are busy training.
         programs = Programs(self.compilers, groups, 0 if self.platform == "cpu" else cores())
 

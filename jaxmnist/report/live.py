@@ -112,6 +112,8 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
         if error is not None:
             self._said.add("the page")  # only the error itself is to be reported
         if self._settings.report:
+            if error is None:
+                self._console.stage("page")
             # A user who stops the search waits for this page, so it leaves out the slow sections.
             quick = isinstance(error, Stopped | KeyboardInterrupt)
             self._safely("the page", self._write_page, last=True, quick=quick)

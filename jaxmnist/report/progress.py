@@ -181,6 +181,8 @@ class Progress:
             rest = ", running trials finish" if passed >= self.seconds and self.running else ""
             return f"{duration(passed)} of {duration(self.seconds)}{rest}"
         share = self.share
+        if share >= 1:
+            return "all done"
         if share <= 0:
             return "time left not known yet"
         return f"about {duration(passed * (1 - share) / share)} left"

@@ -10,7 +10,7 @@ import jax
 
 from jaxmnist import __version__
 from jaxmnist.data.dataset import Dataset
-from jaxmnist.engine.devices import pool_size
+from jaxmnist.engine.devices import device_name, pool_size
 from jaxmnist.models.space import SpaceDescription
 from jaxmnist.runs.machine import machine
 from jaxmnist.settings import KEEP, SearchSettings
@@ -70,8 +70,6 @@ def describe_search(
     settings: SearchSettings, dataset: Dataset, network: str, space: SpaceDescription
 ) -> dict[str, Any]:
     """The content of search.json; a search with a different `identity` is a different run."""
-
-    device = jax.devices()[0]
     return {
         "identity": {
             "data": dataset.fingerprint,
@@ -101,7 +99,7 @@ def describe_search(
             **{name: version(name) for name in ("jax", "flax", "optax", "numpy")},
         },
         "device": {
-            "kind": f"{device.platform} {device.device_kind}",
+            "kind": device_name(),
             "devices": jax.local_device_count(),
             "machine": platform.machine(),
         },

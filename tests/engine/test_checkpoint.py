@@ -119,7 +119,7 @@ def test_a_trial_that_goes_on_tells_what_it_had(dataset):
     kept, _ = run(Engine(STUDY, dataset, SETTINGS, 0, checkpoint_every=0.0), one)
     with Engine(STUDY, dataset, SETTINGS, 0).run(one.items(), {3: kept[3][4]}) as events:
         first = next(iter(events))
-    assert first == TrialStarted(3, TRIALS[3], kept[3][4].history, "cpu cpu", platform.node())
+    assert first == TrialStarted(3, TRIALS[3], kept[3][4].history, "cpu", platform.node())
     assert len(first.history) == 1
 
 

@@ -16,14 +16,14 @@ from jaxmnist.results.selection import rule_of
 def test_shares_add_up(finished):
     first, second, third, fourth = finished.trials
     trials = [
-        replace(first, node="a", device="cpu cpu", seconds=30.0),
+        replace(first, node="a", device="cpu", seconds=30.0),
         replace(second, node="b", device="gpu H100", seconds=60.0),
-        replace(third, node="a", device="cpu cpu", seconds=10.0, status="failed"),
+        replace(third, node="a", device="cpu", seconds=10.0, status="failed"),
         replace(fourth, node="b", seconds=99.0, status="running"),
     ]
     assert shares_of(trials) == [
         NodeShare("b", "gpu H100", 1, 60.0, 0.6),
-        NodeShare("a", "cpu cpu", 2, 40.0, 0.4),
+        NodeShare("a", "cpu", 2, 40.0, 0.4),
     ]
     assert shares_of([replace(first, node=None)]) == []
 
@@ -33,9 +33,9 @@ def test_the_console_says_where_a_trial_runs(capsys, finished):
     console = Console()
     console.begin(Progress(2, 3, 300, rule, cluster=True))
     drawn = finished.trials[0].hyperparameters
-    console.event(TrialStarted(0, drawn, (), "cpu cpu", "second"))
+    console.event(TrialStarted(0, drawn, (), "cpu", "second"))
     console.event(TrialLost(0, "second", node_lost=True))
-    console.event(TrialStarted(0, drawn, finished.trials[0].history[:2], "cpu cpu", "first"))
+    console.event(TrialStarted(0, drawn, finished.trials[0].history[:2], "cpu", "first"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("compiling and training on second")
     assert "node second is lost; the trial goes on elsewhere from its last checkpoint" in lines[1]

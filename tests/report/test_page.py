@@ -459,8 +459,8 @@ def test_the_nodes_of_a_cluster(copy):
     run = writing(copy)
     assert "Nodes" not in text_of(Run(copy))["record"]
     for index, node, seconds in ((0, "a", 30.0), (1, "b", 10.0), (2, "a", 20.0), (3, "b", 20.0)):
-        trial = replace(run.read_trial(index), node=node, device="cpu cpu", seconds=seconds)
+        trial = replace(run.read_trial(index), node=node, device="cpu", seconds=seconds)
         run.write_trial(trial)
     said = text_of(Run(copy))
     assert "together the nodes were busy for 1 min 20 s" in said["record"]
-    assert "acpu cpu250.0 s62 % bcpu cpu230.0 s38 %" in said["record"]
+    assert "acpu250.0 s62 % bcpu230.0 s38 %" in said["record"]
