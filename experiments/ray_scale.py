@@ -34,21 +34,38 @@ WEIGHTS = 400_000  # bytes
 
 def waits(trials: list[bytes], *others: Any) -> Iterator[list[tuple[str, int | None, bytes]]]:
     """What a task yields that trains for the seconds in its trials' content."""
+    import sys
     import time
 
+    first = "jaxmnist.engine.remote" not in sys.modules  # as in `cluster.train_there`
     from jaxmnist.engine.remote import together
 
-    def events() -> Iterator[tuple[str, int, bytes]]:
+    def events() -> Iterator[tuple[float, tuple[str, int, bytes]]]:
+        """The events, each with its seconds after the one before."""
         for content in trials:
             key, seconds = content.decode().split()
-            yield "TrialStarted", int(key), b""
+            yield 0.0, ("TrialStarted", int(key), b"")
             for _ in range(5):
-                time.sleep(float(seconds) / 5)
-                yield "EpochFinished", int(key), bytes(1000)
-            yield "TrialFinished", int(key), bytes(WEIGHTS)
+                yield float(seconds) / 5, ("EpochFinished", int(key), bytes(1000))
+            yield 0.0, ("TrialFinished", int(key), bytes(WEIGHTS))
 
-    yield [("begun", None, b"")]
-    yield from together(events())
+    coming = events()
+    pending: list[tuple[float, tuple[str, int, bytes]]] = []
+
+    def take(patience: float | None) -> tuple[str, int, bytes] | None:
+        if not pending:
+            pending.append(next(coming))
+        seconds, event = pending.pop()
+        if patience is not None and patience < seconds:
+            time.sleep(patience)
+            pending.append((seconds - patience, event))
+            return None
+        time.sleep(seconds)
+        return event
+
+    if first:
+        yield [("begun", None, b"")]
+    yield from together(take)
 
 
 def cpu_seconds(process: int) -> float:
@@ -72,7 +89,7 @@ def measure(address: str, trials: int, seconds: float) -> dict[str, float]:
     process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
     theirs.close()
     waiting = [Assignment(key, f"{key} {seconds}".encode()) for key in range(trials)]
-    ours.send(Job(address, b"", [], waiting, {"CPU": {}}, None))
+    ours.send(Job(address, b"", [], waiting, {"CPU": {}}, None, False))
     began = cpu = own = first = 0.0
     ended = 0
     while True:

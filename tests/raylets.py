@@ -4,12 +4,14 @@ It is told what to do on its standard input, a line each, and answers with a lin
 
     add NAME RESOURCES    a node joins; RESOURCES is JSON, as `ray.cluster_utils.Cluster` takes them
     kill NAME             the node's processes are killed; NAME may be `head`
+    freeze NAME           its processes are stopped: it answers no more, as without a network
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +40,10 @@ class Raylets:
         """The processes of a node are killed."""
         self._tell(f"kill {name}")
 
+    def freeze(self, name: str) -> None:
+        """A node answers no more, without a word."""
+        self._tell(f"freeze {name}")
+
     def __enter__(self) -> Raylets:
         return self
 
@@ -62,6 +68,12 @@ class Raylets:
         raise RuntimeError("the cluster has ended")
 
 
+def children(process: int) -> list[int]:
+    """The processes that a process has started, and those that they have."""
+    own = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [each for child in map(int, own) for each in (child, *children(child))]
+
+
 def serve() -> None:
     """Do what standard input says."""
     from ray.cluster_utils import Cluster
@@ -74,6 +86,10 @@ def serve() -> None:
         said, name, *rest = line.split(maxsplit=2)
         if said == "add":
             nodes[name] = cluster.add_node(**json.loads(rest[0]))
+        elif said == "freeze":
+            for started in nodes[name].all_processes["raylet"]:
+                for process in (*children(started.process.pid), started.process.pid):
+                    os.kill(process, signal.SIGSTOP)
         else:
             cluster.remove_node(nodes.pop(name), allow_graceful=False)
         print("= done", flush=True)

@@ -43,9 +43,10 @@ def _connect(address: str) -> None:
 def train_there(*arguments: Any) -> Iterator[Any]:
     """`remote.train`, imported on the node only: JAX isn't needed here.
 
-    First it says that it has begun, which importing JAX would delay.
+    A process' first task says at once that it has begun, which importing JAX would delay.
     """
-    yield [(BEGUN, None, b"")]
+    if "jaxmnist.engine.remote" not in sys.modules:
+        yield [(BEGUN, None, b"")]
     from jaxmnist.engine.remote import train
 
     yield from train(*arguments)
@@ -61,16 +62,24 @@ def main(connection: Connection, task: Callable[..., Iterator[Any]] = train_ther
     nothing = f"no Ray cluster answers at {job.address}: nothing Ray understands in {JOIN:g} s"
     late = threading.Timer(JOIN, _give_up, (connection, nothing))
     late.start()
+    watch: threading.Thread | None = None
     try:
         address = _join(job.address)
         late.cancel()
-        threading.Thread(target=_watch, args=(address, connection), daemon=True).start()
+        watch = threading.Thread(target=_watch, args=(address, connection), daemon=True)
+        watch.start()
         Cluster(job, address, connection, task).run()
         connection.send(("done",))
     except EOFError:
         pass  # the search has ended
+    except Failed as problem:
+        connection.send(("failed", str(problem)))
     except Exception as problem:
-        connection.send(("failed", one_line(problem, named=not isinstance(problem, Failed))))
+        # Often a consequence of the head's loss, which the watch then says.
+        if watch is not None:
+            watch.join((LOST_AFTER + 1) * CHECK_EVERY)
+        line = f"Ray on this machine has failed: {one_line(problem, named=True)}"
+        connection.send(("failed", line))
     os._exit(0)  # Ray's own end may wait for a head that is gone; it ends the tasks by itself
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jaxmnist.engine.jobs import Assignment, Job
@@ -150,6 +150,10 @@ class Cluster:
         alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         for gone in self._nodes.keys() - alive.keys():
             self._say("note", f"node {self._nodes.pop(gone).name} is gone")
+        # Their tasks end without a word only when the network is there again.
+        for tasks in (self._flights, self._suspect):
+            for task in [task for task, flight in tasks.items() if flight.node.id not in alive]:
+                self._lose(tasks.pop(task), node_lost=True)
         for identifier in alive.keys() - self._known:
             self._known.add(identifier)
             if node := node_of(alive[identifier], self._names):
@@ -209,13 +213,14 @@ class Cluster:
         for flight in self._flights.values():
             running[flight.node.id] = running.get(flight.node.id, 0) + 1
         tasks = sum(node.tasks for node in self._nodes.values())
-        if len(self._waiting) <= TAIL * tasks:  # as in `lanes.with_short_tail`
+        in_order = self._job.consecutive
+        if not in_order and len(self._waiting) <= TAIL * tasks:  # as in `lanes.with_short_tail`
             self._waiting = deque(sorted(self._waiting, key=lambda trial: -trial.work))
         for node in self._nodes.values():
             for _ in range(node.tasks - running.get(node.id, 0)):
                 if not self._waiting:
                     return
-                count = node.trials(len(self._waiting), tasks, self._job.lanes)
+                count = node.trials(len(self._waiting), tasks, self._job.lanes, in_order)
                 trials = [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
                 self._submit(node, trials)
 
@@ -254,11 +259,11 @@ class Cluster:
         try:
             if flight.item is None:
                 flight.item = next(flight.generator)
-                # It may be long in coming, if its node is lost: the others don't wait for it.
-                if not ray.wait([flight.item], timeout=0)[0]:
-                    return
-            item, flight.item = flight.item, None
-            told = ray.get(item)
+            # It may be long in coming, if its node is lost: the others don't wait for it.
+            told = ray.get(flight.item, timeout=0)
+            flight.item = None
+        except GetTimeoutError:
+            return
         except StopIteration:
             del self._flights[flight.generator]
             if flight.trials and not self._stopping and not self._ending:

@@ -12,7 +12,7 @@ class Assignment:
     """A trial to train.
 
     content: what `remote.train` gets of it.
-    work: how long it takes, in any unit; 0 if trials start in the order in which they are given.
+    work: how long it takes, in any unit.
     """
 
     key: TrialKey
@@ -28,6 +28,7 @@ class Job:
     trials: the trials, in their order.
     environment: variables of the tasks, by a node's kind.
     lanes: trials in one program, if the user chose that.
+    consecutive: whether trials start in the order in which they are given.
     """
 
     address: str
@@ -36,3 +37,4 @@ class Job:
     trials: list[Assignment]
     environment: dict[str, dict[str, str]]
     lanes: int | None
+    consecutive: bool

@@ -97,9 +97,7 @@ class RayEngine:
                 process.wait()
 
     def _work(self, hyperparameters: Hyperparameters) -> float:
-        """How long a trial takes; 0 if the order of trials is given."""
-        if self.consecutive:
-            return 0.0
+        """How long a trial takes, in multiplications."""
         return multiplications(self.network.layers(hyperparameters, DataSpec.of(self.dataset)))
 
     def _job(self, assignments: Iterable[Assignment]) -> Job:
@@ -132,6 +130,7 @@ class RayEngine:
             list(assignments),
             {"CPU": {**pool, "JAX_PLATFORMS": "cpu"}, "GPU": pool, "TPU": pool},
             self.lanes,
+            self.consecutive,
         )
 
 

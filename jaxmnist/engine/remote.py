@@ -45,8 +45,8 @@ class Work:
 Trials = list[tuple[TrialKey, Hyperparameters]]
 # What a task says of an event: its class' name, its trial, and the event itself, pickled.
 Told = tuple[str, TrialKey | None, bytes]
-TOGETHER = 0.2  # seconds: events that follow others sooner may wait for the next one
-AT_ONCE = ("Checkpoint", "TrialFinished", "StackingChosen")  # but not these
+TOGETHER = 0.2  # seconds between two lists of events
+LARGE = 8_000_000  # bytes of events that wait no longer
 
 
 def train(
@@ -83,29 +83,41 @@ def train(
     )
     running = engine.run([(key, drawn) for key, drawn, _ in own], checkpoints)
     with running as events, _listening(events, signals):
-        yield from together(
-            (type(event).__name__, getattr(event, "index", None), pickle.dumps(event))
-            for event in events
-        )
+
+        def take(seconds: float | None) -> Told | None:
+            event = events.within(seconds)
+            if event is None:
+                return None
+            return type(event).__name__, getattr(event, "index", None), pickle.dumps(event)
+
+        yield from together(take)
 
 
 def together(
-    events: Iterator[Told], clock: Callable[[], float] = time.monotonic
+    take: Callable[[float | None], Told | None], clock: Callable[[], float] = time.monotonic
 ) -> Iterator[list[Told]]:
-    """Events in lists: each costs the search some milliseconds.
+    """Events in lists: each list costs the search some milliseconds.
 
-    An event that comes soon after a list waits for the next event; while a trial trains, that is
-    half a second at most.
+    An event waits until `TOGETHER` seconds have passed since the last list.
+
+    take: returns the next event, or None if none comes within the given seconds; raises
+    StopIteration after the last one.
     """
     waiting: list[Told] = []
-    told = -math.inf
-    for event in events:
-        waiting.append(event)
-        if event[0] in AT_ONCE or clock() - told >= TOGETHER:
+    last = -math.inf
+    over = False
+    while not over:
+        left = max(0.0, last + TOGETHER - clock()) if waiting else None
+        try:
+            event = take(left)
+        except StopIteration:
+            event, over = None, True
+        if event is not None:
+            waiting.append(event)
+        size = sum(len(content) for _, _, content in waiting)
+        if waiting and (event is None or size >= LARGE or clock() - last >= TOGETHER):
             yield waiting
-            waiting, told = [], clock()
-    if waiting:
-        yield waiting
+            waiting, last = [], clock()
 
 
 @contextmanager

@@ -70,8 +70,17 @@ class Events:
         return self
 
     def __next__(self) -> Event:
+        event = self.within(None)
+        assert event is not None
+        return event
+
+    def within(self, seconds: float | None) -> Event | None:
+        """The next event, or None if none comes within the seconds; StopIteration at the end."""
         while self._running:
-            event = self._events.get()
+            try:
+                event = self._events.get(timeout=seconds)
+            except queue.Empty:
+                return None
             if isinstance(event, Checkpoint):
                 self._room.release()
             if event is not None:
