@@ -71,7 +71,7 @@ def parallel(
     trials = sorted(ranked, key=lambda trial: trial.index != winner)  # the winner first
     axes = [_axis(name, found, trials) for name, found in parameters.items()]
     axes.append(_score_axis(trials, images))
-    names = short_names([axis.name.replace("_", " ") for axis in axes], NAME)
+    names = short_names([axis.name for axis in axes], NAME)
 
     def plot(drawn: Canvas) -> None:
         """Draw the axes and their values, and a line for each trial, the winner's last."""

@@ -51,7 +51,7 @@ class Row:
 
 def heads(facts: Facts) -> list[str]:
     """The headings of the columns beside the index."""
-    names = [name.replace("_", " ") for name in facts.space.varied]
+    names = list(facts.space.varied)
     where = ["node"] if several(facts.run.trials) else []
     return [*names, "accuracy", facts.run.rule.column, "parameters", "time", *where]
 

@@ -240,15 +240,15 @@ class Steady(Rule):
     def reason(self, ranked: Sequence[Ranked]) -> str:
         """State that the winner is the best steady trial, and which better trials fell."""
         winner, line = ranked[0], _winner(ranked)
-        if winner.steady:
-            line += ", the highest of the steady ones"
-        else:
-            line += f": no trial was steady, and none fell less than its {winner.fall:.4f}"
         passed = sorted(
             (entry for entry in ranked if entry.score > winner.score), key=lambda e: -e.score
         )
+        if winner.steady:
+            line += ", the highest of the steady trials" if passed else ": no trial scored higher"
+        else:
+            line += f": no trial was steady, and none fell less than its {winner.fall:.4f}"
         if not passed:
-            return line + "; no trial scored higher."
+            return f"{line}."
         best = passed[0]
         others = "" if len(passed) == 1 else f", and {len(passed) - 1} more for falls of their own"
         return line + (

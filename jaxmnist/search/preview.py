@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,9 +83,13 @@ def preview(settings: SearchSettings, network: Network) -> Preview:
     work = {index: found for index, found in works.items() if isinstance(found, float)}
     if not work:
         raise UsageError(f"no trial can be trained; trial 0 ({first.draws[0]}): {works[0]}")
-    middle = sorted(work, key=work.__getitem__)[len(work) // 2]
+    order = sorted(work, key=work.__getitem__)
+    middle = order[len(order) // 2]
     left = len(first.draws) - len(ended)
-    pace = _measured(engine, first.draws, middle, max(1, min(engine.jobs, left)))
+    # As in a search, as many compile at once as train at once.
+    jobs = max(1, min(engine.jobs, left))
+    beside = [first.draws[index] for index in order if index != middle][: jobs - 1]
+    pace = _measured(engine, first.draws, middle, jobs, beside)
     draws = []
     for index, draw in described:
         found = works[index]
@@ -122,11 +126,15 @@ def _work(engine: Engine, draw: Hyperparameters) -> float | str:
 
 
 def _measured(
-    engine: Engine, draws: Mapping[TrialKey, Hyperparameters], index: TrialKey, jobs: int
+    engine: Engine,
+    draws: Mapping[TrialKey, Hyperparameters],
+    index: TrialKey,
+    jobs: int,
+    beside: Sequence[Hyperparameters],
 ) -> Pace:
     """The pace of a trial; an error in one line if it can't be trained."""
     try:
-        return measure(engine, draws[index], jobs)
+        return measure(engine, draws[index], jobs, beside)
     except JaxmnistError:
         raise
     except Exception as problem:

@@ -213,3 +213,19 @@ def test_measuring_changes_nothing(found):
     assert pace.together == 1
     assert pace.steps % min(16, 10) == 0  # whole blocks of an epoch of 10 batches
     assert engine.compiled == compiled
+
+
+def test_a_configuration_beside_it_that_cant_be_compiled_is_left_alone(found, monkeypatch):
+    engine = Engine(STUDY, found.dataset, found.settings.training(), 0)
+    own, other = (draw.hyperparameters for draw in found.draws[:2])
+    compilers = engine.compilers
+
+    def some(group):
+        if group.widest == other:
+            raise MemoryError
+        return compilers(group)
+
+    monkeypatch.setattr(engine, "compilers", some)
+    assert measure(engine, own, 2, [other]).hyperparameters == own
+    with pytest.raises(MemoryError):
+        measure(engine, other, 2, [own])

@@ -161,20 +161,17 @@ def test_a_worker_that_is_killed_is_counted(cluster, long, undisturbed, tmp_path
     assert sorted(record["attempts"] for record in records(tmp_path)) == [1, 1, 2]
 
 
-def test_ctrl_c_keeps_the_running_trials(cluster, long, undisturbed, tmp_path):
-    given = {**long, "checkpoint_every": 600}
+def test_ctrl_c_keeps_the_running_trials(cluster, long, tmp_path):
+    """Their state comes although no checkpoint was due; the head's loss tests that they go on."""
+    given = {**long, "checkpoint_every": 600, "epochs": 5000, "max_trials": 2}
     process = start(given, tmp_path, "--ray", cluster.address)
     until(lambda: sum(r["status"] == "running" for r in records(tmp_path)) == 2, process)
     process.send_signal(signal.SIGINT)
     status, _, errors = end(process)
     assert status == 130, errors
-    interrupted = [record for record in records(tmp_path) if record["status"] == "running"]
-    assert len(checkpoints(tmp_path)) == len(interrupted) >= 1
+    assert len(checkpoints(tmp_path)) == 2
     assert {record["attempts"] for record in records(tmp_path)} == {0}
     until_gone()
-    # Locally now: the same command goes on.
-    assert end(start(given, tmp_path))[0] == 0
-    assert facts(Run(tmp_path / "small")) == facts(undisturbed)
 
 
 def test_a_search_that_is_killed_leaves_no_process_and_goes_on(
