@@ -68,10 +68,11 @@ def state(facts: Facts, running: bool) -> dict[str, str]:
             sentence = "All trials are done; the results on the test set can't be read."
         return {"word": "untested", "sentence": sentence}
     failed = facts.count("failed")
-    sentence = f"{count(done, 'trial')}" + (f", {failed} of them failed." if failed else ".")
+    sentences = [f"{count(failed, 'trial')} failed."] if failed else []
     if done < budget:  # its time was over, or no further configuration could be drawn
-        sentence += f" {budget} were asked for; the same command goes on from here."
-    return {"word": "finished", "sentence": sentence}
+        trials = count(budget, "trial")
+        sentences.append(f"{trials} were asked for; the same command goes on from here.")
+    return {"word": "finished", "sentence": " ".join(sentences)}
 
 
 def place_by_score(facts: Facts) -> str | None:

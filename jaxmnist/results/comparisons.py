@@ -18,6 +18,7 @@ from jaxmnist.errors import printable
 from jaxmnist.results import members
 from jaxmnist.results.paired import difference_p_values, holm
 from jaxmnist.results.selection import Ranked
+from jaxmnist.results.statistics import signed
 from jaxmnist.runs.directory import RunDirectory
 from jaxmnist.runs.writing import WritableRunDirectory
 from jaxmnist.whole_files import DamagedFile, read_array, read_json
@@ -198,7 +199,7 @@ def describe(content: dict[str, Any] | None) -> list[str]:
         lines.append(
             printable(
                 f"{second} − {first}: {models[second]['accuracy']:.4f} −"
-                f" {models[first]['accuracy']:.4f} = {difference:+.4f}; classified correctly by"
+                f" {models[first]['accuracy']:.4f} = {signed(difference)}; classified correctly by"
                 f" the {first} alone: {pair['only_first']} images, by the {second} alone:"
                 f" {pair['only_second']}; {_p_value(pair['p_value'])}, {verdict}."
             )

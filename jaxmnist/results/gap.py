@@ -9,6 +9,7 @@ from typing import Any
 from jaxmnist.results.confusion import Evaluation
 from jaxmnist.results.corrected import Corrected, interval
 from jaxmnist.results.run import Run
+from jaxmnist.results.statistics import signed
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def describe_gap(found: Corrected, test: Evaluation) -> str:
     corrected = "Validation" if found.trials == 1 else "Corrected for that, validation"
     line = (
         f"{luck}{corrected} accuracy {found.score:.4f} − test accuracy {test.accuracy:.4f} ="
-        f" {gap.size:+.4f} (95 % interval {gap.low:+.4f} to {gap.high:+.4f})"
+        f" {signed(gap.size)} (95 % interval {signed(gap.low)} to {signed(gap.high)})"
     )
     if gap.low > 0 and found.trials == 1:
         return f"{line}, more than chance explains: the test images are harder."

@@ -38,6 +38,7 @@ def describe_looks(looks: Looks, own: str) -> str:
 
 
 def _listed(purposes: Counter[str]) -> str:
-    """'winner', 'winner and 2 × svm', 'winner, svm and evaluation'."""
-    words = [f"{count} × {name}" if count > 1 else name for name, count in purposes.items()]
+    """'winner', 'winner and 2 × SVM', 'winner, SVM and evaluation'."""
+    named = {("SVM" if name == "svm" else name): count for name, count in purposes.items()}
+    words = [f"{count} × {name}" if count > 1 else name for name, count in named.items()]
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))

@@ -32,6 +32,11 @@ def standard_error(share: float, count: int) -> float:
     return math.sqrt(share * (1 - share) / count)
 
 
+def signed(difference: float) -> str:
+    """A difference of accuracies as text, with its sign: '+0.0010', or '−0.0070' with a minus."""
+    return f"{difference:+.4f}".replace("-", "−")
+
+
 def chance_of_new_best(run: int, more: int) -> float:
     """The chance that the best of `run + more` exchangeable trials is among the later ones.
 

@@ -62,7 +62,7 @@ def test_the_numbers_are_those_of_the_files(finished):
     verdicts = {True: "more than chance explains.", False: "within chance."}
     assert third.count(verdicts[pair["significant"]]) == 1
     runs = finished.directory.name
-    assert third.endswith(f" Test set evaluated 2 times: winner and svm of {runs}.")
+    assert third.endswith(f" Test set evaluated 2 times: winner and SVM of {runs}.")
 
 
 def test_the_link_leads_to_the_page_and_the_commands_can_be_typed(copy, mnist, capsys):

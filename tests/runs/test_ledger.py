@@ -67,7 +67,7 @@ def test_runs_on_the_same_images_share_the_count(tmp_path):
         assert purposes(run, "other images") == ["svm"]
     name = tmp_path.name
     assert describe_looks(first.read_looks(IMAGES), f"{name}/c") == (
-        f"Test set evaluated 3 times: winner of {name}/c; winner and svm of {name}/a."
+        f"Test set evaluated 3 times: winner of {name}/c; winner and SVM of {name}/a."
     )
 
 
@@ -78,7 +78,7 @@ def test_the_sentence_about_looks():
     many = [replace(LOOK, run=f"runs/{i}", model_sha256=str(i)) for i in range(9)]
     tuned = [replace(LOOK, purpose="svm", details=str(i)) for i in range(2)]
     said = describe_looks(Looks((*many, LOOK, *tuned), damaged=1), "runs/a")
-    assert said.startswith("Test set evaluated 13 times: winner and 2 × svm of runs/a; winner of")
+    assert said.startswith("Test set evaluated 13 times: winner and 2 × SVM of runs/a; winner of")
     assert "5 more of 5 other runs; 1 unknown (a line of the ledger is damaged or missing)." in said
     lost = describe_looks(Looks(damaged=2), "runs/a")
     assert lost.endswith("2 times: 2 unknown (lines of the ledger are damaged or missing).")

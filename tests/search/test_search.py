@@ -540,7 +540,7 @@ def test_commands_on_a_run(copy, mnist, small):
     np.savez(copy / "moved.npz", **{name: getattr(arrays, name) for name in MNIST_SHA256})
     done = command("evaluate", run, "--data-dir", copy / "moved.npz")
     assert done.returncode == 0, done.stderr
-    says = f"Test set evaluated 3 times: evaluation of {copy.name}/small; winner and svm of "
+    says = f"Test set evaluated 3 times: evaluation of {copy.name}/small; winner and SVM of "
     assert says in done.stdout
     np.save(copy / "digits.npy", mnist.x_test[:3, ..., 0])
     done = command("predict", run, copy / "digits.npy")
