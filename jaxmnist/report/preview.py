@@ -87,6 +87,6 @@ def _time(found: Preview) -> str:
         f"{limit} This is an estimate: {pace.steps} steps of one configuration"
         f" ({printable(str(found.space.shown(pace.hyperparameters)))}) were timed just now,"
         f" {1000 * pace.step:.1f} ms each, and scaled to the others by their multiplications and"
-        " outputs; compiling is counted as it took for that one. The test and the SVM come after"
-        " that."
+        " outputs; compiling is counted as it took just now, for as many at once. The test and"
+        " the SVM come after that."
     )
