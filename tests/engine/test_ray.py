@@ -57,7 +57,7 @@ def cluster():
 @pytest.fixture(scope="module")
 def long(options) -> dict:
     """A search whose trials take some seconds each."""
-    return {**options, "epochs": 100, "checkpoint_every": 0, "svm": False, "max_trials": 3}
+    return {**options, "epochs": 60, "checkpoint_every": 0, "svm": False, "max_trials": 3}
 
 
 @pytest.fixture(scope="module")
