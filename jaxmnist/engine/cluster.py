@@ -73,13 +73,12 @@ def main(connection: Connection, task: Callable[..., Iterator[Any]] = train_ther
     except EOFError:
         pass  # the search has ended
     except Failed as problem:
-        connection.send(("failed", str(problem)))
+        _give_up(connection, str(problem))
     except Exception as problem:
         # Often a consequence of the head's loss, which the watch then says.
         if watch is not None:
             watch.join((LOST_AFTER + 1) * CHECK_EVERY)
-        line = f"Ray on this machine has failed: {one_line(problem, named=True)}"
-        connection.send(("failed", line))
+        _give_up(connection, f"Ray on this machine has failed: {one_line(problem, named=True)}")
     os._exit(0)  # Ray's own end may wait for a head that is gone; it ends the tasks by itself
 
 
@@ -97,7 +96,7 @@ def _watch(address: str, connection: Connection) -> None:
 
 
 def _give_up(connection: Connection, line: str) -> None:
-    """End this process at once; its main thread waits for Ray."""
+    """Say why, and end this process at once: its main thread may wait for Ray."""
     with suppress(OSError):
         connection.send(("failed", line))
     os._exit(0)

@@ -118,7 +118,11 @@ class Cluster:
     # --- the other process ---
 
     def _say(self, kind: str, *content: Any) -> None:
-        self._connection.send((kind, *content))
+        """Tell the other process something; EOFError if it has ended."""
+        try:
+            self._connection.send((kind, *content))
+        except OSError:  # Ray's own connections raise it too, for other reasons
+            raise EOFError from None
 
     def _obey(self) -> None:
         """Do what the other process says; EOFError if it has ended."""

@@ -51,9 +51,8 @@ class Row:
 
 def heads(facts: Facts) -> list[str]:
     """The headings of the columns beside the index."""
-    names = list(facts.space.varied)
     where = ["node"] if several(facts.run.trials) else []
-    return [*names, "accuracy", facts.run.rule.column, "parameters", "time", *where]
+    return [*facts.space.varied, "accuracy", facts.run.rule.column, "parameters", "time", *where]
 
 
 def rows(facts: Facts, running: bool) -> list[Row]:

@@ -162,7 +162,7 @@ def test_a_worker_that_is_killed_is_counted(cluster, long, undisturbed, tmp_path
 
 
 def test_ctrl_c_keeps_the_running_trials(cluster, long, tmp_path):
-    """Their state comes although no checkpoint was due; the head's loss tests that they go on."""
+    """Their state comes although no checkpoint was due."""
     given = {**long, "checkpoint_every": 600, "epochs": 5000, "max_trials": 2}
     process = start(given, tmp_path, "--ray", cluster.address)
     until(lambda: sum(r["status"] == "running" for r in records(tmp_path)) == 2, process)
