@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 from jaxmnist.errors import UsageError
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION
-from jaxmnist.settings import DECAYING, IN_MEMORY, TRAINING, SearchSettings, flag, nearest
+from jaxmnist.settings import (
+    DECAYING,
+    IN_MEMORY,
+    RECIPES,
+    STUDY,
+    TRAINING,
+    SearchSettings,
+    flag,
+    nearest,
+)
 
 if TYPE_CHECKING:
     from jaxmnist.models.flax_network import FlaxNetwork
@@ -35,11 +44,16 @@ def random_search(
     max_trials: int = 10,
     max_seconds: float | None = None,
     epochs: int = 5,
-    batch_size: int | Range = 128,
-    learning_rate: float | Range = 1e-3,
-    optimizer: str | Range = "adam",
-    weight_decay: float | Range = 1e-4,
-    schedule: str | Range = "constant",
+    recipe: str = STUDY,
+    batch_size: int | Range | None = None,
+    learning_rate: float | Range | None = None,
+    optimizer: str | Range | None = None,
+    weight_decay: float | Range | None = None,
+    schedule: str | Range | None = None,
+    label_smoothing: float | Range | None = None,
+    ema_momentum: float | Range | None = None,
+    random_shift: int | Range | None = None,
+    random_rotation: float | Range | None = None,
     validation_split: float = 0.1,
     train_limit: int | None = None,
     seed: int = 0,
@@ -107,10 +121,9 @@ def random_search(
             if data_dir is not None:
                 raise UsageError("data and data_dir are two datasets: give one of them")
             options["dataset"] = dataset or IN_MEMORY
-        # What stands at its default counts as not given, so that the network's own range stands.
-        for item in fields(SearchSettings):
-            if item.name in TRAINING and is_default(options[item.name], item.default):
-                del options[item.name]
+        for name in TRAINING:  # one that isn't given is the network's own, or the recipe's
+            if options[name] is None:
+                del options[name]
         settings = settings_of(options, space)
         return run_search(settings, network, data=data, listener=listener, silent=quiet)
     except UsageError as problem:
@@ -136,10 +149,10 @@ def settings_of(options: Mapping[str, Any], space: Space) -> SearchSettings:
     ranges = {name: options[name] for name in space.parameters if name in options}
     left = [name for name in TRAINING if name in options and name not in space.parameters]
     ranges |= {name: options[name] for name in left if is_range(options[name])}
-    optimizer = options.get("optimizer", SearchSettings.optimizer)
-    decay = options.get("weight_decay", SearchSettings.weight_decay)
+    recipe = RECIPES.get(options.get("recipe", SearchSettings.recipe), RECIPES[STUDY])
+    optimizer = options.get("optimizer", recipe.optimizer)
     chosen = "optimizer" in ranges or "optimizer" in space.parameters or optimizer in DECAYING
-    if "weight_decay" in left and decay != SearchSettings.weight_decay and not chosen:
+    if "weight_decay" in left and not chosen:
         raise UsageError(
             f"--weight-decay is of the optimizers {', '.join(DECAYING)}, and --optimizer is"
             f" {optimizer}"
@@ -152,11 +165,6 @@ def settings_of(options: Mapping[str, Any], space: Space) -> SearchSettings:
             )
     others = {name: value for name, value in options.items() if name not in ranges}
     return SearchSettings(**others, ranges=ranges)
-
-
-def is_default(given: Any, default: Any) -> bool:
-    """Whether a setting of training stands at its default."""
-    return isinstance(given, int | float | str) and given == default
 
 
 def is_range(given: Any) -> bool:

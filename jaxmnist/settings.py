@@ -19,10 +19,22 @@ from jaxmnist.hyperparameters import plain, shown, text
 LARGEST_SEED = 2**32 - 1
 OPTIMIZERS = ("adam", "adamw", "nadam", "rmsprop", "sgd", "lion")
 DECAYING = ("adamw", "lion")  # optimizers that have a weight decay
-SCHEDULES = ("constant", "cosine", "one-cycle")
+SCHEDULES = ("constant", "cosine", "linear", "one-cycle")
 # Settings of training that may be hyperparameters: of a network that asks for them, or of any
 # network where a person gives a range.
-TRAINING = ("learning_rate", "weight_decay", "batch_size", "optimizer", "schedule")
+TRAINING = (
+    "learning_rate",
+    "weight_decay",
+    "batch_size",
+    "optimizer",
+    "schedule",
+    "label_smoothing",
+    "ema_momentum",
+    "random_shift",
+    "random_rotation",
+)
+# Those of them that an optimizer of a network's own has in it.
+OF_OPTIMIZER = ("learning_rate", "weight_decay", "optimizer", "schedule")
 PRECISIONS = ("default", "highest", "bfloat16")
 SELECTIONS = ("steady", "best")
 SVM_BACKENDS = ("auto", "sklearn", "sklearnex", "cuml")
@@ -111,6 +123,9 @@ def canonical(given: Any) -> Any:
 TRAINING_NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("learning_rate", lambda value: value > 0, "above 0"),
     ("weight_decay", lambda value: value >= 0, "of at least 0"),
+    ("label_smoothing", lambda value: 0 <= value < 1, "of at least 0 and below 1"),
+    ("ema_momentum", lambda value: 0 <= value < 1, "of at least 0 and below 1"),
+    ("random_rotation", lambda value: 0 <= value <= 180, "from 0 to 180"),
 )
 
 
@@ -130,6 +145,10 @@ class TrainingSettings:
     optimizer: str = "adam"
     weight_decay: float = 1e-4
     schedule: str = "constant"
+    label_smoothing: float = 0.0
+    ema_momentum: float = 0.0
+    random_shift: int = 0
+    random_rotation: float = 0.0
     precision: str = "default"
 
     def for_trial(self, hyperparameters: Mapping[str, Any]) -> TrainingSettings:
@@ -140,6 +159,7 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             object.__setattr__(self, name, check_whole(name, getattr(self, name), 1))
+        object.__setattr__(self, "random_shift", check_whole("random_shift", self.random_shift, 0))
         for name, accepts, wanted in TRAINING_NUMBERS:
             number = check_number(name, getattr(self, name), accepts, wanted)
             object.__setattr__(self, name, number)
@@ -147,6 +167,15 @@ class TrainingSettings:
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
 
+
+STUDY = "study"
+# How trials are trained where nothing else is said, by name.
+RECIPES: Mapping[str, TrainingSettings] = {
+    STUDY: TrainingSettings(),
+    "fast": TrainingSettings(
+        optimizer="adamw", learning_rate=4e-3, weight_decay=1e-2, schedule="linear"
+    ),
+}
 
 # Settings that are numbers, with what each must be; None is no number, where it is allowed.
 NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
@@ -207,19 +236,51 @@ class SearchSettings:
         "SECONDS",
     )
     epochs: int = _setting(5, "epochs of each trial", "N")
-    batch_size: int = _setting(128, "images per batch, or a range of it", "N")
-    learning_rate: float = _setting(1e-3, "learning rate, or a range of it", "RATE")
-    optimizer: str = _setting(
-        "adam", "optimizer, or several to choose from", "NAME", choices=OPTIMIZERS
+    recipe: str = _setting(
+        STUDY,
+        "how trials are trained unless the following flags say otherwise: study (Adam at a constant"
+        " rate) or fast",
+        "NAME",
+        choices=tuple(RECIPES),
     )
-    weight_decay: float = _setting(
-        1e-4, "weight decay of adamw and lion, or a range of it", "DECAY"
+    batch_size: int | None = _setting(None, "images per batch, or a range of it", "N")
+    learning_rate: float | None = _setting(
+        None, "learning rate, the highest of the schedule, or a range of it", "RATE"
     )
-    schedule: str = _setting(
-        "constant",
+    optimizer: str | None = _setting(
+        None, "optimizer, or several to choose from", "NAME", choices=OPTIMIZERS
+    )
+    weight_decay: float | None = _setting(
+        None, "weight decay of adamw and lion, or a range of it", "DECAY"
+    )
+    schedule: str | None = _setting(
+        None,
         "how the learning rate changes over a trial, or several ways to choose from",
         "NAME",
         choices=SCHEDULES,
+    )
+    label_smoothing: float | None = _setting(
+        None,
+        "part of a label that is spread over all classes in training, or a range of it",
+        "PART",
+    )
+    ema_momentum: float | None = _setting(
+        None,
+        "momentum of a moving average of the weights, which is what is validated and kept, or a"
+        " range of it; 0 for none",
+        "MOMENTUM",
+    )
+    random_shift: int | None = _setting(
+        None,
+        "largest shift of a training image in rows and columns, drawn anew each time, or a range of"
+        " it",
+        "PIXELS",
+    )
+    random_rotation: float | None = _setting(
+        None,
+        "largest angle either way by which a training image is turned, drawn anew each time, or a"
+        " range of it",
+        "DEGREES",
     )
     validation_split: float = _setting(
         0.1, "fraction of the training images for validation", "FRACTION", identifies=True
@@ -353,6 +414,7 @@ class SearchSettings:
             raise UsageError(
                 "--jobs is for one machine: with --ray, each core of a node trains a trial"
             )
+        check_choice("recipe", self.recipe, tuple(RECIPES))
         training = self.training()
         for item in fields(training):
             if item.name in self.__dict__:
@@ -428,10 +490,11 @@ class SearchSettings:
         return os.path.join(self.directory, self.project_name or self.dataset_name)
 
     def training(self) -> TrainingSettings:
-        """Return the settings that training needs."""
+        """Return the settings that training needs: those of the recipe where none are given."""
         own = {item.name for item in fields(self)}
         names = [item.name for item in fields(TrainingSettings) if item.name in own]
-        return TrainingSettings(**{name: getattr(self, name) for name in names})
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return replace(RECIPES[self.recipe], **given)
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that identify a run: those of training, and those marked so."""
@@ -447,6 +510,12 @@ class SearchSettings:
         return {**found, "ranges": dict(self.ranges)}
 
 
+def usual_settings(recipe: Any = SearchSettings.recipe) -> dict[str, Any]:
+    """All settings as they are where nothing but the recipe is given, and the default recipe."""
+    known = recipe if isinstance(recipe, str) and recipe in RECIPES else SearchSettings.recipe
+    return {**SearchSettings(recipe=known).to_json(), "recipe": SearchSettings.recipe}
+
+
 # The settings as `--help` lists them, by what they are about; a run's hyperparameters come under
 # 'space'.
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -454,11 +523,16 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "space": ("model", "seed"),
     "training": (
         "epochs",
+        "recipe",
         "batch_size",
         "learning_rate",
         "optimizer",
         "weight_decay",
         "schedule",
+        "label_smoothing",
+        "ema_momentum",
+        "random_shift",
+        "random_rotation",
         "precision",
     ),
     "selection and budget": (

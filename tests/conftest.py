@@ -22,7 +22,8 @@ from jaxmnist import Run, random_search
 from jaxmnist.data.arrays import Arrays
 from jaxmnist.data.idx import IDX_NAMES, read_idx_folder
 from jaxmnist.engine.checkpoint import rows
-from jaxmnist.engine.training import constants_of, optimizer, start_training
+from jaxmnist.engine.optimizers import optimizer
+from jaxmnist.engine.training import constants_of, start_training
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.runs.directory import read_search
 from jaxmnist.runs.layers import Layer

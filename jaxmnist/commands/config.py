@@ -12,7 +12,7 @@ from typing import Any
 from jaxmnist.errors import UsageError, disk_error, local_path, one_line
 from jaxmnist.hyperparameters import shown
 from jaxmnist.models.study.space import DEFINITION
-from jaxmnist.settings import KEEP, SearchSettings, nearest
+from jaxmnist.settings import KEEP, SearchSettings, nearest, usual_settings
 
 LARGEST = 2**26  # bytes of a file
 # What search.json says of a session, and not of the search.
@@ -136,7 +136,7 @@ def _of_run(path: str, content: bytes) -> Config:
         raise UsageError(f"{path}: is not the search.json of a run")
     settings = dict(search["settings"])
     ranges = settings.pop("ranges", {})
-    usual = SearchSettings().to_json()
+    usual = usual_settings(settings.get("recipe"))
     if settings.get("keep") in (KEEP, settings.get("ensemble")):
         settings["keep"] = None  # was derived, and another --ensemble derives another one
     options = {

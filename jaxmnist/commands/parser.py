@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from jaxmnist import __version__
 from jaxmnist.errors import JaxmnistError, Stopped, UsageError, disk_error, one_line
 from jaxmnist.hyperparameters import shown
-from jaxmnist.settings import GROUPS, SearchSettings, flag, nearest
+from jaxmnist.settings import GROUPS, RECIPES, TRAINING, SearchSettings, flag, nearest
 from jaxmnist.signals import signals, stopped_by
 
 SPACE = """A RANGE is first:last, first:last:step, first:last:log, values such as
@@ -150,8 +150,7 @@ def _add_setting(parser: argparse._ActionsContainer, item: Field[Any]) -> None:
         parser.add_argument(flag(f"no_{item.name}"), action="store_false", **options)
         return
     # The help of a setting without a default, and of one called 'default', says what happens.
-    if item.default not in (None, "default"):
-        usual = f"{item.default:g}" if kind == "float" else item.default
+    if usual := _usual(item):
         text += f" (default {usual})"
     parser.add_argument(
         flag(item.name),
@@ -161,6 +160,19 @@ def _add_setting(parser: argparse._ActionsContainer, item: Field[Any]) -> None:
         metavar=item.metadata["metavar"] or "WORD",
         help=text.replace("%", "%%"),
     )
+
+
+def _usual(item: Field[Any]) -> str | None:
+    """The default of a setting, and where it is another one in another recipe, as text."""
+    if item.name not in TRAINING:
+        return None if item.default in (None, "default") else _text(item.default)
+    found = {name: _text(getattr(recipe, item.name)) for name, recipe in RECIPES.items()}
+    usual = found.pop(SearchSettings.recipe)
+    return "; ".join([usual, *(f"{name}: {v}" for name, v in found.items() if v != usual)])
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def add_ranges(parser: Parser, ranges: Mapping[str, str], texts: Mapping[str, str]) -> None:

@@ -35,11 +35,11 @@ from jaxmnist.engine.events import (
     TrialStarted,
 )
 from jaxmnist.engine.lanes import Devices, Group, with_short_tail
-from jaxmnist.engine.packing import Packing
+from jaxmnist.engine.packing import Packed, Packing
 from jaxmnist.engine.plan import ways_of
 from jaxmnist.engine.programs import Compilers, Programs
 from jaxmnist.engine.stacking import Stacking, choose, round_up
-from jaxmnist.engine.training import TrainingState, Weights, start_epoch
+from jaxmnist.engine.training import TrainingState, Weights, start_epoch, trained_weights
 from jaxmnist.engine.workers import Events, Interrupted
 from jaxmnist.errors import one_line
 from jaxmnist.hyperparameters import Hyperparameters
@@ -96,11 +96,12 @@ class _Lanes:
     @property
     def weights(self) -> Weights:
         """Parameters and collections, unpacked: here, as a program would have to compile that."""
-        parameters = self.state.parameters
+        parameters, collections = trained_weights(self.state)
         if self.packing:
+            assert isinstance(parameters, Packed)
             parameters = parameters._replace(vector=np.asarray(parameters.vector))
             parameters = self.packing.unpack(parameters)
-        return parameters, self.state.collections
+        return parameters, collections
 
     @property
     def seconds(self) -> float:

@@ -11,6 +11,8 @@ import numpy as np
 import optax
 from jax import lax
 
+from jaxmnist.engine.augmentation import augmented
+from jaxmnist.engine.optimizers import SCHEDULES, averaged, optimizer
 from jaxmnist.engine.packing import Packing
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import NUMBERS, DataSpec, Model, Network, Parameters, StepInputs
@@ -58,36 +60,6 @@ class Validation(NamedTuple):
 
     loss_sum: jax.Array
     right: jax.Array
-
-
-MOMENTUM = 0.9  # of SGD
-Rate = jax.Array | float
-# Of learning rate and weight decay, which only some of them have.
-OPTIMIZERS: dict[str, Callable[[Rate, Rate], optax.GradientTransformation]] = {
-    "adam": lambda rate, decay: optax.adam(rate),
-    "adamw": lambda rate, decay: optax.adamw(rate, weight_decay=decay),
-    "nadam": lambda rate, decay: optax.nadam(rate),
-    "rmsprop": lambda rate, decay: optax.rmsprop(rate),
-    "sgd": lambda rate, decay: optax.sgd(rate, MOMENTUM),
-    "lion": lambda rate, decay: optax.lion(rate, weight_decay=decay),
-}
-# By how much the learning rate is multiplied at a step, of the number of all steps.
-SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
-    "cosine": lambda steps: optax.cosine_decay_schedule(1.0, steps),
-    "one-cycle": lambda steps: optax.cosine_onecycle_schedule(steps, 1.0),
-}
-
-
-def optimizer(
-    settings: TrainingSettings, constants: Mapping[str, Any], factor: Rate | None = None
-) -> optax.GradientTransformation:
-    """The optimizer of `settings` with the learning rate and weight decay of `constants`.
-
-    factor: what the schedule multiplies the learning rate by at this step; None for 1.
-    """
-    rate = constants["learning_rate"]
-    rate = rate if factor is None else rate * factor
-    return OPTIMIZERS[settings.optimizer](rate, constants["weight_decay"])
 
 
 def constants_of(
@@ -190,11 +162,16 @@ def first_state(
     own = network.optimizer(hyperparameters, data)
     return start_training(
         parameters,
-        own or optimizer(settings, constants),
+        optimizer(settings, constants, own),
         constants,
         collections,
         computed=computed and own is not None,
     )
+
+
+def trained_weights(state: TrainingState) -> Weights:
+    """What the network computes with: the average of its parameters, where one is kept."""
+    return averaged(state.optimizer_state, state.parameters), state.collections
 
 
 def start_epoch(state: TrainingState) -> TrainingState:
@@ -247,6 +224,19 @@ def _judge(logits: jax.Array, labels: jax.Array, present: jax.Array) -> Validati
     return Validation(jnp.where(present, losses, 0).sum(), right)
 
 
+def _above_mean(logits: jax.Array, labels: jax.Array, present: jax.Array) -> jax.Array:
+    """By how much the labels' logits exceed the mean logit, summed over the present images.
+
+    Added to the cross-entropy with the factor s, it smooths the labels: it makes it the
+    cross-entropy with targets of 1 − s for the label and s / classes for each class besides.
+
+    Reference: Szegedy et al., 'Rethinking the Inception architecture for computer vision', 2016.
+    """
+    is_label = labels[:, None] == jnp.arange(logits.shape[-1])
+    above = jnp.where(is_label, logits, 0).sum(-1) - logits.mean(-1)
+    return jnp.where(present, above, 0).sum()
+
+
 def train_block(
     model: Model,
     settings: TrainingSettings,
@@ -259,7 +249,7 @@ def train_block(
     Args:
       model: the network.
       settings: of the trials.
-      transformation: the optimizer; None for the one that `settings` name.
+      transformation: the network's own optimizer; None for the one that `settings` name.
       tail: number of images of the last batch where it may not be filled up, because the network
         lets images of a batch depend on each other; else 0.
       packing: how the state's parameters and moments are packed; None if they are not.
@@ -285,18 +275,28 @@ def train_block(
         def loss(logits: jax.Array, block: jax.Array) -> tuple[jax.Array, Sums]:
             judged = _judge(logits, labels[block], block != NO_IMAGE)
             sums = Sums(judged.loss_sum, judged.right.sum(dtype=jnp.int32))
-            return sums.loss_sum / count, sums
+            minimized = sums.loss_sum
+            if settings.label_smoothing > 0:
+                smoothing = state.constants["label_smoothing"]
+                above = _above_mean(logits, labels[block], block != NO_IMAGE)
+                minimized += smoothing * above
+            return minimized / count, sums
 
         key, numbers = key_of(state.constants, number), state.constants["network"]
+        rotation = state.constants["random_rotation"] if settings.random_rotation > 0 else None
+
+        def images_of(block: jax.Array) -> jax.Array:
+            if not settings.random_shift and rotation is None:
+                return images[block]
+            return augmented(images, block, key, settings.random_shift, rotation)
+
         inputs = StepInputs(state.collections, key, numbers)
         parameters = packing.unpack(state.parameters) if packing else state.parameters
-        gradients, sums, collections = model.gradient(
-            parameters, lambda block: images[block], loss, batch, inputs
-        )
+        gradients, sums, collections = model.gradient(parameters, images_of, loss, batch, inputs)
         gradients = packing.pack(gradients) if packing else gradients
         schedule = SCHEDULES.get(settings.schedule)
         factor = schedule(steps)(number) if schedule else None
-        update = (transformation or optimizer(settings, state.constants, factor)).update
+        update = optimizer(settings, state.constants, transformation, factor).update
         updates, optimizer_state = update(gradients, state.optimizer_state, state.parameters)
         return state._replace(
             parameters=optax.apply_updates(state.parameters, updates),

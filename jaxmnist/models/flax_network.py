@@ -38,7 +38,7 @@ from jaxmnist.models.optimizers import check_optimizer, with_plain_keys
 from jaxmnist.models.questions import Definition, Questions, answers_of
 from jaxmnist.models.rewriting import rewritten, with_last_inputs
 from jaxmnist.runs.layers import Layer
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.settings import OF_OPTIMIZER, TrainingSettings
 
 NAME = "own"  # of the network, in a run's identity
 KEPT = 4  # images that stay the same where others of their batch are changed
@@ -258,11 +258,12 @@ class FlaxNetwork(Network):
     def training(
         self, settings: TrainingSettings, hyperparameters: Hyperparameters, data: DataSpec
     ) -> TrainingSettings:
-        """With an optimizer of its own only the batch size counts, whatever else it asks for."""
+        """An optimizer of its own has its numbers in it, whatever else the network asks for."""
         if self.optimizer(hyperparameters, data) is None:
             return settings.for_trial(hyperparameters)
-        sizes = {name: value for name, value in hyperparameters.items() if name == "batch_size"}
-        return settings.for_trial(sizes)
+        return settings.for_trial(
+            {name: value for name, value in hyperparameters.items() if name not in OF_OPTIMIZER}
+        )
 
     def computation(self, hyperparameters: Hyperparameters, data: DataSpec) -> str | None:
         """The versions of JAX and Flax, and a hash of the jaxpr in training; None if it fails."""
@@ -273,11 +274,9 @@ class FlaxNetwork(Network):
         return f"jax {jax.__version__}, flax {flax.__version__}: {found}"
 
     def program_key(self, hyperparameters: Hyperparameters, data: DataSpec) -> Hashable:
-        """The hyperparameters, but for the numbers that only the settings' optimizer uses."""
-        without = Hyperparameters(
-            {name: value for name, value in hyperparameters.items() if name not in NUMBERS}
-        )
-        if len(without) == len(hyperparameters):
+        """The hyperparameters, but for the numbers of training that the module doesn't use."""
+        without = super().program_key(hyperparameters, data)
+        if without == hyperparameters:
             return hyperparameters
         try:
             other = hyperparameters.replace(

@@ -21,8 +21,16 @@ from jaxmnist.models.questions import Definition
 from jaxmnist.runs.layers import Layer
 from jaxmnist.settings import TrainingSettings
 
-# Hyperparameters of training that are arguments of a compiled program, not constants in it.
-NUMBERS = ("learning_rate", "weight_decay")
+# Hyperparameters of training that are arguments of a compiled program, not constants in it; of
+# some the program contains only whether they are 0.
+NUMBERS = (
+    "learning_rate",
+    "weight_decay",
+    "label_smoothing",
+    "ema_momentum",
+    "random_rotation",
+)
+ZERO_IS_NONE = ("label_smoothing", "ema_momentum", "random_rotation")
 # A tree of named arrays: {"dense": {"kernel": …, "bias": …}}.
 Parameters = Mapping[str, Any]
 # Maps the indices of a block's images, int32[B], to the images, float or uint8[B, H, W, C].
@@ -233,7 +241,11 @@ class Network(ABC):
         By default all but the numbers of training, `NUMBERS`.
         """
         return Hyperparameters(
-            {name: value for name, value in hyperparameters.items() if name not in NUMBERS}
+            {
+                name: value > 0 if name in ZERO_IS_NONE else value
+                for name, value in hyperparameters.items()
+                if name not in NUMBERS or name in ZERO_IS_NONE
+            }
         )
 
     def computation(self, hyperparameters: Hyperparameters, data: DataSpec) -> str | None:

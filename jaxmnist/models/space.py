@@ -50,6 +50,10 @@ TRAINING_RANGES: dict[str, Distribution] = {
     "batch_size": Int(1, 1024),
     "optimizer": Choice(OPTIMIZERS),
     "schedule": Choice(SCHEDULES),
+    "label_smoothing": Float(0, 0.3),
+    "ema_momentum": Float(0, 0.9999),
+    "random_shift": Int(0, 4),
+    "random_rotation": Float(0, 30),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxmnist.hyperparameters import text
 from jaxmnist.models.study.space import DEFINITION
-from jaxmnist.settings import IN_MEMORY, SearchSettings, flag
+from jaxmnist.settings import IN_MEMORY, SearchSettings, flag, usual_settings
 
 Setting = tuple[str, Any]
 # Settings that don't belong to a repetition elsewhere, and ranges, which are added apart.
@@ -18,7 +18,7 @@ LEFT_OUT = ("overwrite", "quiet", "verbose", "directory", "cache", "ray", "range
 def command(settings: SearchSettings) -> str:
     """The command line of a search: the flags that differ from their defaults."""
     parts = ["python", "-m", "jaxmnist.search"]
-    usual = SearchSettings().to_json()
+    usual = usual_settings(settings.recipe)
     for name, value in settings.to_json().items():
         if name in LEFT_OUT or value == usual[name]:
             continue
@@ -46,7 +46,7 @@ def session(settings: SearchSettings, objects: Collection[str] = ()) -> str:
       settings: of the search.
       objects: see `in_python_only`.
     """
-    usual = SearchSettings().to_json()
+    usual = usual_settings(settings.recipe)
     given = ["build_model"] if "build_model" in objects else []
     given += ["data=data"] if "data" in objects else []
     unnamed = "data" in objects and settings.dataset == IN_MEMORY
@@ -68,7 +68,7 @@ def settings_rows(search: dict[str, Any]) -> tuple[list[Setting], list[Setting]]
     ranges = settings.pop("ranges", None) or {}
     rows = {**settings, "network": identity["network"], "optimizer": identity["optimizer"]}
     rows |= identity["space"]
-    usual = {**SearchSettings().to_json(), "network": DEFINITION.name}
+    usual = {**usual_settings(settings.get("recipe")), "network": DEFINITION.name}
     changed: list[Setting] = []
     defaults: list[Setting] = []
     for name, value in rows.items():

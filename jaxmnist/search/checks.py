@@ -17,7 +17,7 @@ from jaxmnist.models.questions import Questions, answers_of
 from jaxmnist.reading import memory
 from jaxmnist.results import svm_fit
 from jaxmnist.runs.layers import Layer
-from jaxmnist.settings import TRAINING, SearchSettings, TrainingSettings, flag
+from jaxmnist.settings import OF_OPTIMIZER, RECIPES, SearchSettings, TrainingSettings, flag
 
 MOST_TRACED = 16
 
@@ -47,8 +47,9 @@ def check_memory(
         svm_fit.check_memory(svm_fit.Fitting.kind, dataset.classes, fitted)
     # Tracing hundreds of networks would take minutes: then the first ones are looked at.
     most = MOST_TRACED if network.traced else None
+    batch_size = settings.training().batch_size
     for draw in itertools.islice(dict.fromkeys(draws), most):
-        needed = least_memory(network.layers(draw, DataSpec.of(dataset)), settings.batch_size)
+        needed = least_memory(network.layers(draw, DataSpec.of(dataset)), batch_size)
         if needed > memory():
             raise UsageError(
                 f"{draw}: training needs at least {needed / 2**30:.0f} GiB, and this machine has"
@@ -79,12 +80,12 @@ def check_optimizer_settings(
     """
     if not network.traced:
         return
-    usual, data = TrainingSettings(), DataSpec.of(dataset)
+    usual, data = RECIPES[settings.recipe], DataSpec.of(dataset)
     given = {
         name
-        for name in TRAINING
+        for name in OF_OPTIMIZER
         if name in settings.ranges or getattr(settings, name) != getattr(usual, name)
-    } - {"batch_size"}
+    }
     for draw in itertools.islice(dict.fromkeys(draws), MOST_TRACED):
         questions = Questions(answers_of(draw), image_shape=data.image_shape, classes=data.classes)
         try:
@@ -96,7 +97,7 @@ def check_optimizer_settings(
         given -= set(questions.asked)
     if not given:
         return
-    flags = " and ".join(flag(name) for name in TRAINING if name in given)
+    flags = " and ".join(flag(name) for name in OF_OPTIMIZER if name in given)
     raise UsageError(
         f"{flags} would have no effect: the network is returned with an optimizer of"
         " its own, which has its numbers in it"

@@ -188,6 +188,17 @@ def test_the_settings_of_a_run(finished, settings_of):
     assert changed.ranges == {**finished.settings.ranges, "filters": "4"}
 
 
+@pytest.mark.parametrize("more", [{"recipe": "fast"}, {"recipe": "fast", "optimizer": "adam"}])
+def test_the_recipe_of_a_run(finished, tmp_path, more, settings_of):
+    """What the recipe says of training counts, and what was said besides."""
+    settings = replace(SearchSettings(**more), directory=finished.settings.directory)
+    search = read_json(finished.directory.path / "search.json")
+    path = tmp_path / "search.json"
+    write_json(path, {**search, "settings": settings.to_json()})
+    found = settings_of("", "--config", str(path))
+    assert found.to_json() == settings.to_json()
+
+
 def test_a_run_s_settings_are_never_to_overwrite(options, tmp_path):
     """A run that began with --overwrite goes on: nothing is trained, or deleted."""
     given = {**options, "max_trials": 1, "epochs": 1, "svm": False, "directory": str(tmp_path)}

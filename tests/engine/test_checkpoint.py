@@ -23,7 +23,18 @@ from jaxmnist.settings import TrainingSettings
 from jaxmnist.whole_files import DamagedFile, read_sealed, sealed_bytes
 
 # 300 images in batches of 8 are 38 steps, so that an epoch has pauses within it.
-SETTINGS = TrainingSettings(epochs=2, batch_size=8, learning_rate=0.01)
+# All that a step may have is on.
+SETTINGS = TrainingSettings(
+    epochs=2,
+    batch_size=8,
+    learning_rate=0.01,
+    optimizer="adamw",
+    schedule="linear",
+    label_smoothing=0.1,
+    ema_momentum=0.9,
+    random_shift=1,
+    random_rotation=10.0,
+)
 PADDING = {"filters": 8, "units": 8}
 HALVES = {key: [0.5] for key in METRICS}
 MNIST = DataSpec((28, 28, 1), 10)

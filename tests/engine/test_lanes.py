@@ -266,6 +266,18 @@ def test_stacked_trials_go_as_they_do_alone(dataset, alone, way):
     assert engine.compiled == 2  # two depths, whatever the widths
 
 
+def test_numbers_of_training_are_arguments_of_a_shared_program(dataset):
+    trials = {
+        i: TRIALS[0].replace(label_smoothing=0.1 * i, ema_momentum=0.3 * i, random_rotation=5.0 * i)
+        for i in (1, 2, 3)
+    }
+    trials[4] = TRIALS[0].replace(label_smoothing=0.0, ema_momentum=0.0, random_rotation=0.0)
+    alone = run(Engine(STUDY, dataset, SETTINGS, 0, jobs=1), trials)[0]
+    engine = stacked(dataset, "map")
+    same(run(engine, trials)[0], alone)
+    assert engine.compiled == 2  # the last one has none of these
+
+
 def test_a_lane_that_diverges_hurts_nobody(dataset, alone, monkeypatch):
     drawn = StudyNetwork.initial_parameters
 

@@ -6,6 +6,7 @@ import optax
 import pytest
 from conftest import begin, float64
 
+from jaxmnist.engine.augmentation import augmented
 from jaxmnist.engine.training import (
     NO_IMAGE,
     apply,
@@ -13,6 +14,7 @@ from jaxmnist.engine.training import (
     cross_entropy,
     epoch_order,
     evaluate,
+    key_of,
     start_epoch,
     train_block,
 )
@@ -100,6 +102,66 @@ def test_an_epoch_equals_one_written_by_hand_in_float64():
         jax.tree.leaves(state.parameters), jax.tree.leaves(parameters), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_smoothed_labels_change_the_gradient_and_not_the_loss_that_is_told():
+    settings = TrainingSettings(
+        batch_size=8, learning_rate=0.1, optimizer="sgd", label_smoothing=0.2
+    )
+    with float64():
+        parameters, images, labels = problem(8, np.float64)
+        order = np.arange(8, dtype=np.int32)
+        train = jax.jit(train_block(model("tiles"), settings))
+        state = train(
+            begin(parameters, settings), images, labels, batches(order, 8, 4), np.int32(0), 1
+        )
+        plain = build_model(HYPERPARAMETERS, CLASSES, "convolution")
+
+        def loss(parameters, targets):
+            logits = plain.apply({"params": parameters}, images).logits
+            return optax.softmax_cross_entropy(logits, targets).mean()
+
+        targets = np.eye(CLASSES)[labels]
+        gradient = jax.grad(loss)(parameters, optax.smooth_labels(targets, 0.2))
+        told = float(loss(parameters, targets))
+        expected = jax.tree.map(lambda x, g: x - 0.1 * g, parameters, gradient)
+    assert abs(float(state.loss_sum) / 8 - told) < 1e-6
+    for ours, theirs in zip(
+        jax.tree.leaves(state.parameters), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_an_epoch_with_augmentation_trains_on_the_augmented_images():
+    """As training on images that are augmented beforehand, from the keys of the steps."""
+    settings = TrainingSettings(
+        batch_size=8, learning_rate=1e-2, random_shift=2, random_rotation=15.0
+    )
+    with float64():
+        parameters, images, labels = problem(16, np.float64)
+        cut = batches(np.arange(16, dtype=np.int32), 8, 4)
+        state = begin(parameters, settings)
+        beforehand = np.concatenate(
+            [
+                augmented(
+                    images,
+                    np.arange(8 * step, 8 * step + 8),
+                    key_of(state.constants, np.int32(5 + step)),
+                    2,
+                    np.float64(15),
+                )
+                for step in range(2)
+            ]
+        )
+        plain = TrainingSettings(batch_size=8, learning_rate=1e-2)
+        ours = jax.jit(train_block(model("tiles"), settings))(
+            state, images, labels, cut, np.int32(0), 2, 5
+        )
+        theirs = jax.jit(train_block(model("tiles"), plain))(
+            begin(parameters, plain), beforehand.astype(np.float64), labels, cut, np.int32(0), 2, 5
+        )
+    for a, b in zip(jax.tree.leaves(ours[:4]), jax.tree.leaves(theirs[:4]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
 def test_the_cross_entropy():

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
 from jaxmnist.errors import UsageError
-from jaxmnist.settings import SearchSettings, TrainingSettings
+from jaxmnist.settings import RECIPES, SearchSettings, TrainingSettings
 
 
 class Colour:
@@ -38,6 +38,39 @@ def test_a_range_is_kept_as_it_was_given(given, kept):
     assert type(settings.ranges["width"]) is type(kept)
     again = SearchSettings(**json.loads(json.dumps(settings.to_json(), allow_nan=False)))
     assert again == settings
+
+
+def test_a_recipe_is_what_is_not_given():
+    fast = SearchSettings(recipe="fast", learning_rate=0.002)
+    assert (fast.optimizer, fast.learning_rate) == (RECIPES["fast"].optimizer, 0.002)
+    assert replace(RECIPES["fast"], learning_rate=0.002) == fast.training()
+    assert SearchSettings(recipe="study").training() == TrainingSettings()
+    with pytest.raises(UsageError, match=r"^--recipe must be one of study, fast, not 'slow'$"):
+        SearchSettings(recipe="slow")
+
+
+def test_a_run_is_known_by_its_training_whatever_the_recipe_is_called():
+    fast, study = (SearchSettings(recipe=name) for name in ("fast", "study"))
+    assert fast.identity() != study.identity()
+    spelled_out = SearchSettings(recipe="study", **asdict(fast.training()))
+    assert spelled_out.identity() == fast.identity()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("label_smoothing", 1.0),
+        ("label_smoothing", -0.1),
+        ("ema_momentum", 1.0),
+        ("random_shift", -1),
+        ("random_shift", 1.5),
+        ("random_rotation", 181.0),
+        ("schedule", "sine"),
+    ],
+)
+def test_what_training_can_not_be(name, value):
+    with pytest.raises(UsageError, match=f"^--{name.replace('_', '-')} must be "):
+        SearchSettings(**{name: value})
 
 
 @pytest.mark.parametrize(

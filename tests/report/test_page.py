@@ -305,6 +305,14 @@ def test_settings_that_were_changed_come_first(finished):
     assert ">max_trials<" not in folded
 
 
+def test_a_recipe_is_repeated_by_its_name():
+    settings = SearchSettings(recipe="fast", optimizer="adam")
+    line = session(settings)
+    assert line == "jaxmnist.random_search(recipe='fast', optimizer='adam')"
+    assert command(settings) == "python -m jaxmnist.search --recipe fast --optimizer adam"
+    assert eval(line, {"jaxmnist": SimpleNamespace(random_search=SearchSettings)}) == settings
+
+
 def test_how_to_repeat_what_was_given_in_python():
     study = {"identity": {"network": "study"}, "data": {"in_memory": False}}
     own = {"identity": {"network": "own"}, "data": {"in_memory": True}}

@@ -1,0 +1,279 @@
+"""Which training makes the best network in five epochs, judged on validation images.
+
+Trains the study's network by candidate recipes, from several seeds, on MNIST, on MNIST's first
+5,000 images and on Fashion-MNIST, and prints the mean validation accuracy of each. What a file of
+results has is not trained again, so that the script can be stopped and goes on:
+
+    python experiments/recipe.py --results recipe.jsonl --fashion FOLDER
+    python experiments/recipe.py --results recipe.jsonl --recipes study fast --networks reference \
+        drawn-1 drawn-2 --seeds 5
+
+`--test` looks at the test images, once, with the networks that are in `--weights`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, astuple, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmnist.data.dataset import Dataset, dataset_in_memory, load_arrays, load_dataset
+from jaxmnist.engine.events import TrialFinished
+from jaxmnist.engine.local import Engine
+from jaxmnist.engine.stacking import Stacking
+from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.models.network import DataSpec, by_path
+from jaxmnist.models.space import Space
+from jaxmnist.models.study.network import STUDY, StudyNetwork
+from jaxmnist.models.study.space import configuration
+from jaxmnist.runs.keys import Rerun
+from jaxmnist.settings import SearchSettings, TrainingSettings
+
+FEW = 5_000  # images of the small set
+VALIDATED = 5_000  # images that follow them, which validate the small set
+STEPS = 16  # that are timed at once
+ADAMW: dict[str, Any] = {"optimizer": "adamw", "weight_decay": 1e-2}
+CYCLE: dict[str, Any] = {**ADAMW, "schedule": "one-cycle", "learning_rate": 4e-3}
+SMOOTH: dict[str, Any] = {**CYCLE, "schedule": "linear", "label_smoothing": 0.1}
+# Settings that differ from the study's, by the name of the recipe.
+RECIPES: dict[str, dict[str, Any]] = {
+    "study": {},
+    "rate-2e-3": {"learning_rate": 2e-3},
+    "adamw": ADAMW,
+    "one-cycle-2e-3": {**CYCLE, "learning_rate": 2e-3},
+    "one-cycle": CYCLE,
+    "one-cycle-6e-3": {**CYCLE, "learning_rate": 6e-3},
+    "cosine": {**ADAMW, "schedule": "cosine", "learning_rate": 2e-3},
+    "linear-2e-3": {**CYCLE, "schedule": "linear", "learning_rate": 2e-3},
+    "linear": {**CYCLE, "schedule": "linear"},
+    "adam-linear": {"schedule": "linear", "learning_rate": 2e-3},
+    "nadam-linear": {"optimizer": "nadam", "schedule": "linear", "learning_rate": 2e-3},
+    "lion-linear": {
+        "optimizer": "lion",
+        "schedule": "linear",
+        "learning_rate": 4e-4,
+        "weight_decay": 0.1,
+    },
+    "sgd-linear": {"optimizer": "sgd", "schedule": "linear", "learning_rate": 0.1},
+    "decay-0.1": {**CYCLE, "schedule": "linear", "weight_decay": 0.1},
+    "decay-0": {**CYCLE, "schedule": "linear", "weight_decay": 0.0},
+    "batch-64": {**CYCLE, "schedule": "linear", "batch_size": 64, "learning_rate": 3e-3},
+    "smoothing-0.05": {**CYCLE, "schedule": "linear", "label_smoothing": 0.05},
+    "smoothing": {**CYCLE, "schedule": "linear", "label_smoothing": 0.1},
+    "average": {"ema_momentum": 0.99},
+    "linear-average": {**CYCLE, "schedule": "linear", "ema_momentum": 0.98},
+    "shift-1": {**CYCLE, "schedule": "linear", "random_shift": 1},
+    "shift-2": {**CYCLE, "schedule": "linear", "random_shift": 2},
+    "rotation": {**CYCLE, "schedule": "linear", "random_rotation": 10.0},
+    "shift-rotation": {
+        **CYCLE,
+        "schedule": "linear",
+        "random_shift": 1,
+        "random_rotation": 10.0,
+    },
+    "zero-head": {**CYCLE, "schedule": "linear"},
+    "smoothing-decay": {**SMOOTH, "weight_decay": 0.1},
+    "smoothing-decay-2e-3": {**SMOOTH, "weight_decay": 0.1, "learning_rate": 2e-3},
+    "smoothing-batch-64": {**SMOOTH, "batch_size": 64, "learning_rate": 3e-3},
+    "smoothing-shift-1": {**SMOOTH, "random_shift": 1},
+    "smoothing-shift-rotation": {**SMOOTH, "random_shift": 1, "random_rotation": 10.0},
+}
+
+
+class ZeroHead(StudyNetwork):
+    """The study's network with initial logits of 0."""
+
+    def initial_parameters(
+        self, hyperparameters: Hyperparameters, data: DataSpec, *, seed: int, index: int
+    ) -> dict[str, Any]:
+        """As the study's, but for the kernel of the last layer."""
+        weights = super().initial_parameters(hyperparameters, data, seed=seed, index=index)
+        head = list(weights)[-1]
+        weights[head] = {name: np.zeros_like(array) for name, array in weights[head].items()}
+        return weights
+
+
+HEADS: dict[str, StudyNetwork] = {"zero-head": ZeroHead()}  # of recipes with their own
+
+
+def networks() -> dict[str, Hyperparameters]:
+    """The reference network, and draws 1 and 2 of seed 0: draw 0 is nearly the reference."""
+    draws = Space(STUDY.definition, {}).draws(0)
+    drawn = {f"drawn-{i}": draw for i, draw in enumerate(islice(draws, 3)) if i}
+    return {"reference": configuration(112, 2, 1, 224), **drawn}
+
+
+def load(name: str, fashion: str | None) -> Dataset:
+    """The set 'mnist', 'few' or 'fashion'; `fashion` is a folder in place of a download."""
+    if name == "fashion":
+        return load_dataset(SearchSettings(dataset="fashion_mnist", data_dir=fashion))
+    if name == "mnist":
+        return load_dataset(SearchSettings())
+    x, y, x_test, y_test = load_arrays()[:4]
+    train, validation = slice(FEW), slice(FEW, FEW + VALIDATED)
+    parts = (x[train], y[train], x[validation], y[validation], x_test, y_test)
+    return dataset_in_memory(parts, SearchSettings(dataset=name))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training: a network by a recipe on a set, from a seed that counts from 1."""
+
+    set: str
+    network: str
+    recipe: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """A name that can be a file's."""
+        return f"{self.set}_{self.network}_{self.recipe}_{self.seed}"
+
+    @property
+    def key(self) -> Rerun:
+        """What its initial weights and its order of images depend on."""
+        return Rerun(zlib.crc32(f"{self.network} {self.recipe}".encode()), self.seed)
+
+
+def train(
+    tasks: list[Task], data: Dataset, epochs: int, weights: Path | None
+) -> Iterator[dict[str, Any]]:
+    """Train tasks of one set; yields what is known of each as it ends."""
+    for own in {HEADS.get(task.recipe, STUDY) for task in tasks}:
+        here = {task.key: task for task in tasks if HEADS.get(task.recipe, STUDY) is own}
+        trials = [
+            (key, networks()[task.network].replace(**RECIPES[task.recipe]))
+            for key, task in here.items()
+        ]
+        engine = Engine(own, data, TrainingSettings(epochs=epochs), seed=0, consecutive=True)
+        with engine.run(trials) as events:
+            for event in events:
+                if not isinstance(event, TrialFinished):
+                    continue
+                task = here[event.index]
+                if weights and event.parameters:
+                    arrays = dict(by_path(event.parameters))
+                    np.savez(weights / f"{task.name}.npz", **arrays)
+                yield {
+                    **asdict(task),
+                    "settings": RECIPES[task.recipe],
+                    "history": [asdict(metrics) for metrics in event.history],
+                    "seconds": event.seconds,
+                    "error": event.error,
+                }
+                print(task.name, event.history[-1] if event.history else event.error, flush=True)
+
+
+def step_seconds(recipes: list[str], data: Dataset, rounds: int) -> str:
+    """Seconds of a step of the reference network by each recipe, alternating, beside the first."""
+    programs = {}
+    for recipe in recipes:
+        drawn = networks()["reference"].replace(**RECIPES[recipe])
+        engine = Engine(STUDY, data, TrainingSettings(), seed=0)
+        (group,) = engine.builder.groups([(0, drawn)], Stacking())
+        order = engine.builder.batches_of(group, 0)
+        state = engine.builder.start(group, {})
+        programs[recipe] = [engine.compilers(group)[0](), state, (*engine.builder.train, order)]
+    found: dict[str, list[float]] = {recipe: [] for recipe in recipes}
+    for _ in range(rounds + 1):
+        for recipe, program in programs.items():
+            run, state, arrays = program
+            began = time.perf_counter()
+            program[1] = jax.block_until_ready(
+                run(state, *arrays, np.int32(0), np.int32(STEPS), np.int32(0))
+            )
+            found[recipe].append((time.perf_counter() - began) / STEPS)
+    seconds = {recipe: sorted(times[1:]) for recipe, times in found.items()}
+    first = statistics.median(seconds[recipes[0]])
+    lines = [
+        "| recipe | milliseconds a step (lowest to highest) | / the first |",
+        "|" + " --- |" * 3,
+    ]
+    for recipe, times in seconds.items():
+        middle = statistics.median(times)
+        spread = f"{1e3 * middle:.1f} ({1e3 * times[0]:.1f} to {1e3 * times[-1]:.1f})"
+        lines.append(f"| {recipe} | {spread} | {middle / first:.3f} |")
+    return "\n".join(lines)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Mean of the last epoch's validation accuracy, its standard error, and the mean loss."""
+    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault((row["set"], row["network"], row["recipe"]), []).append(row)
+    lines = ["| set | network | recipe | seeds | validation accuracy | loss |", "|" + " --- |" * 6]
+
+    def place(item: tuple[tuple[str, str, str], list[dict[str, Any]]]) -> tuple[str, str, float]:
+        (name, network, _), runs = item
+        return name, network, -float(np.mean([last(run, "val_accuracy") for run in runs]))
+
+    for (name, network, recipe), runs in sorted(found.items(), key=place):
+        scores = [last(run, "val_accuracy") for run in runs]
+        error = np.std(scores, ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else float("nan")
+        loss = np.mean([last(run, "val_loss") for run in runs])
+        cells = (name, network, recipe, len(runs), f"{np.mean(scores):.4f} ± {error:.4f}")
+        lines.append("| " + " | ".join(map(str, cells)) + f" | {loss:.4f} |")
+    return "\n".join(lines)
+
+
+def last(row: dict[str, Any], name: str) -> float:
+    """A metric after the last epoch; NaN if the training failed."""
+    return float(row["history"][-1][name]) if row["error"] is None else float("nan")
+
+
+def main() -> None:
+    """Train what the results lack, and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    sets = ("mnist", "few", "fashion")
+    parser.add_argument(
+        "--results", type=Path, default=Path("recipe.jsonl"), help="a JSON object a line"
+    )
+    parser.add_argument("--sets", nargs="+", choices=sets, default=sets)
+    parser.add_argument("--networks", nargs="+", choices=list(networks()), default=["reference"])
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--fashion", help="a folder with Fashion-MNIST's four files")
+    parser.add_argument("--weights", type=Path, help="a folder for the trained weights")
+    parser.add_argument("--time", type=int, metavar="ROUNDS", help="time steps instead")
+    given = parser.parse_args()
+    if given.time:
+        print(step_seconds(given.recipes, load("few", None), given.time))
+        return
+    if given.weights:
+        given.weights.mkdir(parents=True, exist_ok=True)
+    lines = given.results.read_text().splitlines() if given.results.exists() else []
+    rows = [json.loads(line) for line in lines]
+    known = {tuple(row[name] for name in ("set", "network", "recipe", "seed")) for row in rows}
+    for name in given.sets:
+        wanted = (
+            Task(name, network, recipe, seed)
+            for seed in range(1, given.seeds + 1)
+            for network in given.networks
+            for recipe in given.recipes
+        )
+        tasks = [task for task in wanted if astuple(task) not in known]
+        if not tasks:
+            continue
+        with given.results.open("a") as file:
+            for row in train(tasks, load(name, given.fashion), given.epochs, given.weights):
+                rows.append(row)
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

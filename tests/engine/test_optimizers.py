@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import float64
+
+from jaxmnist.engine.optimizers import SCHEDULES, averaged, moving_average, optimizer
+from jaxmnist.engine.training import constants_of
+from jaxmnist.settings import SCHEDULES as NAMES
+from jaxmnist.settings import TrainingSettings
+
+
+def test_every_schedule_has_a_name():
+    assert {"constant", *SCHEDULES} == set(NAMES)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 10, 100])
+def test_a_linear_schedule_rises_for_a_fifth_and_falls_nearly_to_zero(steps):
+    factor = SCHEDULES["linear"](steps)
+    found = np.array([float(factor(step)) for step in range(steps)])
+    peak = max(round(steps / 5), 1) - 1
+    assert found.argmax() == peak
+    assert found[peak] == 1
+    assert (found > 0).all()
+    rising, falling = np.diff(found[: peak + 1]), np.diff(found[peak:])
+    np.testing.assert_allclose(rising, 1 / (peak + 1), rtol=1e-5)
+    np.testing.assert_allclose(falling, -1 / (steps - peak), rtol=1e-5)
+
+
+def test_the_moving_average_is_the_weighted_mean_of_all_steps():
+    with float64():
+        momentum, rng = 0.7, np.random.default_rng(0)
+        found = optax.chain(optax.sgd(0.1), moving_average(momentum))
+        weights = {"a": rng.normal(size=3), "b": rng.normal(size=(2, 2))}
+        state, history = found.init(weights), []
+        for step in range(1, 9):
+            gradient = jax.tree.map(lambda x: rng.normal(size=x.shape), weights)
+            updates, state = found.update(gradient, state, weights)
+            plain = jax.tree.map(lambda x: -0.1 * x, gradient)
+            np.testing.assert_array_equal(updates["a"], plain["a"])
+            weights = optax.apply_updates(weights, updates)
+            history.append(weights)
+            shares = momentum ** np.arange(step - 1, -1, -1.0)
+            for name, average in averaged(state, weights).items():
+                expected = np.average([w[name] for w in history], axis=0, weights=shares)
+                np.testing.assert_allclose(average, expected, rtol=0, atol=1e-12)
+
+
+def test_without_an_average_the_weights_themselves_count():
+    settings, weights = TrainingSettings(), {"a": jnp.ones(2)}
+    state = optimizer(settings, constants_of(settings, 0, 0)).init(weights)
+    assert averaged(state, weights) is weights
