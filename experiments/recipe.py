@@ -8,7 +8,8 @@ results has is not trained again, so that the script can be stopped and goes on:
     python experiments/recipe.py --results recipe.jsonl --recipes study fast --networks reference \
         drawn-1 drawn-2 --seeds 5
 
-`--test` looks at the test images, once, with the networks that are in `--weights`.
+`--weights FOLDER` keeps the trained weights; with `--judge validation` and, once, `--judge test`
+they are judged on these images. `--time ROUNDS` times steps.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ from jaxmnist.engine.events import TrialFinished
 from jaxmnist.engine.local import Engine
 from jaxmnist.engine.stacking import Stacking
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.network import DataSpec, by_path
+from jaxmnist.models.network import DataSpec, by_path, from_paths
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.network import STUDY, StudyNetwork
 from jaxmnist.models.study.space import configuration
-from jaxmnist.runs.keys import Rerun
+from jaxmnist.results.calibration import calibration
+from jaxmnist.results.trained import TrainedModel
+from jaxmnist.runs.keys import Rerun, TrialKey
 from jaxmnist.settings import SearchSettings, TrainingSettings
 
 FEW = 5_000  # images of the small set
@@ -119,9 +122,9 @@ def load(name: str, fashion: str | None) -> Dataset:
         return load_dataset(SearchSettings(dataset="fashion_mnist", data_dir=fashion))
     if name == "mnist":
         return load_dataset(SearchSettings())
-    x, y, x_test, y_test = load_arrays()[:4]
-    train, validation = slice(FEW), slice(FEW, FEW + VALIDATED)
-    parts = (x[train], y[train], x[validation], y[validation], x_test, y_test)
+    whole = load_arrays()
+    x, y, train, validation = whole.x_train, whole.y_train, slice(FEW), slice(FEW, FEW + VALIDATED)
+    parts = (x[train], y[train], x[validation], y[validation], whole.x_test, whole.y_test)
     return dataset_in_memory(parts, SearchSettings(dataset=name))
 
 
@@ -140,7 +143,7 @@ class Task:
         return f"{self.set}_{self.network}_{self.recipe}_{self.seed}"
 
     @property
-    def key(self) -> Rerun:
+    def key(self) -> TrialKey:
         """What its initial weights and its order of images depend on."""
         return Rerun(zlib.crc32(f"{self.network} {self.recipe}".encode()), self.seed)
 
@@ -149,11 +152,11 @@ def train(
     tasks: list[Task], data: Dataset, epochs: int, weights: Path | None
 ) -> Iterator[dict[str, Any]]:
     """Train tasks of one set; yields what is known of each as it ends."""
+    drawn = networks()
     for own in {HEADS.get(task.recipe, STUDY) for task in tasks}:
         here = {task.key: task for task in tasks if HEADS.get(task.recipe, STUDY) is own}
         trials = [
-            (key, networks()[task.network].replace(**RECIPES[task.recipe]))
-            for key, task in here.items()
+            (key, drawn[task.network].replace(**RECIPES[task.recipe])) for key, task in here.items()
         ]
         engine = Engine(own, data, TrainingSettings(epochs=epochs), seed=0, consecutive=True)
         with engine.run(trials) as events:
@@ -176,7 +179,7 @@ def train(
 
 def step_seconds(recipes: list[str], data: Dataset, rounds: int) -> str:
     """Seconds of a step of the reference network by each recipe, alternating, beside the first."""
-    programs = {}
+    programs: dict[str, list[Any]] = {}
     for recipe in recipes:
         drawn = networks()["reference"].replace(**RECIPES[recipe])
         engine = Engine(STUDY, data, TrainingSettings(), seed=0)
@@ -206,6 +209,42 @@ def step_seconds(recipes: list[str], data: Dataset, rounds: int) -> str:
     return "\n".join(lines)
 
 
+def judge(task: Task, data: Dataset, part: str, weights: Path) -> tuple[float, float, float]:
+    """Accuracy, loss and calibration error of kept weights on validation or test images."""
+    images, labels = getattr(data, f"x_{part}"), getattr(data, f"y_{part}")
+    with np.load(weights / f"{task.name}.npz") as arrays:
+        parameters = from_paths(dict(arrays))
+    drawn = networks()[task.network]
+    model = TrainedModel(drawn, data.image_shape, data.labels, data.scale, parameters)
+    found = calibration(labels, model.predict_proba(images))
+    right = sum(each.right for each in found.bins)
+    return right / found.images, found.loss, found.error
+
+
+def judgement(tasks: list[Task], given: argparse.Namespace) -> str:
+    """What kept weights make of validation or test images, as a table of means."""
+    found: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
+    for name in dict.fromkeys(task.set for task in tasks):
+        data = load(name, given.fashion)
+        for task in tasks:
+            if task.set == name and (given.weights / f"{task.name}.npz").exists():
+                row = judge(task, data, given.judge, given.weights)
+                found.setdefault((name, task.network, task.recipe), []).append(row)
+    heads = ("set", "network", "recipe", "seeds", f"{given.judge} accuracy", "loss")
+    lines = ["| " + " | ".join((*heads, "calibration error")) + " |", "|" + " --- |" * 7]
+    for place, rows in found.items():
+        accuracy, loss, error = np.mean(rows, axis=0)
+        spread = standard_error([row[0] for row in rows])
+        cells = (*place, len(rows), f"{accuracy:.4f} ± {spread:.4f}", f"{loss:.4f}")
+        lines.append("| " + " | ".join(map(str, cells)) + f" | {error:.4f} |")
+    return "\n".join(lines)
+
+
+def standard_error(values: list[float]) -> float:
+    """Of the mean of values; NaN of a single one."""
+    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Mean of the last epoch's validation accuracy, its standard error, and the mean loss."""
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
@@ -219,7 +258,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
     for (name, network, recipe), runs in sorted(found.items(), key=place):
         scores = [last(run, "val_accuracy") for run in runs]
-        error = np.std(scores, ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else float("nan")
+        error = standard_error(scores)
         loss = np.mean([last(run, "val_loss") for run in runs])
         cells = (name, network, recipe, len(runs), f"{np.mean(scores):.4f} ± {error:.4f}")
         lines.append("| " + " | ".join(map(str, cells)) + f" | {loss:.4f} |")
@@ -247,10 +286,22 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--fashion", help="a folder with Fashion-MNIST's four files")
     parser.add_argument("--weights", type=Path, help="a folder for the trained weights")
+    parts = ("validation", "test")
+    parser.add_argument("--judge", choices=parts, help="judge the kept weights instead")
     parser.add_argument("--time", type=int, metavar="ROUNDS", help="time steps instead")
     given = parser.parse_args()
     if given.time:
         print(step_seconds(given.recipes, load("few", None), given.time))
+        return
+    tasks = [
+        Task(name, network, recipe, seed)
+        for seed in range(1, given.seeds + 1)
+        for name in given.sets
+        for network in given.networks
+        for recipe in given.recipes
+    ]
+    if given.judge:
+        print(judgement(tasks, given))
         return
     if given.weights:
         given.weights.mkdir(parents=True, exist_ok=True)
@@ -258,17 +309,11 @@ def main() -> None:
     rows = [json.loads(line) for line in lines]
     known = {tuple(row[name] for name in ("set", "network", "recipe", "seed")) for row in rows}
     for name in given.sets:
-        wanted = (
-            Task(name, network, recipe, seed)
-            for seed in range(1, given.seeds + 1)
-            for network in given.networks
-            for recipe in given.recipes
-        )
-        tasks = [task for task in wanted if astuple(task) not in known]
-        if not tasks:
+        left = [task for task in tasks if task.set == name and astuple(task) not in known]
+        if not left:
             continue
         with given.results.open("a") as file:
-            for row in train(tasks, load(name, given.fashion), given.epochs, given.weights):
+            for row in train(left, load(name, given.fashion), given.epochs, given.weights):
                 rows.append(row)
                 file.write(json.dumps(row) + "\n")
                 file.flush()
