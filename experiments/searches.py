@@ -85,7 +85,7 @@ def search_ourselves(search: Search) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         # KerasTuner's search writes neither a page nor TensorBoard's files.
         command = [sys.executable, "-m", "jaxmnist.search", "--directory", folder]
-        command += ["--no-svm", "--no-report", "--no-tensorboard"]
+        command += ["--recipe", "study", "--no-svm", "--no-report", "--no-tensorboard"]
         for flag, value in (
             ("--max-trials", settings.max_trials),
             ("--epochs", settings.epochs),

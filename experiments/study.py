@@ -88,6 +88,7 @@ def main() -> None:
         dense_layers=1,
         units=224,
         max_trials=1,
+        recipe="study",
         project_name=f"study-seed{given['seed']}",
         **given,
     )

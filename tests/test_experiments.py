@@ -45,6 +45,23 @@ def test_the_study(tmp_path):
     assert table[2].split() == ["accuracy,", "network", "0.9885", f"{test['accuracy']:.4f}"]
 
 
+def test_recipes_are_trained_once_and_judged(tmp_path):
+    given = ["--sets", "few", "--networks", "drawn-2", "--recipes", "study", "average"]
+    given += ["--seeds", "1", "--results", tmp_path / "found.jsonl", "--weights", tmp_path]
+    first = script("recipe.py", *given, "--epochs", 1)
+    assert first.count("Metrics(") == 2
+    again = script("recipe.py", *given, "--epochs", 1)
+    assert again.splitlines() == first.splitlines()[2:]
+    judged = script("recipe.py", *given, "--judge", "validation")
+
+    def accuracies(table: str) -> dict[str, str]:
+        rows = [line.split(" | ") for line in table.splitlines()[2:]]
+        return {row[2]: row[4] for row in rows}
+
+    assert accuracies(judged) == accuracies(again)
+    assert len(accuracies(judged)) == 2
+
+
 def test_an_exported_network_is_served(finished, mnist, tmp_path):
     path = tmp_path / "digits.stablehlo"
     finished.best_model.export(path)
