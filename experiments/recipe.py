@@ -85,6 +85,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "random_rotation": 10.0,
     },
     "zero-head": {**CYCLE, "schedule": "linear"},
+    # `--recipe fast`
     "smoothing-decay": {**SMOOTH, "weight_decay": 0.1},
     "smoothing-decay-2e-3": {**SMOOTH, "weight_decay": 0.1, "learning_rate": 2e-3},
     "smoothing-batch-64": {**SMOOTH, "batch_size": 64, "learning_rate": 3e-3},

@@ -14,12 +14,12 @@ from jaxmnist.models.study.space import DEFINITION
 from jaxmnist.settings import (
     DECAYING,
     IN_MEMORY,
-    RECIPES,
     STUDY,
     TRAINING,
     SearchSettings,
     flag,
     nearest,
+    usual_settings,
 )
 
 if TYPE_CHECKING:
@@ -149,8 +149,8 @@ def settings_of(options: Mapping[str, Any], space: Space) -> SearchSettings:
     ranges = {name: options[name] for name in space.parameters if name in options}
     left = [name for name in TRAINING if name in options and name not in space.parameters]
     ranges |= {name: options[name] for name in left if is_range(options[name])}
-    recipe = RECIPES.get(options.get("recipe", SearchSettings.recipe), RECIPES[STUDY])
-    optimizer = options.get("optimizer", recipe.optimizer)
+    usual = usual_settings(options.get("recipe", SearchSettings.recipe))
+    optimizer = options.get("optimizer", usual["optimizer"])
     chosen = "optimizer" in ranges or "optimizer" in space.parameters or optimizer in DECAYING
     if "weight_decay" in left and not chosen:
         raise UsageError(

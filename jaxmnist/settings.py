@@ -173,7 +173,11 @@ STUDY = "study"
 RECIPES: Mapping[str, TrainingSettings] = {
     STUDY: TrainingSettings(),
     "fast": TrainingSettings(
-        optimizer="adamw", learning_rate=4e-3, weight_decay=1e-2, schedule="linear"
+        optimizer="adamw",
+        learning_rate=4e-3,
+        weight_decay=0.1,
+        schedule="linear",
+        label_smoothing=0.1,
     ),
 }
 

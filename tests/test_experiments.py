@@ -17,6 +17,7 @@ import pytest
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION, configuration
+from jaxmnist.settings import RECIPES, TrainingSettings
 from jaxmnist.whole_files import array_bytes
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -24,6 +25,7 @@ sys.path.insert(0, str(EXPERIMENTS))
 import dependencies  # noqa: E402
 import gpu_kernels  # noqa: E402
 import measure  # noqa: E402
+import recipe  # noqa: E402
 import searches  # noqa: E402
 import steps  # noqa: E402
 
@@ -48,6 +50,7 @@ def test_the_study(tmp_path):
 def test_recipes_are_trained_once_and_judged(tmp_path):
     given = ["--sets", "few", "--networks", "drawn-2", "--recipes", "study", "average"]
     given += ["--seeds", "1", "--results", tmp_path / "found.jsonl", "--weights", tmp_path]
+    assert TrainingSettings(**recipe.RECIPES["smoothing-decay"]) == RECIPES["fast"]
     first = script("recipe.py", *given, "--epochs", 1)
     assert first.count("Metrics(") == 2
     again = script("recipe.py", *given, "--epochs", 1)

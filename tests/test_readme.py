@@ -88,6 +88,14 @@ def test_svm(session):
     assert numbers(session(ROOT / "docs" / "svm.md"))[-1] > 0.85
 
 
+def test_training(session, tmp_path):
+    session(ROOT / "docs" / "training.md")
+    fast, shifted = (Run(tmp_path / "runs" / name) for name in ("fast", "shifted"))
+    assert fast.settings.schedule == shifted.settings.schedule == "linear"
+    assert "random_shift" not in fast.trials[0].hyperparameters
+    assert shifted.trials[0].hyperparameters["random_shift"] in (0, 1, 2)
+
+
 def test_own_network(session, tmp_path):
     assert 0.1 < numbers(session(ROOT / "docs" / "own_network.md"))[-1] <= 1
     assert (tmp_path / "runs" / "own" / "best" / "test.json").is_file()

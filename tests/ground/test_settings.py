@@ -45,8 +45,9 @@ def test_a_recipe_is_what_is_not_given():
     assert (fast.optimizer, fast.learning_rate) == (RECIPES["fast"].optimizer, 0.002)
     assert replace(RECIPES["fast"], learning_rate=0.002) == fast.training()
     assert SearchSettings(recipe="study").training() == TrainingSettings()
-    with pytest.raises(UsageError, match=r"^--recipe must be one of study, fast, not 'slow'$"):
-        SearchSettings(recipe="slow")
+    for wrong, shown in (("slow", "'slow'"), (["fast"], r"\['fast'\]"), (None, "None")):
+        with pytest.raises(UsageError, match=f"^--recipe must be one of study, fast, not {shown}$"):
+            SearchSettings(recipe=wrong)
 
 
 def test_a_run_is_known_by_its_training_whatever_the_recipe_is_called():
