@@ -7,8 +7,9 @@ import numpy as np
 import optax
 import pytest
 
+from jaxmnist.engine.optimizers import OPTIMIZERS
 from jaxmnist.engine.packing import LARGE, Packing
-from jaxmnist.engine.training import OPTIMIZERS, TrainingState
+from jaxmnist.engine.training import TrainingState
 
 TREE = {
     "conv": {"kernel": (3, 3, 2, 4), "bias": (4,)},
