@@ -198,7 +198,11 @@ def test_random_search_has_the_settings_as_keywords():
         if p.kind is p.KEYWORD_ONLY and p.name not in ("data", "listener")
     ]
     wanted = [
-        (f.name, f"{f.type} | Range" if f.name in TRAINING else str(f.type), f.default)
+        (
+            f.name,
+            f.type.replace(" | None", " | Range | None") if f.name in TRAINING else f.type,
+            f.default,
+        )
         for f in fields(SearchSettings)
         if f.name != "ranges"
     ]
