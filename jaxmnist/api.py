@@ -14,8 +14,8 @@ from jaxmnist.models.study.space import DEFINITION
 from jaxmnist.settings import (
     DECAYING,
     IN_MEMORY,
-    STUDY,
     TRAINING,
+    USUAL_RECIPE,
     SearchSettings,
     flag,
     nearest,
@@ -44,7 +44,7 @@ def random_search(
     max_trials: int = 10,
     max_seconds: float | None = None,
     epochs: int = 5,
-    recipe: str = STUDY,
+    recipe: str = USUAL_RECIPE,
     batch_size: int | Range | None = None,
     learning_rate: float | Range | None = None,
     optimizer: str | Range | None = None,
@@ -149,7 +149,7 @@ def settings_of(options: Mapping[str, Any], space: Space) -> SearchSettings:
     ranges = {name: options[name] for name in space.parameters if name in options}
     left = [name for name in TRAINING if name in options and name not in space.parameters]
     ranges |= {name: options[name] for name in left if is_range(options[name])}
-    usual = usual_settings(options.get("recipe", SearchSettings.recipe))
+    usual = usual_settings(options.get("recipe"))
     optimizer = options.get("optimizer", usual["optimizer"])
     chosen = "optimizer" in ranges or "optimizer" in space.parameters or optimizer in DECAYING
     if "weight_decay" in left and not chosen:

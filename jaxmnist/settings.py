@@ -46,6 +46,7 @@ LARGEST_NUMBER = 10**9  # the largest value of any count; a larger one is a typi
 LARGEST_VALUES = {
     "max_trials": 10**5,
     "lanes": 10**4,
+    "random_shift": 1000,  # pixels: more than an image has
     "reruns": 1000,
     "svm_search": 10**4,
 }
@@ -168,10 +169,9 @@ class TrainingSettings:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
 
 
-STUDY = "study"
 # How trials are trained where nothing else is said, by name.
 RECIPES: Mapping[str, TrainingSettings] = {
-    STUDY: TrainingSettings(),
+    "study": TrainingSettings(),
     "fast": TrainingSettings(
         optimizer="adamw",
         learning_rate=4e-3,
@@ -180,6 +180,7 @@ RECIPES: Mapping[str, TrainingSettings] = {
         label_smoothing=0.1,
     ),
 }
+USUAL_RECIPE = "study"
 
 # Settings that are numbers, with what each must be; None is no number, where it is allowed.
 NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
@@ -241,7 +242,7 @@ class SearchSettings:
     )
     epochs: int = _setting(5, "epochs of each trial", "N")
     recipe: str = _setting(
-        STUDY,
+        USUAL_RECIPE,
         "how trials are trained unless the following flags say otherwise: study (Adam at a constant"
         " rate) or fast",
         "NAME",
@@ -497,7 +498,8 @@ class SearchSettings:
         """Return the settings that training needs: those of the recipe where none are given."""
         own = {item.name for item in fields(self)}
         names = [item.name for item in fields(TrainingSettings) if item.name in own]
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        values = {name: getattr(self, name) for name in names}
+        given = {k: value for k, value in values.items() if value is not None or k not in TRAINING}
         return replace(RECIPES[self.recipe], **given)
 
     def identity(self) -> dict[str, Any]:
@@ -514,10 +516,14 @@ class SearchSettings:
         return {**found, "ranges": dict(self.ranges)}
 
 
-def usual_settings(recipe: Any = SearchSettings.recipe) -> dict[str, Any]:
-    """All settings as they are where nothing but the recipe is given, and the default recipe."""
-    known = recipe if isinstance(recipe, str) and recipe in RECIPES else SearchSettings.recipe
-    return {**SearchSettings(recipe=known).to_json(), "recipe": SearchSettings.recipe}
+def usual_settings(recipe: Any) -> dict[str, Any]:
+    """All settings as they are where nothing but the recipe is given, and the usual recipe.
+
+    What differs from these must be said to get the same search. An unknown recipe, which
+    `SearchSettings` refuses, counts as the usual one.
+    """
+    known = recipe if isinstance(recipe, str) and recipe in RECIPES else USUAL_RECIPE
+    return {**SearchSettings(recipe=known).to_json(), "recipe": USUAL_RECIPE}
 
 
 # The settings as `--help` lists them, by what they are about; a run's hyperparameters come under

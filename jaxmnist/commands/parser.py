@@ -15,7 +15,15 @@ from typing import Any, NoReturn
 from jaxmnist import __version__
 from jaxmnist.errors import JaxmnistError, Stopped, UsageError, disk_error, one_line
 from jaxmnist.hyperparameters import shown
-from jaxmnist.settings import GROUPS, RECIPES, TRAINING, SearchSettings, flag, nearest
+from jaxmnist.settings import (
+    GROUPS,
+    RECIPES,
+    TRAINING,
+    USUAL_RECIPE,
+    SearchSettings,
+    flag,
+    nearest,
+)
 from jaxmnist.signals import signals, stopped_by
 
 SPACE = """A RANGE is first:last, first:last:step, first:last:log, values such as
@@ -167,7 +175,7 @@ def _usual(item: Field[Any]) -> str | None:
     if item.name not in TRAINING:
         return None if item.default in (None, "default") else _text(item.default)
     found = {name: _text(getattr(recipe, item.name)) for name, recipe in RECIPES.items()}
-    usual = found.pop(SearchSettings.recipe)
+    usual = found.pop(USUAL_RECIPE)
     return "; ".join([usual, *(f"{name}: {v}" for name, v in found.items() if v != usual)])
 
 

@@ -19,17 +19,11 @@ from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import Method
 from jaxmnist.models.questions import Definition
 from jaxmnist.runs.layers import Layer
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.settings import TRAINING_NUMBERS, TrainingSettings
 
-# Hyperparameters of training that are arguments of a compiled program, not constants in it; of
-# some the program contains only whether they are 0.
-NUMBERS = (
-    "learning_rate",
-    "weight_decay",
-    "label_smoothing",
-    "ema_momentum",
-    "random_rotation",
-)
+# Hyperparameters of training that are arguments of a compiled program, not constants in it.
+NUMBERS = tuple(name for name, *_ in TRAINING_NUMBERS)
+# Those of them of which a program contains whether they are 0, as it then does without.
 ZERO_IS_NONE = ("label_smoothing", "ema_momentum", "random_rotation")
 # A tree of named arrays: {"dense": {"kernel": …, "bias": …}}.
 Parameters = Mapping[str, Any]
@@ -238,7 +232,8 @@ class Network(ABC):
     def program_key(self, hyperparameters: Hyperparameters, data: DataSpec) -> Hashable:
         """What trials must have in common to share a compiled program, once they are padded.
 
-        By default all but the numbers of training, `NUMBERS`.
+        By default all but the numbers of training, `NUMBERS`; of those in `ZERO_IS_NONE`, whether
+        they are above 0.
         """
         return Hyperparameters(
             {
