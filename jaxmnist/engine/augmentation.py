@@ -6,12 +6,35 @@ divided into blocks nor on what trains beside it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from jaxmnist.models.network import stream_key
+from jaxmnist.models.network import Images, stream_key
+from jaxmnist.settings import TrainingSettings
 
 STREAM = "augmentation"  # of random numbers
+
+
+def augmentation(
+    settings: TrainingSettings, constants: Mapping[str, Any], images: jax.Array, key: jax.Array
+) -> Images:
+    """The function that returns some training images of a step as it trains on them.
+
+    Args:
+      settings: of the trial; they say what is done.
+      constants: its numbers, float[], by the names of the settings.
+      images: all training images, uint8 or float[N, H, W, C].
+      key: of the step.
+    """
+    shift, rotation = settings.random_shift, None
+    if settings.random_rotation > 0:
+        rotation = constants["random_rotation"]
+    if not shift and rotation is None:
+        return lambda block: images[block]
+    return lambda block: augmented(images, block, key, shift, rotation)
 
 
 def augmented(

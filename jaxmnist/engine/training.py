@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxmnist.engine.augmentation import augmented
+from jaxmnist.engine.augmentation import augmentation
 from jaxmnist.engine.optimizers import SCHEDULES, averaged, optimizer
 from jaxmnist.engine.packing import Packing
 from jaxmnist.hyperparameters import Hyperparameters
@@ -283,14 +283,8 @@ def train_block(
             return minimized / count, sums
 
         key, numbers = key_of(state.constants, number), state.constants["network"]
-        rotation = state.constants["random_rotation"] if settings.random_rotation > 0 else None
-
-        def images_of(block: jax.Array) -> jax.Array:
-            if not settings.random_shift and rotation is None:
-                return images[block]
-            return augmented(images, block, key, settings.random_shift, rotation)
-
         inputs = StepInputs(state.collections, key, numbers)
+        images_of = augmentation(settings, state.constants, images, key)
         parameters = packing.unpack(state.parameters) if packing else state.parameters
         gradients, sums, collections = model.gradient(parameters, images_of, loss, batch, inputs)
         gradients = packing.pack(gradients) if packing else gradients
