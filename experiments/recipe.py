@@ -19,7 +19,7 @@ import json
 import statistics
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass
 from itertools import islice
 from pathlib import Path
@@ -199,15 +199,13 @@ def step_seconds(recipes: list[str], data: Dataset, rounds: int) -> str:
             found[recipe].append((time.perf_counter() - began) / STEPS)
     seconds = {recipe: sorted(times[1:]) for recipe, times in found.items()}
     first = statistics.median(seconds[recipes[0]])
-    lines = [
-        "| recipe | milliseconds a step (lowest to highest) | / the first |",
-        "|" + " --- |" * 3,
-    ]
+    lines = []
     for recipe, times in seconds.items():
         middle = statistics.median(times)
         spread = f"{1e3 * middle:.1f} ({1e3 * times[0]:.1f} to {1e3 * times[-1]:.1f})"
-        lines.append(f"| {recipe} | {spread} | {middle / first:.3f} |")
-    return "\n".join(lines)
+        lines.append((recipe, spread, f"{middle / first:.3f}"))
+    heads = ("recipe", "milliseconds a step (lowest to highest)", "/ the first")
+    return markdown(heads, lines)
 
 
 def judge(task: Task, data: Dataset, part: str, weights: Path) -> tuple[float, float, float]:
@@ -231,19 +229,27 @@ def judgement(tasks: list[Task], given: argparse.Namespace) -> str:
             if task.set == name and (given.weights / f"{task.name}.npz").exists():
                 row = judge(task, data, given.judge, given.weights)
                 found.setdefault((name, task.network, task.recipe), []).append(row)
+    lines = [
+        (*place, len(rows), mean([row[0] for row in rows]), *(f"{x:.4f}" for x in means[1:]))
+        for place, rows in found.items()
+        for means in [np.mean(rows, axis=0)]
+    ]
     heads = ("set", "network", "recipe", "seeds", f"{given.judge} accuracy", "loss")
-    lines = ["| " + " | ".join((*heads, "calibration error")) + " |", "|" + " --- |" * 7]
-    for place, rows in found.items():
-        accuracy, loss, error = np.mean(rows, axis=0)
-        spread = standard_error([row[0] for row in rows])
-        cells = (*place, len(rows), f"{accuracy:.4f} ± {spread:.4f}", f"{loss:.4f}")
-        lines.append("| " + " | ".join(map(str, cells)) + f" | {error:.4f} |")
-    return "\n".join(lines)
+    return markdown((*heads, "calibration error"), lines)
 
 
-def standard_error(values: list[float]) -> float:
-    """Of the mean of values; NaN of a single one."""
-    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
+def mean(values: list[float]) -> str:
+    """The mean of values with its standard error, which a single one has not."""
+    if len(values) == 1:
+        return f"{values[0]:.4f}"
+    return f"{np.mean(values):.4f} ± {np.std(values, ddof=1) / len(values) ** 0.5:.4f}"
+
+
+def markdown(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table in Markdown."""
+    lines = [list(heads), *(list(map(str, row)) for row in rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -251,19 +257,18 @@ def table(rows: list[dict[str, Any]]) -> str:
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
         found.setdefault((row["set"], row["network"], row["recipe"]), []).append(row)
-    lines = ["| set | network | recipe | seeds | validation accuracy | loss |", "|" + " --- |" * 6]
 
     def place(item: tuple[tuple[str, str, str], list[dict[str, Any]]]) -> tuple[str, str, float]:
         (name, network, _), runs = item
         return name, network, -float(np.mean([last(run, "val_accuracy") for run in runs]))
 
-    for (name, network, recipe), runs in sorted(found.items(), key=place):
-        scores = [last(run, "val_accuracy") for run in runs]
-        error = standard_error(scores)
+    lines = []
+    for names, runs in sorted(found.items(), key=place):
         loss = np.mean([last(run, "val_loss") for run in runs])
-        cells = (name, network, recipe, len(runs), f"{np.mean(scores):.4f} ± {error:.4f}")
-        lines.append("| " + " | ".join(map(str, cells)) + f" | {loss:.4f} |")
-    return "\n".join(lines)
+        scores = [last(run, "val_accuracy") for run in runs]
+        lines.append((*names, len(runs), mean(scores), f"{loss:.4f}"))
+    heads = ("set", "network", "recipe", "seeds", "validation accuracy", "loss")
+    return markdown(heads, lines)
 
 
 def last(row: dict[str, Any], name: str) -> float:

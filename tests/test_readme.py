@@ -19,6 +19,7 @@ from sessions import PAGES, ROOT, blocks
 from jaxmnist import Run
 from jaxmnist.commands.main import COMMANDS
 from jaxmnist.data.idx import read_idx_folder
+from jaxmnist.settings import RECIPES, TRAINING
 
 # A network of one's own, as the page about them has it.
 NETWORK = re.search(
@@ -86,6 +87,17 @@ def test_the_tutorial(session, tmp_path):
 
 def test_svm(session):
     assert numbers(session(ROOT / "docs" / "svm.md"))[-1] > 0.85
+
+
+def test_the_recipes_are_those_of_the_page():
+    """Each row of the table of settings has what the recipes say; a dash has no effect."""
+    page = (ROOT / "docs" / "training.md").read_text("utf-8")
+    rows = re.findall(r"^\| `--([a-z-]+)` \| .* \| (\S+) \| (\S+) \|$", page, re.MULTILINE)
+    assert {name.replace("-", "_") for name, *_ in rows} == set(TRAINING)
+    for name, *told in rows:
+        for recipe, value in zip(("study", "fast"), told, strict=True):
+            said = getattr(RECIPES[recipe], name.replace("-", "_"))
+            assert value in (f"{said:g}" if isinstance(said, int | float) else said, "–")
 
 
 def test_training(session, tmp_path):

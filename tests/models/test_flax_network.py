@@ -213,6 +213,23 @@ def test_learning_rates_share_a_program(dataset):
     assert found[0].history != found[1].history
 
 
+def test_the_weights_of_an_optimizer_of_ones_own_are_averaged_too(dataset):
+    """One step an epoch: after two, the first one's weights count half as much as the second's."""
+    network = FlaxNetwork(lambda hp: (Normalised(bool(hp.Fixed("own", 0))), optax.sgd(0.1, 0.9)))
+    h = first(network)
+
+    def weights(epochs, momentum):
+        settings = TrainingSettings(epochs, len(dataset.y_train), ema_momentum=momentum)
+        with Engine(network, dataset, settings, 0).run([(0, h)]) as events:
+            (ended,) = [event for event in events if isinstance(event, TrialFinished)]
+        return ended.parameters["params"]
+
+    one, two, average = weights(1, 0.0), weights(2, 0.0), weights(2, 0.5)
+    expected = jax.tree.map(lambda a, b: (0.5 * a + b) / 1.5, one, two)
+    for ours, theirs in zip(jax.tree.leaves(average), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_each_optimizer_and_schedule_trains(dataset):
     """As a hyperparameter of any network, with batches of its own size."""
 
