@@ -28,11 +28,10 @@ DRAWS = 10  # trials of the default search
 
 
 def new_builder(
-    dataset: Dataset, precision: str, platform: str, devices: list[jax.Device]
+    dataset: Dataset, settings: TrainingSettings, platform: str, devices: list[jax.Device]
 ) -> Builder:
     """A builder of programs for devices that aren't there."""
     here = Devices(jax.local_devices()[:1])  # hold the images, whose shapes alone are used
-    settings = TrainingSettings(precision=precision)
     builder = Builder(STUDY, dataset, settings, 0, platform, here)
     builder.devices = Devices(devices)
     return builder

@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Set before JAX is imported: JAX looks for no GPU, and kernels are chosen without running them.
 os.environ |= {
@@ -52,7 +52,7 @@ from jaxmnist.engine.stacking import Stacking
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.study.space import configuration
 from jaxmnist.runs.machine import cores
-from jaxmnist.settings import PRECISIONS, SearchSettings
+from jaxmnist.settings import PRECISIONS, RECIPES, USUAL_RECIPE, SearchSettings
 
 H100 = """
 gpu_device_info {
@@ -147,6 +147,7 @@ def summary(compiled: list[Compiled]) -> str:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", choices=list(RECIPES), default=USUAL_RECIPE)
     parser.add_argument("--precision", choices=PRECISIONS, default="default")
     parser.add_argument("--space", action="store_true", help="the programs of all configurations")
     parser.add_argument("--reference", action="store_true", help="only 112-2-1-224, unpadded")
@@ -155,10 +156,12 @@ def main() -> None:
     topology = topologies.get_topology_desc(
         platform="cuda", topology_name="", target_config=H100, topology="1x1x1"
     )
-    builder = new_builder(dataset, given.precision, "gpu", list(topology.devices))
+    settings = replace(RECIPES[given.recipe], precision=given.precision)
+    builder = new_builder(dataset, settings, "gpu", list(topology.devices))
     trials = default_trials(dataset, whole=given.space)
     padding = {} if given.reference else ways_of(builder, trials, None, cores())[0][0].padding
-    print(f"jaxmnist {jaxmnist.__version__}, jax {jax.__version__}, {given.precision} precision,")
+    print(f"jaxmnist {jaxmnist.__version__}, jax {jax.__version__}, recipe {given.recipe},")
+    print(f"{given.precision} precision,", end=" ")
     print(f"one H100, padding {dict(padding)}: the compiler's words, not a measurement.\n")
     print_row(HEADINGS)
     print_row(["---"] * len(HEADINGS))

@@ -9,7 +9,12 @@ results has is not trained again, so that the script can be stopped and goes on:
         drawn-1 drawn-2 --seeds 5
 
 `--weights FOLDER` keeps the trained weights; with `--judge validation` and, once, `--judge test`
-they are judged on these images. `--time ROUNDS` times steps.
+they are judged on these images, and with `--svm` so is an SVM on their features. `--time ROUNDS`
+times steps. `--runs` tells what searches by a recipe have: falls between epochs, and SVMs:
+
+    python -m jaxmnist.search --keep 10 --directory fast --recipe fast
+    python -m jaxmnist.search --keep 10 --directory study --recipe study
+    python experiments/recipe.py --runs fast/mnist study/mnist
 """
 
 from __future__ import annotations
@@ -19,8 +24,9 @@ import json
 import statistics
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,6 +44,8 @@ from jaxmnist.models.space import Space
 from jaxmnist.models.study.network import STUDY, StudyNetwork
 from jaxmnist.models.study.space import configuration
 from jaxmnist.results.calibration import calibration
+from jaxmnist.results.run import Run
+from jaxmnist.results.svm_fit import Fitting, fit
 from jaxmnist.results.trained import TrainedModel
 from jaxmnist.runs.keys import Rerun, TrialKey
 from jaxmnist.settings import SearchSettings, TrainingSettings
@@ -208,37 +216,77 @@ def step_seconds(recipes: list[str], data: Dataset, rounds: int) -> str:
     return markdown(heads, lines)
 
 
-def judge(task: Task, data: Dataset, part: str, weights: Path) -> tuple[float, float, float]:
-    """Accuracy, loss and calibration error of kept weights on validation or test images."""
-    images, labels = getattr(data, f"x_{part}"), getattr(data, f"y_{part}")
-    with np.load(weights / f"{task.name}.npz") as arrays:
+def judge(task: Task, data: Dataset, given: argparse.Namespace) -> list[float]:
+    """Accuracy, loss and calibration error of kept weights on validation or test images.
+
+    The SVM's accuracy comes behind these, where one is asked for.
+    """
+    images, labels = getattr(data, f"x_{given.judge}"), getattr(data, f"y_{given.judge}")
+    with np.load(given.weights / f"{task.name}.npz") as arrays:
         parameters = from_paths(dict(arrays))
     drawn = networks()[task.network]
     model = TrainedModel(drawn, data.image_shape, data.labels, data.scale, parameters)
     found = calibration(labels, model.predict_proba(images))
-    right = sum(each.right for each in found.bins)
-    return right / found.images, found.loss, found.error
+    row = [sum(each.right for each in found.bins) / found.images, found.loss, found.error]
+    return [*row, svm_accuracy(model, data, given.judge)] if given.svm else row
+
+
+def svm_accuracy(model: TrainedModel, data: Dataset, part: str) -> float:
+    """The accuracy on validation or test images of an SVM on the features of training images."""
+    images, labels = getattr(data, f"x_{part}"), getattr(data, f"y_{part}")
+    batches = partial(model.batches, "features")
+    parts = (data.x_train, data.y_train), (data.x_validation, data.y_validation)
+    svm = fit(batches, model.feature_count, *parts, how=Fitting("sklearn"), seed=0).svm
+    projected = np.concatenate([svm.project(values) for _, values in batches(images)])
+    return float(np.mean(svm.classifier.predict(projected) == labels))
+
+
+def effects(folder: str) -> tuple[object, ...]:
+    """A row on the trials of a search that kept all weights: scores, falls and SVMs.
+
+    Judged on validation images.
+    """
+    run = Run(folder)
+    data = load_dataset(run.settings)
+    scores = [entry.score for entry in run.ranked]
+    falls = [entry.fall for entry in run.ranked]
+    svms = [svm_accuracy(run.load_model(e.trial), data, "validation") for e in run.ranked]
+    for entry, svm in zip(run.ranked, svms, strict=True):
+        print(
+            entry.trial.index, f"{entry.score:.4f}", f"{entry.fall:.4f}", f"{svm:.4f}", flush=True
+        )
+    return (
+        folder,
+        mean(scores),
+        f"{max(scores):.4f}",
+        sum(fall > 0 for fall in falls),
+        f"{max(falls):.4f}",
+        sum(not entry.steady for entry in run.ranked),
+        mean(svms),
+        sum(svm > score for svm, score in zip(svms, scores, strict=True)),
+    )
 
 
 def judgement(tasks: list[Task], given: argparse.Namespace) -> str:
     """What kept weights make of validation or test images, as a table of means."""
-    found: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
+    found: dict[tuple[str, str, str], list[list[float]]] = {}
     for name in dict.fromkeys(task.set for task in tasks):
         data = load(name, given.fashion)
         for task in tasks:
             if task.set == name and (given.weights / f"{task.name}.npz").exists():
-                row = judge(task, data, given.judge, given.weights)
+                row = judge(task, data, given)
                 found.setdefault((name, task.network, task.recipe), []).append(row)
-    lines = [
-        (*place, len(rows), mean([row[0] for row in rows]), *(f"{x:.4f}" for x in means[1:]))
-        for place, rows in found.items()
-        for means in [np.mean(rows, axis=0)]
-    ]
-    heads = ("set", "network", "recipe", "seeds", f"{given.judge} accuracy", "loss")
-    return markdown((*heads, "calibration error"), lines)
+    heads = ["set", "network", "recipe", "seeds", f"{given.judge} accuracy", "loss"]
+    heads += ["calibration error", *["the SVM's accuracy"] * given.svm]
+    lines = []
+    for place, rows in found.items():
+        accuracies, losses, errors, *svms = zip(*rows, strict=True)
+        means = (f"{np.mean(values):.4f}" for values in (losses, errors))
+        lines.append((*place, len(rows), mean(accuracies), *means, *map(mean, svms)))
+    return markdown(heads, lines)
 
 
-def mean(values: list[float]) -> str:
+def mean(values: Sequence[float]) -> str:
     """The mean of values with its standard error, which a single one has not."""
     if len(values) == 1:
         return f"{values[0]:.4f}"
@@ -294,10 +342,17 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="a folder for the trained weights")
     parts = ("validation", "test")
     parser.add_argument("--judge", choices=parts, help="judge the kept weights instead")
+    parser.add_argument("--svm", action="store_true", help="judge an SVM on their features too")
+    parser.add_argument("--runs", nargs="+", help="tell falls and SVMs of searches with --keep 10")
     parser.add_argument("--time", type=int, metavar="ROUNDS", help="time steps instead")
     given = parser.parse_args()
     if given.time:
         print(step_seconds(given.recipes, load("few", None), given.time))
+        return
+    if given.runs:
+        effects_of = [effects(folder) for folder in given.runs]
+        heads = ("run", "mean score", "best", "trials that fall", "largest fall", "not steady")
+        print(markdown((*heads, "the SVM's accuracy", "SVMs above their network"), effects_of))
         return
     tasks = [
         Task(name, network, recipe, seed)

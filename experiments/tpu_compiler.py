@@ -25,6 +25,7 @@ import math
 import os
 import re
 import sys
+from dataclasses import replace
 
 # Set before JAX is imported: JAX looks for no TPU, and the compiler's target is a v5e.
 os.environ |= {
@@ -47,7 +48,7 @@ from jaxmnist.engine.plan import ways_of
 from jaxmnist.engine.stacking import Stacking
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.study.space import configuration
-from jaxmnist.settings import PRECISIONS, SearchSettings
+from jaxmnist.settings import PRECISIONS, RECIPES, USUAL_RECIPE, SearchSettings
 
 REFERENCE = configuration(112, 2, 1, 224)
 SMALLEST = configuration(32, 1, 0)
@@ -91,10 +92,11 @@ def unfused_bytes(text: str) -> int:
     return total
 
 
-def new_builder(dataset: Dataset, precision: str, chips: int) -> Builder:
+def new_builder(dataset: Dataset, recipe: str, precision: str, chips: int) -> Builder:
     """A builder of programs for `chips` chips that aren't there."""
     topology = topologies.get_topology_desc("v5e:2x2", "tpu")
-    return compiled.new_builder(dataset, precision, "tpu", list(topology.devices[:chips]))
+    settings = replace(RECIPES[recipe], precision=precision)
+    return compiled.new_builder(dataset, settings, "tpu", list(topology.devices[:chips]))
 
 
 def compile_one(
@@ -144,14 +146,14 @@ def report(builder: Builder, programs: dict[Group, int], stacking: Stacking) -> 
     return compiling, training
 
 
-def check(dataset: Dataset) -> int:
+def check(dataset: Dataset, recipe: str) -> int:
     """Compile the smallest configuration's programs for one chip and for four, in two precisions.
 
     Returns 1 if a program doesn't fit, has no convolution or takes too many cycles.
     """
     wrong = 0
     for chips, precision in ((1, "default"), (4, "bfloat16")):
-        found = compile_one(new_builder(dataset, precision, chips), SMALLEST)
+        found = compile_one(new_builder(dataset, recipe, precision, chips), SMALLEST)
         print(
             f"{chips} × v5e, {precision}, {SMALLEST}: {found['cycles'] / 1000:.0f} thousand cycles"
             f" a step (the compiler's estimate), {found['bytes'] / GIB:.2f} GiB,"
@@ -171,6 +173,7 @@ def check(dataset: Dataset) -> int:
 def main() -> int:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", choices=list(RECIPES), default=USUAL_RECIPE)
     parser.add_argument("--precision", choices=PRECISIONS, default="default")
     parser.add_argument("--space", action="store_true", help="the programs of all configurations")
     parser.add_argument("--chips", type=int, choices=(1, 4), default=1)
@@ -179,15 +182,16 @@ def main() -> int:
     given = parser.parse_args()
     dataset = load_dataset(SearchSettings())
     if given.check:
-        return check(dataset)
+        return check(dataset, given.recipe)
     trials = compiled.default_trials(dataset, whole=given.space)
-    builder = new_builder(dataset, given.precision, given.chips)
+    builder = new_builder(dataset, given.recipe, given.precision, given.chips)
     stacking = ways_of(builder, trials, None, given.cores)[0][0]
     programs = compiled.programs(builder.groups(trials, stacking))
-    print(f"jaxmnist {jaxmnist.__version__}, jax {jax.__version__}, {given.precision} precision,")
+    print(f"jaxmnist {jaxmnist.__version__}, jax {jax.__version__}, recipe {given.recipe},")
+    print(f"{given.precision} precision,", end=" ")
     print(f"{given.chips} × TPU v5e on a host of {given.cores} cores: {stacking}.")
     print("Cycles and seconds are estimates, not measurements.")
-    one = new_builder(dataset, given.precision, 1)
+    one = new_builder(dataset, given.recipe, given.precision, 1)
     reference = compile_one(one, REFERENCE, stacking.way)
     compiling, training = report(builder, programs, stacking)
     what = "whole space" if given.space else f"{len(trials)} trials"

@@ -63,6 +63,12 @@ def test_recipes_are_trained_once_and_judged(tmp_path):
 
     assert accuracies(judged) == accuracies(again)
     assert len(accuracies(judged)) == 2
+    given[given.index("average") :] = given[given.index("average") + 1 :]
+    row = (
+        script("recipe.py", *given, "--judge", "validation", "--svm").splitlines()[-1].split(" | ")
+    )
+    assert row[4] == accuracies(again)["study"]
+    assert 0.9 < float(row[-1].strip(" |")) < 1
 
 
 def test_an_exported_network_is_served(finished, mnist, tmp_path):
