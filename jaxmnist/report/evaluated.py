@@ -13,10 +13,10 @@ from jaxmnist.report import figures, words
 from jaxmnist.report.confusion import confusion_figure
 from jaxmnist.report.facts import Facts
 from jaxmnist.results import comparisons, members
-from jaxmnist.results.calibration import Calibration, describe_calibration
+from jaxmnist.results.calibration import Calibration
 from jaxmnist.results.classes import confusions, worst_classes
 from jaxmnist.results.confusion import Evaluation
-from jaxmnist.results.evaluation import looks_at_test
+from jaxmnist.results.evaluation import about_probabilities, looks_at_test
 from jaxmnist.results.gap import about_gap
 from jaxmnist.results.layout import short_names
 
@@ -43,7 +43,9 @@ def test_context(facts: Facts) -> dict[str, Any]:
             )
         found = facts.attempt("trust", Calibration.from_json, test)
         if found:
-            context["about_calibration"] = describe_calibration(found)
+            context["about_calibration"] = facts.attempt(
+                "trust", about_probabilities, facts.run, test
+            )
             context["reliability"] = facts.attempt("trust", figures.reliability, found)
     if svm:
         context["svm"] = facts.attempt("test", lambda: {**_tested(svm), "of": svm})

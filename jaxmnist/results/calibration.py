@@ -130,14 +130,20 @@ def calibration(truth: np.ndarray, probabilities: np.ndarray) -> Calibration:
     return Calibration(loss, tuple(Bin(n, int(hits), total) for n, hits, total in rows))
 
 
-def describe_calibration(found: Calibration) -> str:
-    """Loss and calibration error, and whether chance explains it, in two sentences."""
+def describe_calibration(found: Calibration, label_smoothing: float = 0.0) -> str:
+    """Loss and calibration error, and whether chance explains it, in two or three sentences.
+
+    label_smoothing: the part of the labels that training spread over all classes.
+    """
     chance = found.error_by_chance()
     said = f"Test loss {found.loss:.4f}. Expected calibration error {found.error:.4f}"
     if found.error <= chance:
         return f"{said}: within chance, as true probabilities would show up to {chance:.4f}."
     direction = "too high" if found.excess > 0 else "too low"
-    return (
-        f"{said}, more than chance explains ({chance:.4f}): the probabilities of the predicted"
+    said += (
+        f", more than chance explains ({chance:.4f}): the probabilities of the predicted"
         f" classes are {direction} by {abs(found.excess):.4f} on average."
     )
+    if found.excess < 0 and label_smoothing:
+        said += f" Labels were smoothed by {label_smoothing:g} in training, which lowers them."
+    return said

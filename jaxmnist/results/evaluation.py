@@ -162,6 +162,12 @@ def looks_at_test(run: Run) -> str:
     return describe_looks(run.directory.read_looks(run.directory.test_sha256), run.directory.name)
 
 
+def about_probabilities(run: Run, content: dict[str, Any]) -> str:
+    """The loss and the calibration in best/test.json, with what in training explains them."""
+    trained = run.settings.training().for_trial(run.best_trial.hyperparameters)
+    return describe_calibration(Calibration.from_json(content), trained.label_smoothing)
+
+
 def describe(run: Run, content: dict[str, Any]) -> str:
     """The content of the run's best/test.json as text, and all evaluations of the test set."""
     evaluation = Evaluation.from_json(content)
@@ -171,7 +177,7 @@ def describe(run: Run, content: dict[str, Any]) -> str:
             f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images"
             f" (95 % interval {low:.4f} to {high:.4f})",
             looks_at_test(run),
-            describe_calibration(Calibration.from_json(content)),
+            about_probabilities(run, content),
             about_gap(run, content, evaluation),
             "",
             describe_confusions(evaluation, "best/test.json"),

@@ -59,9 +59,11 @@ def test_chance_explains_true_probabilities_and_no_others():
     assert "within chance" in describe_calibration(cases[0])
     sharp = describe_calibration(calibration(*predictions(2000, 2, 0)))
     assert "classes are too high by 0.1" in sharp
-    assert "classes are too low by 0.1" in describe_calibration(
-        calibration(*predictions(2000, 0.5, 0))
-    )
+    low = calibration(*predictions(2000, 0.5, 0))
+    assert "classes are too low by 0.1" in describe_calibration(low)
+    assert "smoothed" not in describe_calibration(low) + sharp
+    assert "Labels were smoothed by 0.2 in training" in describe_calibration(low, 0.2)
+    assert describe_calibration(calibration(*predictions(2000, 2, 0)), 0.2) == sharp
 
 
 def test_it_is_read_back_and_nonsense_is_refused():
