@@ -41,6 +41,7 @@ from jaxmnist.results.tuning import most_gain, standings_of, tuning_curve
 from jaxmnist.runs.keys import Rerun
 from jaxmnist.runs.machine import machine
 from jaxmnist.runs.trial import Trial, pack_right, unpack_right
+from jaxmnist.settings import RECIPES, USUAL_RECIPE
 
 POOL = 20_000
 TRAINING = 2_000  # images of a search
@@ -71,7 +72,7 @@ class Trained:
 Judged = dict[str, bool]
 
 
-def train(directory: Path) -> list[list[Trained]]:
+def train(directory: Path, recipe: str) -> list[list[Trained]]:
     """The trials of all searches, trained or read."""
     mnist = load_arrays("mnist")
     order = np.random.default_rng(0).permutation(len(mnist.x_train))
@@ -91,6 +92,7 @@ def train(directory: Path) -> list[list[Trained]]:
             seed=number,
             max_trials=TRIALS,
             epochs=3,
+            recipe=recipe,
             batch_size=64,
             finalists=TRIALS,
             reruns=RERUNS,
@@ -311,10 +313,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--directory", default="runs/honesty", help="of the runs")
+    parser.add_argument("--recipe", choices=list(RECIPES), default=USUAL_RECIPE)
     parser.add_argument("--validation", type=int, default=1000, help="validation images")
     parser.add_argument("--simulated", type=int, default=2000, help="searches")
     given = parser.parse_args()
-    searches = train(Path(given.directory))
+    searches = train(Path(given.directory), given.recipe)
     everybody = [trained for trials in searches for trained in trials]
     generator = np.random.default_rng(1)
     size = given.validation

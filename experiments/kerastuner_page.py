@@ -34,7 +34,7 @@ CHANGES = {
 }
 # Of one of the two codes.
 KERAS_CHANGES = {LOADING: "x_train, y_train, x_test, y_test = map(np.load('{data}').get, NAMES)"}
-OUR_CHANGES = {"batch_size=128)": "batch_size=128, train_limit={images}, svm=False, report=False)"}
+OUR_CHANGES = {'recipe="study")': 'recipe="study", train_limit={images}, svm=False, report=False)'}
 KERAS_HEAD = "import numpy as np\nNAMES = ('x_train', 'y_train', 'x_test', 'y_test')\n"
 
 

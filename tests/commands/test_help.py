@@ -40,7 +40,7 @@ def test_the_help_of_a_search(capsys):
     # A hyperparameter stands with the space, and a default stands there as it would be typed.
     space = said[said.index("\nspace:") : said.index("\ntraining:")]
     assert "--filters RANGE" in space
-    assert "(default 0.001; fast: 0.004)" in " ".join(said.split())
+    assert "(default 0.004; study: 0.001)" in " ".join(said.split())
     assert "--no-quiet" not in said
 
 

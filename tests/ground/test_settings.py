@@ -106,7 +106,7 @@ def test_the_identity_is_what_the_settings_declare():
         "seed": 0,
         "validation_split": 0.1,
         "train_limit": None,
-        **asdict(TrainingSettings()),
+        **asdict(RECIPES["fast"]),
     }
     others = SearchSettings(max_trials=3, keep=1, jobs=1, select="best", quiet=True, svm=False)
     assert others.identity() == SearchSettings().identity()

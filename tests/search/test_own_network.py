@@ -219,7 +219,7 @@ def test_settings_of_an_optimizer_that_the_network_brings_are_refused(in_memory)
     with pytest.raises(UsageError, match=r"^optimizer and schedule would have no effect"):
         random_search(
             build_model,
-            optimizer="adamw",
+            optimizer="sgd",
             schedule=["cosine", "constant"],
             learning_rate=0.01,
             **in_memory,
@@ -263,8 +263,14 @@ WRONG = {
     "no module": (["--model", "{folder}/returns_nothing.py"], "must return a Flax module"),
     "a flag of the study": (["--model", "{file}", "--conv-layers", "2"], "--conv-layers"),
     "a range outside": (["--model", "{file}", "--width", "a"], "--width must be"),
-    "a decay without effect": (["--weight-decay", "0.1:0.2"], "--optimizer is adam"),
-    "one decay without effect": (["--weight-decay", "0.1"], "--optimizer is adam"),
+    "a decay without effect": (
+        ["--optimizer", "adam", "--weight-decay", "0.1:0.2"],
+        "--optimizer is adam",
+    ),
+    "one decay without effect": (
+        ["--recipe", "study", "--weight-decay", "0.1"],
+        "--optimizer is adam",
+    ),
     "an optimizer": (["--optimizer", "adam,adagrad"], "must be one of"),
     "no learning rate": (["--learning-rate", "0:0.1"], "above 0"),
 }
