@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from jaxmnist.results.calibration import (
     calibration,
     describe_calibration,
 )
+from jaxmnist.results.evaluation import about_probabilities
+from jaxmnist.settings import SearchSettings
 
 
 def predictions(images: int, sharpness: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -64,6 +67,15 @@ def test_chance_explains_true_probabilities_and_no_others():
     assert "smoothed" not in describe_calibration(low) + sharp
     assert "Labels were smoothed by 0.2 in training" in describe_calibration(low, 0.2)
     assert describe_calibration(calibration(*predictions(2000, 2, 0)), 0.2) == sharp
+
+
+def test_the_smoothing_told_is_that_of_the_trial():
+    content = calibration(*predictions(2000, 0.5, 0)).to_json()
+    settings = SearchSettings(recipe="study", label_smoothing=0.3)
+    for hyperparameters, told in (({}, 0.3), ({"label_smoothing": 0.2}, 0.2)):
+        best = SimpleNamespace(hyperparameters=hyperparameters)
+        run = SimpleNamespace(settings=settings, best_trial=best)
+        assert f"smoothed by {told} in" in about_probabilities(run, content)
 
 
 def test_it_is_read_back_and_nonsense_is_refused():
