@@ -10,11 +10,12 @@ results has is not trained again, so that the script can be stopped and goes on:
 
 `--weights FOLDER` keeps the trained weights; with `--judge validation` and, once, `--judge test`
 they are judged on these images, and with `--svm` so is an SVM on their features. `--time ROUNDS`
-times steps. `--runs` tells what searches by a recipe have: falls between epochs, and SVMs:
+times steps. `--runs` tells what searches by a recipe have: falls between epochs, what seeds do to
+finalists, and with `--svm` SVMs:
 
-    python -m jaxmnist.search --keep 10 --directory fast --recipe fast
-    python -m jaxmnist.search --keep 10 --directory study --recipe study
-    python experiments/recipe.py --runs fast/mnist study/mnist
+    python -m jaxmnist.search --keep 10 --finalists 10 --directory fast --recipe fast
+    python -m jaxmnist.search --keep 10 --finalists 10 --directory study --recipe study
+    python experiments/recipe.py --runs fast/mnist study/mnist --svm
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import json
 import statistics
 import time
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
 from functools import partial
@@ -33,6 +35,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from scipy.stats import spearmanr
 
 from jaxmnist.data.dataset import Dataset, dataset_in_memory, load_arrays, load_dataset
 from jaxmnist.engine.events import TrialFinished
@@ -45,6 +48,7 @@ from jaxmnist.models.study.network import STUDY, StudyNetwork
 from jaxmnist.models.study.space import configuration
 from jaxmnist.results.calibration import calibration
 from jaxmnist.results.run import Run
+from jaxmnist.results.selection import rule_of
 from jaxmnist.results.svm_fit import Fitting, fit
 from jaxmnist.results.trained import TrainedModel
 from jaxmnist.runs.keys import Rerun, TrialKey
@@ -53,6 +57,7 @@ from jaxmnist.settings import SearchSettings, TrainingSettings
 FEW = 5_000  # images of the small set
 VALIDATED = 5_000  # images that follow them, which validate the small set
 STEPS = 16  # that are timed at once
+TOLERANCES = (None, 0.0, 0.001)  # largest falls that don't count; None for the default's test
 ADAMW: dict[str, Any] = {"optimizer": "adamw", "weight_decay": 1e-2}
 CYCLE: dict[str, Any] = {**ADAMW, "schedule": "one-cycle", "learning_rate": 4e-3}
 SMOOTH: dict[str, Any] = {**CYCLE, "schedule": "linear", "label_smoothing": 0.1}
@@ -96,6 +101,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     # `--recipe fast`
     "smoothing-decay": {**SMOOTH, "weight_decay": 0.1},
     "smoothing-decay-2e-3": {**SMOOTH, "weight_decay": 0.1, "learning_rate": 2e-3},
+    "smoothing-decay-6e-3": {**SMOOTH, "weight_decay": 0.1, "learning_rate": 6e-3},
+    "smoothing-decay-0.3": {**SMOOTH, "weight_decay": 0.3},
+    "smoothing-0.05-decay": {**SMOOTH, "weight_decay": 0.1, "label_smoothing": 0.05},
+    "smoothing-decay-average": {**SMOOTH, "weight_decay": 0.1, "ema_momentum": 0.98},
+    "smoothing-decay-shift-1": {**SMOOTH, "weight_decay": 0.1, "random_shift": 1},
     "smoothing-batch-64": {**SMOOTH, "batch_size": 64, "learning_rate": 3e-3},
     "smoothing-shift-1": {**SMOOTH, "random_shift": 1},
     "smoothing-shift-rotation": {**SMOOTH, "random_shift": 1, "random_rotation": 10.0},
@@ -158,16 +168,17 @@ class Task:
 
 
 def train(
-    tasks: list[Task], data: Dataset, epochs: int, weights: Path | None
+    tasks: list[Task], data: Dataset, epochs: int, weights: Path | None, lanes: int | None
 ) -> Iterator[dict[str, Any]]:
-    """Train tasks of one set; yields what is known of each as it ends."""
+    """Train tasks of one set, `lanes` in a program; yields what is known of each as it ends."""
     drawn = networks()
     for own in {HEADS.get(task.recipe, STUDY) for task in tasks}:
         here = {task.key: task for task in tasks if HEADS.get(task.recipe, STUDY) is own}
         trials = [
             (key, drawn[task.network].replace(**RECIPES[task.recipe])) for key, task in here.items()
         ]
-        engine = Engine(own, data, TrainingSettings(epochs=epochs), seed=0, consecutive=True)
+        settings = TrainingSettings(epochs=epochs)
+        engine = Engine(own, data, settings, seed=0, lanes=lanes, consecutive=True)
         with engine.run(trials) as events:
             for event in events:
                 if not isinstance(event, TrialFinished):
@@ -191,7 +202,7 @@ def step_seconds(recipes: list[str], data: Dataset, rounds: int) -> str:
     programs: dict[str, list[Any]] = {}
     for recipe in recipes:
         drawn = networks()["reference"].replace(**RECIPES[recipe])
-        engine = Engine(STUDY, data, TrainingSettings(), seed=0)
+        engine = Engine(STUDY, data, TrainingSettings(), seed=0, stacking=Stacking())
         (group,) = engine.builder.groups([(0, drawn)], Stacking())
         order = engine.builder.batches_of(group, 0)
         state = engine.builder.start(group, {})
@@ -210,7 +221,7 @@ def step_seconds(recipes: list[str], data: Dataset, rounds: int) -> str:
     lines = []
     for recipe, times in seconds.items():
         middle = statistics.median(times)
-        spread = f"{1e3 * middle:.1f} ({1e3 * times[0]:.1f} to {1e3 * times[-1]:.1f})"
+        spread = f"{1e3 * middle:.3g} ({1e3 * times[0]:.3g} to {1e3 * times[-1]:.3g})"
         lines.append((recipe, spread, f"{middle / first:.3f}"))
     heads = ("recipe", "milliseconds a step (lowest to highest)", "/ the first")
     return markdown(heads, lines)
@@ -242,29 +253,75 @@ def svm_accuracy(model: TrainedModel, data: Dataset, part: str) -> float:
 
 
 def effects(folder: str) -> tuple[object, ...]:
-    """A row on the trials of a search that kept all weights: scores, falls and SVMs.
+    """A row on the trials of a search: scores, falls, and how many count by each tolerance.
+
+    Judged on validation images.
+    """
+    run = Run(folder)
+    scores = [entry.score for entry in run.ranked]
+    falls = [max((fall.size for fall in e.falls), default=0.0) for e in run.ranked]
+    trials = [entry.trial for entry in run.ranked]
+    rules = [rule_of("steady", run.validation_images, tolerance) for tolerance in TOLERANCES]
+    ranked = [rule.rank(trials) for rule in rules]
+    unsteady = (f"{sum(not e.steady for e in each)} ({each[0].trial.index})" for each in ranked)
+    return folder, mean(scores), sum(fall > 0 for fall in falls), f"{max(falls):.4f}", *unsteady
+
+
+def reruns(folder: str) -> tuple[object, ...] | None:
+    """A row on a search's finalists: how seeds move the accuracy. None if it has none.
+
+    A finalist's first training counts among its seeds, but not in the mean of its reruns.
+    """
+    run = Run(folder)
+    again = defaultdict[int, list[float]](list)
+    for trial in run.further_trials:
+        again[trial.index].append(trial.history[-1].val_accuracy)
+    if not again:
+        return None
+    first = {index: run.trials[index].metric("val_accuracy")[-1] for index in sorted(again)}
+    means = {index: statistics.mean(again[index]) for index in first}
+    variances = [statistics.variance([first[index], *again[index]]) for index in first]
+    winner, best = max(first, key=first.__getitem__), max(means.values())
+    return (
+        folder,
+        len(first),
+        f"{statistics.mean(variances) ** 0.5:.4f}",
+        f"{statistics.stdev(means.values()):.4f}",
+        f"{spearmanr(list(first.values()), list(means.values())).statistic:.2f}",
+        f"{first[winner]:.4f}, {means[winner]:.4f}",
+        f"{best:.4f}",
+    )
+
+
+def svms(folder: str) -> tuple[object, ...]:
+    """A row on SVMs on the features of a search's trials, whose weights must be kept.
 
     Judged on validation images.
     """
     run = Run(folder)
     data = load_dataset(run.settings)
+    found = [svm_accuracy(run.load_model(e.trial), data, "validation") for e in run.ranked]
     scores = [entry.score for entry in run.ranked]
-    falls = [entry.fall for entry in run.ranked]
-    svms = [svm_accuracy(run.load_model(e.trial), data, "validation") for e in run.ranked]
-    for entry, svm in zip(run.ranked, svms, strict=True):
-        print(
-            entry.trial.index, f"{entry.score:.4f}", f"{entry.fall:.4f}", f"{svm:.4f}", flush=True
-        )
-    return (
-        folder,
-        mean(scores),
-        f"{max(scores):.4f}",
-        sum(fall > 0 for fall in falls),
-        f"{max(falls):.4f}",
-        sum(not entry.steady for entry in run.ranked),
-        mean(svms),
-        sum(svm > score for svm, score in zip(svms, scores, strict=True)),
-    )
+    above = sum(svm > score for svm, score in zip(found, scores, strict=True))
+    return folder, mean(scores), mean(found), above
+
+
+def told(folders: list[str], with_svms: bool) -> str:
+    """What searches have, as tables."""
+    named = ("by a test" if t is None else f"above {t}" for t in TOLERANCES)
+    counted = (f"trials whose fall counts, {name} (the winner)" for name in named)
+    heads = ("run", "mean score", "trials that fall", "largest fall", *counted)
+    tables = [markdown(heads, map(effects, folders))]
+    rows = [row for folder in folders if (row := reruns(folder))]
+    if rows:
+        deviations = ("deviation over seeds", "deviation of the means of reruns")
+        of_one = ("rank correlation with the first score", "first winner's score, and mean")
+        heads = ("run", "finalists", *deviations, *of_one, "best mean")
+        tables.append(markdown(heads, rows))
+    if with_svms:
+        heads = ("run", "mean score", "the SVM's accuracy", "SVMs above their network")
+        tables.append(markdown(heads, map(svms, folders)))
+    return "\n\n".join(tables)
 
 
 def judgement(tasks: list[Task], given: argparse.Namespace) -> str:
@@ -338,21 +395,20 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--lanes", type=int, help="trainings in a program (default: measured)")
     parser.add_argument("--fashion", help="a folder with Fashion-MNIST's four files")
     parser.add_argument("--weights", type=Path, help="a folder for the trained weights")
     parts = ("validation", "test")
     parser.add_argument("--judge", choices=parts, help="judge the kept weights instead")
     parser.add_argument("--svm", action="store_true", help="judge an SVM on their features too")
-    parser.add_argument("--runs", nargs="+", help="tell falls and SVMs of searches with --keep 10")
+    parser.add_argument("--runs", nargs="+", help="tell falls and finalists of searches instead")
     parser.add_argument("--time", type=int, metavar="ROUNDS", help="time steps instead")
     given = parser.parse_args()
     if given.time:
         print(step_seconds(given.recipes, load("few", None), given.time))
         return
     if given.runs:
-        effects_of = [effects(folder) for folder in given.runs]
-        heads = ("run", "mean score", "best", "trials that fall", "largest fall", "not steady")
-        print(markdown((*heads, "the SVM's accuracy", "SVMs above their network"), effects_of))
+        print(told(given.runs, given.svm))
         return
     tasks = [
         Task(name, network, recipe, seed)
@@ -374,7 +430,9 @@ def main() -> None:
         if not left:
             continue
         with given.results.open("a") as file:
-            for row in train(left, load(name, given.fashion), given.epochs, given.weights):
+            for row in train(
+                left, load(name, given.fashion), given.epochs, given.weights, given.lanes
+            ):
                 rows.append(row)
                 file.write(json.dumps(row) + "\n")
                 file.flush()

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import rankdata
 
+from jaxmnist import random_search
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION, configuration
@@ -68,6 +70,34 @@ def test_recipes_are_trained_once_and_judged(tmp_path):
     row = with_svm.splitlines()[-1].split(" | ")
     assert row[4] == accuracies(again)["study"]
     assert 0.9 < float(row[-1].strip(" |")) < 1
+
+
+def test_falls_and_finalists_of_a_search_are_told(options, tmp_path):
+    run = random_search(**options, finalists=4, reruns=2, svm=False, directory=str(tmp_path))
+    tables = recipe.told([str(run.directory.path)], False).split("\n\n")
+    of_search, of_finalists = (table.splitlines() for table in tables)
+    scores = np.array([trial.metric("val_accuracy") for trial in run.trials])  # [trials, epochs]
+    falls = np.clip(scores[:, :-1] - scores[:, 1:], 0, None).max(1)
+    found = [cell.strip() for cell in of_search[2].split("|")[2:-1]]
+    assert found[0].startswith(f"{scores[:, -1].mean():.4f} ± ")
+    assert found[1] == str((falls > 0).sum())
+    assert found[2] == f"{falls.max():.4f}"
+    assert found[4].split()[0] == str((falls > 0).sum())
+    again = np.array([trial.score for trial in run.further_trials if trial.rerun > 0])
+    keys = [(trial.index, trial.rerun) for trial in run.further_trials]
+    assert sorted(keys) == [(index, rerun) for index in range(4) for rerun in (1, 2)]
+    seeds = np.empty((4, 3))
+    seeds[:, 0] = scores[:, -1]
+    for key, score in zip(keys, again, strict=True):
+        seeds[key] = score
+    means = seeds[:, 1:].mean(1)
+    found = [cell.strip() for cell in of_finalists[2].split("|")[2:-1]]
+    assert found[0] == "4"
+    assert found[1] == f"{seeds.var(1, ddof=1).mean() ** 0.5:.4f}"
+    assert found[2] == f"{means.std(ddof=1):.4f}"
+    assert found[3] == f"{np.corrcoef(rankdata(seeds[:, 0]), rankdata(means))[0, 1]:.2f}"
+    assert found[4] == f"{scores[:, -1].max():.4f}, {means[scores[:, -1].argmax()]:.4f}"
+    assert found[5] == f"{means.max():.4f}"
 
 
 def test_an_exported_network_is_served(finished, mnist, tmp_path):
