@@ -22,7 +22,8 @@ from jaxmnist.models.convolution import best_method, block_size
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.network import STUDY
 from jaxmnist.results.trained import BATCH_SIZE
-from jaxmnist.settings import SearchSettings, TrainingSettings
+from jaxmnist.settings import SearchSettings
+from jaxmnist.training_settings import TrainingSettings
 
 DRAWS = 10  # trials of the default search
 

@@ -52,7 +52,8 @@ from jaxmnist.engine.stacking import Stacking
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.study.space import configuration
 from jaxmnist.runs.machine import cores
-from jaxmnist.settings import PRECISIONS, RECIPES, USUAL_RECIPE, SearchSettings
+from jaxmnist.settings import SearchSettings
+from jaxmnist.training_settings import PRECISIONS, RECIPES, USUAL_RECIPE
 
 H100 = """
 gpu_device_info {

@@ -41,7 +41,7 @@ from jaxmnist.results.tuning import most_gain, standings_of, tuning_curve
 from jaxmnist.runs.keys import Rerun
 from jaxmnist.runs.machine import machine
 from jaxmnist.runs.trial import Trial, pack_right, unpack_right
-from jaxmnist.settings import RECIPES, USUAL_RECIPE
+from jaxmnist.training_settings import RECIPES, USUAL_RECIPE
 
 POOL = 20_000
 TRAINING = 2_000  # images of a search

@@ -35,7 +35,7 @@ from jaxmnist.models.network import Network
 from jaxmnist.models.study.network import STUDY
 from jaxmnist.models.study.space import configuration
 from jaxmnist.runs.machine import machine
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.training_settings import TrainingSettings
 
 STUDY_CASES = ((112, 2, 1, 224), (64, 3, 1, 128), (32, 1, 0, None))
 

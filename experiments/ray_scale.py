@@ -128,7 +128,7 @@ def reckon() -> None:
     from jaxmnist.models.space import Space
     from jaxmnist.models.study.network import STUDY
     from jaxmnist.runs.trial import Metrics
-    from jaxmnist.settings import TrainingSettings
+    from jaxmnist.training_settings import TrainingSettings
 
     data, training = DataSpec((28, 28, 1), 10), TrainingSettings()
     bits, epoch = bytes(6000 // 8), Metrics(0.1, 0.9, 0.1, 0.9)

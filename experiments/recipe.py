@@ -52,7 +52,8 @@ from jaxmnist.results.selection import rule_of
 from jaxmnist.results.svm_fit import Fitting, fit
 from jaxmnist.results.trained import TrainedModel
 from jaxmnist.runs.keys import Rerun, TrialKey
-from jaxmnist.settings import SearchSettings, TrainingSettings
+from jaxmnist.settings import SearchSettings
+from jaxmnist.training_settings import TrainingSettings
 
 FEW = 5_000  # images of the small set
 VALIDATED = 5_000  # images that follow them, which validate the small set

@@ -48,7 +48,8 @@ from jaxmnist.engine.plan import ways_of
 from jaxmnist.engine.stacking import Stacking
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.study.space import configuration
-from jaxmnist.settings import PRECISIONS, RECIPES, USUAL_RECIPE, SearchSettings
+from jaxmnist.settings import SearchSettings
+from jaxmnist.training_settings import PRECISIONS, RECIPES, USUAL_RECIPE
 
 REFERENCE = configuration(112, 2, 1, 224)
 SMALLEST = configuration(32, 1, 0)

@@ -8,19 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from jaxmnist.checked import flag, nearest
 from jaxmnist.errors import UsageError
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION
-from jaxmnist.settings import (
-    DECAYING,
-    IN_MEMORY,
-    TRAINING,
-    USUAL_RECIPE,
-    SearchSettings,
-    flag,
-    nearest,
-    usual_settings,
-)
+from jaxmnist.settings import IN_MEMORY, SearchSettings, usual_settings
+from jaxmnist.training_settings import DECAYING, TRAINING, USUAL_RECIPE
 
 if TYPE_CHECKING:
     from jaxmnist.models.flax_network import FlaxNetwork

@@ -19,7 +19,7 @@ from jaxmnist import random_search
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION, configuration
-from jaxmnist.settings import RECIPES, TrainingSettings
+from jaxmnist.training_settings import RECIPES, TrainingSettings
 from jaxmnist.whole_files import array_bytes
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"

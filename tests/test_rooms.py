@@ -12,7 +12,16 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "jaxmnist"
 # A module imports only from its own room and from rooms above it in this list.
 ROOMS = (
-    ("errors", "hyperparameters", "reading", "settings", "signals", "whole_files"),
+    (
+        "checked",
+        "errors",
+        "hyperparameters",
+        "reading",
+        "settings",
+        "signals",
+        "training_settings",
+        "whole_files",
+    ),
     ("data",),
     ("runs",),
     ("models",),

@@ -13,7 +13,7 @@ from jaxmnist.models.network import DataSpec
 from jaxmnist.models.study.network import STUDY
 from jaxmnist.models.study.space import configuration
 from jaxmnist.runs.layers import count_parameters
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.training_settings import TrainingSettings
 
 if __name__ == "__main__":
     imported = time.perf_counter() - STARTED

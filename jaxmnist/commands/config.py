@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from jaxmnist.checked import nearest
 from jaxmnist.errors import UsageError, disk_error, local_path, one_line
 from jaxmnist.hyperparameters import shown
 from jaxmnist.models.study.space import DEFINITION
-from jaxmnist.settings import KEEP, SearchSettings, nearest, usual_settings
+from jaxmnist.settings import KEEP, SearchSettings, usual_settings
 
 LARGEST = 2**26  # bytes of a file
 # What search.json says of a session, and not of the search.

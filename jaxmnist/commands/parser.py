@@ -13,18 +13,12 @@ from dataclasses import Field, fields
 from typing import Any, NoReturn
 
 from jaxmnist import __version__
+from jaxmnist.checked import flag, nearest
 from jaxmnist.errors import JaxmnistError, Stopped, UsageError, disk_error, one_line
 from jaxmnist.hyperparameters import shown
-from jaxmnist.settings import (
-    GROUPS,
-    RECIPES,
-    TRAINING,
-    USUAL_RECIPE,
-    SearchSettings,
-    flag,
-    nearest,
-)
+from jaxmnist.settings import GROUPS, SearchSettings
 from jaxmnist.signals import signals, stopped_by
+from jaxmnist.training_settings import RECIPES, TRAINING, USUAL_RECIPE
 
 SPACE = """A RANGE is first:last, first:last:step, first:last:log, values such as
 32,64,128, or one value."""

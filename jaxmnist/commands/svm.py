@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from jaxmnist.checked import flag
 from jaxmnist.commands.parser import Parser, add_model, add_run, add_settings
 from jaxmnist.errors import UsageError, printable
-from jaxmnist.settings import SearchSettings, flag
+from jaxmnist.settings import SearchSettings
 
 NAMES = (
     "dataset",

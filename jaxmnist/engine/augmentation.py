@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmnist.models.network import Images, stream_key
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.training_settings import TrainingSettings
 
 STREAM = "augmentation"  # of random numbers
 

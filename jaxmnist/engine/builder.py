@@ -30,7 +30,7 @@ from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import block_size
 from jaxmnist.models.network import DataSpec, Network
 from jaxmnist.runs.keys import TrialKey, index_of
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.training_settings import TrainingSettings
 
 Arguments = tuple[Any, ...]
 # On a CPU, most of the work is in precompiled matrix products: optimizing the rest further doesn't

@@ -13,7 +13,7 @@ from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, Network
 from jaxmnist.runs.keys import TrialKey, index_of, number_of
 from jaxmnist.runs.trial import METRICS, agree, history_from_json, history_to_json
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.training_settings import TrainingSettings
 from jaxmnist.whole_files import fits
 
 CHECKPOINT_SHAPE = {

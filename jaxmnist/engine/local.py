@@ -47,7 +47,7 @@ from jaxmnist.models.network import Network
 from jaxmnist.runs.keys import TrialKey
 from jaxmnist.runs.machine import cores
 from jaxmnist.runs.trial import Metrics, pack_right
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.training_settings import TrainingSettings
 
 # Steps in one call of the compiled program; between calls the host can stop the trial. An
 # accelerator takes more, because it finishes them so quickly that the host's overhead matters.

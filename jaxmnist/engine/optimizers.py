@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.training_settings import TrainingSettings
 
 MOMENTUM = 0.9  # of SGD
 WARM_UP = 0.2  # of a linear schedule: the part of all steps in which the rate rises

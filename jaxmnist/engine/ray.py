@@ -30,7 +30,7 @@ from jaxmnist.errors import EnvironmentFailure
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, Network
 from jaxmnist.runs.keys import TrialKey
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.training_settings import TrainingSettings
 
 logger = logging.getLogger("jaxmnist")
 WAIT = 0.2  # seconds between two looks at what the user wants

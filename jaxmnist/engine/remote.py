@@ -22,7 +22,7 @@ from jaxmnist.errors import UsageError
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import Network
 from jaxmnist.runs.keys import TrialKey
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.training_settings import TrainingSettings
 
 ASK_EVERY = 0.5  # seconds between two questions whether to stop
 

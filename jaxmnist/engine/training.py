@@ -16,7 +16,7 @@ from jaxmnist.engine.optimizers import SCHEDULES, averaged, optimizer
 from jaxmnist.engine.packing import Packing
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import NUMBERS, DataSpec, Model, Network, Parameters, StepInputs
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.training_settings import TrainingSettings
 
 # Stands for a missing image: the last batch of an epoch or of an evaluation may be short.
 NO_IMAGE = -1

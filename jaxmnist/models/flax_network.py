@@ -38,7 +38,7 @@ from jaxmnist.models.optimizers import check_optimizer, with_plain_keys
 from jaxmnist.models.questions import Definition, Questions, answers_of
 from jaxmnist.models.rewriting import rewritten, with_last_inputs
 from jaxmnist.runs.layers import Layer
-from jaxmnist.settings import OF_OPTIMIZER, TrainingSettings
+from jaxmnist.training_settings import OF_OPTIMIZER, TrainingSettings
 
 NAME = "own"  # of the network, in a run's identity
 KEPT = 4  # images that stay the same where others of their batch are changed

@@ -19,7 +19,7 @@ from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import Method
 from jaxmnist.models.questions import Definition
 from jaxmnist.runs.layers import Layer
-from jaxmnist.settings import TRAINING_NUMBERS, TrainingSettings
+from jaxmnist.training_settings import TRAINING_NUMBERS, TrainingSettings
 
 # Hyperparameters of training that are arguments of a compiled program, not constants in it.
 NUMBERS = tuple(name for name, *_ in TRAINING_NUMBERS)

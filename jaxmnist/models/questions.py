@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from jaxmnist.checked import flag
 from jaxmnist.errors import UsageError
 from jaxmnist.hyperparameters import Hyperparameters, plain
 from jaxmnist.models.distributions import Choice, Distribution, Float, Int, fixed
-from jaxmnist.settings import RESERVED, flag
+from jaxmnist.settings import RESERVED
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 # Assumed before the images are loaded, when the space is needed for the command-line flags.

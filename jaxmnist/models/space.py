@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from jaxmnist.checked import flag
 from jaxmnist.errors import UsageError
 from jaxmnist.hyperparameters import Hyperparameters, text
 from jaxmnist.models.distributions import (
@@ -28,14 +29,7 @@ from jaxmnist.models.questions import (
     ends_or_values,
 )
 from jaxmnist.models.ranges import read_range
-from jaxmnist.settings import (
-    DECAYING,
-    OPTIMIZERS,
-    SCHEDULES,
-    TRAINING,
-    TrainingSettings,
-    flag,
-)
+from jaxmnist.training_settings import DECAYING, OPTIMIZERS, SCHEDULES, TRAINING, TrainingSettings
 
 MOST_ANSWERS = 100_000  # answers after which a walk through the space stops
 MOST_SECONDS = 2.0  # of the processor, after which a walk stops; others who use it change nothing

@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Collection
 from typing import Any
 
+from jaxmnist.checked import flag
 from jaxmnist.hyperparameters import text
 from jaxmnist.models.study.space import DEFINITION
-from jaxmnist.settings import IN_MEMORY, SearchSettings, flag, usual_settings
+from jaxmnist.settings import IN_MEMORY, SearchSettings, usual_settings
 
 Setting = tuple[str, Any]
 # Settings that don't belong to a repetition elsewhere, and ranges, which are added apart.

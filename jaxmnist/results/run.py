@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxmnist.checked import check_whole
 from jaxmnist.data.dataset import Dataset, dataset_in_memory, load_dataset
 from jaxmnist.engine.devices import set_pool_size
 from jaxmnist.errors import UsageError, printable
@@ -26,7 +27,7 @@ from jaxmnist.runs.keys import REFIT, Rerun, TrialKey
 from jaxmnist.runs.states import DONE, state_of
 from jaxmnist.runs.trial import Trial, agree
 from jaxmnist.runs.writing import WritableRunDirectory, continue_run
-from jaxmnist.settings import SearchSettings, check_whole
+from jaxmnist.settings import SearchSettings
 from jaxmnist.whole_files import DamagedFile, MissingFile, fits, read_json
 
 if TYPE_CHECKING:

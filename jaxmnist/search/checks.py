@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from jaxmnist.checked import flag
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.engine.events import TrialFinished
 from jaxmnist.engine.local import Engine
@@ -17,7 +18,8 @@ from jaxmnist.models.questions import Questions, answers_of
 from jaxmnist.reading import memory
 from jaxmnist.results import svm_fit
 from jaxmnist.runs.layers import Layer
-from jaxmnist.settings import OF_OPTIMIZER, RECIPES, SearchSettings, TrainingSettings, flag
+from jaxmnist.settings import SearchSettings
+from jaxmnist.training_settings import OF_OPTIMIZER, RECIPES, TrainingSettings
 
 MOST_TRACED = 16
 

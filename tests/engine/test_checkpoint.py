@@ -19,7 +19,7 @@ from jaxmnist.models.network import DataSpec
 from jaxmnist.models.study.network import STUDY
 from jaxmnist.models.study.space import configuration
 from jaxmnist.runs.trial import METRICS
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.training_settings import TrainingSettings
 from jaxmnist.whole_files import DamagedFile, read_sealed, sealed_bytes
 
 # 300 images in batches of 8 are 38 steps, so that an epoch has pauses within it.

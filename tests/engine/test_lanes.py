@@ -38,7 +38,7 @@ from jaxmnist.models.space import Space
 from jaxmnist.models.study.layers import build_model
 from jaxmnist.models.study.network import STUDY, StudyNetwork
 from jaxmnist.models.study.space import DEFINITION, configuration
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.training_settings import TrainingSettings
 
 SHAPE, CLASSES = (12, 13, 2), 4
 DATA = DataSpec(SHAPE, CLASSES)
@@ -396,7 +396,7 @@ def test_the_program_for_a_tpu(dataset):
 
 SHARDED = """
 import json, sys, jax
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.training_settings import TrainingSettings
 from jaxmnist.models.study.network import STUDY
 from jaxmnist.models.study.space import configuration
 from jaxmnist.data.dataset import load_arrays, split

@@ -9,8 +9,8 @@ from conftest import float64
 
 from jaxmnist.engine.optimizers import SCHEDULES, averaged, moving_average, optimizer
 from jaxmnist.engine.training import constants_of
-from jaxmnist.settings import SCHEDULES as NAMES
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.training_settings import SCHEDULES as NAMES
+from jaxmnist.training_settings import TrainingSettings
 
 
 def test_every_schedule_has_a_name():

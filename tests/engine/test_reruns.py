@@ -17,7 +17,7 @@ from jaxmnist.engine.stacking import Stacking
 from jaxmnist.models.study.network import STUDY
 from jaxmnist.models.study.space import configuration
 from jaxmnist.runs.keys import REFIT, Rerun
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.training_settings import TrainingSettings
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=32, learning_rate=0.01)
 SMALL = configuration(4, 1, 0)

@@ -22,7 +22,7 @@ from jaxmnist.models.network import DataSpec
 from jaxmnist.models.study.layers import build_model
 from jaxmnist.models.study.network import STUDY
 from jaxmnist.models.study.space import configuration
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.training_settings import TrainingSettings
 
 HYPERPARAMETERS = configuration(5, 2, 1, 7)
 SHAPE, CLASSES = (13, 12, 2), 4

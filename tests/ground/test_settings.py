@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxmnist.errors import UsageError
-from jaxmnist.settings import RECIPES, SearchSettings, TrainingSettings
+from jaxmnist.settings import SearchSettings
+from jaxmnist.training_settings import RECIPES, TrainingSettings
 
 
 class Colour:

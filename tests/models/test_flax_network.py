@@ -23,7 +23,7 @@ from jaxmnist.engine.training import epoch_order
 from jaxmnist.models.flax_network import FlaxNetwork
 from jaxmnist.models.network import DataSpec
 from jaxmnist.models.space import Space
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.training_settings import TrainingSettings
 
 DATA = DataSpec((28, 28, 1), 10)
 SETTINGS = TrainingSettings(epochs=2, batch_size=16, learning_rate=1e-2)

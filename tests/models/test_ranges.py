@@ -11,7 +11,8 @@ from jaxmnist import UsageError, random_search
 from jaxmnist.models.distributions import Choice, Float, Int
 from jaxmnist.models.questions import Definition
 from jaxmnist.models.space import Space
-from jaxmnist.settings import TRAINING, SearchSettings
+from jaxmnist.settings import SearchSettings
+from jaxmnist.training_settings import TRAINING
 
 WIDTH = Int(32, 128, step=16)
 RATE = Float(1e-4, 1e-2, sampling="log")

@@ -29,7 +29,7 @@ from jaxmnist.models.study.dropout import LEVELS, dropout_factors
 from jaxmnist.models.study.network import STUDY
 from jaxmnist.models.study.space import configuration
 from jaxmnist.report.tensorboard import columns
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.training_settings import TrainingSettings
 
 SHAPE, CLASSES = (13, 12, 2), 4
 DATA, CUT, MNIST = DataSpec(SHAPE, CLASSES), DataSpec((12, 12, 1), 10), DataSpec((28, 28, 1), 10)

@@ -22,7 +22,7 @@ from jaxmnist.engine.events import TrialFinished
 from jaxmnist.engine.local import Engine
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.network import STUDY
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.training_settings import TrainingSettings
 
 
 def resident_megabytes(process: int | str = "self") -> float:

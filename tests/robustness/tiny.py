@@ -13,8 +13,9 @@ import numpy as np
 
 import jaxmnist
 from jaxmnist import Run, SvmPipeline
+from jaxmnist.checked import flag
 from jaxmnist.runs.trial import history_to_json
-from jaxmnist.settings import SearchSettings, flag
+from jaxmnist.settings import SearchSettings
 from jaxmnist.whole_files import sha256
 
 TRAIN, TEST = 400, 200  # images

@@ -72,7 +72,7 @@ def fail(trials, index, error="MemoryError: no", diverged=False):
 
 def checkpoint(dataset, index):
     """A real one, from the middle of the trial's first epoch."""
-    from jaxmnist.settings import TrainingSettings
+    from jaxmnist.training_settings import TrainingSettings
 
     settings = TrainingSettings(epochs=2, batch_size=8)
     engine = Engine(STUDY, dataset, settings, 0, checkpoint_every=0.0)

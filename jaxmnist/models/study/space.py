@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from jaxmnist.checked import check_number, flag
 from jaxmnist.errors import UsageError
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.questions import Definition, Questions, answers_of
-from jaxmnist.settings import TRAINING, check_number, flag
+from jaxmnist.training_settings import TRAINING
 
 HELP = {
     "filters": "filters of each convolution",
