@@ -264,7 +264,7 @@ def effects(folder: str) -> tuple[object, ...]:
     trials = [entry.trial for entry in run.ranked]
     rules = [rule_of("steady", run.validation_images, tolerance) for tolerance in TOLERANCES]
     ranked = [rule.rank(trials) for rule in rules]
-    unsteady = (f"{sum(not e.steady for e in each)} ({each[0].trial.index})" for each in ranked)
+    unsteady = (f"{sum(not e.steady for e in each)} ({each[0].score:.4f})" for each in ranked)
     return folder, mean(scores), sum(fall > 0 for fall in falls), f"{max(falls):.4f}", *unsteady
 
 
@@ -310,7 +310,7 @@ def svms(folder: str) -> tuple[object, ...]:
 def told(folders: list[str], with_svms: bool) -> str:
     """What searches have, as tables."""
     named = ("by a test" if t is None else f"above {t}" for t in TOLERANCES)
-    counted = (f"trials whose fall counts, {name} (the winner)" for name in named)
+    counted = (f"trials whose fall counts {name} (the winner's score)" for name in named)
     heads = ("run", "mean score", "trials that fall", "largest fall", *counted)
     tables = [markdown(heads, map(effects, folders))]
     rows = [row for folder in folders if (row := reruns(folder))]
