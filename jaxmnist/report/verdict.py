@@ -38,6 +38,7 @@ def verdict(run: Run, command: str = "jaxmnist") -> str:
             f" {test.images:,} images; {_named(winner)}{of} won:"
             f" {printable(str(run.space.shown(winner.hyperparameters)))}",
             _about_validation(run),
+            *_about_statistics(run.best_trial),
             " ".join([*_others(run, test.images), evaluation.looks_at_test(run)]),
             *_where(run),
             *_next(run, command),
@@ -71,6 +72,24 @@ def _about_validation(run: Run) -> str:
         others = "1 other trial" if equal == 1 else f"{equal} other trials"
         line += f"; the validation images don't tell {others} from it"
     return line
+
+
+def _about_statistics(winner: Trial) -> list[str]:
+    """Why validation fails where training goes well: statistics that have not settled, if any.
+
+    BatchNorm normalises training batches by their own statistics, and validation images by a moving
+    average of these, which with Flax's momentum of 0.99 takes some 500 steps to forget its initial
+    values.
+    """
+    normalised = any(layer.kind == "BatchNorm" for layer in winner.layers)
+    last = winner.history[-1]
+    if not normalised or not last.val_accuracy < last.accuracy / 2:
+        return []
+    return [
+        f"Its training accuracy is {last.accuracy:.4f}: the statistics that BatchNorm keeps for"
+        " validation are probably far from those of its batches still. Train longer, or give"
+        " BatchNorm a smaller momentum, such as 0.9."
+    ]
 
 
 def _others(run: Run, images: int) -> list[str]:

@@ -22,6 +22,25 @@ from jaxmnist.report.display import Display
 from jaxmnist.report.verdict import verdict
 from jaxmnist.whole_files import read_json, write_json
 
+DATA = ("data_dir", "validation_split", "tensorboard")
+NORMALISED = """
+import flax.linen as nn
+
+class Normalised(nn.Module):
+    momentum: float
+
+    @nn.compact
+    def __call__(self, x, train):
+        for _ in range(3):
+            small = nn.initializers.normal(0.01)
+            x = nn.Conv(8, (3, 3), strides=(2, 2), use_bias=False, kernel_init=small)(x)
+            x = nn.relu(nn.BatchNorm(momentum=self.momentum, use_running_average=not train)(x))
+        return nn.Dense(10)(x.reshape(len(x), -1))
+
+def build_model(hp):
+    return Normalised(hp.Float("momentum", 0.5, 0.999, step=0.499))
+"""
+
 
 @pytest.fixture
 def copy(finished, tmp_path):
@@ -150,3 +169,24 @@ def test_a_long_ranking_is_cut_off(kind, copy, capsys):
     assert said.count("no reason") == 16
     assert "… and" not in said
     assert "Selection among 4 trials" in " ".join(said.split())
+
+
+def test_statistics_that_have_not_settled_are_told(options, tmp_path):
+    """80 steps: a momentum of 0.999 leaves 92 % of the initial values, one of 0.5 nothing."""
+    (tmp_path / "own.py").write_text(NORMALISED)
+    own = {name: value for name, value in options.items() if name in DATA}
+    own |= {"epochs": 8, "batch_size": 32, "max_trials": 1, "svm": False, "quiet": True}
+    own |= {"model": str(tmp_path / "own.py"), "directory": str(tmp_path), "report": False}
+    said = {}
+    for momentum in (0.5, 0.999):
+        run = random_search(**own, momentum=momentum, project_name=f"{momentum}")
+        last = run.best_trial.history[-1]
+        assert last.accuracy > 0.8
+        said[momentum] = [line for line in verdict(run).splitlines() if "BatchNorm" in line]
+        assert (last.val_accuracy < 0.4) == (momentum == 0.999)
+    assert said[0.5] == []
+    assert said[0.999] == [
+        f"Its training accuracy is {last.accuracy:.4f}: the statistics that BatchNorm keeps for"
+        " validation are probably far from those of its batches still. Train longer, or give"
+        " BatchNorm a smaller momentum, such as 0.9."
+    ]
