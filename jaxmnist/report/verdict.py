@@ -19,9 +19,9 @@ from jaxmnist.runs.trial import Trial
 def verdict(run: Run, command: str = "jaxmnist") -> str:
     """What a finished search has found, from the run's files.
 
-    Its lines say the test accuracy and what won; the validation accuracy, corrected for selection;
-    what else was tested, and how often the test set was evaluated; where the page is. Below these
-    are the commands to type next.
+    Its lines say the test accuracy and what won; the validation accuracy, corrected for selection,
+    and what may be wrong if it is far below the training accuracy; what else was tested, and how
+    often the test set was evaluated; where the page is. Below these are the commands to type next.
 
     Args:
       run: a finished run.
@@ -38,7 +38,7 @@ def verdict(run: Run, command: str = "jaxmnist") -> str:
             f" {test.images:,} images; {_named(winner)}{of} won:"
             f" {printable(str(run.space.shown(winner.hyperparameters)))}",
             _about_validation(run),
-            *_about_statistics(run.best_trial),
+            *_about_training(run.best_trial),
             " ".join([*_others(run, test.images), evaluation.looks_at_test(run)]),
             *_where(run),
             *_next(run, command),
@@ -74,21 +74,20 @@ def _about_validation(run: Run) -> str:
     return line
 
 
-def _about_statistics(winner: Trial) -> list[str]:
-    """Why validation fails where training goes well: statistics that have not settled, if any.
+def _about_training(winner: Trial) -> list[str]:
+    """Why validation may fail where training goes well; nothing where it doesn't fail.
 
     BatchNorm normalises training batches by their own statistics, and validation images by a moving
-    average of these, which with Flax's momentum of 0.99 takes some 500 steps to forget its initial
-    values.
+    average of these, which takes hundreds of steps to forget its initial values.
     """
-    normalised = any(layer.kind == "BatchNorm" for layer in winner.layers)
     last = winner.history[-1]
-    if not normalised or not last.val_accuracy < last.accuracy / 2:
+    if not last.val_accuracy < last.accuracy / 2:
         return []
     return [
-        f"Its training accuracy is {last.accuracy:.4f}: the statistics that BatchNorm keeps for"
-        " validation are probably far from those of its batches still. Train longer, or give"
-        " BatchNorm a smaller momentum, such as 0.9."
+        f"The winner's training accuracy is {last.accuracy:.4f}, more than twice its validation"
+        " accuracy: it has learnt its training images by heart or, if it has BatchNorm, the"
+        " statistics for validation have not settled: train longer, or give BatchNorm a smaller"
+        " momentum, such as 0.9."
     ]
 
 

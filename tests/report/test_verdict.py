@@ -186,7 +186,8 @@ def test_statistics_that_have_not_settled_are_told(options, tmp_path):
         assert (last.val_accuracy < 0.4) == (momentum == 0.999)
     assert said[0.5] == []
     assert said[0.999] == [
-        f"Its training accuracy is {last.accuracy:.4f}: the statistics that BatchNorm keeps for"
-        " validation are probably far from those of its batches still. Train longer, or give"
-        " BatchNorm a smaller momentum, such as 0.9."
+        f"The winner's training accuracy is {last.accuracy:.4f}, more than twice its validation"
+        " accuracy: it has learnt its training images by heart or, if it has BatchNorm, the"
+        " statistics for validation have not settled: train longer, or give BatchNorm a smaller"
+        " momentum, such as 0.9."
     ]
