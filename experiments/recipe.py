@@ -25,7 +25,6 @@ import json
 import statistics
 import time
 import zlib
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
 from functools import partial
@@ -274,23 +273,21 @@ def reruns(folder: str) -> tuple[object, ...] | None:
     A finalist's first training counts among its seeds, but not in the mean of its reruns.
     """
     run = Run(folder)
-    again = defaultdict[int, list[float]](list)
-    for trial in run.further_trials:
-        again[trial.index].append(trial.history[-1].val_accuracy)
-    if not again:
+    finals = [f for f in run.finals if f.reruns]
+    if not finals:
         return None
-    first = {index: run.trials[index].metric("val_accuracy")[-1] for index in sorted(again)}
-    means = {index: statistics.mean(again[index]) for index in first}
-    variances = [statistics.variance([first[index], *again[index]]) for index in first]
-    winner, best = max(first, key=first.__getitem__), max(means.values())
+    first = {f.trial.index: f.trial.metric("val_accuracy")[-1] for f in finals}
+    means = {f.trial.index: f.mean for f in finals}
+    variances = [statistics.variance([first[f.trial.index], *f.scores]) for f in finals]
+    winner = run.ranked[0].trial.index
     return (
         folder,
-        len(first),
+        len(finals),
         f"{statistics.mean(variances) ** 0.5:.4f}",
         f"{statistics.stdev(means.values()):.4f}",
         f"{spearmanr(list(first.values()), list(means.values())).statistic:.2f}",
         f"{first[winner]:.4f}, {means[winner]:.4f}",
-        f"{best:.4f}",
+        f"{max(means.values()):.4f}",
     )
 
 
@@ -396,7 +393,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--lanes", type=int, help="trainings in a program (default: measured)")
+    parser.add_argument("--lanes", type=int, help="trainings in a program (default: 1 on a CPU)")
     parser.add_argument("--fashion", help="a folder with Fashion-MNIST's four files")
     parser.add_argument("--weights", type=Path, help="a folder for the trained weights")
     parts = ("validation", "test")
