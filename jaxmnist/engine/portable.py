@@ -67,6 +67,7 @@ def onnx(function: Function, examples: np.ndarray) -> bytes:
     import jax2onnx
 
     def make() -> Any:
+        """The ONNX model of the function, for any number of images."""
         images = _any_number(examples)
         # Traced before jax2onnx replaces functions of JAX and Flax by its own, which don't take all
         # of their arguments; its max-pooling is over four axes, which ONNX Runtime doesn't do.
