@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -35,6 +36,16 @@ from jaxmnist.training_settings import TrainingSettings
 logger = logging.getLogger("jaxmnist")
 WAIT = 0.2  # seconds between two looks at what the user wants
 ENDING = 10.0  # seconds for the process beside this one to end
+
+
+def load_ray() -> None:
+    """Import what is needed of Ray, while no other thread imports anything.
+
+    Warning filters belong to the whole process, and many libraries change them while they are
+    imported: of two imports at once, one can undo the filters of the other, and a warning that a
+    library of Ray's silences would reach the user.
+    """
+    import_module("ray.cloudpickle")  # Ray is for those who use it
 
 
 @dataclass
@@ -102,7 +113,7 @@ class RayEngine:
 
     def _job(self, assignments: Iterable[Assignment]) -> Job:
         """What the process beside this one gets."""
-        from ray import cloudpickle  # Ray is for those who use it
+        from ray import cloudpickle
 
         # Nodes need not have the files of a network of the user's own.
         for module in self.network.own_modules():

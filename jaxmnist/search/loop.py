@@ -15,7 +15,7 @@ from typing import Any
 from jaxmnist.data.dataset import Dataset, joined
 from jaxmnist.engine.cache import cache_folder
 from jaxmnist.engine.local import Engine
-from jaxmnist.engine.ray import RayEngine, RayEvents
+from jaxmnist.engine.ray import RayEngine, RayEvents, load_ray
 from jaxmnist.engine.stacking import Stacking
 from jaxmnist.engine.workers import Events
 from jaxmnist.errors import EnvironmentFailure
@@ -66,6 +66,8 @@ def search(
             f" {directory.path}"
         )
         listener.stage("training")
+        if settings.ray is not None:
+            load_ray()
         with (
             ThreadPoolExecutor(1) as beside,
             listener.training(directory, network, settings, dataset, len(draws)) as told,

@@ -249,12 +249,26 @@ def test_nothing_free_and_nodes_that_may_not_train(options, tmp_path):
             lines.append(line)
             if "waiting for a node that can train" in line:
                 raylets.add("other")
+        status, _, errors = end(process)
         assert len([line for line in lines if "waiting" in line]) == 1
-        assert process.wait(60) == 1
-        found = process.stderr.read()
-        assert "it has jaxmnist 9.9, and this machine has" in found
-        assert len(found.splitlines()) == 1
-        end(process)
+        assert status == 1
+        assert "it has jaxmnist 9.9, and this machine has" in errors
+        assert len(errors.splitlines()) == 1, errors
+
+
+def test_nothing_is_imported_beside_ray(cluster, options, tmp_path):
+    given = {**options, "max_trials": 1, "ray": cluster.address, "directory": str(tmp_path)}
+    script = f"""
+import sys
+from jaxmnist import random_search
+from jaxmnist.results import evaluation
+
+evaluation.prepare = lambda: print("before the thread:", "ray.cloudpickle" in sys.modules)
+random_search(**{given!r})
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "before the thread: True\n" in ended.stdout
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_a_cluster_in_use_is_waited_for(cluster, options, tmp_path):
@@ -277,9 +291,9 @@ sys.stdin.read()
         lines.append(line)
         if "waiting: everything is in use on the nodes" in line:
             other.communicate("")
-    assert process.wait(60) == 0
+    status, _, errors = end(process)
+    assert (status, errors) == (0, "")
     assert len([line for line in lines if "waiting" in line]) == 1
-    end(process)
 
 
 def test_a_node_with_a_gpu_needs_jax_for_it(cluster, options, tmp_path):
