@@ -34,6 +34,7 @@ from jaxmnist.report.verdict import verdict
 from jaxmnist.report.words import about_more
 from jaxmnist.results.corrected import describe
 from jaxmnist.results.selection import Standing, rule_of
+from jaxmnist.runs.keys import Rerun
 from jaxmnist.runs.trial import History, Metrics
 
 DRAWS = {index: configuration(4 * index + 4, 1, 0) for index in range(4)}
@@ -108,6 +109,14 @@ def test_the_clock_of_a_search_that_has_a_time():
     found.update(TrialStarted(1, DRAWS[1]))
     assert found.left() == "10 min 05 s of 10 min 00 s, running trials finish"
     assert found.share == 1
+    for event in trial(1, 0.8)[1:]:
+        found.update(event)
+    # The limit is for trials: of two trials and two reruns, half took 605 s.
+    found.add([Rerun(0, 1), Rerun(1, 1)], [], 100)
+    assert found.share == pytest.approx(0.5)
+    assert str(found) == (
+        "2 of 4 trials and reruns, best so far 0.8900 (trial 0), about 10 min 05 s left"
+    )
 
 
 def test_progress_within_an_epoch():

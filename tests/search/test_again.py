@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import writing
 from processes import command, facts, flags, looks_of
+from rich.console import Console as RichConsole
 
 from jaxmnist import EnvironmentFailure, Run, UsageError, random_search
 from jaxmnist.data.dataset import dataset_in_memory, joined
 from jaxmnist.engine.events import TrialFinished
 from jaxmnist.engine.local import Engine
 from jaxmnist.models.study.network import STUDY
+from jaxmnist.report.display import Display
+from jaxmnist.results.finalists import table_as_text
 from jaxmnist.runs.directory import RunDirectory
 from jaxmnist.runs.keys import REFIT, Rerun
 from jaxmnist.runs.writing import WritableRunDirectory
@@ -140,6 +146,16 @@ def test_page_and_summary(again):
     assert f"Trial {again.finals[0].trial.index} is chosen" in page
 
 
+def test_a_terminal_shows_the_finalists_below_the_ranking(again):
+    file = io.StringIO()
+    display = Display(RichConsole(force_terminal=True, width=100, file=file, color_system=None))
+    display.results(again)
+    shown = file.getvalue()
+    order = [shown.index(table_as_text(again.finals)), shown.index("largest fall")]
+    assert order == sorted(order, reverse=True)
+    assert f"Trial {again.finals[0].trial.index} is chosen" in " ".join(shown.split())
+
+
 def test_a_default_run_has_no_section(finished):
     assert "Finalists" not in finished.directory.page_path.read_text("utf-8")
     assert finished.finals == ()
@@ -212,6 +228,16 @@ def test_an_unfinished_run_has_no_winner(again, copy):
     assert run.final_trial is None
     with pytest.raises(UsageError, match="search is not finished"):
         run.winner()
+
+
+def test_a_rerun_that_will_be_tried_again_is_awaited(again, copy):
+    last = again.finals[-1].reruns[-1]
+    retries = again.settings.max_retries
+    for failures, chosen in ((retries, False), (retries + 1, True)):
+        failed = replace(last, status="failed", error="it broke", failures=failures)
+        writing(copy / "small").write_trial(failed)
+        assert bool(Run(copy / "small").finals) == chosen
+    assert Run(copy / "small").finals[-1].failed == 1
 
 
 def test_lost_weights_of_a_rerun_are_trained_again(again, options, copy, said):
