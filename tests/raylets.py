@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def serve() -> None:
     head = {"num_cpus": 0, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = {"head": cluster.head_node}
+    frozen = []
     print("=", cluster.address, flush=True)
     for line in sys.stdin:
         said, name, *rest = line.split(maxsplit=2)
@@ -90,10 +92,14 @@ def serve() -> None:
             for started in nodes[name].all_processes["raylet"]:
                 for process in (*children(started.process.pid), started.process.pid):
                     os.kill(process, signal.SIGSTOP)
+                    frozen.append(process)
         else:
             cluster.remove_node(nodes.pop(name), allow_graceful=False)
         print("= done", flush=True)
     cluster.shutdown()
+    for process in frozen:  # what Ray ends by asking can't hear it
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 if __name__ == "__main__":

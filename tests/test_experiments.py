@@ -325,7 +325,7 @@ def test_the_size_of_dependencies():
     folders = [packages / "rich", *packages.glob("rich-*.dist-info")]
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files) / 1e6
-    assert dependencies.megabytes(["rich"]) == pytest.approx(size, rel=0.3)
+    assert dependencies.megabytes(["rich"]) == pytest.approx(size, rel=0.05)
     assert dependencies.name_of("jax>=0.6.1,!=0.10.2") == "jax"
     assert dependencies.name_of("Ruamel_yaml[x] ; extra == 'y'") == "ruamel-yaml"
 
