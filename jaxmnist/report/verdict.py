@@ -85,9 +85,9 @@ def _about_training(winner: Trial) -> list[str]:
         return []
     return [
         f"The winner's training accuracy is {last.accuracy:.4f}, more than twice its validation"
-        " accuracy: it has learnt its training images by heart or, if it has BatchNorm, the"
-        " statistics for validation have not settled: train longer, or give BatchNorm a smaller"
-        " momentum, such as 0.9."
+        " accuracy. Either it has learnt its training images by heart, or it has BatchNorm whose"
+        " statistics for validation have not settled: then train longer, or give BatchNorm a"
+        " smaller momentum, such as 0.9."
     ]
 
 

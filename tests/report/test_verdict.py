@@ -187,7 +187,7 @@ def test_statistics_that_have_not_settled_are_told(options, tmp_path):
     assert said[0.5] == []
     assert said[0.999] == [
         f"The winner's training accuracy is {last.accuracy:.4f}, more than twice its validation"
-        " accuracy: it has learnt its training images by heart or, if it has BatchNorm, the"
-        " statistics for validation have not settled: train longer, or give BatchNorm a smaller"
-        " momentum, such as 0.9."
+        " accuracy. Either it has learnt its training images by heart, or it has BatchNorm whose"
+        " statistics for validation have not settled: then train longer, or give BatchNorm a"
+        " smaller momentum, such as 0.9."
     ]
