@@ -40,6 +40,7 @@ def script(name: str, *arguments: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_study(tmp_path):
     output = script("study.py", "--epochs", 1, "--train-limit", 1000, "--directory", tmp_path)
     table = output[output.index("the study") :].splitlines()
@@ -49,6 +50,7 @@ def test_the_study(tmp_path):
     assert table[2].split() == ["accuracy,", "network", "0.9885", f"{test['accuracy']:.4f}"]
 
 
+@pytest.mark.slow
 def test_recipes_are_trained_once_and_judged(tmp_path):
     given = ["--sets", "few", "--networks", "drawn-2", "--recipes", "study", "average"]
     given += ["--seeds", "1", "--results", tmp_path / "found.jsonl", "--weights", tmp_path]
@@ -103,6 +105,7 @@ def test_falls_and_finalists_of_a_search_are_told(options, tmp_path):
     assert found[5] == f"{means.max():.4f}"
 
 
+@pytest.mark.slow
 def test_an_exported_network_is_served(finished, mnist, tmp_path):
     path = tmp_path / "digits.stablehlo"
     finished.best_model.export(path)
@@ -254,6 +257,7 @@ def test_both_sides_of_a_search_train_on_exactly_as_many_images():
     assert len(set(search.configurations)) == 10
 
 
+@pytest.mark.slow
 def test_the_step_benchmark(tmp_path):
     path = tmp_path / "step.json"
     options = ["--configurations", "32-1-0", "--rounds", 1, "--images", 256, "--json", path]
@@ -275,6 +279,7 @@ def test_the_step_benchmark(tmp_path):
     assert "| 32-1-0 | jaxmnist, one process | " in output
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("keras_tuner") is not None, reason="KerasTuner is installed"
 )
@@ -293,6 +298,7 @@ def test_the_search_benchmark_without_keras_tuner(tmp_path):
     assert "pip install '.[bench]'" in output
 
 
+@pytest.mark.slow
 def test_the_accelerator_script(tmp_path):
     path = tmp_path / "accelerator.json"
     space = ["--filters", "4:8:4", "--conv-layers", 1, "--dense-layers", 0, "--trials", 2]

@@ -76,6 +76,7 @@ def numbers(output: str) -> list[float]:
     return [float(line) for line in output.splitlines() if re.fullmatch(r"[01]\.\d+", line)]
 
 
+@pytest.mark.slow
 def test_the_tutorial(session, tmp_path):
     output = session(ROOT / "docs" / "tutorial.md")
     assert re.search(r"^photo.jpg: 7 with probability", output, re.MULTILINE)
@@ -86,6 +87,7 @@ def test_the_tutorial(session, tmp_path):
     assert "Test set" in (tmp_path / "runs" / "digits" / "report.html").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_svm(session):
     assert numbers(session(ROOT / "docs" / "svm.md"))[-1] > 0.85
 
@@ -101,6 +103,7 @@ def test_the_recipes_are_those_of_the_page():
             assert value in (f"{said:g}" if isinstance(said, int | float) else said, "–")
 
 
+@pytest.mark.slow
 def test_training(session, tmp_path):
     session(ROOT / "docs" / "training.md")
     study, shifted = (Run(tmp_path / "runs" / name) for name in ("study", "shifted"))
@@ -110,16 +113,19 @@ def test_training(session, tmp_path):
     assert shifted.trials[0].hyperparameters["random_shift"] in (0, 1, 2)
 
 
+@pytest.mark.slow
 def test_own_network(session, tmp_path):
     assert 0.1 < numbers(session(ROOT / "docs" / "own_network.md"))[-1] <= 1
     assert (tmp_path / "runs" / "own" / "best" / "test.json").is_file()
 
 
+@pytest.mark.slow
 def test_export(session, tmp_path):
     assert session(ROOT / "docs" / "export.md").splitlines()[-1] == "True"
     assert (tmp_path / "digits.stablehlo.json").is_file()
 
 
+@pytest.mark.slow
 def test_pictures(session, tmp_path):
     session(ROOT / "docs" / "pictures.md")
     table = (tmp_path / "predictions.csv").read_text().splitlines()
@@ -127,12 +133,14 @@ def test_pictures(session, tmp_path):
     assert table[1].startswith("folder/another.png,")
 
 
+@pytest.mark.slow
 def test_own_data(session, tmp_path):
     assert "('bar', 'column')" in session(ROOT / "docs" / "own_data.md")
     test = json.loads((tmp_path / "runs" / "mine" / "best" / "test.json").read_text())
     assert test["class_names"] == ["even", "odd"]
 
 
+@pytest.mark.slow
 def test_from_keras_tuner(session, tmp_path):
     session(ROOT / "docs" / "from_keras_tuner.md")
     assert len(Run(tmp_path / "runs" / "mnist").trials) == 1
@@ -146,18 +154,14 @@ OTHERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", OTHERS, ids=[page.stem for page in OTHERS])
 def test_other_pages(page, session):
     session(page)
 
 
 def test_every_flag_exists():
-    helps = [
-        subprocess.run(
-            [sys.executable, "-m", "jaxmnist", name, "--help"], capture_output=True, text=True
-        ).stdout
-        for name in COMMANDS
-    ]
+    helps = [command(name, "--help").stdout for name in COMMANDS]
     # Those of pip, pytest, TensorBoard and Ray, and of the network that is an example.
     others = {"--editable", "--dist", "--logdir", "--help", "--width"}
     others |= {"--head", "--port", "--address", "--num-cpus", "--autoscaling-config"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,7 @@ STUDY = re.compile(
 )
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """Every module of the package by its name below it: 'engine.local'."""
     found = {}
@@ -50,7 +52,7 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(name: str, path: Path) -> Iterator[str]:
+def imports(path: Path) -> Iterator[str]:
     """The modules of the package that a module imports, anywhere in it."""
     known = modules()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -71,32 +73,36 @@ def room(name: str) -> int:
     return next(i for i, names in enumerate(ROOMS) if first in names)
 
 
-# The package itself exports what others use; `__main__` files start commands.
-INSIDE = {
-    name: path
-    for name, path in modules().items()
-    if name and not name.endswith("__main__") and name != "__main__"
-}
+@pytest.fixture(scope="module")
+def imported() -> dict[str, set[str]]:
+    """What each module imports.
+
+    The package itself, with the name "", exports what others use, and has the version; `__main__`
+    files start commands.
+    """
+    return {
+        name: {*imports(path)} - {""}
+        for name, path in modules().items()
+        if name and not name.endswith("__main__")
+    }
 
 
-def test_every_module_is_in_a_room():
-    assert INSIDE
-    for name in INSIDE:
-        assert room(name) >= 0
+def test_imports_go_one_way(imported):
+    """Every module is in a room, and imports nothing that stands below it."""
+    upward = [
+        f"{name} imports {other}, which stands below it"
+        for name, others in imported.items()
+        for other in others
+        if room(other) > room(name)
+    ]
+    assert imported
+    assert upward == []
 
 
-@pytest.mark.parametrize("name", sorted(INSIDE))
-def test_imports_go_one_way(name):
-    for other in imports(name, INSIDE[name]):
-        if other:  # the package itself has the version
-            assert room(other) <= room(name), f"{name} imports {other}, which stands below it"
-
-
-def test_there_is_no_circle():
-    above = {name: {o for o in imports(name, path) if o} for name, path in INSIDE.items()}
-    left = set(above)
+def test_there_is_no_circle(imported):
+    left = set(imported)
     while left:
-        free = {name for name in left if not (above[name] & left) - {name}}
+        free = {name for name in left if not (imported[name] & left) - {name}}
         assert free, f"a circle among {sorted(left)}"
         left -= free
 

@@ -6,8 +6,6 @@ import itertools
 import json
 import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,8 +164,7 @@ def test_a_pipe_is_a_file(options, tmp_path):
     reader, writer = os.pipe()
     os.write(writer, b"epochs = 0\n")
     os.close(writer)
-    line = [sys.executable, "-m", "jaxmnist.search", "--config", f"/dev/fd/{reader}"]
-    done = subprocess.run(line, capture_output=True, text=True, pass_fds=[reader], cwd=tmp_path)
+    done = command("search", "--config", f"/dev/fd/{reader}", cwd=tmp_path)
     os.close(reader)
     assert done.stderr == (
         f"jaxmnist: /dev/fd/{reader}: epochs must be a whole number of at least 1, not 0\n"

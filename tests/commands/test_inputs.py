@@ -1,6 +1,6 @@
 """Arbitrary flags, settings, runs and files: each works, or one line says what is wrong.
 
-hypothesis draws the examples, always the same ones; `EXAMPLES=20000` draws more of them.
+hypothesis draws the examples, always the same ones; `EXAMPLES=300` draws more of them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from jaxmnist.runs.ledger import read_lines
 from jaxmnist.runs.trial import Trial
 from jaxmnist.whole_files import DamagedFile, read_json, write_json
 
-COUNT = int(os.environ.get("EXAMPLES", "300"))
+COUNT = int(os.environ.get("EXAMPLES", "50"))
 EXAMPLES = settings(derandomize=True, deadline=None, database=None, max_examples=COUNT)
 FEWER = settings(EXAMPLES, max_examples=COUNT * 2 // 5)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import writing
-from processes import command, facts, flags
+from processes import facts, flags, process
 
 import jaxmnist
 from jaxmnist import Run
@@ -18,6 +18,7 @@ from jaxmnist.engine.devices import pool_size
 from jaxmnist.whole_files import read_json, write_json
 
 
+@pytest.mark.slow
 def test_a_platform_that_is_not_there(finished, options, tmp_path):
     shutil.copytree(finished.directory.path, tmp_path / "small")
     run = tmp_path / "small"
@@ -31,7 +32,7 @@ def test_a_platform_that_is_not_there(finished, options, tmp_path):
         ("tpu", "evaluate", [run]),
         ("nonsense", "svm", [run, "--svm-backend", "sklearn", "--svm-search", 1]),
     ):
-        done = command(module, *arguments, env={**os.environ, "JAX_PLATFORMS": platform})
+        done = process(module, *arguments, env={**os.environ, "JAX_PLATFORMS": platform})
         assert done.returncode == 1, (module, done.stderr)
         assert done.stderr.count("\n") == 1
         assert f"no device to compute on with JAX_PLATFORMS={platform}: " in done.stderr
@@ -50,23 +51,24 @@ def test_a_platform_that_is_not_there(finished, options, tmp_path):
 )
 def test_settings_with_which_nothing_trains(variable, value, options, tmp_path):
     environment = {**os.environ, variable: value}
-    done = command("search", *flags(options), "--directory", tmp_path / "new", env=environment)
+    done = process("search", *flags(options), "--directory", tmp_path / "new", env=environment)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert f"nothing can be trained with JAX's {variable.lower()}=" in done.stderr
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_setting_that_does_no_harm(options, tmp_path):
     given = {**options, "max_trials": 1, "svm": False}
     environment = {**os.environ, "JAX_DEBUG_NANS": "1"}
-    done = command("search", *flags(given), "--directory", tmp_path, env=environment)
+    done = process("search", *flags(given), "--directory", tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
 
 
 def test_a_setting_that_jax_itself_refuses(options, tmp_path):
     environment = {**os.environ, "JAX_DEFAULT_DEVICE": "nonsense"}
-    done = command("search", *flags(options), "--directory", tmp_path, env=environment)
+    done = process("search", *flags(options), "--directory", tmp_path, env=environment)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "JAX can't be imported: " in done.stderr
@@ -86,6 +88,7 @@ def checkout(tmp_path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{checkout}{os.pathsep}{packages}"}
 
 
+@pytest.mark.slow
 def test_a_checkout_that_is_not_installed(checkout, options, tmp_path):
     given = {**options, "max_trials": 1, "svm": False}
     line = [sys.executable, "-S", "-m", "jaxmnist.search"]
@@ -113,6 +116,7 @@ def test_the_size_of_the_pool(monkeypatch):
     assert pool_size() == 7
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_on_fewer_cores(options, tmp_path):
     """Trials, winner, test and SVM are those of an undisturbed run, to the bit."""
     given = {**options, "filters": "24:48:8", "conv_layers": "2", "units": "32:96:32"}

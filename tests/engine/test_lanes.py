@@ -420,6 +420,7 @@ for stacking in (Stacking("alone", 8, padding), Stacking("products", 16, padding
 """
 
 
+@pytest.mark.slow
 def test_lanes_are_spread_over_all_devices(small, alone):
     trials = {index: h.to_json() for index, h in TRIALS.items()}
     done = subprocess.run(

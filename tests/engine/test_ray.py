@@ -110,6 +110,7 @@ def workers() -> set[int]:
     return found
 
 
+@pytest.mark.slow
 def test_histories_equal_those_of_one_machine(cluster, options, finished, tmp_path, said):
     run = random_search(**options, directory=str(tmp_path), ray=cluster.address)
     assert facts(run) == facts(finished)
@@ -121,6 +122,7 @@ def test_histories_equal_those_of_one_machine(cluster, options, finished, tmp_pa
     assert f"trials run on node {host} (1 core)" in said
 
 
+@pytest.mark.slow
 def test_a_network_of_ones_own_needs_no_file_on_the_nodes(cluster, options, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -139,6 +141,7 @@ def test_a_network_of_ones_own_needs_no_file_on_the_nodes(cluster, options, tmp_
     assert all(trial.status == "completed" for trial in found[1].trials)
 
 
+@pytest.mark.slow
 def test_lanes_reruns_and_a_limit_of_time(cluster, options, tmp_path):
     given = {**options, "max_trials": 3, "svm": False, "ray": cluster.address}
     run = random_search(**given, lanes=2, finalists=2, reruns=1, directory=str(tmp_path / "reruns"))
@@ -149,6 +152,7 @@ def test_lanes_reruns_and_a_limit_of_time(cluster, options, tmp_path):
     assert 1 <= len(run.ranked) < 4
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_counted(cluster, long, undisturbed, tmp_path):
     until_gone()
     process = start({**long, "max_trials": 1}, tmp_path, "--ray", cluster.address)
@@ -163,6 +167,7 @@ def test_a_worker_that_is_killed_is_counted(cluster, long, undisturbed, tmp_path
     assert [record["attempts"] for record in records(tmp_path)] == [2]
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_running_trials(cluster, long, tmp_path):
     """Their state comes although no checkpoint was due."""
     given = {**long, "checkpoint_every": 600, "epochs": 5000, "max_trials": 2}
@@ -176,6 +181,7 @@ def test_ctrl_c_keeps_the_running_trials(cluster, long, tmp_path):
     until_gone()
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_leaves_no_process_and_goes_on(
     cluster, long, undisturbed, tmp_path
 ):
@@ -209,6 +215,7 @@ def beside() -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_nodes_come_and_go_and_the_head_is_lost(long, undisturbed, tmp_path):
     """A node is out of reach, a late one is killed, another goes on; then the head is killed."""
     health = {f"RAY_health_check_{name}": "1000" for name in ("period_ms", "timeout_ms")}
@@ -241,6 +248,7 @@ def test_nodes_come_and_go_and_the_head_is_lost(long, undisturbed, tmp_path):
     assert facts(Run(tmp_path / "head" / "small")) == facts(undisturbed)
 
 
+@pytest.mark.slow
 def test_nothing_free_and_nodes_that_may_not_train(options, tmp_path):
     # Ray gives workers the search's own sys.path, so that another version can't just be installed.
     (tmp_path / "sitecustomize.py").write_text(OTHER_VERSION)
@@ -258,6 +266,7 @@ def test_nothing_free_and_nodes_that_may_not_train(options, tmp_path):
         assert len(errors.splitlines()) == 1, errors
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_beside_ray(options, tmp_path):
     given = {**options, "ray": "127.0.0.1:1", "directory": str(tmp_path)}
     script = f"""
@@ -277,6 +286,7 @@ except EnvironmentFailure as failure:
     assert "no Ray cluster answers at 127.0.0.1:1" in ended.stdout
 
 
+@pytest.mark.slow
 def test_a_cluster_in_use_is_waited_for(cluster, options, tmp_path):
     holding = f"""
 import ray, sys
@@ -302,6 +312,7 @@ sys.stdin.read()
     assert len([line for line in lines if "waiting" in line]) == 1
 
 
+@pytest.mark.slow
 def test_a_node_with_a_gpu_needs_jax_for_it(cluster, options, tmp_path):
     cluster.add("graphics", num_cpus=1, num_gpus=2)
     status, _, errors = end(start(options, tmp_path, "--ray", cluster.address))
@@ -310,6 +321,7 @@ def test_a_node_with_a_gpu_needs_jax_for_it(cluster, options, tmp_path):
     assert "JAX finds no GPU that Ray says is there" in errors
 
 
+@pytest.mark.slow
 def test_addresses_at_which_no_cluster_answers(options, tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         nobody = f"127.0.0.1:{closed.getsockname()[1]}"

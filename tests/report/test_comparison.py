@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pages import COMPARED, check
+from processes import Ended, command
 from scipy.stats import binomtest
 
 from jaxmnist import Run
@@ -18,12 +17,11 @@ from jaxmnist.results.between import differing, families, names_of
 from jaxmnist.whole_files import read_json, write_json
 
 
-def report(*arguments: object, folder: Path) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-m", "jaxmnist", "report", *map(str, arguments)]
-    return subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=120)
+def report(*arguments: object, folder: Path) -> Ended:
+    return command("report", *arguments, cwd=folder)
 
 
-def one_line(done: subprocess.CompletedProcess) -> str:
+def one_line(done: Ended) -> str:
     """The line of a mistake."""
     assert done.returncode == 2
     assert done.stdout == ""

@@ -42,6 +42,7 @@ def test_no_outputs_are_kept():
     assert notebook.metadata.accelerator == "TPU"
 
 
+@pytest.mark.slow
 def test_the_notebook(options, tmp_path: Path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
@@ -88,6 +89,7 @@ print("trials", [trial.status for trial in run.trials])
 """
 
 
+@pytest.mark.slow
 def test_a_disconnected_search_goes_on_from_the_drive(options, tmp_path: Path):
     """The kernel is killed in the middle; the same cells, in a new one, end the search."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)

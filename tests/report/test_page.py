@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,17 +12,17 @@ import numpy as np
 import pytest
 from conftest import a_trial, history, write_completed, writing
 from pages import check
-from processes import looks_of
+from processes import command, looks_of
 
 from jaxmnist import Run
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION, configuration
-from jaxmnist.report import words
+from jaxmnist.report import repeat, words
 from jaxmnist.report.drawing import accuracy_axis, canvas, inline_svg
 from jaxmnist.report.facts import Facts
 from jaxmnist.report.inspection import features_in_two
 from jaxmnist.report.page import make_page, write_page
-from jaxmnist.report.repeat import command, in_python_only, session, settings_rows
+from jaxmnist.report.repeat import in_python_only, session, settings_rows
 from jaxmnist.results.confusion import Evaluation
 from jaxmnist.results.corrected import describe
 from jaxmnist.results.evaluation import about_probabilities
@@ -120,8 +118,7 @@ def test_mistakes_are_those_of_the_kept_predictions(finished, mnist):
 def test_made_again_it_is_the_same_and_looks_at_nothing(copy):
     before = (copy / "report.html").read_bytes()
     (copy / "report.html").unlink()
-    line = [sys.executable, "-m", "jaxmnist", "report", str(copy)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    done = command("report", copy)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{copy / 'report.html'}\n"
     after = (copy / "report.html").read_text("utf-8")
@@ -132,8 +129,7 @@ def test_made_again_it_is_the_same_and_looks_at_nothing(copy):
 
 
 def test_no_run_gets_one_line(tmp_path):
-    line = [sys.executable, "-m", "jaxmnist", "report", str(tmp_path / "nothing")]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    done = command("report", tmp_path / "nothing")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "is not a run" in done.stderr
@@ -253,8 +249,7 @@ def test_hostile_words_stay_words(copy):
 def test_search_json_that_says_too_little(copy):
     search = read_json(copy / "search.json")
     changed_search(copy, data={name: search["data"][name] for name in ("validation", "in_memory")})
-    line = [sys.executable, "-m", "jaxmnist", "report", str(copy)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    done = command("report", copy)
     assert done.returncode == 2
     assert "search.json: lacks what the page needs" in done.stderr
 
@@ -274,7 +269,7 @@ def test_the_page_is_there_whole_or_not_at_all(copy, monkeypatch):
 
 
 def test_how_to_repeat_it(finished):
-    line = command(finished.settings)
+    line = repeat.command(finished.settings)
     for part in ("--filters 4:8:4", "--units 8", "--epochs 3", "--learning-rate 0.01"):
         assert part in line
     assert "--directory" not in line
@@ -309,7 +304,7 @@ def test_a_recipe_is_repeated_by_its_name():
     settings = SearchSettings(recipe="study", optimizer="sgd")
     line = session(settings)
     assert line == "jaxmnist.random_search(recipe='study', optimizer='sgd')"
-    assert command(settings) == "python -m jaxmnist.search --recipe study --optimizer sgd"
+    assert repeat.command(settings) == "python -m jaxmnist.search --recipe study --optimizer sgd"
     assert eval(line, {"jaxmnist": SimpleNamespace(random_search=SearchSettings)}) == settings
 
 

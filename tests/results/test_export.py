@@ -80,6 +80,7 @@ def agree(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> N
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_stablehlo_is_called_with_jax_alone(finished, mnist, tmp_path):
     images = mnist.x_test[:200]
     models = {"study.stablehlo": finished.best_model, "own.stablehlo": of(Normalized())}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scripts import script
 
-pytestmark = pytest.mark.robustness
+pytestmark = pytest.mark.slow
 
 
 def test_damages(full):

@@ -7,7 +7,7 @@ import json
 import pytest
 from scripts import script
 
-pytestmark = pytest.mark.robustness
+pytestmark = pytest.mark.slow
 
 # MB that a trial may add: 280 trials vary by 100 MB around a line, which is found to about 0.07.
 MOST_PER_TRIAL = 0.25

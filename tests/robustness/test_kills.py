@@ -7,7 +7,7 @@ import json
 import pytest
 from scripts import script
 
-pytestmark = pytest.mark.robustness
+pytestmark = pytest.mark.slow
 
 
 def test_a_search_that_is_killed_again_and_again(full, tmp_path):

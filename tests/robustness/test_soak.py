@@ -7,7 +7,7 @@ import json
 import pytest
 from scripts import script
 
-pytestmark = pytest.mark.robustness
+pytestmark = pytest.mark.slow
 
 
 def test_a_soaked_search(full, tmp_path):

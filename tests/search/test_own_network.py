@@ -93,6 +93,7 @@ def test_weights_become_a_model_where_the_network_is_given(run, file, options):
         assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_goes_on(run, own, file, tmp_path):
     """Bit for bit, from its checkpoints."""
     line = [
