@@ -33,6 +33,14 @@ class Raylets:
         self._process = subprocess.Popen(command, text=True, env=environment, **pipes)
         self.address = self._answer()
 
+    def workers(self) -> set[int]:
+        """The processes of the cluster that run tasks of a search."""
+        return {
+            process
+            for process in children(self._process.pid)
+            if command_line(process).startswith(b"ray::train_there")
+        }
+
     def add(self, name: str, **resources: Any) -> None:
         """A node joins, with one core unless `resources` say otherwise."""
         self._tell(f"add {name} {json.dumps(resources)}")
@@ -71,8 +79,19 @@ class Raylets:
 
 def children(process: int) -> list[int]:
     """The processes that a process has started, and those that they have."""
-    own = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    own = []
+    with suppress(OSError):  # it has ended meanwhile
+        for path in Path(f"/proc/{process}/task").glob("*/children"):
+            own += path.read_text().split()
     return [each for child in map(int, own) for each in (child, *children(child))]
+
+
+def command_line(process: int) -> bytes:
+    """The command line of a process; empty if it has ended."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def serve() -> None:

@@ -74,6 +74,7 @@ def test_recipes_are_trained_once_and_judged(tmp_path):
     assert 0.9 < float(row[-1].strip(" |")) < 1
 
 
+@pytest.mark.slow
 def test_falls_and_finalists_of_a_search_are_told(options, tmp_path):
     unsteady = {**options, "recipe": "study", "learning_rate": 0.05, "epochs": 6}
     run = random_search(**unsteady, finalists=4, reruns=2, svm=False, directory=str(tmp_path))

@@ -46,7 +46,6 @@ from jaxmnist.whole_files import DamagedFile, read_json, write_json
 
 COUNT = int(os.environ.get("EXAMPLES", "50"))
 EXAMPLES = settings(derandomize=True, deadline=None, database=None, max_examples=COUNT)
-FEWER = settings(EXAMPLES, max_examples=COUNT * 2 // 5)
 
 # Any JSON value.
 JSON = st.recursive(
@@ -114,7 +113,7 @@ def test_settings_in_python_and_json(given_settings):
         assert found.run_directory.isprintable()
 
 
-@FEWER
+@EXAMPLES
 @given(st.sampled_from([*NAMES, *HYPERPARAMETERS]), VALUES.map(str), st.booleans())
 def test_every_flag(place, name, text, joined):
     """A folder that isn't there ends what would work."""
@@ -265,7 +264,7 @@ def test_arrays(given_arrays):
         assert found.x_train.ndim == 4
 
 
-@FEWER
+@EXAMPLES
 @given(
     st.binary(max_size=40), st.sampled_from(["png", "jpeg", "gif", "bmp", "webp", "tiff", "npy"])
 )
@@ -289,7 +288,7 @@ def test_pictures(place, noise, form):
 FIELDS = st.sampled_from(["0", "255", "7", "-1", "0.5", "", "a", '"', "nan", "1e999", "é", "1_0"])
 
 
-@FEWER
+@EXAMPLES
 @given(
     st.lists(st.lists(FIELDS, min_size=36, max_size=38), max_size=6),
     st.sampled_from([",", ";", "\t", ",,"]),
@@ -366,7 +365,7 @@ def run(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 FILES = ["search.json", "trials/0001/trial.json", "best/config.json", "best/test.json"]
 
 
-@FEWER
+@EXAMPLES
 @given(st.data(), st.sampled_from([*FILES, "svm/small/svm.json"]))
 def test_a_run_that_says_something_else(run, data, name):
     """With a SHA-256 that is right: nothing but the content tells."""
@@ -452,7 +451,7 @@ def test_a_trial_that_says_something_else(finished, data):
     json.dumps(trial.to_json(), allow_nan=False)
 
 
-@FEWER
+@EXAMPLES
 @given(st.data())
 def test_a_model_that_says_something_else(finished, place, data):
     arrays = {"conv2d/kernel": np.zeros((5, 5, 1, 4), np.float32), "x": np.zeros(2, np.int8)}
@@ -469,7 +468,7 @@ def test_a_model_that_says_something_else(finished, place, data):
         TrainedModel.load(path)
 
 
-@FEWER
+@EXAMPLES
 @given(st.data())
 def test_an_svm_that_says_something_else(finished, place, data):
     """One array of another shape or type, one number another, or bits flipped in the file."""
@@ -485,7 +484,7 @@ def test_an_svm_that_says_something_else(finished, place, data):
         assert found.to_bytes() == whole.to_bytes()
 
 
-@FEWER
+@EXAMPLES
 @given(st.lists(JSON.map(json.dumps) | st.text(max_size=30), max_size=5))
 def test_a_ledger_of_anything(place, lines):
     path = place / "ledger.jsonl"

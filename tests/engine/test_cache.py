@@ -118,6 +118,7 @@ def test_old_programs_go_first(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written_costs_only_the_cache(options, tmp_path):
     given = {**options, "max_trials": 1, "svm": False, "report": True, "tensorboard": True}
     del given["quiet"]

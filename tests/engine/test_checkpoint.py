@@ -87,6 +87,7 @@ def test_a_trial_goes_on_from_anywhere(dataset, tmp_path):
         assert went_on[3].seconds > checkpoint.seconds
 
 
+@pytest.mark.slow
 def test_lanes_go_on_too(dataset, tmp_path):
     """Padded lanes are kept in their own shapes, and those at one place go on together."""
 

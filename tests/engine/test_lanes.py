@@ -74,8 +74,10 @@ def difference(ours, theirs) -> float:
     return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
 
 
-@pytest.mark.parametrize("conv_layers", [1, 3])
-@pytest.mark.parametrize("dense_layers", [0, 2])
+@pytest.mark.parametrize(
+    ("conv_layers", "dense_layers"),
+    [(1, 2), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1, 0), (3, 0), (3, 2)))],
+)
 def test_a_padded_trial_is_the_unpadded_one(conv_layers, dense_layers):
     """50 steps in float64: lanes of one stack against each trial alone, computed otherwise."""
     settings = TrainingSettings(batch_size=8, learning_rate=1e-2)
@@ -258,7 +260,9 @@ def same(ours, theirs, close=1e-3):
             assert difference(ours[index][-1].parameters, events[-1].parameters) < 20 * close
 
 
-@pytest.mark.parametrize("way", ["products", "grouped", "map"])
+@pytest.mark.parametrize(
+    "way", ["products", "grouped", pytest.param("map", marks=pytest.mark.slow)]
+)
 def test_stacked_trials_go_as_they_do_alone(dataset, alone, way):
     engine = stacked(dataset, way)
     found, _ = run(engine)
@@ -266,6 +270,7 @@ def test_stacked_trials_go_as_they_do_alone(dataset, alone, way):
     assert engine.compiled == 2  # two depths, whatever the widths
 
 
+@pytest.mark.slow
 def test_numbers_of_training_are_arguments_of_a_shared_program(dataset):
     trials = {
         i: TRIALS[0].replace(label_smoothing=0.1 * i, ema_momentum=0.3 * i, random_rotation=5.0 * i)
@@ -306,6 +311,7 @@ def test_a_diverged_lane_is_frozen():
     assert int(after.optimizer_state[0].count) == 0
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_halves_the_group(dataset, alone, monkeypatch):
     build, asked = Engine.compilers, []
 
@@ -336,6 +342,7 @@ def test_one_bad_trial_of_a_group_fails_alone(dataset, alone, monkeypatch):
     same(found, {index: events for index, events in alone.items() if index != 2})
 
 
+@pytest.mark.slow
 def test_asking_for_lanes_measures_the_ways_and_remembers(dataset, tmp_path):
     trials = {index: configuration(4, 1, 0) for index in range(3)}
     short = TrainingSettings(epochs=1, batch_size=32)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -98,19 +99,6 @@ def checkpoints(folder: Path) -> list[Path]:
     return list(folder.glob("small/trials/*/checkpoint.*"))
 
 
-def workers() -> set[int]:
-    """The processes on this machine that run tasks of a search."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if path.read_bytes().startswith(b"ray::train_there"):
-                found.add(int(path.parent.name))
-        except OSError:
-            continue
-    return found
-
-
-@pytest.mark.slow
 def test_histories_equal_those_of_one_machine(cluster, options, finished, tmp_path, said):
     run = random_search(**options, directory=str(tmp_path), ray=cluster.address)
     assert facts(run) == facts(finished)
@@ -122,7 +110,6 @@ def test_histories_equal_those_of_one_machine(cluster, options, finished, tmp_pa
     assert f"trials run on node {host} (1 core)" in said
 
 
-@pytest.mark.slow
 def test_a_network_of_ones_own_needs_no_file_on_the_nodes(cluster, options, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -141,7 +128,6 @@ def test_a_network_of_ones_own_needs_no_file_on_the_nodes(cluster, options, tmp_
     assert all(trial.status == "completed" for trial in found[1].trials)
 
 
-@pytest.mark.slow
 def test_lanes_reruns_and_a_limit_of_time(cluster, options, tmp_path):
     given = {**options, "max_trials": 3, "svm": False, "ray": cluster.address}
     run = random_search(**given, lanes=2, finalists=2, reruns=1, directory=str(tmp_path / "reruns"))
@@ -152,13 +138,12 @@ def test_lanes_reruns_and_a_limit_of_time(cluster, options, tmp_path):
     assert 1 <= len(run.ranked) < 4
 
 
-@pytest.mark.slow
 def test_a_worker_that_is_killed_is_counted(cluster, long, undisturbed, tmp_path):
-    until_gone()
+    until_gone(cluster)
     process = start({**long, "max_trials": 1}, tmp_path, "--ray", cluster.address)
     # It trains: a worker that dies before its trial starts doesn't count.
-    until(lambda: checkpoints(tmp_path) and workers(), process)
-    (worker,) = workers()
+    until(lambda: checkpoints(tmp_path) and cluster.workers(), process)
+    (worker,) = cluster.workers()
     os.kill(worker, signal.SIGKILL)
     status, output, errors = end(process)
     assert status == 0, errors
@@ -167,7 +152,6 @@ def test_a_worker_that_is_killed_is_counted(cluster, long, undisturbed, tmp_path
     assert [record["attempts"] for record in records(tmp_path)] == [2]
 
 
-@pytest.mark.slow
 def test_ctrl_c_keeps_the_running_trials(cluster, long, tmp_path):
     """Their state comes although no checkpoint was due."""
     given = {**long, "checkpoint_every": 600, "epochs": 5000, "max_trials": 2}
@@ -178,10 +162,9 @@ def test_ctrl_c_keeps_the_running_trials(cluster, long, tmp_path):
     assert status == 130, errors
     assert len(checkpoints(tmp_path)) == 2
     assert {record["attempts"] for record in records(tmp_path)} == {0}
-    until_gone()
+    until_gone(cluster)
 
 
-@pytest.mark.slow
 def test_a_search_that_is_killed_leaves_no_process_and_goes_on(
     cluster, long, undisturbed, tmp_path
 ):
@@ -189,29 +172,30 @@ def test_a_search_that_is_killed_leaves_no_process_and_goes_on(
     until(lambda: checkpoints(tmp_path), process)
     process.kill()
     end(process)
-    until_gone()
+    until_gone(cluster)
     status, _, errors = end(start(long, tmp_path, "--ray", cluster.address))
     assert status == 0, errors
     assert facts(Run(tmp_path / "small")) == facts(undisturbed)
 
 
-def until_gone() -> None:
+def until_gone(cluster: Raylets) -> None:
     """Wait until no task runs and no process speaks with the cluster."""
     ends = time.monotonic() + 30
-    while workers() or beside():
-        assert time.monotonic() < ends, (workers(), beside())
+    while cluster.workers() or beside():
+        assert time.monotonic() < ends, (cluster.workers(), beside())
         time.sleep(0.1)
 
 
 def beside() -> list[str]:
-    """The processes that speak with a cluster."""
+    """The processes that speak with a cluster, of searches that were started here."""
+    # The worker of pytest-xdist, which may run other tests of clusters beside these.
+    own = os.environ.get("PYTEST_XDIST_WORKER", "").encode()
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if b"jaxmnist.engine.cluster" in path.read_bytes():
+        with suppress(OSError):
+            there = b"jaxmnist.engine.cluster" in path.read_bytes()
+            if there and own in path.with_name("environ").read_bytes():
                 found.append(path.parent.name)
-        except OSError:
-            continue
     return found
 
 
@@ -286,7 +270,6 @@ except EnvironmentFailure as failure:
     assert "no Ray cluster answers at 127.0.0.1:1" in ended.stdout
 
 
-@pytest.mark.slow
 def test_a_cluster_in_use_is_waited_for(cluster, options, tmp_path):
     holding = f"""
 import ray, sys
@@ -312,7 +295,6 @@ sys.stdin.read()
     assert len([line for line in lines if "waiting" in line]) == 1
 
 
-@pytest.mark.slow
 def test_a_node_with_a_gpu_needs_jax_for_it(cluster, options, tmp_path):
     cluster.add("graphics", num_cpus=1, num_gpus=2)
     status, _, errors = end(start(options, tmp_path, "--ray", cluster.address))

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -83,15 +86,15 @@ def test_an_epoch_equals_one_written_by_hand_in_float64():
         optimizer_state = adam.init(parameters)
         total, right = 0.0, 0
 
-        def loss(parameters, x, y):
+        @jax.jit
+        @functools.partial(jax.value_and_grad, has_aux=True)
+        def step(parameters, x, y):
             logits = plain.apply({"params": parameters}, x).logits
             return -jax.nn.log_softmax(logits)[np.arange(len(y)), y].mean(), logits
 
         for first in (0, 8, 16):
             rows = order[first : first + 8]
-            (value, logits), gradient = jax.value_and_grad(loss, has_aux=True)(
-                parameters, images[rows], labels[rows]
-            )
+            (value, logits), gradient = step(parameters, images[rows], labels[rows])
             total += float(value) * len(rows)
             right += int((np.argmax(logits, 1) == labels[rows]).sum())
             updates, optimizer_state = adam.update(gradient, optimizer_state)
@@ -122,8 +125,8 @@ def test_smoothed_labels_change_the_gradient_and_not_the_loss_that_is_told():
             return optax.softmax_cross_entropy(logits, targets).mean()
 
         targets = np.eye(CLASSES)[labels]
-        gradient = jax.grad(loss)(parameters, optax.smooth_labels(targets, 0.2))
-        told = float(loss(parameters, targets))
+        gradient = jax.jit(jax.grad(loss))(parameters, optax.smooth_labels(targets, 0.2))
+        told = float(jax.jit(loss)(parameters, targets))
         expected = jax.tree.map(lambda x, g: x - 0.1 * g, parameters, gradient)
     assert abs(float(state.loss_sum) / 8 - told) < 1e-6
     for ours, theirs in zip(
@@ -141,17 +144,13 @@ def test_an_epoch_with_augmentation_trains_on_the_augmented_images():
         parameters, images, labels = problem(16, np.float64)
         cut = batches(np.arange(16, dtype=np.int32), 8, 4)
         state = begin(parameters, settings)
+        augment = jax.jit(
+            lambda block, step: augmented(
+                jnp.asarray(images), block, key_of(state.constants, step), 2, np.float64(15)
+            )
+        )
         beforehand = np.concatenate(
-            [
-                augmented(
-                    images,
-                    np.arange(8 * step, 8 * step + 8),
-                    key_of(state.constants, np.int32(5 + step)),
-                    2,
-                    np.float64(15),
-                )
-                for step in range(2)
-            ]
+            [augment(np.arange(8 * k, 8 * k + 8), np.int32(5 + k)) for k in range(2)]
         )
         plain = TrainingSettings(batch_size=8, learning_rate=1e-2)
         ours = jax.jit(train_block(model("tiles"), settings))(
@@ -170,7 +169,7 @@ def test_the_cross_entropy():
     logits = generator.normal(0, 200, (40, 7))
     labels, weights = generator.integers(0, 7, 40), generator.normal(size=40)
     theirs = optax.softmax_cross_entropy_with_integer_labels
-    with jax.enable_x64(True):
+    with float64():
         for function in (lambda f: f, lambda f: jax.grad(lambda x: (f(x, labels) * weights).sum())):
             arguments = (logits, labels) if function(theirs) is theirs else (logits,)
             ours, expected = (function(f)(*arguments) for f in (cross_entropy, theirs))
@@ -190,8 +189,8 @@ def test_evaluation_counts_every_image_once(images):
     parameters, x, y = problem(images)
     cut = batches(np.arange(images, dtype=np.int32), 16, 16)[:, 0]
     found = jax.jit(evaluate(model("tiles")))((parameters, {}), x, y, cut)
-    plain = build_model(HYPERPARAMETERS, CLASSES)
-    logits = np.asarray(plain.apply({"params": parameters}, x).logits, np.float64)
+    plain = jax.jit(build_model(HYPERPARAMETERS, CLASSES).apply)
+    logits = np.asarray(plain({"params": parameters}, x).logits, np.float64)
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(images), y]
     right = np.asarray(found.right).reshape(-1)
     assert np.array_equal(right[:images], logits.argmax(1) == y)
@@ -201,7 +200,7 @@ def test_evaluation_counts_every_image_once(images):
 
 def test_apply_in_blocks():
     parameters, x, _ = problem(12)
-    whole = build_model(HYPERPARAMETERS, CLASSES).apply({"params": parameters}, x)
+    whole = jax.jit(build_model(HYPERPARAMETERS, CLASSES).apply)({"params": parameters}, x)
     for output in ("logits", "features"):
         values = jax.jit(apply(model("tiles"), output, 4))((parameters, {}), x)
         np.testing.assert_allclose(values, getattr(whole, output), rtol=0, atol=1e-5)

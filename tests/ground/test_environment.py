@@ -252,7 +252,10 @@ def terminal() -> Iterator[tuple[int, int]]:
                 os.close(end)
 
 
-@pytest.mark.parametrize(("kind", "until"), [("dumb", b"trial 1:"), ("xterm", b"trial 1 ")])
+@pytest.mark.parametrize(
+    ("kind", "until"),
+    [("dumb", b"trial 1:"), pytest.param("xterm", b"trial 1 ", marks=pytest.mark.slow)],
+)
 def test_a_closed_terminal(options, tmp_path, kind, until):
     """The window is closed: the search keeps what is finished and ends with its status."""
     heed = (

@@ -48,7 +48,13 @@ def count(tree):
     return sum(x.size for x in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+QUICK = ("lenet", "perceptron", "bridged")  # to compile
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS],
+)
 def test_ten_networks_as_people_write_them(name, dataset):
     """They have the known numbers of parameters, train, and evaluate the same twice."""
     build_model, parameters, statistics = NETWORKS[name]
@@ -230,6 +236,7 @@ def test_the_weights_of_an_optimizer_of_ones_own_are_averaged_too(dataset):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_each_optimizer_and_schedule_trains(dataset):
     """As a hyperparameter of any network, with batches of its own size."""
 
@@ -359,7 +366,8 @@ def test_features_are_what_goes_into_the_last_product():
         images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1)).astype(np.uint8)
         parameters, collections = network.split(weights)
         model = network.model(h, DATA, "tiles", "default")
-        return model.outputs(parameters, images, collections), network.feature_count(h, DATA)
+        outputs = jax.jit(model.outputs)(parameters, images, collections)
+        return outputs, network.feature_count(h, DATA)
 
     sown, width = bound(FlaxNetwork(lambda hp: Sowing()))
     assert sown.features.shape == (3, 6)

@@ -213,6 +213,7 @@ def test_its_model_file(run, tmp_path):
         TrainedModel.load(path)
 
 
+@pytest.mark.slow
 def test_a_range_of_its_own(options, tmp_path):
     settings = options_of(
         options, max_trials=3, directory=str(tmp_path), svm=False, units_0="4,6", activation="gelu"

@@ -90,8 +90,8 @@ def test_outputs_equal_plain_flax(method, kernel_size):
     names |= {"dense": "d0", "dense_1": "d1", "dense_2": "d2"}
     renamed = {names[name]: arrays for name, arrays in parameters.items()}
     images = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), np.uint8)
-    ours = build_model(hyperparameters, 10, method).apply({"params": parameters}, images)
-    logits, features = Plain(hyperparameters).apply(
+    ours = jax.jit(build_model(hyperparameters, 10, method).apply)({"params": parameters}, images)
+    logits, features = jax.jit(Plain(hyperparameters).apply)(
         {"params": renamed}, images.astype(np.float32) / 255
     )
     np.testing.assert_allclose(ours.features, features, rtol=0, atol=1e-5)

@@ -319,6 +319,7 @@ def on_a_terminal(options: dict, directory: Path, signal_at: str | None = None) 
     return process.wait(timeout=60), output.decode()
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_a_real_terminal(options: dict, tmp_path: Path):
     """It is acknowledged where the progress stands, while a block of steps or a program ends."""
     endless = {**options, "jobs": 1, "epochs": 100_000}

@@ -84,6 +84,7 @@ def session_groups(ask: Ask, run: Run) -> list[dict[str, Any]]:
     return ask("plugin/hparams/session_groups", body)["sessionGroups"]
 
 
+@pytest.mark.slow
 def test_tensorboard_lists_exactly_the_trials(finished):
     names = {f"trial-{trial.index:04d}": trial for trial in finished.trials}
     with server(finished.directory.path / "tensorboard") as ask:
@@ -118,6 +119,7 @@ def test_tensorboard_lists_exactly_the_trials(finished):
         assert Image.open(io.BytesIO(png)).size == (600, 600)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_nothing_twice(finished, options, tmp_path):
     """Files cut short, a trial to run again, a larger budget: the server shows each value once."""
     shutil.copytree(finished.directory.path, tmp_path / "small")
@@ -141,6 +143,7 @@ def test_a_resumed_run_has_nothing_twice(finished, options, tmp_path):
         assert list(ask("plugin/text/tags")) == [f"trial-{run.best_trial.index:04d}"]
 
 
+@pytest.mark.slow
 def test_a_failed_trial_is_shown_as_failed(finished, tmp_path):
     trial = finished.trials[1]
     lost = Metrics(*[float("nan")] * 4)

@@ -171,6 +171,7 @@ def test_a_long_ranking_is_cut_off(kind, copy, capsys):
     assert "Selection among 4 trials" in " ".join(said.split())
 
 
+@pytest.mark.slow
 def test_statistics_that_have_not_settled_are_told(options, tmp_path):
     """80 steps: a momentum of 0.999 leaves 92 % of the initial values, one of 0.5 nothing."""
     (tmp_path / "own.py").write_text(NORMALISED)

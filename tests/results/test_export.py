@@ -276,6 +276,7 @@ def test_onnx_without_jax2onnx(finished, tmp_path, monkeypatch, capsys):
     assert "needs jax2onnx: python -m pip install jax2onnx" in line
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # jax2onnx and what it imports warn of their own code
 def test_onnx_in_onnx_runtime(finished, mnist, tmp_path):
     import onnxruntime

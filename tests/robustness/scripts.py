@@ -1,8 +1,7 @@
 """How a test runs a script of this folder.
 
-The tests are on a small scale by default: `python -m pytest tests/robustness --size full` takes
-an hour and a half, and `python -m pytest -m "not robustness"` leaves them out. Each kind has a
-file, so that they can run at the same time.
+The tests are marked slow, and on a small scale by default: `python -m pytest -m slow
+tests/robustness --size full` takes an hour and a half.
 """
 
 from __future__ import annotations

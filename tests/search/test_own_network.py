@@ -189,6 +189,7 @@ def in_memory(own, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_tree_of_questions_is_searched_whole(in_memory):
     """Branches with questions of their own, one name with two ranges, exact steps."""
 

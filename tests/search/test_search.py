@@ -35,8 +35,7 @@ def copy(finished, tmp_path):
 
 
 def test_quiet_in_python_prints_nothing(options, tmp_path, capfd):
-    options = {**options, "max_trials": 1, "epochs": 1, "directory": str(tmp_path)}
-    random_search(**options)
+    random_search(**{**options, "max_trials": 1}, directory=str(tmp_path))
     assert capfd.readouterr().out == ""
 
 
@@ -296,7 +295,7 @@ def test_every_trial_failed(options, tmp_path):
 
 
 def test_the_space_is_the_end(options, tmp_path, capsys):
-    given = {**options, "filters": 4, "max_trials": 50, "epochs": 1, "svm": False, "quiet": False}
+    given = {**options, "filters": 4, "max_trials": 50, "svm": False, "quiet": False}
     run = random_search(**given, directory=str(tmp_path))
     assert len(run.trials) == 4
     said = capsys.readouterr().out
@@ -425,12 +424,15 @@ def search_line(options: dict, directory: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "jaxmnist.search", *given, "--directory", str(directory), *more]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
+)
 def test_signals_end_with_their_status(number, options, tmp_path):
     interrupt(search_line(options, tmp_path), number, "trial 0:")
     assert not (tmp_path / "small" / "best").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_after_the_trials_says_what_goes_on(options, tmp_path):
     line = search_line(options, tmp_path, "--verbose")
     interrupt(line, signal.SIGTERM, "Test accuracy", training=False)
