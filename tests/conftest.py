@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +48,14 @@ def float64() -> AbstractContextManager[None]:
     from jax.experimental import enable_x64  # where JAX is older than 0.8
 
     return enable_x64()
+
+
+def slow_after(count: int, values: Iterable) -> list:
+    """Values of a parameter, of which all after the first `count` are for the slow tests."""
+    return [
+        value if number < count else pytest.param(value, marks=pytest.mark.slow)
+        for number, value in enumerate(values)
+    ]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

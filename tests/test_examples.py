@@ -15,7 +15,7 @@ import pytest
         "data.dataset",
         "errors",
         "hyperparameters",
-        "models.study.layers",
+        pytest.param("models.study.layers", marks=pytest.mark.slow),
         "models.study.space",
         "results.features",
         "results.run",

@@ -60,6 +60,7 @@ def test_searches_are_simulated_as_they_say():
     assert last[:, 1] - last[:, 2] == pytest.approx([0, 0.005, 0], abs=0.001)
 
 
+@pytest.mark.slow
 def test_the_corrected_score_is_nearly_unbiased_and_its_interval_covers():
     """Of 200 searches among 10 equal trials, the hardest of the scenes for a plain bootstrap."""
     generator, rule = np.random.default_rng(1), rule_of("best", 6000)

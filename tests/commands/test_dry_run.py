@@ -100,6 +100,7 @@ def test_a_run_that_exists_stays_as_it_is(finished, options, capsys):
     assert files(place.parent) == before
 
 
+@pytest.mark.slow
 def test_a_network_of_one_s_own(options, tmp_path, monkeypatch, capsys):
     """By a file of settings; its space may be infinite."""
     monkeypatch.chdir(tmp_path)
@@ -205,6 +206,7 @@ def test_the_text_says_where_the_estimate_comes_from(found):
     assert "This is an estimate" not in describe(ended)
 
 
+@pytest.mark.slow
 def test_measuring_changes_nothing(found):
     """The same weights begin, and nothing is kept, so that the numbers are of time alone."""
     engine = Engine(STUDY, found.dataset, found.settings.training(), 0)
@@ -215,6 +217,7 @@ def test_measuring_changes_nothing(found):
     assert engine.compiled == compiled
 
 
+@pytest.mark.slow
 def test_a_configuration_beside_it_that_cant_be_compiled_is_left_alone(found, monkeypatch):
     engine = Engine(STUDY, found.dataset, found.settings.training(), 0)
     own, other = (draw.hyperparameters for draw in found.draws[:2])

@@ -55,6 +55,7 @@ def test_a_second_process_loads_what_the_first_compiled(tmp_path):
     assert Path(folder).is_relative_to(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:100]])
 def test_a_damaged_program_is_compiled_anew(tmp_path, damage):
     _, folder = compile_once(str(tmp_path))
@@ -65,6 +66,7 @@ def test_a_damaged_program_is_compiled_anew(tmp_path, damage):
     assert compile_once(str(tmp_path), PYTHONWARNINGS="ignore")[0] == 0
 
 
+@pytest.mark.slow
 def test_the_variable_and_the_default_and_off(tmp_path):
     assert Path(compile_once("", JAXMNIST_CACHE=str(tmp_path))[1]).is_relative_to(tmp_path)
     assert compile_once("off", JAXMNIST_CACHE=str(tmp_path))[1] == "None"
@@ -74,6 +76,7 @@ def test_the_variable_and_the_default_and_off(tmp_path):
         assert Path(folder).is_relative_to(tmp_path / "home" / "jaxmnist")
 
 
+@pytest.mark.slow
 def test_the_users_own_settings_win(tmp_path):
     own = str(tmp_path / "own")
     assert compile_once(str(tmp_path), JAX_COMPILATION_CACHE_DIR=own)[1] == own

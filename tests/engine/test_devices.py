@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import writing
+from conftest import slow_after, writing
 from processes import facts, flags, process
 
 import jaxmnist
@@ -40,16 +40,17 @@ def test_a_platform_that_is_not_there(finished, options, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [
-        ("JAX_DISABLE_JIT", "1"),
-        ("JAX_NUMPY_DTYPE_PROMOTION", "strict"),
-        ("JAX_NUMPY_RANK_PROMOTION", "raise"),
-        ("JAX_TRANSFER_GUARD", "disallow"),
-    ],
-)
-def test_settings_with_which_nothing_trains(variable, value, options, tmp_path):
+REFUSED = [
+    ("JAX_DISABLE_JIT", "1"),
+    ("JAX_NUMPY_DTYPE_PROMOTION", "strict"),
+    ("JAX_NUMPY_RANK_PROMOTION", "raise"),
+    ("JAX_TRANSFER_GUARD", "disallow"),
+]
+
+
+@pytest.mark.parametrize("setting", slow_after(1, REFUSED))
+def test_settings_with_which_nothing_trains(setting, options, tmp_path):
+    variable, value = setting
     environment = {**os.environ, variable: value}
     done = process("search", *flags(options), "--directory", tmp_path / "new", env=environment)
     assert done.returncode == 2

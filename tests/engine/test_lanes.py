@@ -12,7 +12,7 @@ import jax
 import jax.export
 import numpy as np
 import pytest
-from conftest import begin, float64
+from conftest import begin, float64, slow_after
 
 from jaxmnist.data.dataset import load_arrays, split
 from jaxmnist.engine.events import (
@@ -74,12 +74,10 @@ def difference(ours, theirs) -> float:
     return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
 
 
-@pytest.mark.parametrize(
-    ("conv_layers", "dense_layers"),
-    [(1, 2), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1, 0), (3, 0), (3, 2)))],
-)
-def test_a_padded_trial_is_the_unpadded_one(conv_layers, dense_layers):
+@pytest.mark.parametrize("layers", slow_after(1, [(1, 2), (1, 0), (3, 0), (3, 2)]))
+def test_a_padded_trial_is_the_unpadded_one(layers):
     """50 steps in float64: lanes of one stack against each trial alone, computed otherwise."""
+    conv_layers, dense_layers = layers
     settings = TrainingSettings(batch_size=8, learning_rate=1e-2)
     widest = widest_of(conv_layers, dense_layers)
     rng = np.random.default_rng(0)
@@ -118,7 +116,7 @@ def test_a_padded_trial_is_the_unpadded_one(conv_layers, dense_layers):
                 assert correct[lane] == own_correct
 
 
-@pytest.mark.parametrize("precision", ["default", "highest", "bfloat16"])
+@pytest.mark.parametrize("precision", slow_after(1, ["default", "highest", "bfloat16"]))
 def test_the_first_gradient_of_a_padded_trial(precision):
     """In float32, and in the ways of computing that are offered, over the corners of widths."""
     rng = np.random.default_rng(0)
@@ -260,9 +258,7 @@ def same(ours, theirs, close=1e-3):
             assert difference(ours[index][-1].parameters, events[-1].parameters) < 20 * close
 
 
-@pytest.mark.parametrize(
-    "way", ["products", "grouped", pytest.param("map", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("way", slow_after(1, ["products", "grouped", "map"]))
 def test_stacked_trials_go_as_they_do_alone(dataset, alone, way):
     engine = stacked(dataset, way)
     found, _ = run(engine)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from conftest import slow_after
 
 from jaxmnist.data.dataset import joined, load_arrays, split
 from jaxmnist.engine.events import EpochFinished, TrialFinished
@@ -82,6 +83,7 @@ def test_only_reruns_of_one_number_share_a_group():
     assert len({group.key for group in groups}) == 1  # so that they share compiled programs
 
 
+@pytest.mark.slow
 def test_a_rerun_is_a_training_of_its_own_alone_or_stacked(dataset):
     alone, epochs = run(dataset, [3, *RERUNS], jobs=2)
     assert epochs == dict.fromkeys([3, *RERUNS], 2)
@@ -120,7 +122,7 @@ def test_a_refit_that_diverges_is_an_error(dataset):
     assert last.error == "the loss stopped being finite in epoch 1"
 
 
-@pytest.mark.parametrize("lanes", [None, 2])
+@pytest.mark.parametrize("lanes", slow_after(1, [None, 2]))
 def test_a_refit_that_diverges_in_its_last_step_is_an_error(dataset, lanes):
     """With one step an epoch, the training loss is that before the step: it is finite."""
     wild = replace(SETTINGS, epochs=1, batch_size=400, learning_rate=1e30)

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from conftest import slow_after
 from processes import facts, flags, looks_of
 
 from jaxmnist import EnvironmentFailure, JaxmnistError, Run, UsageError, random_search
@@ -444,7 +445,9 @@ def test_signals_are_left_alone_outside_of_the_main_thread():
         assert thread.submit(run).result() is before
 
 
-@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), Stopped(15)])
+@pytest.mark.parametrize(
+    "failure", slow_after(1, [OSError(28, "No space left on device"), Stopped(15)])
+)
 def test_whatever_ends_a_search_what_ran_can_go_on(failure, options, tmp_path, monkeypatch):
     """A terminal that has gone, or a page in whose middle something raises."""
     from jaxmnist.report.live import Reports

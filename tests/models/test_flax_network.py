@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import slow_after
 from flax import nnx
 from networks import NETWORKS, Nnx
 
@@ -48,13 +49,7 @@ def count(tree):
     return sum(x.size for x in jax.tree.leaves(tree))
 
 
-QUICK = ("lenet", "perceptron", "bridged")  # to compile
-
-
-@pytest.mark.parametrize(
-    "name",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS],
-)
+@pytest.mark.parametrize("name", slow_after(2, NETWORKS))
 def test_ten_networks_as_people_write_them(name, dataset):
     """They have the known numbers of parameters, train, and evaluate the same twice."""
     build_model, parameters, statistics = NETWORKS[name]
@@ -93,7 +88,7 @@ class Normalised(nn.Module):
         return nn.Dense(10)(nn.Dense(8)(x.mean((1, 2))))
 
 
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("own", slow_after(1, [False, True]))
 def test_an_epoch_equals_one_of_plain_flax(own, dataset):
     """Batch by batch, the last one smaller: statistics and weights are those of a plain loop."""
     network = FlaxNetwork(lambda hp: Normalised(hp.Fixed("own", own)))
@@ -164,6 +159,7 @@ def everything(hp):
     return Everything(hp.Int("width", 4, 8)), optax.chain(noise_from(jax.random.key(7)), sgd)
 
 
+@pytest.mark.slow
 def test_a_trial_goes_on_from_each_checkpoint(dataset):
     """Bit for bit, with statistics, random streams and an optimizer of its own with a key."""
     network = FlaxNetwork(everything)
@@ -219,6 +215,7 @@ def test_learning_rates_share_a_program(dataset):
     assert found[0].history != found[1].history
 
 
+@pytest.mark.slow
 def test_the_weights_of_an_optimizer_of_ones_own_are_averaged_too(dataset):
     """One step an epoch: after two, the first one's weights count half as much as the second's."""
     network = FlaxNetwork(lambda hp: (Normalised(bool(hp.Fixed("own", 0))), optax.sgd(0.1, 0.9)))
@@ -275,6 +272,7 @@ def test_configurations_that_differ_in_an_axis_only():
     assert not network.predicts_alone(images, DATA)
 
 
+@pytest.mark.slow
 def test_an_optimizer_of_ones_own_has_its_own_names(dataset):
     """What a network asks for its own optimizer is no setting of ours; the batch size is."""
 

@@ -24,6 +24,8 @@ from jaxmnist.results.trained import TrainedModel
 from jaxmnist.runs.layers import Layer
 from jaxmnist.whole_files import read_json
 
+pytestmark = pytest.mark.slow
+
 
 def ask(hp):
     """A perceptron: its activation, and the units of each of one or two layers."""
@@ -213,7 +215,6 @@ def test_its_model_file(run, tmp_path):
         TrainedModel.load(path)
 
 
-@pytest.mark.slow
 def test_a_range_of_its_own(options, tmp_path):
     settings = options_of(
         options, max_trials=3, directory=str(tmp_path), svm=False, units_0="4,6", activation="gelu"

@@ -240,6 +240,7 @@ def opened(small, tmp_path_factory):
     return done.stdout, Run(folder / "small")
 
 
+@pytest.mark.slow
 def test_a_search_with_both(opened):
     printed, run = opened
     assert run.space.size_text == "infinite"
@@ -260,6 +261,7 @@ def test_a_search_with_both(opened):
     assert "dropout" in page.text["trials"]
 
 
+@pytest.mark.slow
 def test_evaluation_is_without_dropout(opened, small):
     """What the kept weights give: the recorded accuracy, and the same features each time."""
     model = opened[1].best_model

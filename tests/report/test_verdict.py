@@ -128,6 +128,7 @@ def replace_identity(run: Run) -> Run:
     return found
 
 
+@pytest.mark.slow
 def test_finalists_and_a_refit(options, tmp_path):
     given = {**options, "max_trials": 2, "epochs": 1, "svm": False, "directory": str(tmp_path)}
     again = random_search(**given, finalists=2, reruns=1)

@@ -19,6 +19,7 @@ from processes import command, facts, flags, looks_of
 
 import jaxmnist
 from jaxmnist import EnvironmentFailure, Run, UsageError, random_search
+from jaxmnist.commands.search import as_typed
 from jaxmnist.data.dataset import MNIST_SHA256, load_arrays
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION
@@ -424,9 +425,8 @@ def search_line(options: dict, directory: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "jaxmnist.search", *given, "--directory", str(directory), *more]
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_with_their_status(number, options, tmp_path):
     interrupt(search_line(options, tmp_path), number, "trial 0:")
     assert not (tmp_path / "small" / "best").exists()
@@ -526,13 +526,14 @@ def test_the_whole_command(options, finished, tmp_path):
         assert part in done.stdout
     run = Run(tmp_path / "small")
     assert facts(run) == facts(finished)
-    assert done.stdout.endswith(f"\n{verdict(run, f'{sys.executable} -m jaxmnist')}\n")
+    said = verdict(run, as_typed(sys.argv, sys.orig_argv))
+    assert done.stdout.endswith(f"\n{said}\n")
     # The same command again says what is essential; quiet, the verdict alone.
     again = command("search", *line).stdout
     assert "wins with validation accuracy" in again
     assert "Confusion matrix" not in again
     quiet = command("search", *line, "--quiet").stdout
-    assert quiet == f"{verdict(run, f'{sys.executable} -m jaxmnist')}\n"
+    assert quiet == f"{said}\n"
 
 
 def test_commands_on_a_run(copy, mnist, small):
