@@ -51,6 +51,16 @@ def test_parts(tmp_path):
         read_files(tmp_path)
 
 
+def test_more_pictures_than_can_be_loaded(tmp_path, monkeypatch):
+    """Whose pixels are counted as they are read: 72 bytes each."""
+    fill(tmp_path)
+    monkeypatch.setattr("jaxmnist.reading.LARGEST_FILE", 72 * 24)
+    assert sum(map(len, read_files(tmp_path)[1:4:2])) == 24
+    monkeypatch.setattr("jaxmnist.reading.LARGEST_FILE", 72 * 24 - 1)
+    with pytest.raises(UsageError, match=r"2/022\.png: the pictures up to this one are more than"):
+        read_files(tmp_path)
+
+
 def test_a_folder_named_like_a_part_that_holds_no_classes(tmp_path):
     fill(tmp_path / "a", names=("train", "car", "bus"))  # a train is a vehicle too
     assert set(read_files(tmp_path / "a").names.values()) == {"train", "car", "bus"}

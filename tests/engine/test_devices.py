@@ -8,13 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from conftest import slow_after, writing
 from processes import facts, flags, process
 
 import jaxmnist
 from jaxmnist import Run
-from jaxmnist.engine.devices import pool_size
+from jaxmnist.engine.devices import debugging_settings, pool_size
 from jaxmnist.whole_files import read_json, write_json
 
 
@@ -145,6 +146,17 @@ def test_a_run_that_goes_on_on_fewer_cores(options, tmp_path):
         assert (parts.directory.path / name).read_bytes() == wanted
     # Another number of threads gives another run, so this test is able to fail.
     assert facts(search("one", 3, threads="1")) != facts(whole)
+
+
+def test_only_settings_that_differ_are_named():
+    assert debugging_settings() == ""
+    jax.config.update("jax_debug_nans", True)
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    try:
+        assert debugging_settings() == "jax_debug_nans=True, jax_numpy_rank_promotion=raise"
+    finally:
+        jax.config.update("jax_debug_nans", False)
+        jax.config.update("jax_numpy_rank_promotion", "allow")
 
 
 def test_a_difference_is_told_where_jax_runs_already(finished, tmp_path):

@@ -151,6 +151,21 @@ def test_no_group_starts_once_the_time_is_over():
     assert list(first) == [0]
 
 
+def test_a_failure_of_a_worker_is_raised_after_the_events_before_it():
+    """One that is no trial's own: a fault of the engine, or of what it calls."""
+
+    def run_group(group, stop):
+        yield group
+        raise MemoryError("no more of it")
+
+    events = Events(run_group, [7], 1)
+    events.start()
+    assert next(events) == 7
+    with pytest.raises(MemoryError, match="no more of it"):
+        next(events)
+    events.join()
+
+
 def test_fewer_images_than_a_batch(dataset):
     tiny = dataclasses.replace(dataset, x_train=dataset.x_train[:20], y_train=dataset.y_train[:20])
     events = run(tiny, TrainingSettings(epochs=1, batch_size=128), {0: TRIALS[0]})[0]

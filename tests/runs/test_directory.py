@@ -10,13 +10,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import a_trial, write_completed, writing
+from conftest import a_trial, bits, history, write_completed, writing
 
 from jaxmnist.errors import EnvironmentFailure, UsageError
 from jaxmnist.models.study.space import configuration
 from jaxmnist.results.trained import TrainedModel
 from jaxmnist.runs.directory import RunDirectory, exists, read_search
-from jaxmnist.runs.trial import Metrics
+from jaxmnist.runs.machine import machine
+from jaxmnist.runs.trial import Metrics, agree
 from jaxmnist.runs.writing import begin_run
 from jaxmnist.whole_files import DamagedFile, write_json
 
@@ -157,6 +158,25 @@ def test_strange_names_and_folders(tmp_path):
     for name in ("7", "0008", "0009-copy", "x"):
         (tmp_path / "trials" / name).mkdir(parents=True)
     assert RunDirectory(tmp_path, SEARCH).trial_indices() == [8]
+
+
+def test_a_machine_that_does_not_say_its_processor_is_of_a_kind(monkeypatch):
+    def nothing(*_, **__):
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", nothing)
+    for said, expected in (("", "arm64"), ("a chip", "a chip")):
+        monkeypatch.setattr("platform.processor", lambda said=said: said)
+        monkeypatch.setattr("platform.machine", lambda: "arm64")
+        assert machine()["processor"] == expected
+
+
+def test_bits_agree_with_the_accuracies_of_as_many_epochs():
+    epochs, right = history(0.5, 0.75), bits(0.5, 0.75)
+    assert agree(epochs, right, 100)
+    assert not agree(epochs, right[:1], 100)
+    assert not agree(epochs, right[::-1], 100)
+    assert not agree(epochs, (right[0], right[1] + b"\0"), 100)
 
 
 def test_lock_names_its_holder(tmp_path):
