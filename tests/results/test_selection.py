@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import a_trial, bits, history, writing
+from conftest import a_trial, bits, history, write_completed, writing
 from scipy.stats import binomtest
 
 from jaxmnist import Run, UsageError
@@ -158,6 +158,14 @@ def test_a_record_that_does_not_fit_its_bits_is_one_line(finished, tmp_path, cha
     with pytest.raises(UsageError, match=says):
         _ = Run(tmp_path / "run").best_trial
     assert len(Run(tmp_path / "run").skipping_damaged().ranked) == 3
+
+
+def test_a_completed_trial_of_fewer_epochs_than_the_runs_is_one_line(finished, tmp_path):
+    shutil.copytree(finished.directory.path, tmp_path / "run")
+    run = writing(tmp_path / "run")
+    write_completed(run, replace(run.read_trial(1), history=history(0.5, 0.5)))
+    with pytest.raises(UsageError, match=r"0001/trial\.json: does not have 3 epochs; repeat"):
+        _ = Run(tmp_path / "run").trials
 
 
 def test_a_run_without_bits_is_one_line(finished, tmp_path):
