@@ -153,11 +153,13 @@ def last_metrics(trial: Trial) -> dict[str, float]:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests, and commands that they start, keep compiled programs, and not in the user's folder.
 
-    Half of the time of all tests would be spent on compiling the same small programs again.
+    Half of the time of all tests would be spent on compiling the same small programs again. The
+    folder `TESTS_CACHE` of the environment is kept from one call of pytest to the next.
     """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # that of all workers
+    folder = Path(os.environ.get("TESTS_CACHE", folder))
     kept = {
         "jax_compilation_cache_dir": str(folder / "programs"),
         "jax_persistent_cache_min_compile_time_secs": 0.05,
