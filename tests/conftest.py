@@ -51,7 +51,7 @@ def float64() -> AbstractContextManager[None]:
 
 
 def slow_after(count: int, values: Iterable) -> list:
-    """Values of a parameter, of which all after the first `count` are for the slow tests."""
+    """The values of a parameter; those after the first `count` are marked slow."""
     return [
         value if number < count else pytest.param(value, marks=pytest.mark.slow)
         for number, value in enumerate(values)
@@ -153,13 +153,14 @@ def last_metrics(trial: Trial) -> dict[str, float]:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests, and commands that they start, keep compiled programs, and not in the user's folder.
 
-    Half of the time of all tests would be spent on compiling the same small programs again. The
-    folder `TESTS_CACHE` of the environment is kept from one call of pytest to the next.
+    Half of the time of all tests would be spent on compiling the same small programs again. If
+    the variable TESTS_CACHE names a folder, programs are kept there from one run of pytest to the
+    next.
     """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # that of all workers
-    folder = Path(os.environ.get("TESTS_CACHE", folder))
+    folder = Path(os.environ.get("TESTS_CACHE") or folder).absolute()
     kept = {
         "jax_compilation_cache_dir": str(folder / "programs"),
         "jax_persistent_cache_min_compile_time_secs": 0.05,

@@ -1,4 +1,4 @@
-"""Commands run as a user runs them, and the facts in which two runs must agree."""
+"""Commands, run here or in processes of their own; the facts in which two runs must agree."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import io
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,20 +29,29 @@ def command(name: str, *arguments: object, cwd: Path | None = None) -> Ended:
     What only a process shows (signals, pipes, environment variables) is for `process`.
     """
     output, errors = io.StringIO(), io.StringIO()
-    paths, modules = list(sys.path), set(sys.modules)
     with (
         contextlib.chdir(cwd or Path.cwd()),
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(errors),
+        forgotten_imports(),
     ):
         status = run_command(main, [name, *map(str, arguments)])
-    # A file of a person's own network, and what it imports, is imported anew by the next command.
-    added = set(sys.path).difference(paths)
-    for other in set(sys.modules).difference(modules):
-        if str(Path(getattr(sys.modules[other], "__file__", None) or "").parent) in added:
-            del sys.modules[other]
-    sys.path[:] = paths
     return Ended(status, output.getvalue(), errors.getvalue())
+
+
+@contextlib.contextmanager
+def forgotten_imports() -> Iterator[None]:
+    """Forget a person's network file and what it imports, so that the next command loads it."""
+    paths, modules = list(sys.path), set(sys.modules)
+    try:
+        yield
+    finally:
+        added = {Path(path) for path in sys.path if path not in paths}
+        for name in set(sys.modules).difference(modules):
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and added.intersection(Path(file).parents):
+                del sys.modules[name]
+        sys.path[:] = paths
 
 
 def process(name: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:

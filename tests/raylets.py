@@ -80,8 +80,8 @@ class Raylets:
 def children(process: int) -> list[int]:
     """The processes that a process has started, and those that they have."""
     own = []
-    with suppress(OSError):  # it has ended meanwhile
-        for path in Path(f"/proc/{process}/task").glob("*/children"):
+    for path in Path(f"/proc/{process}/task").glob("*/children"):
+        with suppress(OSError):  # the thread, or the process, has ended meanwhile
             own += path.read_text().split()
     return [each for child in map(int, own) for each in (child, *children(child))]
 

@@ -52,7 +52,7 @@ def test_parts(tmp_path):
 
 
 def test_more_pictures_than_can_be_loaded(tmp_path, monkeypatch):
-    """Whose pixels are counted as they are read: 72 bytes each."""
+    """Pixels are counted while they are read; each picture has 72."""
     fill(tmp_path)
     monkeypatch.setattr("jaxmnist.reading.LARGEST_FILE", 72 * 24)
     assert sum(map(len, read_files(tmp_path)[1:4:2])) == 24

@@ -150,9 +150,9 @@ def test_a_run_that_goes_on_on_fewer_cores(options, tmp_path):
 
 def test_only_settings_that_differ_are_named():
     assert debugging_settings() == ""
-    jax.config.update("jax_debug_nans", True)
-    jax.config.update("jax_numpy_rank_promotion", "raise")
     try:
+        jax.config.update("jax_debug_nans", True)
+        jax.config.update("jax_numpy_rank_promotion", "raise")
         assert debugging_settings() == "jax_debug_nans=True, jax_numpy_rank_promotion=raise"
     finally:
         jax.config.update("jax_debug_nans", False)

@@ -152,7 +152,7 @@ def test_no_group_starts_once_the_time_is_over():
 
 
 def test_a_failure_of_a_worker_is_raised_after_the_events_before_it():
-    """One that is no trial's own: a fault of the engine, or of what it calls."""
+    """An error of the engine itself, not of a trial."""
 
     def run_group(group, stop):
         yield group

@@ -189,12 +189,13 @@ def until_gone(cluster: Raylets) -> None:
 def beside() -> list[str]:
     """The processes that speak with a cluster, of searches that were started here."""
     # The worker of pytest-xdist, which may run other tests of clusters beside these.
-    own = os.environ.get("PYTEST_XDIST_WORKER", "").encode()
+    own = f"PYTEST_XDIST_WORKER={os.environ.get('PYTEST_XDIST_WORKER')}\0".encode()
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             there = b"jaxmnist.engine.cluster" in path.read_bytes()
-            if there and own in path.with_name("environ").read_bytes():
+            if there and (alone or own in path.with_name("environ").read_bytes()):
                 found.append(path.parent.name)
     return found
 

@@ -160,7 +160,7 @@ def test_strange_names_and_folders(tmp_path):
     assert RunDirectory(tmp_path, SEARCH).trial_indices() == [8]
 
 
-def test_a_machine_that_does_not_say_its_processor_is_of_a_kind(monkeypatch):
+def test_an_unnamed_processor_is_given_by_its_architecture(monkeypatch):
     def nothing(*_, **__):
         raise FileNotFoundError
 
