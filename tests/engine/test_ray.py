@@ -46,6 +46,19 @@ found = metadata.version
 metadata.version = lambda name: "9.9" if name == "jaxmnist" else found(name)
 """
 
+DEADLY = """
+import importlib.abc, os, sys
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "jaxmnist.engine.remote":
+            with open({file!r}, "a") as file:
+                file.write("died\\n")
+            os._exit(1)
+
+sys.meta_path.insert(0, Finder())
+"""
+
 
 @pytest.fixture(scope="module")
 def cluster():
@@ -249,6 +262,21 @@ def test_nothing_free_and_nodes_that_may_not_train(options, tmp_path):
         assert status == 1
         assert "it has jaxmnist 9.9, and this machine has" in errors
         assert len(errors.splitlines()) == 1, errors
+
+
+@pytest.mark.slow
+def test_a_node_whose_processes_die_before_they_train_is_not_used(options, tmp_path):
+    """After three of them, as a trial can't be to blame that had not begun."""
+    died = tmp_path / "died"
+    (tmp_path / "sitecustomize.py").write_text(DEADLY.format(file=str(died)))
+    with Raylets(PYTHONPATH=str(tmp_path)) as raylets:
+        raylets.add("deadly")
+        status, output, errors = end(start(options, tmp_path, "--ray", raylets.address))
+    assert status == 1, output
+    assert died.read_text() == "died\n" * 3
+    assert "is not used: its processes die before they train" in errors
+    assert len(errors.splitlines()) == 1, errors
+    assert {record["deaths"] for record in records(tmp_path)} <= {0}
 
 
 @pytest.mark.slow

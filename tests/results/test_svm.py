@@ -84,12 +84,21 @@ def test_file_reads_back(tmp_path):
     assert np.array_equal(again.predict(x), fit.svm.predict(x))
 
 
-@pytest.mark.parametrize("name", ["dual", "counts", "intercept", "pca_mean", "vectors"])
-def test_a_file_whose_arrays_do_not_fit_is_refused(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        *(
+            (name, lambda x: x[:-1])
+            for name in ("dual", "counts", "intercept", "pca_mean", "vectors")
+        ),
+        *((name, lambda x: x[None]) for name in ("labels", "vectors")),
+    ],
+)
+def test_a_file_whose_arrays_do_not_fit_is_refused(tmp_path, name, change):
     fit, _, _ = fitted()
     part = "project" if name in PROJECTION else "classifier"
     whole = getattr(fit.svm, part)
-    shorter = dataclasses.replace(whole, **{name: getattr(whole, name)[:-1]})
+    shorter = dataclasses.replace(whole, **{name: change(getattr(whole, name))})
     short = dataclasses.replace(fit.svm, **{part: shorter})
     path = tmp_path / "pipeline.safetensors"
     path.write_bytes(short.to_bytes())
