@@ -6,6 +6,7 @@ import gzip
 import logging
 import os
 import shutil
+import signal
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -147,6 +148,17 @@ def a_trial(
 def last_metrics(trial: Trial) -> dict[str, float]:
     """The metrics of a trial's last epoch by name."""
     return {name: trial.metric(name)[-1] for name in METRICS}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals() -> None:
+    """Heed the signals that are ignored in a background process: children inherit that."""
+    for number, usual in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 @pytest.fixture(scope="session", autouse=True)

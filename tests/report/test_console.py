@@ -292,12 +292,9 @@ def on_a_terminal(options: dict, directory: Path, signal_at: str | None = None) 
     given = {**options, "quiet": None, "svm": False, "max_trials": 2}
     line = [sys.executable, "-m", "jaxmnist.search", "--directory", str(directory)]
     line += flags({name: value for name, value in given.items() if value is not None})
-    # If the tests run in the background, SIGINT is ignored, and children inherit that.
-    heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
-    heed += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     leader, follower = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", heed, *line[1:]],
+        line,
         stdout=follower,
         stderr=subprocess.STDOUT,
         env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "110"},

@@ -397,12 +397,6 @@ def interrupt(line: list[str], number: int, at: str, training: bool = True) -> N
 
     training: whether trials are running then.
     """
-    # If the tests run in the background, signals are ignored, and children inherit that.
-    heed = (
-        "import os, signal, sys; signal.signal(int(sys.argv[1]), signal.SIG_DFL);"
-        "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
-    )
-    line = [line[0], "-c", heed, str(int(number)), *line[1:]]
     search = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for text in search.stdout:
         if at in text:
