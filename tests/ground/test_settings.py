@@ -118,6 +118,8 @@ def test_the_identity_is_what_the_settings_declare():
     ("name", "value"),
     [
         ("max_trials", 0),
+        ("ray", 7),
+        ("ray", "\x1b[2J"),
         ("epochs", 0),
         ("epochs", 1.5),
         ("epochs", "5"),
