@@ -333,7 +333,7 @@ def test_a_node_with_a_gpu_needs_jax_for_it(cluster, options, tmp_path):
 
 
 @pytest.mark.slow
-def test_addresses_at_which_no_cluster_answers(options, tmp_path, monkeypatch):
+def test_addresses_at_which_no_cluster_answers(options, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         nobody = f"127.0.0.1:{closed.getsockname()[1]}"
     with pytest.raises(EnvironmentFailure, match=f"no Ray cluster answers at {nobody}: .*refused"):
@@ -342,9 +342,16 @@ def test_addresses_at_which_no_cluster_answers(options, tmp_path, monkeypatch):
         address = f"127.0.0.1:{other.getsockname()[1]}"
         with pytest.raises(EnvironmentFailure, match=f"no Ray cluster answers at {address}"):
             random_search(**options, directory=str(tmp_path), ray=address)
+
+
+def test_addresses_that_are_none(options, tmp_path, monkeypatch):
+    """They are refused before anything is trained."""
     for wrong in ("ray://head:10001", "head", "head:", "head:70000", ""):
         with pytest.raises(UsageError, match="host:port"):
             check_ray(wrong)
+    with pytest.raises(UsageError, match="host:port"):
+        random_search(**options, directory=str(tmp_path), ray="head")
+    assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr("jaxmnist.engine.address.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'ray>=2\.60'"):
         check_ray("auto")
