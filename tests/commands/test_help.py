@@ -36,6 +36,7 @@ def test_the_help_of_a_search(capsys):
     assert heads == ["options", *GROUPS, "examples"]
     assert max(map(len, said.partition("examples:")[0].splitlines())) <= 80
     assert "default default" not in said
+    assert re.search(r"^  --data-dir PATH\b", said, re.MULTILINE)
     for name in [*SETTINGS, *Space(DEFINITION).parameters, "config", "dry_run"]:
         assert len(re.findall(rf"^  .*{flag(name)}(?![\w-])", said, re.MULTILINE)) >= 1
     # A hyperparameter stands with the space, and a default stands there as it would be typed.
@@ -80,6 +81,14 @@ def test_what_is_spelt_wrong(line, says, capsys):
     said = capsys.readouterr().err
     assert said.startswith(f"jaxmnist: {says}")
     assert said.count("\n") == 1
+
+
+def test_memory_that_is_exhausted_is_a_line(capsys):
+    def exhausted(arguments):
+        raise MemoryError
+
+    assert run_command(exhausted, []) == 1
+    assert capsys.readouterr().err == "jaxmnist: memory is exhausted\n"
 
 
 def test_the_last_of_two_flags_counts(parser):
