@@ -91,7 +91,8 @@ class Builder:
         if self.platform != "cpu" or self.network.optimizer(hyperparameters, self.data):
             return None
         shapes = self.network.shapes(hyperparameters, self.data)
-        return Packing.of(self.network.split(shapes)[0])
+        decayed = self.network.decayed(hyperparameters, self.data)
+        return Packing.of(self.network.split(shapes)[0], decayed)
 
     def groups(
         self,
@@ -195,7 +196,8 @@ class Builder:
         fills = self.network.fills_batches(group.widest, self.data)
         tail = 0 if fills else images % settings.batch_size
         own = self.network.optimizer(group.widest, self.data)
-        train = train_block(model, settings, own, tail, packing)
+        decayed = self.network.decayed(group.widest, self.data)
+        train = train_block(model, settings, own, tail, packing, decayed)
         if not stacking.alone:
             train = frozen_where_diverged(train)
         train = jax.jit(self.devices.spread(train, stacking, shared=6), donate_argnums=0)

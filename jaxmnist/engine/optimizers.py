@@ -9,19 +9,49 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmnist.models.network import is_kernel
 from jaxmnist.training_settings import TrainingSettings
 
 MOMENTUM = 0.9  # of SGD
 WARM_UP = 0.2  # of a linear schedule: the part of all steps in which the rate rises
 Rate = jax.Array | float
+
+
+def weight_decay(factor: Rate, decayed: Any) -> optax.GradientTransformation:
+    """Adds `factor` times the weights to their updates, before these are scaled by the rate.
+
+    Args:
+      factor: of the decay.
+      decayed: a tree like the weights: whether each array decays, or which elements of it; None
+        for those that `is_kernel`.
+    """
+
+    def update(updates: Any, state: Any, weights: Any = None) -> tuple[Any, Any]:
+        def decay(change: jax.Array, weight: jax.Array, decays: Any) -> jax.Array:
+            if decays is False:
+                return change
+            return change + jnp.where(decays, factor * weight, 0).astype(change.dtype)
+
+        which = jax.tree_util.tree_map_with_path(is_kernel, weights) if decayed is None else decayed
+        return jax.tree.map(decay, updates, weights, which), state
+
+    return optax.GradientTransformation(lambda weights: optax.EmptyState(), update)
+
+
 # Of learning rate and weight decay, which only some of them have.
-OPTIMIZERS: dict[str, Callable[[Rate, Rate], optax.GradientTransformation]] = {
+OPTIMIZERS: dict[
+    str, Callable[[Rate, optax.GradientTransformation], optax.GradientTransformation]
+] = {
     "adam": lambda rate, decay: optax.adam(rate),
-    "adamw": lambda rate, decay: optax.adamw(rate, weight_decay=decay),
+    "adamw": lambda rate, decay: optax.chain(
+        optax.scale_by_adam(), decay, optax.scale_by_learning_rate(rate)
+    ),
     "nadam": lambda rate, decay: optax.nadam(rate),
     "rmsprop": lambda rate, decay: optax.rmsprop(rate),
     "sgd": lambda rate, decay: optax.sgd(rate, MOMENTUM),
-    "lion": lambda rate, decay: optax.lion(rate, weight_decay=decay),
+    "lion": lambda rate, decay: optax.chain(
+        optax.scale_by_lion(), decay, optax.scale_by_learning_rate(rate)
+    ),
 }
 
 
@@ -86,6 +116,7 @@ def optimizer(
     constants: Mapping[str, Any],
     own: optax.GradientTransformation | None = None,
     factor: Rate | None = None,
+    decayed: Any = None,
 ) -> optax.GradientTransformation:
     """What changes the weights, with the numbers of `constants`.
 
@@ -94,10 +125,12 @@ def optimizer(
       constants: see `training.constants_of`.
       own: the network's own optimizer, in place of that of the settings.
       factor: what the schedule multiplies the learning rate by at this step; None for 1.
+      decayed: see `weight_decay`.
     """
     rate = constants["learning_rate"]
     rate = rate if factor is None else rate * factor
-    found = own or OPTIMIZERS[settings.optimizer](rate, constants["weight_decay"])
+    decay = weight_decay(constants["weight_decay"], decayed)
+    found = own or OPTIMIZERS[settings.optimizer](rate, decay)
     if settings.ema_momentum > 0:
         return optax.chain(found, moving_average(constants["ema_momentum"]))
     return found

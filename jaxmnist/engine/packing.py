@@ -36,39 +36,60 @@ class Packed(NamedTuple):
 class Packing:
     """How the arrays of a tree of this structure are packed.
 
-    shapes: of all arrays, in the tree's order. small: whether each stands in the vector.
+    shapes: of all arrays, in the tree's order. decays: whether weight decay applies to each.
+    small: whether each stands in the vector.
     """
 
     structure: Any
     shapes: tuple[tuple[int, ...], ...]
+    decays: tuple[bool, ...]
     small: tuple[bool, ...]
 
     @classmethod
-    def of(cls, parameters: Any) -> Packing | None:
-        """The packing of trees like `parameters`; None where it would save nothing."""
+    def of(cls, parameters: Any, decayed: Any) -> Packing | None:
+        """The packing of trees like `parameters`; None where it would save nothing.
+
+        decayed: a tree of the same structure, which says what weight decay applies to.
+        """
         leaves, structure = jax.tree.flatten(parameters)
         small = tuple(x.dtype == np.float32 and math.prod(x.shape) < LARGE for x in leaves)
-        return cls(structure, tuple(x.shape for x in leaves), small) if sum(small) > 1 else None
+        shapes, decays = tuple(x.shape for x in leaves), tuple(jax.tree.leaves(decayed))
+        return cls(structure, shapes, decays, small) if sum(small) > 1 else None
+
+    @property
+    def order(self) -> list[int]:
+        """The places of the small arrays as the vector has them: those that decay come first."""
+        small = [place for place, small in enumerate(self.small) if small]
+        return sorted(small, key=lambda place: not self.decays[place])
+
+    @property
+    def decayed(self) -> Packed:
+        """What weight decay applies to, packed: bool[P], and a bool for each other array."""
+        sizes = {place: math.prod(self.shapes[place]) for place in self.order}
+        decaying = sum(size for place, size in sizes.items() if self.decays[place])
+        others = (d for d, small in zip(self.decays, self.small, strict=True) if not small)
+        return Packed(jnp.arange(sum(sizes.values())) < decaying, tuple(others))
 
     def pack(self, tree: Any) -> Packed:
         """A tree of this structure, packed; arrays on the host or in a program."""
-        leaves = list(zip(jax.tree.leaves(tree), self.small, strict=True))
-        flat = [leaf.reshape(-1) for leaf, small in leaves if small]
+        leaves = jax.tree.leaves(tree)
+        flat = [leaves[place].reshape(-1) for place in self.order]
         on_host = isinstance(flat[0], np.ndarray)
         vector = np.concatenate(flat) if on_host else jnp.concatenate(flat)
-        return Packed(vector, tuple(leaf for leaf, small in leaves if not small))
+        others = (leaf for leaf, small in zip(leaves, self.small, strict=True) if not small)
+        return Packed(vector, tuple(others))
 
     def unpack(self, packed: Packed) -> Any:
         """The inverse of `pack`, of one tree or of a stack of them."""
         stack = packed.vector.shape[:-1]
-        others, leaves, start = iter(packed.others), [], 0
-        for shape, small in zip(self.shapes, self.small, strict=True):
-            if small:
-                end = start + math.prod(shape)
-                leaves.append(packed.vector[..., start:end].reshape((*stack, *shape)))
-                start = end
-            else:
-                leaves.append(next(others))
+        parts, start = {}, 0
+        for place in self.order:
+            shape = self.shapes[place]
+            end = start + math.prod(shape)
+            parts[place] = packed.vector[..., start:end].reshape((*stack, *shape))
+            start = end
+        others = iter(packed.others)
+        leaves = [parts[i] if small else next(others) for i, small in enumerate(self.small)]
         return self.structure.unflatten(leaves)
 
     def packed(self, state: State) -> State:

@@ -243,6 +243,7 @@ def train_block(
     transformation: optax.GradientTransformation | None = None,
     tail: int = 0,
     packing: Packing | None = None,
+    decayed: Any = None,
 ) -> Callable[..., TrainingState]:
     """The function that trains on the batches first, …, last − 1 of an epoch.
 
@@ -253,6 +254,8 @@ def train_block(
       tail: number of images of the last batch where it may not be filled up, because the network
         lets images of a batch depend on each other; else 0.
       packing: how the state's parameters and moments are packed; None if they are not.
+      decayed: whether weight decay applies to each parameter, a tree like them: see
+        `Network.decayed`; None for those that `is_kernel`.
 
     Returns:
       A pure function of (state, images [N, H, W, C], labels int32[N], batches int32[S, K, B],
@@ -290,7 +293,8 @@ def train_block(
         gradients = packing.pack(gradients) if packing else gradients
         schedule = SCHEDULES.get(settings.schedule)
         factor = schedule(steps)(number) if schedule else None
-        update = optimizer(settings, state.constants, transformation, factor).update
+        decays = packing.decayed if packing else decayed
+        update = optimizer(settings, state.constants, transformation, factor, decays).update
         updates, optimizer_state = update(gradients, state.optimizer_state, state.parameters)
         return state._replace(
             parameters=optax.apply_updates(state.parameters, updates),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
@@ -194,6 +194,11 @@ class Network(ABC):
         found = jax.eval_shape(model.outputs, parameters, image, collections)
         return int(found.features.shape[1])
 
+    def decayed(self, hyperparameters: Hyperparameters, data: DataSpec) -> Any:
+        """Whether weight decay applies to each parameter, a tree of bools: see `is_kernel`."""
+        parameters, _ = self.split(self.shapes(hyperparameters, data))
+        return jax.tree_util.tree_map_with_path(is_kernel, parameters)
+
     def block_size(
         self, hyperparameters: Hyperparameters, data: DataSpec, platform: str, batch_size: int
     ) -> int:
@@ -284,6 +289,21 @@ def pixels(images: jax.Array, scale: float, precision: str) -> jax.Array:
     else:
         dtype = images.dtype if jnp.issubdtype(images.dtype, jnp.floating) else jnp.float32
     return images.astype(dtype) / scale
+
+
+def is_kernel(path: Sequence[Any], array: Any) -> bool:
+    """Whether a parameter is neither a bias nor the scale of a normalization.
+
+    These have such a name, or one dimension. Weight decay leaves them alone, as is usual: it is
+    meant to keep the function simple, which they don't do by being small. See Loshchilov and
+    Hutter, 'Decoupled weight decay regularization', 2019, for the decay itself.
+
+    Args:
+      path: of the parameter, as JAX gives it for a leaf of a tree.
+      array: the parameter, or its shape.
+    """
+    name = str(getattr(path[-1], "key", path[-1])) if path else ""
+    return len(array.shape) > 1 and name not in ("bias", "scale")
 
 
 def by_path(parameters: Parameters, above: str = "") -> Iterator[tuple[str, Any]]:

@@ -53,3 +53,30 @@ def test_without_an_average_the_weights_themselves_count():
     settings, weights = TrainingSettings(), {"a": jnp.ones(2)}
     state = optimizer(settings, constants_of(settings, 0, 0)).init(weights)
     assert averaged(state, weights) is weights
+
+
+PEERS = {
+    "adamw": lambda mask: optax.adamw(1e-2, weight_decay=0.3, mask=mask),
+    "lion": lambda mask: optax.lion(1e-2, weight_decay=0.3, mask=mask),
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_weight_decay_leaves_biases_and_scales_alone(name):
+    """As Optax's own does with a mask: kernels decay, whatever has one dimension or is a bias not."""
+    shapes = {"dense": {"kernel": (3, 2), "bias": (2,)}, "norm": {"scale": (2, 2), "bias": (1, 2)}}
+    weights = jax.tree.map(jnp.ones, shapes, is_leaf=lambda part: isinstance(part, tuple))
+    mask = {"dense": {"kernel": True, "bias": False}, "norm": {"scale": False, "bias": False}}
+    settings = TrainingSettings(optimizer=name, learning_rate=1e-2, weight_decay=0.3)
+    ours, theirs = optimizer(settings, constants_of(settings, 0, 0)), PEERS[name](mask)
+    found = []
+    for each in (ours, theirs):
+        state, now = each.init(weights), weights
+        for seed in range(3):
+            random = np.random.default_rng(seed)
+            gradient = jax.tree.map(lambda x, r=random: r.normal(size=x.shape), weights)
+            updates, state = each.update(gradient, state, now)
+            now = optax.apply_updates(now, updates)
+        found.append(now)
+    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)

@@ -7,9 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmnist.engine.optimizers import OPTIMIZERS
+from jaxmnist.engine.optimizers import OPTIMIZERS, weight_decay
 from jaxmnist.engine.packing import LARGE, Packing
 from jaxmnist.engine.training import TrainingState
+from jaxmnist.models.network import is_kernel
 
 TREE = {
     "conv": {"kernel": (3, 3, 2, 4), "bias": (4,)},
@@ -29,6 +30,10 @@ def arrays(seed):
     return tree
 
 
+def packing_of(tree):
+    return Packing.of(tree, jax.tree_util.tree_map_with_path(is_kernel, tree))
+
+
 def assert_same(ours, theirs):
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     assert jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))
@@ -36,7 +41,7 @@ def assert_same(ours, theirs):
 
 def test_packing_and_back():
     tree = arrays(0)
-    packing = Packing.of(tree)
+    packing = packing_of(tree)
     packed = packing.pack(tree)
     assert packed.vector.shape == (3 * 3 * 2 * 4 + 4 + 4 + 1,)
     assert [x.shape for x in packed.others] == [(LARGE // 4, 4), (5,)]  # large; of another dtype
@@ -46,21 +51,24 @@ def test_packing_and_back():
 
 
 def test_nothing_to_pack():
-    assert Packing.of({"bias": np.zeros(3, np.float32)}) is None
-    assert Packing.of(jax.tree.map(lambda x: x.astype(np.float64), arrays(0))) is None
+    assert packing_of({"bias": np.zeros(3, np.float32)}) is None
+    assert packing_of(jax.tree.map(lambda x: x.astype(np.float64), arrays(0))) is None
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_computes_the_same(name):
     """Bit for bit, with moments that are unpacked and packed again, as by a checkpoint."""
-    optimizer = OPTIMIZERS[name](1e-3, 1e-2)
-    packing = Packing.of(arrays(0))
+    packing = packing_of(arrays(0))
 
     @jax.jit
     def step(parameters, state, gradients):
+        packed = not isinstance(parameters, dict)
+        decay = weight_decay(1e-2, packing.decayed if packed else None)
+        optimizer = OPTIMIZERS[name](1e-3, decay)
         updates, state = optimizer.update(gradients, state, parameters)
         return optax.apply_updates(parameters, updates), state
 
+    optimizer = OPTIMIZERS[name](1e-3, weight_decay(1e-2, None))
     parameters, packed = arrays(0), packing.pack(arrays(0))
     state, packed_state = optimizer.init(parameters), optimizer.init(packed)
     for seed in range(1, 4):
@@ -75,7 +83,7 @@ def test_an_optimizer_computes_the_same(name):
 
 def test_collections_stay_as_they_are():
     """Also those of the parameters' structure, such as their running mean."""
-    packing, weights = Packing.of(arrays(0)), arrays(0)
+    packing, weights = packing_of(arrays(0)), arrays(0)
     state = TrainingState(weights, {"mean": weights}, 0, 0, {"mean": weights}, {})
     packed = packing.packed(state)
     assert packed.collections is state.collections
