@@ -109,7 +109,7 @@ def random_search(
     try:
         network = own_network(model, build_model)
         space = Space(network.definition if network else DEFINITION)
-        names += space.parameters
+        names += space.explored
         if data is not None:
             if data_dir is not None:
                 raise UsageError("data and data_dir are two datasets: give one of them")
@@ -139,12 +139,12 @@ def with_keywords(line: str, names: Iterable[str]) -> str:
 def settings_of(options: Mapping[str, Any], space: Space) -> SearchSettings:
     """Return the settings for `options`, which may include ranges of hyperparameters by name."""
     known = [item.name for item in fields(SearchSettings) if item.name != "ranges"]
-    ranges = {name: options[name] for name in space.parameters if name in options}
-    left = [name for name in TRAINING if name in options and name not in space.parameters]
+    ranges = {name: options[name] for name in space.explored if name in options}
+    left = [name for name in TRAINING if name in options and name not in space.explored]
     ranges |= {name: options[name] for name in left if is_range(options[name])}
     usual = usual_settings(options.get("recipe"))
     optimizer = options.get("optimizer", usual["optimizer"])
-    chosen = "optimizer" in ranges or "optimizer" in space.parameters or optimizer in DECAYING
+    chosen = "optimizer" in ranges or "optimizer" in space.explored or optimizer in DECAYING
     if "weight_decay" in left and not chosen:
         raise UsageError(
             f"--weight-decay is of the optimizers {', '.join(DECAYING)}, and --optimizer is"
@@ -152,7 +152,7 @@ def settings_of(options: Mapping[str, Any], space: Space) -> SearchSettings:
         )
     for name in options:
         if name not in known and name not in ranges:
-            near = nearest(name, [*known, *space.parameters])
+            near = nearest(name, [*known, *space.explored])
             raise UsageError(
                 f"unknown option {name!r}" + (f"; did you mean {near!r}?" if near else "")
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from typing import Any
 
 
 def printable(text: str) -> str:
@@ -36,6 +37,20 @@ class UsageError(JaxmnistError, ValueError):
     """A user's mistake: a wrong setting, a bad file, a locked or unwritable directory."""
 
     exit_status = 2
+
+
+class NetworkError(UsageError):
+    """A network of one's own can't be asked, built, traced or trained as it is meant.
+
+    traceback: the whole traceback of the exception in a person's code; empty if there was none.
+    """
+
+    def __init__(self, line: str, traceback: str = "") -> None:
+        super().__init__(line)
+        self.traceback = traceback
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NetworkError, (str(self), self.traceback)
 
 
 class EnvironmentFailure(JaxmnistError, RuntimeError):

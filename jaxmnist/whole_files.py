@@ -27,6 +27,7 @@ from jaxmnist.errors import UsageError, disk_error
 from jaxmnist.reading import largest_file, read_npy
 
 LARGEST_JSON = 2**26  # bytes; the files of a run have about a thousandth of that
+BRAIN = "BF16"  # safetensors' name of bfloat16
 SEALED = "sealed"  # metadata key of the JSON with the SHA-256 of all that a safetensors file holds
 
 
@@ -261,9 +262,27 @@ def read_tensors(
     try:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         metadata = json.loads(header["__metadata__"][key])
-        return load_tensors(content), metadata
+        return _load_tensors(content, header), metadata
     except Exception:  # given damaged bytes, decoders raise anything
         raise DamagedFile(path, "is not a safetensors file of jaxmnist") from None
+
+
+def _load_tensors(content: bytes, header: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Load a safetensors file, also with bfloat16, which its library saves from NumPy alone."""
+    brain = [name for name, found in header.items() if found.get("dtype") == BRAIN]
+    if not brain:
+        return load_tensors(content)
+    import ml_dtypes  # of JAX
+
+    for name in brain:
+        header[name]["dtype"] = "U16"
+    start = 8 + int.from_bytes(content[:8], "little")
+    text = json.dumps(header).encode()
+    arrays = load_tensors(len(text).to_bytes(8, "little") + text + content[start:])
+    return {
+        name: array.view(ml_dtypes.bfloat16) if name in brain else array
+        for name, array in arrays.items()
+    }
 
 
 def sealed_bytes(tensors: dict[str, np.ndarray], content: dict[str, Any]) -> bytes:

@@ -42,7 +42,7 @@ def main(arguments: list[str], program: str = "python -m jaxmnist.search") -> No
     given.pop("config", None)
     dry = given.pop("dry_run", False)
     config = config.without(given)
-    config.check(space.parameters)
+    config.check(space.explored)
     with config.named():
         settings = settings_of({**config.options, **given}, space)
         if dry:
@@ -60,7 +60,7 @@ def parser_of(definition: Definition, space: Space, program: str) -> Parser:
         usage="[FLAG …]",
     )
     # What the network asks for itself is a hyperparameter, and no setting.
-    add_settings(parser, without=space.parameters)
+    add_settings(parser, without=space.explored)
     add_ranges(parser, space.describe().ranges(), definition.help or {})
     running = parser.group("running")
     running.add_argument(

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
@@ -206,8 +207,10 @@ def dataset_in_memory(data: Any, settings: SearchSettings) -> Dataset:
     Raises:
       UsageError: the arrays are not such ones, or don't fit together.
     """
+    # Copies: a change of the caller's arrays while a search runs must not reach the test set.
     if isinstance(data, Arrays):
-        return replace(split_as(settings, data), in_memory=True)
+        own: Any = map(copy, data)
+        return replace(split_as(settings, Arrays(*own)), in_memory=True)
     if isinstance(data, tuple | list) and len(data) in (2, 3):
         pairs = [part for part in data if isinstance(part, tuple | list) and len(part) == 2]
         if len(pairs) == len(data):
@@ -218,7 +221,7 @@ def dataset_in_memory(data: Any, settings: SearchSettings) -> Dataset:
             " between them, or be (x, y)"
         )
     try:
-        parts = [np.asarray(array) for array in data]
+        parts = [np.array(array) for array in data]
     except (ValueError, TypeError):
         raise UsageError("data must be arrays of images and of labels") from None
     found = in_order(list(zip(parts[::2], parts[1::2], strict=True)))

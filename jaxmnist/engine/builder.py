@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ from jaxmnist.engine.training import (
 )
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import block_size
+from jaxmnist.models.loading import in_own_code
 from jaxmnist.models.network import DataSpec, Network
 from jaxmnist.runs.keys import TrialKey, index_of
 from jaxmnist.training_settings import TrainingSettings
@@ -60,7 +62,7 @@ class Builder:
 
     def __post_init__(self) -> None:
         dataset, everywhere = self.dataset, self.devices.everywhere
-        self.data = DataSpec.of(dataset)
+        self.data = DataSpec.of(dataset, self.settings)
         self.train = jax.device_put((dataset.x_train, dataset.y_train), everywhere)
         # Evaluation doesn't depend on a batch size, so it uses the platform's preferred one.
         size, validated = block_size(self.platform, 1024), len(dataset.y_validation)
@@ -167,7 +169,13 @@ class Builder:
         options = COMPILER_OPTIONS if self.platform == "cpu" else None
 
         def compiler(function: Any, arguments: Arguments) -> Callable[[], jax.stages.Compiled]:
-            return lambda: function.lower(*arguments).compile(options)
+            def compiled() -> jax.stages.Compiled:
+                with in_own_code() if self.network.traced else nullcontext():
+                    lowered = function.lower(*arguments)
+                program: jax.stages.Compiled = lowered.compile(options)
+                return program
+
+            return compiled
 
         train, validate = self.functions(group, stacking)
         return compiler(*train), compiler(*validate)

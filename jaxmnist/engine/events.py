@@ -9,7 +9,7 @@ from jaxmnist.engine.stacking import Stacking
 from jaxmnist.engine.training import TrainingState
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.runs.keys import TrialKey
-from jaxmnist.runs.trial import History, Metrics
+from jaxmnist.runs.trial import Computation, History, Metrics
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,14 @@ class TrialCompiled:
 
     epoch: finished epochs. images: images of the next epoch so far.
     seconds: wall time since the trial began.
+    computation: what its network computes, if that is a person's own.
     """
 
     index: TrialKey
     epoch: int = 0
     images: int = 0
     seconds: float = 0.0
+    computation: Computation | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class TrialFinished:
     seconds: wall time, including compilation.
     error: why it failed, or None.
     diverged: whether it failed because its loss stopped being finite; a retry would fail too.
+    refused: whether it failed because its network can't be built or traced; so would a retry.
+    traceback: of the exception that it failed with; empty if there was none.
     validation: for each epoch, the bits of the correctly classified validation images, all 0 if
       the epoch was not evaluated.
     """
@@ -91,6 +95,8 @@ class TrialFinished:
     seconds: float
     error: str | None = None
     diverged: bool = False
+    refused: bool = False
+    traceback: str = ""
     validation: tuple[bytes, ...] = ()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ from jaxmnist.engine.programs import Compilers, Programs
 from jaxmnist.engine.stacking import Stacking, choose, round_up
 from jaxmnist.engine.training import TrainingState, Weights, start_epoch, trained_weights
 from jaxmnist.engine.workers import Events, Interrupted
-from jaxmnist.errors import one_line
+from jaxmnist.errors import NetworkError, one_line
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import Network
 from jaxmnist.runs.keys import TrialKey
@@ -237,13 +238,16 @@ class Engine:
             return
         except (Interrupted, CancelledError):
             raise Interrupted from None
+        except NetworkError as failure:
+            error, refused, whole = str(failure), True, failure.traceback
         except Exception as failure:
-            error = one_line(failure, named=True)
+            error, refused = one_line(failure, named=True), False
+            whole = "".join(traceback.format_exception(failure))
         finally:
             programs.release(group)
         if len(group.trials) == 1:
-            index = group.trials[0][0]
-            yield TrialFinished(index, (), None, time.perf_counter() - started, error)
+            index, seconds = group.trials[0][0], time.perf_counter() - started
+            yield TrialFinished(index, (), None, seconds, error, refused=refused, traceback=whole)
             return
         # Memory ran out, or one of the trials raises: the others must not fail with it.
         for half in group.halves(self.builder.devices.count):
@@ -259,8 +263,10 @@ class Engine:
         """Train a group; all its trials finish together, including those that diverged."""
         lanes = self._start(group, checkpoints)
         train, evaluate = programs.get(group)
-        for index, _ in group.trials:
-            yield TrialCompiled(index, lanes.epoch, self._images(lanes), lanes.seconds)
+        for index, hyperparameters in group.trials:
+            computation = self.network.computation(hyperparameters, self.builder.data)
+            images = self._images(lanes)
+            yield TrialCompiled(index, lanes.epoch, images, lanes.seconds, computation)
         while lanes.epoch < self.settings.epochs and lanes.live.any():
             order = self.builder.batches_of(lanes.group, lanes.epoch)
             before = np.int32(lanes.epoch * len(order))

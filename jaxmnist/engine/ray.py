@@ -109,7 +109,9 @@ class RayEngine:
 
     def _work(self, hyperparameters: Hyperparameters) -> float:
         """How long a trial takes, in multiplications."""
-        return multiplications(self.network.layers(hyperparameters, DataSpec.of(self.dataset)))
+        return multiplications(
+            self.network.layers(hyperparameters, DataSpec.of(self.dataset, self.settings))
+        )
 
     def _job(self, assignments: Iterable[Assignment]) -> Job:
         """What the process beside this one gets."""

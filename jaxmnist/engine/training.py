@@ -182,9 +182,9 @@ def start_epoch(state: TrainingState) -> TrainingState:
 
 
 def _no_sums(parameters: Any) -> Sums:
-    """Sums of zero; the loss has the dtype of the parameters."""
-    precision = jnp.result_type(*jax.tree.leaves(parameters))
-    return Sums(jnp.zeros((), precision), jnp.zeros((), jnp.int32))
+    """Sums of zero; the loss has the dtype of the parameters, float32 at least."""
+    precision = jnp.promote_types(jnp.result_type(*jax.tree.leaves(parameters)), jnp.float32)
+    return Sums(jnp.zeros((), precision).real, jnp.zeros((), jnp.int32))
 
 
 @jax.custom_vjp

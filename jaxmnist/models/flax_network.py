@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
+import json
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmnist.errors import UsageError, one_line
+from jaxmnist.errors import NetworkError, UsageError
 from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.models.built import Batching, Built, Tried
 from jaxmnist.models.convolution import Method, block_size
-from jaxmnist.models.loading import own_modules
+from jaxmnist.models.distributions import Distribution
+from jaxmnist.models.loading import in_own_code, own_modules
 from jaxmnist.models.module import PlainModule, check_module
 from jaxmnist.models.network import (
     NUMBERS,
@@ -32,78 +32,20 @@ from jaxmnist.models.network import (
     Outputs,
     Parameters,
     StepInputs,
+    is_kernel,
     pixels,
 )
-from jaxmnist.models.optimizers import check_optimizer, with_plain_keys
+from jaxmnist.models.optimizers import as_transformation, check_optimizer, last_update
 from jaxmnist.models.questions import Definition, Questions, answers_of
 from jaxmnist.models.rewriting import rewritten, with_last_inputs
 from jaxmnist.runs.layers import Layer
-from jaxmnist.training_settings import OF_OPTIMIZER, TrainingSettings
+from jaxmnist.runs.trial import Computation
+from jaxmnist.training_settings import OF_OPTIMIZER, TRAINING, TrainingSettings
 
 NAME = "own"  # of the network, in a run's identity
-KEPT = 4  # images that stay the same where others of their batch are changed
 MOST_BUILT = 64  # configurations that are kept as they were built
-# Options of XLA: random initial weights take it 8 times longer with its usual ones.
-QUICKLY: dict[str, str | bool] = {
-    "xla_backend_optimization_level": "0",
-    "xla_llvm_disable_expensive_passes": True,
-}
-# How images of a batch depend on each other in training: not at all; by BatchNorm's statistics,
-# which leave out images that don't count; or in another way.
-Batching = Literal["independent", "masked", "exact"]
-
-
-@dataclass(frozen=True, eq=False)
-class Built:
-    """A configuration as `build_model` returned it.
-
-    optimizer: None for that of the settings.
-    """
-
-    plain: PlainModule
-    optimizer: optax.GradientTransformation | None
-
-    @cached_property
-    def init(self) -> Callable[[jax.Array], dict[str, Any]]:
-        """The compiled function of a key that gives the initial variables."""
-        return _compiled(self.plain.init, jax.random.key(0, impl="threefry2x32"))
-
-    def variables(self, seed: int, index: int) -> dict[str, Any]:
-        """The initial variables of a trial, computed and kept on the host."""
-        with jax.default_device(jax.devices("cpu")[0]):
-            key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), index)
-            found: dict[str, Any] = jax.device_get(self.init(key))
-        return found
-
-    @cached_property
-    def step(self) -> tuple[Any, Any]:
-        """The jaxpr of the module in training on two images, and the shapes of its outputs."""
-        image = jax.ShapeDtypeStruct((2, *self.plain.image_shape), np.float32)
-        key = jax.random.key(0, impl="threefry2x32")
-        return jax.make_jaxpr(self.plain.apply_in_training, return_shape=True)(
-            self.plain.shapes, image, key
-        )
-
-    @cached_property
-    def batching(self) -> Batching:
-        """How images of a batch depend on each other in training, tried with some of them."""
-        return _try_batching(self)
-
-    @cached_property
-    def sha256(self) -> str:
-        """A hash of what it computes in training, constants included."""
-        traced = [self.step[0]]
-        if self.optimizer is not None:
-            weights = self.plain.shapes["params"]
-            state = jax.eval_shape(self.optimizer.init, weights)
-            traced.append(jax.make_jaxpr(self.optimizer.update)(weights, state, weights))
-        found = hashlib.sha256()
-        for closed in traced:
-            # Functions among the equations are printed with their place in memory.
-            found.update(re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr)).encode())
-            for constant in closed.consts:
-                found.update(np.ascontiguousarray(jax.device_get(constant)).tobytes())
-        return found.hexdigest()
+# What a person's function asks for first, or after some answers; None at the end.
+Question = tuple[str, Distribution] | None
 
 
 class FlaxNetwork(Network):
@@ -122,8 +64,12 @@ class FlaxNetwork(Network):
         self.name = name
         self._build_model = build_model
         self.definition = Definition(NAME, self._ask)
+        # What was asked after which answers, by the data: the function needs no second call.
+        self._trees: dict[Hashable, dict[tuple[str, ...], Question]] = {}
         # Trials build in threads of their own: a cache of the standard library bears that.
         self._kept = lru_cache(MOST_BUILT)(self._build_twice)
+        self._computations: dict[Hashable, Computation] = {}  # of all that was ever built
+        self._tried: dict[Computation, Tried] = {}
 
     def __reduce__(self) -> tuple[type[FlaxNetwork], tuple[Any, ...]]:
         """Another process makes it anew of its function."""
@@ -133,63 +79,159 @@ class FlaxNetwork(Network):
         """The module of `build_model`, and those beside it."""
         return own_modules(self._build_model)
 
-    def _call(self, hp: Questions) -> tuple[nn.Module, optax.GradientTransformation | None]:
-        """What the function returns, checked."""
-        found = self._build_model(hp)
+    # --- asking ---
+
+    def _ask(self, hp: Questions) -> None:
+        """Ask for the hyperparameters: what was asked before is known.
+
+        A configuration that raises when it is built fails as a trial.
+        """
+        tree = self._trees.setdefault((hp.image_shape, hp.classes, hp.steps_of), {})
+        path: tuple[str, ...] = ()
+        while path in tree:
+            question = tree[path]
+            if question is None:
+                return
+            path += (json.dumps(hp.ask_as_declared(*question)),)
+
+        def answer(name: str, declared: Distribution) -> Any:
+            nonlocal path
+            if name in hp:
+                return hp.get(name)
+            value = hp.ask_as_declared(name, declared)
+            tree[path] = name, declared
+            path += (json.dumps(value),)
+            return value
+
+        asking = Questions(
+            answer, image_shape=hp.image_shape, classes=hp.classes, steps_of=hp.steps_of
+        )
+        try:
+            with in_own_code():
+                found = self._build_model(asking)
+            if not isinstance(found, tuple):
+                TrainingSettings().for_trial(hp.values)
+            if not hp.asked:
+                self._parts(found)
+        except NetworkError as problem:
+            if not hp.asked:  # it fails whatever the hyperparameters are
+                raise NetworkError(f"{self.name} fails: {problem}", problem.traceback) from (
+                    problem.__cause__
+                )
+        tree[path] = None
+
+    # --- building ---
+
+    def _parts(self, found: Any) -> tuple[nn.Module, optax.GradientTransformation | None]:
+        """What the function returned, checked."""
         optimizer = None
         if isinstance(found, tuple):
             if len(found) != 2:
-                raise UsageError(
+                raise NetworkError(
                     f"{self.name} must return a Flax module, or a module and an Optax optimizer,"
                     f" not {len(found)} things"
                 )
             found, optimizer = found
+            optimizer = as_transformation(optimizer)
             check_optimizer(optimizer)
-            optimizer = with_plain_keys(optimizer)
         return check_module(found), optimizer
-
-    def _ask(self, hp: Questions) -> None:
-        """Ask for the hyperparameters; a configuration that can't be built fails as a trial."""
-        try:
-            _, optimizer = self._call(hp)
-            if optimizer is None:
-                TrainingSettings().for_trial(hp.values)
-        except UsageError:
-            raise
-        except Exception as problem:
-            if not hp.asked:  # it fails whatever the hyperparameters are
-                raise UsageError(f"{self.name} fails: {one_line(problem, named=True)}") from None
 
     def built(self, hyperparameters: Hyperparameters, data: DataSpec) -> Built:
         """A configuration, built once and kept.
 
-        Raises `UsageError` if the function asks or returns something else when it is called again.
+        Raises `NetworkError` if it can't be built, or if the function asks or returns something
+        else when it is called again.
         """
         return self._kept(hyperparameters, data)
 
     def _build_twice(self, hyperparameters: Hyperparameters, data: DataSpec) -> Built:
-        first, second = (self._build(hyperparameters, data) for _ in range(2))
-        if first.sha256 != second.sha256:
-            raise UsageError(
+        first = self._build(hyperparameters, data)
+        known = self._computations.get((hyperparameters, data))
+        again = known or self._build(hyperparameters, data).computation
+        if different := first.computation.differences(again):
+            raise NetworkError(
                 f"{self.name} returns another network when it is called again with the same"
-                " hyperparameters"
+                f" hyperparameters ({hyperparameters}; what differs: {', '.join(different)})"
             )
+        self._computations[hyperparameters, data] = first.computation
         return first
 
     def _build(self, hyperparameters: Hyperparameters, data: DataSpec) -> Built:
         hp = Questions(
-            answers_of(hyperparameters), image_shape=data.image_shape, classes=data.classes
+            answers_of(hyperparameters),
+            image_shape=data.image_shape,
+            classes=data.classes,
+            steps_of=data.steps,
         )
-        module, optimizer = self._call(hp)
-        built = Built(PlainModule(module, data.image_shape), optimizer)
-        _, (logits, _) = built.step
-        if getattr(logits, "shape", None) != (2, data.classes):
-            found = getattr(logits, "shape", type(logits).__name__)
-            raise UsageError(
-                f"the network must give logits of shape (N, {data.classes}) for N images, and gives"
-                f" {found} for two"
+        try:
+            with in_own_code():
+                found = self._build_model(hp)
+        except NetworkError:
+            raise
+        except UsageError as problem:  # it asks for something else than it did before
+            raise NetworkError(f"{self.name}: {problem}") from problem
+        if left := [name for name in hyperparameters if name not in (*hp.asked, *TRAINING)]:
+            raise NetworkError(
+                f"{self.name} doesn't ask for {', '.join(left)} any more, with the same answers as"
+                f" before ({hyperparameters})"
             )
-        return built
+        module, optimizer = self._parts(found)
+        return Built(PlainModule(module, data.image_shape), optimizer, data.classes)
+
+    def tried(self, hyperparameters: Hyperparameters, data: DataSpec) -> Tried:
+        """What trying a configuration has shown; that of an equal one is known."""
+        built = self.built(hyperparameters, data)
+        if built.computation not in self._tried:
+            self._tried[built.computation] = built.tried
+        return self._tried[built.computation]
+
+    def check(self, hyperparameters: Hyperparameters, data: DataSpec) -> None:
+        """Build, trace and try a configuration."""
+        self.tried(hyperparameters, data)
+
+    def notes(self, hyperparameters: Hyperparameters, data: DataSpec) -> list[str]:
+        """What is taken from it in another way than may be meant."""
+        built, tried = self.built(hyperparameters, data), self.tried(hyperparameters, data)
+        found = []
+        if said := built.plain.output:
+            found.append(f"the logits are {said}")
+        if built.plain.sown:
+            names = " and ".join(built.plain.sown)
+            found.append(f"what the network sows as {names} is not part of the loss")
+        if not tried.alone:
+            found.append(
+                "the network's output for an image changes with the other images of its batch, in"
+                f" evaluation too (tried with {hyperparameters}): accuracies and predictions depend"
+                " on the batches"
+            )
+        steps = data.steps(hyperparameters)
+        if built.optimizer is not None:
+            last = last_update(built.optimizer, built.plain.shapes["params"], steps)
+            if last < steps:
+                found.append(
+                    f"the optimizer changes no weights after step {last} of {steps} (tried with"
+                    f" {hyperparameters}): hp.steps is the number of steps of a training, for its"
+                    " schedule"
+                )
+        return found
+
+    def computation(self, hyperparameters: Hyperparameters, data: DataSpec) -> Computation:
+        """Hashes of its initial weights, training and evaluation."""
+        return self.built(hyperparameters, data).computation
+
+    def rounding(self, hyperparameters: Hyperparameters, data: DataSpec) -> float:
+        """By the coarsest type that it computes in."""
+        return self.built(hyperparameters, data).rounding
+
+    def logits(
+        self,
+        hyperparameters: Hyperparameters,
+        data: DataSpec,
+        weights: Parameters,
+        images: np.ndarray,
+    ) -> np.ndarray:
+        """The logits in evaluation."""
+        return self.built(hyperparameters, data).outputs(weights, images)
 
     def layers(self, hyperparameters: Hyperparameters, data: DataSpec) -> tuple[Layer, ...]:
         """The modules that have parameters or no modules within; none if it can't be built."""
@@ -202,6 +244,7 @@ class FlaxNetwork(Network):
         self, hyperparameters: Hyperparameters, data: DataSpec, *, seed: int, index: int
     ) -> dict[str, Any]:
         """The module's own initial variables, with a key from (seed, index)."""
+        self.check(hyperparameters, data)
         return self.built(hyperparameters, data).variables(seed, index)
 
     def shapes(self, hyperparameters: Hyperparameters, data: DataSpec) -> dict[str, Any]:
@@ -216,13 +259,24 @@ class FlaxNetwork(Network):
         """Flax's variables."""
         return {"params": parameters, **collections}
 
+    def decayed(self, hyperparameters: Hyperparameters, data: DataSpec) -> Any:
+        """Kernels that receive a gradient: fixed weights stay as they are."""
+        built = self.built(hyperparameters, data)
+        kernels = jax.tree_util.tree_map_with_path(is_kernel, built.plain.shapes["params"])
+        return jax.tree.map(lambda kernel, trained: kernel and trained, kernels, built.trained)
+
     def model(
         self, hyperparameters: Hyperparameters, data: DataSpec, method: Method, precision: str
     ) -> FlaxModel:
         """The model of a configuration."""
         built = self.built(hyperparameters, data)
-        batching = self.batching(hyperparameters, data)
-        return FlaxModel(built.plain, batching, method == "tiles", precision, data.scale)
+        return FlaxModel(
+            built.plain,
+            lambda: self.batching(hyperparameters, data),
+            method == "tiles",
+            precision,
+            data.scale,
+        )
 
     def block_size(
         self, hyperparameters: Hyperparameters, data: DataSpec, platform: str, batch_size: int
@@ -235,19 +289,6 @@ class FlaxNetwork(Network):
     def fills_batches(self, hyperparameters: Hyperparameters, data: DataSpec) -> bool:
         """Whether images that don't count change nothing, tried by number."""
         return self.batching(hyperparameters, data) != "exact"
-
-    def predicts_alone(self, hyperparameters: Hyperparameters, data: DataSpec) -> bool:
-        """Tried with some images; True if it can't be built, as its trial says why."""
-        try:
-            built = self.built(hyperparameters, data)
-            variables = built.variables(0, 0)
-            images, others = _images_and_others(built.plain)
-            with jax.default_device(jax.devices("cpu")[0]):
-                run = _compiled(built.plain.apply_in_evaluation, variables, images)
-                (logits, _), (changed, _) = run(variables, images), run(variables, others)
-        except Exception:
-            return True
-        return _close(logits[:KEPT], changed[:KEPT])
 
     def optimizer(
         self, hyperparameters: Hyperparameters, data: DataSpec
@@ -265,14 +306,6 @@ class FlaxNetwork(Network):
             {name: value for name, value in hyperparameters.items() if name not in OF_OPTIMIZER}
         )
 
-    def computation(self, hyperparameters: Hyperparameters, data: DataSpec) -> str | None:
-        """The versions of JAX and Flax, and a hash of the jaxpr in training; None if it fails."""
-        try:
-            found = self.built(hyperparameters, data).sha256
-        except Exception:  # its trial says why
-            return None
-        return f"jax {jax.__version__}, flax {flax.__version__}: {found}"
-
     def program_key(self, hyperparameters: Hyperparameters, data: DataSpec) -> Hashable:
         """The hyperparameters, but for the numbers of training that the module doesn't use."""
         without = super().program_key(hyperparameters, data)
@@ -282,10 +315,10 @@ class FlaxNetwork(Network):
             other = hyperparameters.replace(
                 **{name: 0.5 for name in NUMBERS if name in hyperparameters}
             )
-            ours, theirs = (self._build(h, data) for h in (hyperparameters, other))
-        except Exception:
+            ours, theirs = self.built(hyperparameters, data), self._build(other, data)
+            same = ours.optimizer is None and ours.computation == theirs.computation
+        except Exception:  # its trial says why
             return hyperparameters
-        same = ours.optimizer is None and ours.sha256 == theirs.sha256
         return without if same else hyperparameters
 
     def batching(self, hyperparameters: Hyperparameters, data: DataSpec) -> Batching:
@@ -294,64 +327,20 @@ class FlaxNetwork(Network):
         What is found counts for this configuration alone: another one may normalise over another
         axis.
         """
-        return self.built(hyperparameters, data).batching
-
-
-def _compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
-    """`function` compiled on the host for these arguments, in a fraction of the usual time.
-
-    It is called once or twice: how fast it runs doesn't matter.
-    """
-    found: Callable[..., Any] = jax.jit(function).lower(*arguments).compile(QUICKLY)
-    return found
-
-
-def _images_and_others(plain: PlainModule) -> np.ndarray:
-    """Two batches of random images, the first `KEPT` of which are the same: float32[2, N, …]."""
-    both = np.random.default_rng(0).random((2, 2 * KEPT, *plain.image_shape), np.float32)
-    both[1, :KEPT] = both[0, :KEPT]
-    return both
-
-
-def _close(a: jax.Array, b: jax.Array) -> bool:
-    """Whether two arrays are equal within rounding."""
-    return bool(np.allclose(a, b, rtol=1e-4, atol=1e-5))
-
-
-def _try_batching(built: Built) -> Batching:
-    """Change images that don't count; see whether that changes anything of the others."""
-    variables = built.variables(0, 0)
-    images, others = _images_and_others(built.plain)
-    present = np.arange(len(images)) < KEPT
-    stateful = len(variables) > 1
-    with jax.default_device(jax.devices("cpu")[0]):
-        key = jax.random.key(0, impl="threefry2x32")
-        run = _compiled(
-            lambda variables, images: built.plain.apply_in_training(
-                variables, images, key, jnp.asarray(present) if stateful else None
-            ),
-            variables,
-            images,
-        )
-        (logits, state), (changed, changed_state) = run(variables, images), run(variables, others)
-    same = _close(logits[:KEPT], changed[:KEPT]) and all(
-        map(_close, jax.tree.leaves(state), jax.tree.leaves(changed_state))
-    )
-    if not same:
-        return "exact"
-    return "masked" if stateful else "independent"
+        return self.tried(hyperparameters, data).batching
 
 
 @dataclass(frozen=True, eq=False)
 class FlaxModel(Model):
     """The pure functions of a module.
 
+    batching: returns how images depend on each other, which training alone must know.
     rewrite: compute convolutions and pooling from slices, as is best on a CPU.
     precision: see `TrainingSettings`. scale: what pixels are divided by; see `Dataset`.
     """
 
     plain: PlainModule
-    batching: Batching
+    batching: Callable[[], Batching]
     rewrite: bool
     precision: str
     scale: float
@@ -378,11 +367,13 @@ class FlaxModel(Model):
     ) -> tuple[Any, Any, Any]:
         """The gradient; block by block where images don't depend on each other."""
 
+        masked = self.batching() == "masked"
+
         def of_block(
             parameters: Parameters, block: jax.Array, key: jax.Array
         ) -> tuple[jax.Array, Any]:
             """A block's share of the loss; its sums, and the collections afterwards."""
-            present = block >= 0 if self.batching == "masked" else None
+            present = block >= 0 if masked else None
 
             def apply(variables: Any, images: jax.Array) -> Any:
                 return self.plain.apply_in_training(variables, images, key, present)
@@ -424,7 +415,7 @@ class FlaxModel(Model):
         )
 
     def _float(self, x: jax.Array) -> jax.Array:
-        return x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def _matmul_precision(self) -> Any:
         return jax.default_matmul_precision("highest" if self.precision == "highest" else "default")

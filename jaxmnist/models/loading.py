@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import sys
 import sysconfig
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jaxmnist.errors import UsageError, local_path, one_line
+from jaxmnist.errors import JaxmnistError, NetworkError, UsageError, local_path, one_line
 
 FUNCTION = "build_model"  # unless another one is named
 
@@ -46,14 +48,61 @@ def load_function(given: str) -> Callable[[Any], Any]:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as problem:
         del sys.modules[path.stem]
-        line = getattr(problem, "lineno", None)
-        where = f"line {line}: " if line else ""
-        raise UsageError(f"--model {name}: {where}{one_line(problem, named=True)}") from None
+        line = getattr(problem, "lineno", None)  # of a mistake in the syntax
+        said = f"line {line}: {one_line(problem, named=True)}" if line else located(problem)
+        raise UsageError(f"--model {name}: {said}") from problem
     found = getattr(module, function, None)
     if not callable(found):
         raise UsageError(f"--model {name}: has no function {function}")
     checked: Callable[[Any], Any] = found
     return checked
+
+
+@contextmanager
+def in_own_code(remedy: str = "") -> Iterator[None]:
+    """Runs a person's own code: an exception in it becomes a `NetworkError` with its line.
+
+    remedy: what to do about it, if that is known.
+    """
+    try:
+        yield
+    except NetworkError as problem:
+        place = _place(problem)
+        if problem.traceback or not place:
+            raise
+        whole = "".join(traceback.format_exception(problem))
+        raise NetworkError(f"{place}{problem}", whole) from problem
+    except JaxmnistError:
+        raise
+    except Exception as problem:
+        known = remedy or _remedy(problem)
+        line = f"{located(problem)}; {known}" if known else located(problem)
+        whole = "".join(traceback.format_exception(problem))
+        raise NetworkError(line, whole) from problem
+
+
+def located(problem: BaseException) -> str:
+    """An exception as one line that begins with the place in a person's own code."""
+    return _place(problem) + one_line(problem, named=True)
+
+
+def _place(problem: BaseException) -> str:
+    """The last line of a person's own code before an exception was raised; '' if there is none."""
+    frames = traceback.extract_tb(problem.__traceback__)
+    own = [frame for frame in frames if not _is_installed(Path(frame.filename))]
+    if not own:
+        return ""
+    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}, in {own[-1].name}: "
+
+
+def _remedy(problem: BaseException) -> str:
+    """What to do about an exception of a known kind; nothing about others."""
+    if isinstance(problem, NameError) and "unbound axis name" in str(problem):
+        return (
+            "each trial trains on one device, without named axes: leave axis_name out, in"
+            " BatchNorm too"
+        )
+    return ""
 
 
 def own_modules(function: Callable[..., Any]) -> list[ModuleType]:

@@ -1,16 +1,17 @@
 """A person's Flax module as pure functions: how it is called, whatever its signature is.
 
 Only Flax's own interface is used: the flag for training is found in the signature of the module's
-`__call__` or among its fields, and random streams are those that the module asks for.
+`__call__` or among its fields, and random streams are those that the module asks for. NNX modules
+become Linen's by Flax's bridge; their mode is set by their own `train()` and `eval()`.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property, partial
 from typing import Any
 
 import flax
@@ -21,136 +22,265 @@ import numpy as np
 from flax import nnx
 from flax.core import unfreeze
 
-from jaxmnist.errors import UsageError
+from jaxmnist.errors import JaxmnistError, NetworkError
 from jaxmnist.models.network import stream_key
 
 # Names of the flag for training, and its value in training.
-FLAGS = {"train": True, "training": True, "is_training": True, "deterministic": False}
+FLAGS = {
+    **dict.fromkeys(
+        ("train", "training", "is_training", "is_train", "train_mode", "training_mode"), True
+    ),
+    **dict.fromkeys(
+        (
+            *("deterministic", "eval", "evaluate", "is_eval", "eval_mode", "evaluation"),
+            *("inference", "is_inference", "inference_mode", "test", "testing", "is_test"),
+            "use_running_average",
+        ),
+        False,
+    ),
+}
+NAMED = "train, training, is_training, is_train, deterministic, eval_mode or inference"
 SOWN = "intermediates"  # Flax's collection of what modules sow: it is no state
 FEATURES = "features"  # the name under which a module sows its flatten features
 STREAMS = 16  # random streams that a module may have
+SEEDS = 100  # of an NNX instance, that are tried to build it again
+LOGITS = "logits"  # the entry of a dict that a module returns
 
 
 def check_module(found: Any) -> nn.Module:
-    """What `build_model` returned, as a Linen module; `UsageError` unless it is one."""
+    """What `build_model` returned, as a Linen module; `NetworkError` unless it is a Flax module."""
     if isinstance(found, nnx.bridge.ToLinen):
         return found.clone(metadata_fn=None)  # plain arrays, without boxes around them
     if isinstance(found, nn.Module):
         return found
     if isinstance(found, nnx.Module):
-        kind = type(found).__name__
-        raise UsageError(
-            f"build_model returned an NNX module, {kind}: return"
-            f" flax.nnx.bridge.to_linen({kind}, …) instead, whose __call__ takes the flag train"
+        return _bridged(_class_of(found))
+    maker = found.func if isinstance(found, partial) else found
+    if inspect.isclass(maker) and issubclass(maker, nnx.Module):
+        return _bridged(found)
+    if inspect.isclass(maker) and issubclass(maker, nn.Module):
+        raise NetworkError(
+            f"build_model must return a module, not the class {maker.__name__}: call it with its"
+            " arguments"
         )
-    raise UsageError(
+    raise NetworkError(
         f"build_model must return a Flax module, or a module and an Optax optimizer, not a"
         f" {type(found).__name__}"
     )
 
 
-@dataclass(frozen=True)
-class Call:
-    """How a module is called to train or to evaluate: itself, and its flag as a keyword."""
+def _bridged(maker: Callable[..., nnx.Module]) -> nn.Module:
+    """What makes an NNX module, as a Linen module."""
+    takes = _parameters(maker.func if isinstance(maker, partial) else maker)
+    every = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    return nnx.bridge.ToLinen(maker, skip_rng="rngs" not in takes and not every, metadata_fn=None)
 
-    module: nn.Module
-    keywords: Mapping[str, Any]
+
+def _parameters(kind: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a class' constructor, whose metaclass hides them; `self` stands first."""
+    return inspect.signature(kind.__init__).parameters
+
+
+def _class_of(instance: nnx.Module) -> Callable[..., nnx.Module]:
+    """The class of an NNX module, if the module is what the class gives for some seed.
+
+    Then a trial's initial weights can be drawn for its own seed. Other instances, such as one with
+    weights that were loaded, are refused.
+    """
+    kind: Any = type(instance)
+    wanted = [np.asarray(x) for x in jax.tree.leaves(nnx.state(instance, nnx.Param))]
+    try:
+        if list(_parameters(kind))[1:] == ["rngs"]:
+            make = jax.jit(lambda key: nnx.state(kind(rngs=nnx.Rngs(key)), nnx.Param))
+            for seed in range(SEEDS):
+                found = jax.tree.leaves(make(jax.random.key(seed)))
+                if [x.shape for x in found] != [x.shape for x in wanted]:
+                    break
+                if all(np.allclose(a, b, atol=1e-6) for a, b in zip(found, wanted, strict=True)):
+                    return type(instance)
+    except Exception:  # it can't be built so
+        pass
+    name = kind.__name__
+    raise NetworkError(
+        f"build_model returned an instance of {name}, whose initial weights don't follow from the"
+        f" search's seed: return the class, functools.partial({name}, …) or"
+        f" flax.nnx.bridge.to_linen({name}, …)"
+    )
+
+
+@dataclass
+class Remarks:
+    """What is seen while a module is called.
+
+    dropout: the names of its dropout layers with a rate above 0.
+    layer: the innermost layer that was called when an exception was raised, by name and type.
+    """
+
+    dropout: list[str] = field(default_factory=list)
+    layer: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class PlainModule:
-    """A Linen module, for images of one shape."""
+    """A Linen module, which may be a bridge to an NNX module, for images of one shape."""
 
     module: nn.Module
     image_shape: tuple[int, int, int]
 
-    @cached_property
-    def train(self) -> Call:
-        """How it is called in training."""
-        return self._call(training=True)
-
-    @cached_property
-    def evaluate(self) -> Call:
-        """How it is called in an evaluation."""
-        return self._call(training=False)
-
-    def _call(self, *, training: bool) -> Call:
-        owner = self.module.nnx_class if self._bridged else type(self.module)
-        signature = inspect.signature(owner.__call__ if inspect.isclass(owner) else owner)
-        takers = [name for name in FLAGS if name in signature.parameters]
-        if takers:
-            return Call(self.module, {name: FLAGS[name] == training for name in takers})
-        others = [
-            p.name
-            for p in list(signature.parameters.values())[2:]  # after self and the images
-            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        ]
-        if others:
-            raise UsageError(
-                f"{owner.__name__}.__call__ takes {others[0]!r}, which is not known: it is called"
-                f" with images and, if it takes it, one flag of {', '.join(FLAGS)}"
-            )
-        if self._bridged:
-            return Call(self.module, {})
-        fields: dict[str, Any] = {
-            name: FLAGS[name] == training for name in FLAGS if hasattr(self.module, name)
-        }
-        return Call(self.module.clone(**fields) if fields else self.module, {})
-
     @property
-    def _bridged(self) -> bool:
+    def bridged(self) -> bool:
+        """Whether it is an NNX module."""
         return isinstance(self.module, nnx.bridge.ToLinen)
+
+    def _call(
+        self,
+        method: Callable[..., Any],
+        images: Any,
+        keys: Mapping[str, jax.Array],
+        *,
+        training: bool,
+    ) -> Any:
+        """Call the module by `init` or `apply`, in training or in evaluation."""
+        if self.bridged:
+            nnx_method = partial(_call_nnx, training=training, keys=keys)
+            return method(self.module, images, nnx_method=nnx_method)
+        kind = type(self.module)
+        keywords = keywords_of(kind.__call__, kind.__name__, training=training)
+        own: dict[str, Any] = {
+            item.name: FLAGS[item.name] == training
+            for item in fields(self.module)
+            if item.name in FLAGS and item.name not in keywords and _may_be_flag(self.module, item)
+        }
+        return method(self.module.clone(**own) if own else self.module, images, **keywords)
 
     def _image(self, images: int = 1) -> Any:
         return jax.ShapeDtypeStruct((images, *self.image_shape), np.float32)
 
-    def init(self, key: jax.Array) -> dict[str, Any]:
-        """The initial variables: {'params': …, other collections}."""
-        call = self.evaluate
-        keys = {name: stream_key(key, name) for name in ("params", "dropout")}
+    def _init(self, key: jax.Array, streams: Sequence[str]) -> dict[str, Any]:
+        keys = {name: stream_key(key, name) for name in streams}
         keys["default"] = keys["params"]
         image = jnp.zeros((1, *self.image_shape), jnp.float32)
-        variables = unfreeze(call.module.init(keys, image, **call.keywords))
-        variables.pop(SOWN, None)
-        return dict(variables)
+        found = self._call(
+            lambda module, images, **keywords: module.init(keys, images, **keywords),
+            image,
+            keys,
+            training=False,
+        )
+        # Names of axes that shard a parameter have no meaning on one device.
+        return dict(unfreeze(nn.meta.unbox(found)))
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        """The initial variables: {'params': …, other collections of its state}."""
+        variables = {"params": {}, **self._init(key, self._init_streams)}
+        return {name: variables[name] for name in self._collections}
+
+    @cached_property
+    def _init_streams(self) -> tuple[str, ...]:
+        key = jax.random.key(0, impl="threefry2x32")
+        return _served(
+            ("params", "dropout"), lambda names: jax.eval_shape(lambda k: self._init(k, names), key)
+        )
+
+    @cached_property
+    def _whole(self) -> dict[str, Any]:
+        """The shapes of all that the module initializes, with what it sows."""
+        key = jax.random.key(0, impl="threefry2x32")
+        found: dict[str, Any] = jax.eval_shape(lambda k: self._init(k, self._init_streams), key)
+        return {"params": {}, **found}
+
+    @property
+    def dropout(self) -> list[str]:
+        """The dropout layers of an NNX module with a rate above 0, by name."""
+        if not self.bridged:
+            return []
+
+        def make() -> nnx.Module:
+            bridge = self.module
+            streams = {} if bridge.skip_rng else {"rngs": nnx.Rngs(0)}
+            made: nnx.Module = bridge.nnx_class(*bridge.args, **bridge.kwargs, **streams)
+            return made
+
+        return [
+            "/".join(map(str, path)) or "Dropout"
+            for path, value in nnx.iter_graph(nnx.eval_shape(make))
+            if isinstance(value, nnx.Dropout) and value.rate > 0
+        ]
+
+    @cached_property
+    def sown(self) -> tuple[str, ...]:
+        """The collections, besides Flax's own, that the module sows and doesn't read."""
+        return tuple(n for n in self._whole if n not in ("params", SOWN, *self._collections))
+
+    @cached_property
+    def _collections(self) -> tuple[str, ...]:
+        """The parameters and the collections that the module reads again: what is sown is not."""
+        return tuple(name for name in self._whole if name != SOWN and not self._is_sown(name))
+
+    def _is_sown(self, collection: str) -> bool:
+        """Whether the module can be called without what it puts into a collection."""
+        if self.bridged or collection == "params":  # the bridge initializes what is state alone
+            return False
+        without = {
+            name: value for name, value in self._whole.items() if name not in (collection, SOWN)
+        }
+        try:
+            for training in (False, True):
+                self._streams(without, training=training)
+        except Exception:  # it is missed
+            return False
+        return True
 
     @cached_property
     def shapes(self) -> dict[str, Any]:
         """The shapes of `init`."""
-        found: dict[str, Any] = jax.eval_shape(self.init, jax.random.key(0, impl="threefry2x32"))
-        return found
+        return {name: self._whole[name] for name in self._collections}
+
+    @cached_property
+    def output(self) -> str:
+        """What the logits are, among what the module returns; '' if they are all of it."""
+        keys = dict.fromkeys(self.streams if self.bridged else (), jax.random.key(0))
+        said: list[str] = []
+
+        def call(variables: Any, images: Any) -> Any:
+            result, _ = self._apply(variables, images, keys, training=False)
+            logits, words = logits_of(result)
+            said.append(words)
+            return logits
+
+        jax.eval_shape(call, self.shapes, self._image(2))
+        return said[0]
 
     @cached_property
     def streams(self) -> tuple[str, ...]:
         """The random streams that it asks for in training, besides those that Flax knows."""
-        names = ["dropout"]
-        shapes = self.shapes
-        for _ in range(STREAMS):
+        names = self._streams(self.shapes, training=True)
+        return (*names, "params", "default") if self.bridged else names
+
+    def _streams(self, shapes: Any, *, training: bool) -> tuple[str, ...]:
+        """The random streams that a call with variables of these shapes asks for."""
+
+        def call(names: Sequence[str]) -> None:
             keys = dict.fromkeys(names, jax.random.key(0, impl="threefry2x32"))
-            try:
-                jax.eval_shape(
-                    lambda v, x, keys=keys: self._apply(v, x, keys), shapes, self._image(2)
-                )
-            except flax.errors.InvalidRngError as problem:
-                found = re.search(r'PRNG for "([^"]+)"', str(problem))
-                if not found or found[1] in names:
-                    raise
-                names.append(found[1])
-            else:
-                break
-        return (*names, "default") if self._bridged else tuple(names)
+            jax.eval_shape(
+                lambda v, x: self._apply(v, x, keys, training=training), shapes, self._image(2)
+            )
+
+        return _served(("dropout",), call)
 
     def _apply(
-        self, variables: Any, images: jax.Array, keys: Mapping[str, jax.Array]
-    ) -> tuple[jax.Array, Any]:
-        """Logits in training, and the collections afterwards."""
-        mutable = [name for name in variables if name != "params"]
-        call = self.train
-        result = call.module.apply(
-            variables, images, rngs=dict(keys), mutable=mutable, **call.keywords
+        self, variables: Any, images: jax.Array, keys: Mapping[str, jax.Array], *, training: bool
+    ) -> tuple[Any, Any]:
+        """What the module returns, and the collections afterwards, or else what it has sown."""
+        state = [name for name in variables if name != "params"] if training else [SOWN]
+        result, collections = self._call(
+            lambda module, images, **keywords: module.apply(
+                variables, images, rngs=dict(keys), mutable=state, **keywords
+            ),
+            images,
+            keys,
+            training=training,
         )
-        logits, collections = result
-        return logits, dict(unfreeze(collections))
+        return result, dict(unfreeze(nn.meta.unbox(collections)))
 
     def apply_in_training(
         self, variables: Any, images: jax.Array, key: jax.Array, present: jax.Array | None = None
@@ -165,15 +295,188 @@ class PlainModule:
         """
         keys = {name: stream_key(key, name) for name in self.streams}
         if present is None:
-            return self._apply(variables, images, keys)
-        with nn.intercept_methods(_masking(present)):
-            return self._apply(variables, images, keys)
+            result, collections = self._apply(variables, images, keys, training=True)
+        else:
+            with nn.intercept_methods(_masking(present)):
+                result, collections = self._apply(variables, images, keys, training=True)
+        return logits_of(result)[0], collections
 
-    def apply_in_evaluation(self, variables: Any, images: jax.Array) -> tuple[jax.Array, Any]:
-        """Logits of images float[N, H, W, C], and what the module sows as features, or None."""
-        call = self.evaluate
-        logits, sown = call.module.apply(variables, images, mutable=[SOWN], **call.keywords)
-        return logits, _features(sown.get(SOWN, {}))
+    def apply_in_evaluation(
+        self, variables: Any, images: jax.Array, key: jax.Array | None = None
+    ) -> tuple[jax.Array, Any]:
+        """Logits of images float[N, H, W, C], and what the module sows as features, or None.
+
+        key: for NNX modules, whose outputs must not depend on it; others are called without.
+        """
+        if key is None:
+            key = jax.random.key(0, impl="threefry2x32")
+        keys = {name: stream_key(key, name) for name in self.streams} if self.bridged else {}
+        result, sown = self._apply(variables, images, keys, training=False)
+        return logits_of(result)[0], _features(sown.get(SOWN, {}))
+
+
+def keywords_of(call: Callable[..., Any], owner: str, *, training: bool) -> dict[str, Any]:
+    """The flags for training among the arguments of a module's `__call__`, with their values.
+
+    Raises `NetworkError` if it takes anything else, besides images, that has no default.
+    """
+    parameters = list(inspect.signature(call).parameters.values())[2:]  # after self and images
+    found: dict[str, Any] = {p.name: FLAGS[p.name] == training for p in parameters if _is_flag(p)}
+    for p in parameters:
+        wanted = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        if wanted and p.name not in found:
+            raise NetworkError(
+                f"{owner}.__call__ takes {p.name!r}, which is not known: it is called with images"
+                f" and, if it takes it, a flag for training: {NAMED}"
+            )
+    return found
+
+
+def _is_flag(parameter: inspect.Parameter) -> bool:
+    default = parameter.default
+    return parameter.name in FLAGS and (
+        default is parameter.empty or default is None or isinstance(default, bool)
+    )
+
+
+def _may_be_flag(module: nn.Module, item: Any) -> bool:
+    value = getattr(module, item.name, None)
+    return value is None or isinstance(value, bool)
+
+
+def _call_nnx(
+    module: nnx.Module, images: Any, *, training: bool, keys: Mapping[str, jax.Array]
+) -> Any:
+    """Call an NNX module in its mode for training or evaluation.
+
+    A parameter `rngs` of its `__call__` gets streams of the step.
+    """
+    owner: Any = module
+    if training:
+        owner.train()
+    else:
+        owner.eval()
+    call = type(module).__call__
+    name = type(module).__name__
+    wanted = inspect.signature(call).parameters
+    streams = {"rngs": nnx.Rngs(**keys)} if "rngs" in wanted else {}
+    keywords = keywords_of(partial(call, **streams), name, training=training) | streams
+    before = _statistics(module)
+    found = owner(images, **keywords)
+    changed = [name for name, x in _statistics(module).items() if x is not before.get(name)]
+    if changed and not training:
+        raise NetworkError(_fixed(changed[0], "changes its statistics", "use_running_average=True"))
+    return found
+
+
+def _statistics(module: nnx.Module) -> dict[str, Any]:
+    """The statistics of an NNX module's BatchNorm layers, by name."""
+    found = jax.tree_util.tree_flatten_with_path(nnx.state(module, nnx.BatchStat))[0]
+    names = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in found)
+    return {name.removesuffix("/value"): x for name, (_, x) in zip(names, found, strict=True)}
+
+
+def _fixed(layer: str, does: str, wanted: str) -> str:
+    """A line on a layer that is fixed in training mode."""
+    return (
+        f"layer {layer} {does} in evaluation too, as it is fixed in training mode: it must follow"
+        f" the flag for training, and have {wanted} in evaluation"
+    )
+
+
+def fixed_in_training(problem: Exception, layer: str) -> NetworkError:
+    """The error to raise for one of Flax's about a call in evaluation."""
+    if isinstance(problem, flax.errors.InvalidRngError):
+        does, wanted = "asks for random numbers", "deterministic=True"
+    else:
+        does, wanted = "changes its statistics", "use_running_average=True"
+    return NetworkError(_fixed(layer or "of the network", does, wanted))
+
+
+def _served(names: Sequence[str], call: Callable[[Sequence[str]], Any]) -> tuple[str, ...]:
+    """The names of random streams with which a call succeeds: those given, and what it asks for."""
+    found = list(names)
+    for _ in range(STREAMS):
+        try:
+            call(found)
+        except flax.errors.InvalidRngError as problem:
+            asked = re.search(r'PRNG for "([^"]+)"', str(problem))
+            if not asked or asked[1] in found:
+                raise
+            found.append(asked[1])
+        else:
+            break
+    return tuple(found)
+
+
+def logits_of(result: Any) -> tuple[Any, str]:
+    """The logits among what a module returns, and in words where they are; '' if they are all."""
+    if isinstance(result, Mapping):
+        if LOGITS not in result:
+            raise NetworkError(
+                f"the network returns a dict of {', '.join(map(str, result)) or 'nothing'}; its"
+                f" logits must have the key {LOGITS!r}"
+            )
+        return result[LOGITS], f"the entry {LOGITS!r} of the dict that the network returns"
+    if isinstance(result, tuple | list):
+        if not result:
+            raise NetworkError("the network returns an empty tuple; it must return logits")
+        return result[0], f"the first of the {len(result)} values that the network returns"
+    return result, ""
+
+
+def remarking(remarks: Remarks) -> Callable[..., Any]:
+    """Notes what Linen's layers do, and refuses a layer that leaves nothing of its images."""
+
+    def intercept(
+        method: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+        context: nn.module.InterceptorContext,
+    ) -> Any:
+        """Call a method."""
+        module = context.module
+        if context.method_name != "__call__":
+            return method(*arguments, **keywords)
+        kind = type(module).__name__
+        name = f"{'/'.join(module.path)} ({kind})" if module.path else kind
+        if isinstance(module, nn.Dropout) and module.rate > 0:
+            remarks.dropout.append(name)
+        axis = getattr(module, "axis_name", None)
+        if axis is not None and isinstance(module, nn.BatchNorm):
+            raise NetworkError(
+                f"layer {name} has axis_name={axis!r}, and each trial trains on one device,"
+                " without named axes: leave axis_name out"
+            )
+        inputs = [x for x in arguments if hasattr(x, "shape")]
+        for x in inputs:
+            if 0 in x.shape[1:]:
+                raise NetworkError(
+                    f"layer {name} gets values of shape {_sizes(x)}: what is before it leaves"
+                    " nothing of the image; pool less or make kernels smaller"
+                )
+        try:
+            found = method(*arguments, **keywords)
+        except JaxmnistError:
+            raise
+        except Exception:
+            remarks.layer = remarks.layer or name
+            raise
+        if inputs and hasattr(found, "shape") and 0 in found.shape[1:]:
+            kernel = getattr(module, "kernel_size", None)
+            sizes = f" with its kernel of {kernel}" if kernel else ""
+            raise NetworkError(
+                f"layer {name}{sizes} leaves nothing of values of shape {_sizes(inputs[0])}: choose"
+                " a smaller kernel, or padding 'SAME'"
+            )
+        return found
+
+    return intercept
+
+
+def _sizes(x: Any) -> str:
+    """A shape without the images: '6×6×8'."""
+    return "×".join(map(str, x.shape[1:])) or "()"
 
 
 def _masking(present: jax.Array) -> Callable[..., Any]:

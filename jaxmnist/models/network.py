@@ -19,6 +19,7 @@ from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import Method
 from jaxmnist.models.questions import Definition
 from jaxmnist.runs.layers import Layer
+from jaxmnist.runs.trial import Computation
 from jaxmnist.training_settings import TRAINING_NUMBERS, TrainingSettings
 
 # Hyperparameters of training that are arguments of a compiled program, not constants in it.
@@ -39,16 +40,33 @@ class DataSpec:
     """The properties of a dataset that a network depends on.
 
     image_shape: (H, W, C). scale: the number that pixels are divided by; see `Dataset`.
+    images, epochs, batch_size: how many training images there are, and how trials train on them;
+      no images if the network isn't trained.
     """
 
     image_shape: tuple[int, int, int]
     classes: int
     scale: float = 255.0
+    images: int = 0
+    epochs: int = 0
+    batch_size: int = 1
 
     @classmethod
-    def of(cls, dataset: Dataset) -> DataSpec:
-        """The specification of a dataset."""
-        return cls(dataset.image_shape, dataset.classes, dataset.scale)
+    def of(cls, dataset: Dataset, settings: TrainingSettings) -> DataSpec:
+        """The specification of a dataset that is trained on as `settings` say."""
+        return cls(
+            dataset.image_shape,
+            dataset.classes,
+            dataset.scale,
+            len(dataset.y_train),
+            settings.epochs,
+            settings.batch_size,
+        )
+
+    def steps(self, hyperparameters: Mapping[str, Any]) -> int:
+        """The number of steps of a training, with the batch size of `hyperparameters`, if any."""
+        size = min(hyperparameters.get("batch_size", self.batch_size), self.images)
+        return self.epochs * -(-self.images // size) if self.images else 1
 
 
 class Outputs(NamedTuple):
@@ -217,10 +235,6 @@ class Network(ABC):
         """The modules that a person wrote for it, which other machines need not have."""
         return []
 
-    def predicts_alone(self, hyperparameters: Hyperparameters, data: DataSpec) -> bool:
-        """Whether the outputs for an image in evaluation are the same beside other images."""
-        return True
-
     def training(
         self, settings: TrainingSettings, hyperparameters: Hyperparameters, data: DataSpec
     ) -> TrainingSettings:
@@ -248,9 +262,37 @@ class Network(ABC):
             }
         )
 
-    def computation(self, hyperparameters: Hyperparameters, data: DataSpec) -> str | None:
-        """A text that says what the network computes, if it isn't this package that says it."""
+    def check(self, hyperparameters: Hyperparameters, data: DataSpec) -> None:
+        """Raise `NetworkError` if a configuration can't be trained as it is meant."""
+        return
+
+    def notes(self, hyperparameters: Hyperparameters, data: DataSpec) -> list[str]:
+        """What a user should know of how a configuration will be trained."""
+        return []
+
+    def computation(self, hyperparameters: Hyperparameters, data: DataSpec) -> Computation | None:
+        """What the network computes, if it isn't this package that says it.
+
+        Raises `NetworkError` if it can't be built.
+        """
         return None
+
+    def rounding(self, hyperparameters: Hyperparameters, data: DataSpec) -> float:
+        """How far logits that are equal but for rounding may differ, relative to the largest."""
+        return 1e-4
+
+    def logits(
+        self,
+        hyperparameters: Hyperparameters,
+        data: DataSpec,
+        weights: Parameters,
+        images: np.ndarray,
+    ) -> np.ndarray:
+        """Logits float32[N, K] of a few images float32[N, H, W, C] from 0 to 1, by these weights.
+
+        Computed on the host.
+        """
+        raise NotImplementedError(f"{self.definition.name} is known by its name")
 
     def optimizer(
         self, hyperparameters: Hyperparameters, data: DataSpec

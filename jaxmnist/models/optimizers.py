@@ -9,27 +9,77 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmnist.errors import UsageError, one_line
+from jaxmnist.errors import NetworkError, one_line
+from jaxmnist.models.loading import in_own_code
+
+MOST_STEPS = 20_000  # that an optimizer is tried for
 
 
-def check_optimizer(found: Any) -> None:
-    """Raise `UsageError` unless `found` is an optimizer that needs gradients and weights alone."""
+def as_transformation(found: Any) -> optax.GradientTransformation:
+    """What was returned beside a module; `NetworkError` unless it is an optimizer of Optax."""
+    if isinstance(found, optax.MultiSteps):
+        found = found.gradient_transformation()
     if not isinstance(found, optax.GradientTransformation):
-        raise UsageError(
+        raise NetworkError(
             "what is returned beside the module must be an optimizer of Optax, not a"
             f" {type(found).__name__}"
         )
+    return with_plain_keys(found)
+
+
+def check_optimizer(found: optax.GradientTransformation) -> None:
+    """Raise `NetworkError` unless an optimizer needs gradients and weights alone."""
     weights = {"w": jax.ShapeDtypeStruct((2, 2), np.float32)}
     try:
         jax.eval_shape(found.update, weights, jax.eval_shape(found.init, weights), weights)
     except TypeError as problem:
-        raise UsageError(
+        raise NetworkError(
             "the optimizer's update needs more than gradients and weights"
             f" ({one_line(problem)}): it can't be used here"
         ) from None
     except Exception:
         # It may want the weights that it will get; training says what is wrong.
         return
+
+
+def last_update(found: optax.GradientTransformation, shapes: Any, steps: int) -> int:
+    """The last of `steps` steps at which an optimizer changes weights, counted from 1.
+
+    It is `steps` if later steps only pause, as they did before: an optimizer may sum up the
+    gradients of several steps.
+
+    Args:
+      found: the optimizer.
+      shapes: of the weights; they are tried with one element in place of each dimension.
+      steps: of the training, of which the first `MOST_STEPS` are looked at.
+    """
+    tried = min(steps, MOST_STEPS)
+
+    def small(x: Any) -> jax.Array:
+        return jnp.ones((1,) * len(x.shape), x.dtype)
+
+    def step(carry: tuple[Any, Any], _: Any) -> tuple[tuple[Any, Any], jax.Array]:
+        weights, state = carry
+        updates, state = found.update(weights, state, weights)
+        changes = [jnp.any(change != 0) for change in jax.tree.leaves(updates)]
+        return (weights, state), jnp.any(jnp.stack(changes))
+
+    @jax.jit
+    def run() -> jax.Array:
+        weights = jax.tree.map(small, shapes)
+        _, changes = jax.lax.scan(step, (weights, found.init(weights)), length=tried)
+        return changes
+
+    try:
+        with in_own_code():
+            changed = np.flatnonzero(np.asarray(run()))
+    except NetworkError:  # it wants weights of their true shapes
+        return steps
+    if not changed.size:
+        return 0
+    pause = int(np.diff(changed, prepend=-1).max())
+    last = int(changed[-1]) + 1
+    return steps if tried - last < max(pause, 2) else last
 
 
 def with_plain_keys(found: optax.GradientTransformation) -> optax.GradientTransformation:

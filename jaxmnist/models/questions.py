@@ -23,6 +23,11 @@ IMAGE_SHAPE, CLASSES = (28, 28, 1), 10
 Answer = Callable[[str, Distribution], Any]
 
 
+def one_step(values: Mapping[str, Any]) -> int:
+    """Assumed before the images are loaded."""
+    return 1
+
+
 class Questions:
     """The `hp` of a network's `build_model(hp)`: each method asks for a hyperparameter's value.
 
@@ -32,6 +37,7 @@ class Questions:
     Attributes:
       image_shape: (H, W, C) of the images.
       classes: the number of classes.
+      steps_of: the number of steps of a training, as a function of the values so far.
       asked: the distribution of each hyperparameter of this configuration, in the order of asking.
     """
 
@@ -41,9 +47,11 @@ class Questions:
         read: Callable[[str, Distribution], Distribution] = lambda name, declared: declared,
         image_shape: tuple[int, int, int] = IMAGE_SHAPE,
         classes: int = CLASSES,
+        steps_of: Callable[[Mapping[str, Any]], int] = one_step,
     ) -> None:
         self.image_shape = image_shape
         self.classes = classes
+        self.steps_of = steps_of
         self.asked: dict[str, Distribution] = {}
         self._answer = answer
         self._read = read
@@ -141,6 +149,15 @@ class Questions:
     def ask_as_declared(self, name: str, declared: Distribution) -> Any:
         """The value of a hyperparameter with this distribution, unless a person gave another."""
         return self._ask(name, lambda: declared, None, None, None)
+
+    @property
+    def steps(self) -> int:
+        """The number of steps of this training, epochs × batches, for a schedule of one's own.
+
+        To be used after a `batch_size` was asked for, if that is searched. It is 1 before the data
+        are loaded; a refit, which has more images, has more steps.
+        """
+        return self.steps_of(self._values)
 
     def get(self, name: str) -> Any:
         """The value of a hyperparameter that was asked for before in this configuration."""

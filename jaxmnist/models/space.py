@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,15 +27,17 @@ from jaxmnist.models.questions import (
     Definition,
     Questions,
     ends_or_values,
+    one_step,
 )
 from jaxmnist.models.ranges import read_range
 from jaxmnist.training_settings import DECAYING, OPTIMIZERS, SCHEDULES, TRAINING, TrainingSettings
 
-MOST_ANSWERS = 100_000  # answers after which a walk through the space stops
-MOST_SECONDS = 2.0  # of the processor, after which a walk stops; others who use it change nothing
+MOST_CALLS = 1000  # of a network's function, after which a walk through the space stops
+MOST_EXPLORED = 250  # configurations that represent a space
+VALUES = 32  # of a distribution, each of which one of them has
+QUIET = 64  # consecutive ones without a new distribution, after which there are no more
 MOST_COLLISIONS = 1000  # consecutive draws of configurations that were drawn before
 SHOWN_VALUES = 1000  # values of a hyperparameter that are examined to display it
-SAMPLES = 256  # draws that represent a space that is too large for a complete walk
 
 # What ranges of settings of training are read as, where a network doesn't ask for them.
 TRAINING_RANGES: dict[str, Distribution] = {
@@ -84,10 +86,7 @@ class SpaceDescription:
 
     def ranges(self) -> dict[str, str]:
         """The range of each hyperparameter as text; several ranges are joined by 'or'."""
-        return {
-            name: " or ".join(map(str, distributions))
-            for name, distributions in self.parameters.items()
-        }
+        return ranges_of(self.parameters)
 
     def to_json(self) -> dict[str, Any]:
         """The value of `space` in search.json."""
@@ -117,12 +116,17 @@ class SpaceDescription:
         return cls(size, str(content["size_text"]), parameters)
 
 
+def ranges_of(parameters: Mapping[str, tuple[Distribution, ...]]) -> dict[str, str]:
+    """See `SpaceDescription.ranges`."""
+    return {name: " or ".join(map(str, each)) for name, each in parameters.items()}
+
+
 @dataclass(frozen=True)
 class Walk:
     """The result of a depth-first walk through the tree of all answers.
 
     members: the configurations found, in order.
-    parameters: the distributions that were asked for, by name, in order.
+    parameters: the distributions that were asked for, by name.
     whole: whether the walk was complete.
     finite: whether no continuous hyperparameter was found.
     """
@@ -142,6 +146,8 @@ class Space:
         `settings.canonical`.
       image_shape, classes: (H, W, C) and number of classes of the images; None before they are
         loaded, which stands for MNIST's.
+      steps_of: see `Questions`.
+      most: the number of configurations up to which the size is found out.
 
     Raises:
       UsageError: a range names no hyperparameter, can't be parsed, or has values that the network
@@ -154,15 +160,19 @@ class Space:
         ranges: Mapping[str, Any] | None = None,
         image_shape: tuple[int, int, int] | None = None,
         classes: int | None = None,
+        steps_of: Callable[[Mapping[str, Any]], int] = one_step,
+        most: int = MOST_CALLS,
     ) -> None:
         self._definition = definition
         self._ranges = dict(ranges or {})
         self._image_shape = image_shape
         self._classes = classes
+        self._steps_of = steps_of
+        self._most = max(most, MOST_CALLS)
         self._known: dict[tuple[str, Distribution], Distribution] = {}
-        self._walk = self._walk_through()
-        unknown = [name for name in self._ranges if name not in self.parameters]
-        if unknown and self._walk.whole:  # else it may be asked for where the walk didn't come
+        self.explored, whole = self._explore()
+        unknown = [name for name in self._ranges if name not in self.explored]
+        if unknown and whole:
             raise UsageError(
                 f"{flag(unknown[0])}: no configuration has a hyperparameter {unknown[0]!r}; the"
                 f" hyperparameters are {', '.join(self.parameters) or 'none'}"
@@ -175,15 +185,21 @@ class Space:
 
     @property
     def parameters(self) -> Mapping[str, tuple[Distribution, ...]]:
-        """The distributions of each hyperparameter, in the order of asking."""
-        return self._walk.parameters
+        """The distributions of each hyperparameter, in the order of asking.
+
+        Those of a large space are `explored`: all that a walk of `MOST_CALLS` doesn't end with.
+        """
+        walk = self._walk
+        small = walk.whole and len(walk.members) <= MOST_CALLS
+        return walk.parameters if small else self.explored
 
     def describe(self) -> SpaceDescription:
         """The description to store in a run."""
+        found = (each for several in self.explored.values() for each in several)
         if self.size is not None:
             shown = f"{self.size:,}"
-        elif self._walk.finite:
-            shown = f"more than {len(self._walk.members):,}"
+        elif self._walk.finite and all(each.values is not None for each in found):
+            shown = f"more than {self._most:,}"
         else:
             shown = "infinite"
         return SpaceDescription(self.size, shown, self.parameters)
@@ -231,7 +247,7 @@ class Space:
 
     def _ask(self, answer: Answer) -> Questions:
         images = self._image_shape or IMAGE_SHAPE, self._classes or CLASSES
-        questions = Questions(answer, self._read, *images)
+        questions = Questions(answer, self._read, *images, self._steps_of)
         self._definition.ask(questions)
         self._ask_for_training(questions)
         self._definition.check(questions.values, self._image_shape)
@@ -260,57 +276,81 @@ class Space:
             self._known[name, declared] = found
         return self._known[name, declared]
 
-    def _walk_through(self) -> Walk:
-        """Walk through all configurations, within the limits of a walk."""
-        began = time.thread_time()
+    @cached_property
+    def _walk(self) -> Walk:
+        """A walk through all configurations, within the limit."""
         members: dict[Hyperparameters, None] = {}
         parameters: dict[str, dict[Distribution, None]] = {}
         path: list[int] = []  # the position of each answer among its values
         counts: list[int] = []  # the number of values at each answer
-        place, answers, finite = 0, 0, True
+        place, finite = 0, True
 
         def answer(name: str, distribution: Distribution) -> Any:
-            nonlocal place, answers, finite
+            nonlocal place, finite
             values = ends_or_values(distribution)
             finite = finite and distribution.values is not None
             if place == len(path):
                 path.append(0)
                 counts.append(len(values))
             place += 1
-            answers += 1
             return values[path[place - 1]]
 
-        while True:
+        for _ in range(self._most):
             place = 0
             questions = self._ask(answer)
             members[questions.values] = None
-            for name, distribution in questions.asked.items():
-                parameters.setdefault(name, {})[distribution] = None
+            _note(parameters, questions)
             while path and path[-1] + 1 == counts[-1]:
                 path.pop()
                 counts.pop()
             if not path:
                 break
             path[-1] += 1
-            if answers > MOST_ANSWERS or time.thread_time() - began > MOST_SECONDS:
-                parameters = self._sampled_parameters()
-                break
-        # In an order that doesn't depend on where the walk ended.
-        found = {name: tuple(sorted(each, key=str)) for name, each in parameters.items()}
-        return Walk(tuple(members), found, not path, finite)
+        return Walk(tuple(members), _in_order(parameters), not path, finite)
 
-    def _sampled_parameters(self) -> dict[str, dict[Distribution, None]]:
-        """The distributions that a fixed set of draws asks for.
+    def _explore(self) -> tuple[Mapping[str, tuple[Distribution, ...]], bool]:
+        """The distributions of each hyperparameter, in the order of asking; and whether all.
 
-        They are the same on every machine, unlike those of a walk that ends at a time limit.
+        Values that no configuration has had yet are taken first, then random ones, the same on
+        every machine.
         """
-        # Imported here because --help also builds the space and should not wait for NumPy.
-        import numpy as np
-
+        generator = random.Random(0)
         parameters: dict[str, dict[Distribution, None]] = {}
-        generator = np.random.default_rng(0)
-        for _ in range(SAMPLES):
-            questions = self._ask(lambda name, distribution: distribution.draw(generator))
-            for name, distribution in questions.asked.items():
-                parameters.setdefault(name, {})[distribution] = None
-        return parameters
+        left: dict[tuple[str, Distribution], list[Any]] = {}
+
+        def answer(name: str, distribution: Distribution) -> Any:
+            values = ends_or_values(distribution)
+            waiting = left.setdefault((name, distribution), _spread(values))
+            return waiting.pop() if waiting else values[generator.randrange(len(values))]
+
+        quiet = 0
+        for _ in range(MOST_EXPLORED):
+            before = sum(map(len, parameters.values()))
+            _note(parameters, self._ask(answer))
+            new = sum(map(len, parameters.values())) > before
+            quiet = 0 if new or any(left.values()) else quiet + 1
+            if quiet == QUIET:
+                break
+        return _in_order(parameters), quiet == QUIET
+
+
+def _spread(values: Sequence[Any]) -> list[Any]:
+    """At most `VALUES` of some values, evenly spread; the first and the last one come last."""
+    steps = min(len(values), VALUES) - 1
+    first, *others = (
+        values[place * (len(values) - 1) // max(steps, 1)] for place in range(steps + 1)
+    )
+    return [*others[:-1], *others[-1:], first]
+
+
+def _note(parameters: dict[str, dict[Distribution, None]], questions: Questions) -> None:
+    """Add what a configuration asked for."""
+    for name, distribution in questions.asked.items():
+        parameters.setdefault(name, {})[distribution] = None
+
+
+def _in_order(
+    parameters: Mapping[str, Mapping[Distribution, None]],
+) -> dict[str, tuple[Distribution, ...]]:
+    """Distributions in an order that doesn't depend on how they were found."""
+    return {name: tuple(sorted(each, key=str)) for name, each in parameters.items()}

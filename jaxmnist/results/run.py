@@ -54,6 +54,11 @@ class Run:
         be left out if it is the study's, and without it a network of one's own can't be used, but
         its results be read.
       skip_damaged: leave out records that can't be read, and list them in `damaged`.
+      checked: don't compare `network` with what was searched and trained, as its search has.
+
+    Raises:
+      UsageError: the directory isn't a run, or a network of one's own isn't the one that was
+        trained: another space, or other initial weights, training or evaluation of the winner.
 
     >>> run = Run(directory)
     >>> run.best_trial.hyperparameters == run.get_best_hyperparameters(1)[0]
@@ -65,6 +70,8 @@ class Run:
         directory: Path | str | RunDirectory,
         network: Network | Callable[[Any], Any] | None = None,
         skip_damaged: bool = False,
+        *,
+        checked: bool = False,
     ) -> None:
         self._network = _network_of(network)
         self._skip_damaged = skip_damaged
@@ -88,6 +95,34 @@ class Run:
         except (TypeError, ValueError, KeyError, AttributeError):
             path = self.directory.path / "search.json"
             raise DamagedFile(path, "lacks what was searched") from None
+        if self._network is not None and not checked:
+            self._check_network()
+
+    def _check_network(self) -> None:
+        """Raise `UsageError` if the network has another space, or isn't the winner's."""
+        # Imported here: JAX takes a second.
+        from jaxmnist.results.matching import check_space
+
+        check_space(self.directory, self.settings, self.network)
+        if self.network.traced and (trial := self._in_best() or next(iter(self._best()), None)):
+            self._check_trial(trial)
+
+    def _check_trial(self, trial: Trial) -> None:
+        """Raise `UsageError` unless the network is the one that a trial was trained with."""
+        from jaxmnist.results.matching import check_trial, data_of
+
+        data = data_of(self.directory, self.settings, refit=trial.rerun == REFIT)
+        check_trial(self.directory, trial, self.network, self.settings, data)
+
+    def _in_best(self) -> Trial | None:
+        """The record of the network that lies in best/; None if there is none."""
+        try:
+            config = read_json(self.directory.config_path, CONFIG_SHAPE)
+            rerun = REFIT if config.get("refit") else config.get("rerun")
+            index = config["trial"]
+            return self.directory.read_trial(index if rerun is None else Rerun(index, rerun))
+        except (DamagedFile, TypeError):  # told where it is needed
+            return None
 
     @property
     def trials(self) -> list[Trial]:
@@ -140,7 +175,7 @@ class Run:
 
     def skipping_damaged(self) -> Run:
         """The same run without the records that can't be read."""
-        return Run(self.directory, self._network, skip_damaged=True)
+        return Run(self.directory, self._network, skip_damaged=True, checked=True)
 
     @property
     def network(self) -> Network:
@@ -266,6 +301,7 @@ class Run:
 
     def load_model(self, trial: Trial) -> TrainedModel:
         """The network of a trial whose weights are kept."""
+        self._check_trial(trial)
         return self._load(self.directory.weights_path(trial.key), trial.weights_sha256)
 
     def results_table(self) -> list[tuple[str, ...]]:
@@ -369,6 +405,8 @@ class Run:
     def best_model(self) -> TrainedModel:
         """The winner's trained network, loaded from best/."""
         config = self.result("best/config.json", CONFIG_SHAPE)
+        if trial := self._in_best():
+            self._check_trial(trial)
         return self._load(self.directory.model_path, config["model_sha256"])
 
     @cached_property

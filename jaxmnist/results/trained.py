@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from jaxmnist.data.preparation import Preparation
 from jaxmnist.engine.devices import start_jax
 from jaxmnist.engine.seeds import weights_seed
 from jaxmnist.engine.training import apply
-from jaxmnist.errors import UsageError, local_path
+from jaxmnist.errors import NetworkError, UsageError, local_path
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import best_method, block_size
 from jaxmnist.models.network import DataSpec, Network, Parameters, by_path, from_paths
@@ -32,6 +31,7 @@ from jaxmnist.results.export import Exportable, target, write
 from jaxmnist.results.origin import Origin, facts
 from jaxmnist.runs.keys import TrialKey, index_of
 from jaxmnist.runs.layers import Layer, summary
+from jaxmnist.runs.trial import Computation
 from jaxmnist.whole_files import DamagedFile, fits, read_tensors
 
 MODEL_METADATA = "jaxmnist"  # the metadata key for the description of the model
@@ -68,6 +68,7 @@ class TrainedModel:
     origin: the run that it comes from; None if it comes from a file alone.
     preparation: how pictures are prepared like the images that it was trained on; None if that
       isn't known.
+    computation: what a network of one's own computed when it was trained; None of the study's.
 
     >>> model = run.get_best_models(1)[0]
     >>> model.predict(images).shape, model.features(images).shape == (5, model.feature_count)
@@ -82,6 +83,7 @@ class TrainedModel:
     network: Network = STUDY
     origin: Origin | None = None
     preparation: Preparation | None = None
+    computation: Computation | None = None
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The labels of images [N, H, W, C] (or [N, H, W] of one channel): int64[N]."""
@@ -131,7 +133,7 @@ class TrainedModel:
         parameters = self.network.initial_parameters(
             self.hyperparameters, self._data, seed=weights_seed(seed, key), index=index_of(key)
         )
-        return dataclasses.replace(self, parameters=parameters, origin=None)
+        return replace(self, parameters=parameters, origin=None)
 
     def _run(self, output: str, images: np.ndarray) -> np.ndarray:
         images = self._check(images)
@@ -226,6 +228,8 @@ class TrainedModel:
         }
         if self.preparation is not None:
             content["preparation"] = self.preparation.to_json()
+        if self.computation is not None:
+            content["computation"] = self.computation.to_json()
         return content
 
     def to_bytes(self) -> bytes:
@@ -239,6 +243,9 @@ class TrainedModel:
     @classmethod
     def load(cls, path: Path, sha256: str | None = None, network: Network = STUDY) -> TrainedModel:
         """Load a model, a configuration of `network`, from a safetensors file.
+
+        The file of a network of one's own names what it computed. If versions of JAX and Flax are
+        the same, the network must compute it still.
 
         Raises `DamagedFile` if the file isn't a model or its SHA-256 isn't `sha256`, and
         `UsageError` if it holds another network.
@@ -259,6 +266,7 @@ class TrainedModel:
         height, width, channels = metadata["image_shape"]
         data = DataSpec((height, width, channels), len(labels), float(scale))
         try:
+            computation = Computation.from_json(metadata.get("computation"))
             preparation = None
             if "preparation" in metadata:
                 preparation = Preparation.from_json(
@@ -267,8 +275,19 @@ class TrainedModel:
             parameters = from_paths(arrays)
             network.definition.check(hyperparameters, data.image_shape)
             expected = network.shapes(hyperparameters, data)
+        except NetworkError as problem:
+            raise NetworkError(f"{path}: {problem}", problem.traceback) from problem
         except (ValueError, TypeError, KeyError):
             raise DamagedFile(path, "lacks the description of its model") from None
+        now, different = network.computation(hyperparameters, data), []
+        if computation and now and computation.versions == now.versions:
+            # The training step depends on how long it was trained, which the file doesn't know.
+            different = computation.differences(replace(now, training=computation.training))
+        if different:
+            raise UsageError(
+                f"{path}: holds the weights of another network (what differs:"
+                f" {', '.join(different)}): give the network that was trained"
+            )
         found = {name: (x.shape, x.dtype) for name, x in by_path(parameters)}
         if found != {name: (x.shape, x.dtype) for name, x in by_path(expected)}:
             raise DamagedFile(path, "its weights don't fit its hyperparameters")
@@ -280,4 +299,5 @@ class TrainedModel:
             parameters,
             network,
             preparation=preparation,
+            computation=computation,
         )

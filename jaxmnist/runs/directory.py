@@ -314,6 +314,26 @@ class RunDirectory:
             raise DamagedFile(path, "is the checkpoint of another search's trial")
         return arrays, content
 
+    def outputs_path(self, key: TrialKey) -> Path:
+        """Return the path of a few images with a trial's outputs for them: see `read_outputs`."""
+        return self.trial_folder(key) / "outputs.safetensors"
+
+    def error_path(self, key: TrialKey) -> Path:
+        """Return the path of the traceback of a trial that has failed."""
+        return self.trial_folder(key) / "error.txt"
+
+    def read_outputs(self, key: TrialKey) -> dict[str, np.ndarray]:
+        """Read the outputs of a network of one's own by which it can be told from others.
+
+        Returns `images`, and the logits `initial`, and `trained` of a completed trial; see
+        `results.matching`. Raises like `read_json`.
+        """
+        path = self.outputs_path(key)
+        arrays, _ = read_sealed(path)
+        if not {"images", "initial"} <= arrays.keys():
+            raise DamagedFile(path, "lacks images and their outputs")
+        return arrays
+
     # --- test-set evaluations ---
 
     @property

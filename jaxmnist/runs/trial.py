@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,39 @@ def agree(history: History, validation: Sequence[bytes], images: int) -> bool:
 
 
 @dataclass(frozen=True)
+class Computation:
+    """What a network of one's own computes, as SHA-256s that can be compared.
+
+    versions: of JAX and Flax, which write the same computation in other ways.
+    initial: of the function that draws initial weights. training: of the gradient, and of the
+      network's own optimizer. evaluation: of the outputs in evaluation.
+    """
+
+    versions: str
+    initial: str
+    training: str
+    evaluation: str
+
+    def differences(self, other: Computation) -> list[str]:
+        """What differs, in words; versions must be equal."""
+        words = {"initial": "initial weights", "training": "training", "evaluation": "evaluation"}
+        return [say for name, say in words.items() if getattr(self, name) != getattr(other, name)]
+
+    def to_json(self) -> dict[str, str]:
+        """The object in trial.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Any) -> Computation | None:
+        """The inverse of `to_json`; ValueError for invalid content."""
+        if content is None:
+            return None
+        if not fits(content, {item.name: str for item in fields(cls)}):
+            raise ValueError("not what a network computes")
+        return cls(**{item.name: content[item.name] for item in fields(cls)})
+
+
+@dataclass(frozen=True)
 class Trial:
     """The record of a trial.
 
@@ -117,7 +150,7 @@ class Trial:
     validation_data_sha256: SHA-256 of the validation images and their labels.
     device, node: what it trains on, and the machine that has it; None in a record without them.
     rerun: the number of a rerun, see `keys.Rerun`; None for the trial itself.
-    computation: what its network computes, if that is a person's own: see `Network.computation`.
+    computation: what its network computes, if that is a person's own.
     validation: of a completed trial, which validation images were classified correctly, for each
       epoch as `pack_right` packs them; the content of validation.npy, not a field of trial.json.
     """
@@ -135,7 +168,7 @@ class Trial:
     deaths: int = 0
     validation_sha256: str | None = None
     validation_data_sha256: str | None = None
-    computation: str | None = None
+    computation: Computation | None = None
     rerun: int | None = None
     device: str | None = None
     node: str | None = None
@@ -182,7 +215,7 @@ class Trial:
             "weights_sha256": self.weights_sha256,
             "validation_sha256": self.validation_sha256,
             "validation_data_sha256": self.validation_data_sha256,
-            "computation": self.computation,
+            "computation": self.computation and self.computation.to_json(),
             "rerun": self.rerun,
             "device": self.device,
             "node": self.node,
@@ -201,7 +234,7 @@ class Trial:
         possible = bool(history) and all(0 <= getattr(epoch, name) <= 1 for epoch in history)
         if content["status"] == "completed" and not possible:
             raise ValueError("a completed trial without accuracies")
-        for key in ("error", "computation", "device", "node", *HASHES):
+        for key in ("error", "device", "node", *HASHES):
             if not isinstance(content.get(key), str | None):
                 raise ValueError(f"{key} is not text")
         trial = cls(
@@ -215,7 +248,7 @@ class Trial:
             content["error"],
             failures=content["failures"],
             deaths=content["deaths"],
-            computation=content["computation"],
+            computation=Computation.from_json(content["computation"]),
             rerun=rerun,
             device=content.get("device"),
             node=content.get("node"),

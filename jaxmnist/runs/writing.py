@@ -182,6 +182,19 @@ class WritableRunDirectory(RunDirectory):
         self.check_there()
         write_bytes(self.validation_path(key), content)
 
+    def write_outputs(self, key: TrialKey, arrays: dict[str, np.ndarray]) -> None:
+        """Write the outputs of a network of one's own: see `read_outputs`."""
+        self.check_there()
+        write_bytes(self.outputs_path(key), sealed_bytes(arrays, {}))
+
+    def write_error(self, key: TrialKey, traceback: str) -> None:
+        """Write the traceback of a trial that has failed; an empty one deletes it."""
+        self.check_there()
+        if traceback:
+            write_bytes(self.error_path(key), traceback.encode())
+        else:
+            self._delete(self.error_path(key))
+
     def write_checkpoint(
         self, key: TrialKey, arrays: dict[str, np.ndarray], content: dict[str, Any]
     ) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
-from jaxmnist.errors import EnvironmentFailure
+from jaxmnist.errors import EnvironmentFailure, UsageError
 from jaxmnist.results.run import Run
-from jaxmnist.runs.keys import Rerun, TrialKey
+from jaxmnist.runs.keys import Rerun, TrialKey, index_of
 from jaxmnist.search.trials import Trials
 
 
@@ -33,6 +34,24 @@ class Reruns(Trials):
             if record is not None and record.status == "completed":
                 first.setdefault(key.index, key)
         return list(first.values())
+
+    def _check_network(self) -> None:
+        """Also that a refit has the network of its trial, but for the number of its steps."""
+        super()._check_network()
+        for key, draw in self.draws.items():
+            trial = self._directory.read_trial(index_of(key))
+            if trial is None or trial.computation is None:
+                continue
+            now = self._network.computation(draw, self._data)
+            if now is None or now.versions != trial.computation.versions:
+                continue
+            refit = isinstance(key, Rerun) and key.refit
+            now = replace(now, training=trial.computation.training) if refit else now
+            if different := trial.computation.differences(now):
+                raise UsageError(
+                    f"{self._directory.path}: trial {key} would train another network than trial"
+                    f" {trial.index} (what differs: {', '.join(different)})"
+                )
 
     @property
     def ended(self) -> Collection[TrialKey]:

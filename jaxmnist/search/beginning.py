@@ -10,15 +10,16 @@ from dataclasses import dataclass, replace
 from jaxmnist.data.dataset import Dataset, load_dataset
 from jaxmnist.engine.devices import debugging_settings
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.network import Network
+from jaxmnist.models.network import DataSpec, Network
 from jaxmnist.models.space import Space, SpaceDescription
 from jaxmnist.results.rbf import choose_backend
 from jaxmnist.runs.keys import TrialKey
 from jaxmnist.search.checks import (
     check_counts,
     check_memory,
+    check_network,
     check_optimizer_settings,
-    describe_dependence,
+    describe_network,
     rehearse,
 )
 from jaxmnist.search.description import describe_budget, describe_kept, describe_narrowed
@@ -60,18 +61,27 @@ def begin(settings: SearchSettings, network: Network, dataset: Dataset | None = 
     if settings.svm:
         choose_backend(settings.svm_backend, "cpu")  # fail before the search, not after it
     dataset = dataset or load_dataset(settings)
-    declared = Space(network.definition, settings.ranges).describe()
-    space = Space(network.definition, settings.ranges, dataset.image_shape, dataset.classes)
+    data = DataSpec.of(dataset, settings.training())
+    declared = Space(network.definition, settings.ranges)
+    space = Space(
+        network.definition,
+        settings.ranges,
+        dataset.image_shape,
+        dataset.classes,
+        data.steps,
+        settings.max_trials,
+    )
     description = space.describe()
     drawn = itertools.islice(space.draws(settings.seed), settings.max_trials)
     draws: dict[TrialKey, Hyperparameters] = dict(enumerate(drawn))
     check_counts(len(draws), settings)
+    trainable = check_network(network, draws.values(), data)
     for line in (
-        describe_narrowed(declared, description, dataset.image_shape),
+        describe_narrowed(declared, space, dataset.image_shape),
         *dataset.notes,
         dataset.scale_note,
         describe_budget(len(draws), settings.max_trials, description),
-        describe_dependence(network, draws[0], dataset),
+        *describe_network(network, trainable, data),
         describe_kept(settings),
     ):
         if line:
@@ -79,5 +89,5 @@ def begin(settings: SearchSettings, network: Network, dataset: Dataset | None = 
     check_memory(draws.values(), settings, dataset, network)
     check_optimizer_settings(draws.values(), settings, dataset, network)
     if debugging := debugging_settings():
-        rehearse(network, draws[0], dataset, debugging)
+        rehearse(network, trainable[0], dataset, debugging)
     return Beginning(settings, dataset, description, draws)

@@ -11,7 +11,7 @@ from jaxmnist.checked import flag
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.engine.events import TrialFinished
 from jaxmnist.engine.local import Engine
-from jaxmnist.errors import UsageError, one_line
+from jaxmnist.errors import NetworkError, UsageError, one_line
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, Network
 from jaxmnist.models.questions import Questions, answers_of
@@ -21,7 +21,8 @@ from jaxmnist.runs.layers import Layer
 from jaxmnist.settings import SearchSettings
 from jaxmnist.training_settings import OF_OPTIMIZER, RECIPES, TrainingSettings
 
-MOST_TRACED = 16
+MOST_TRACED = 16  # configurations of a network that must be traced
+MOST_NOTED = 3  # of which a user is told what to know
 
 
 def check_counts(trials: int, settings: SearchSettings) -> None:
@@ -50,8 +51,9 @@ def check_memory(
     # Tracing hundreds of networks would take minutes: then the first ones are looked at.
     most = MOST_TRACED if network.traced else None
     batch_size = settings.training().batch_size
+    data = DataSpec.of(dataset, settings.training())
     for draw in itertools.islice(dict.fromkeys(draws), most):
-        needed = least_memory(network.layers(draw, DataSpec.of(dataset)), batch_size)
+        needed = least_memory(network.layers(draw, data), batch_size)
         if needed > memory():
             raise UsageError(
                 f"{draw}: training needs at least {needed / 2**30:.0f} GiB, and this machine has"
@@ -82,14 +84,19 @@ def check_optimizer_settings(
     """
     if not network.traced:
         return
-    usual, data = RECIPES[settings.recipe], DataSpec.of(dataset)
+    usual, data = RECIPES[settings.recipe], DataSpec.of(dataset, settings.training())
     given = {
         name
         for name in OF_OPTIMIZER
         if name in settings.ranges or getattr(settings, name) != getattr(usual, name)
     }
     for draw in itertools.islice(dict.fromkeys(draws), MOST_TRACED):
-        questions = Questions(answers_of(draw), image_shape=data.image_shape, classes=data.classes)
+        questions = Questions(
+            answers_of(draw),
+            image_shape=data.image_shape,
+            classes=data.classes,
+            steps_of=data.steps,
+        )
         try:
             network.definition.ask(questions)
             if network.optimizer(draw, data) is None:
@@ -106,17 +113,40 @@ def check_optimizer_settings(
     )
 
 
-def describe_dependence(
-    network: Network, hyperparameters: Hyperparameters, dataset: Dataset
-) -> str | None:
-    """A note if the network's output for an image depends on the images beside it, or None."""
-    if network.predicts_alone(hyperparameters, DataSpec.of(dataset)):
-        return None
-    return (
-        "note: the network's output for an image changes with the other images of its batch, in"
-        f" evaluation too (tried with {hyperparameters}): accuracies and predictions depend on the"
-        " batches"
-    )
+def check_network(
+    network: Network, draws: Iterable[Hyperparameters], data: DataSpec
+) -> list[Hyperparameters]:
+    """The first configurations that can be trained, `MOST_NOTED` of `MOST_TRACED` at most.
+
+    Raises `NetworkError` if none of all can be; those that can't fail as trials.
+    """
+    failure: NetworkError | None = None
+    found: list[Hyperparameters] = []
+    for number, draw in enumerate(dict.fromkeys(draws)):
+        if len(found) == MOST_NOTED or (found and number >= MOST_TRACED):
+            break
+        try:
+            network.check(draw, data)
+        except NetworkError as problem:
+            failure = failure or problem
+            continue
+        found.append(draw)
+        if not network.traced:
+            break
+    if not found and failure is not None:
+        raise failure
+    return found
+
+
+def describe_network(
+    network: Network, draws: Sequence[Hyperparameters], data: DataSpec
+) -> list[str]:
+    """What a user should know of how these configurations will be trained, each thing once."""
+    notes: dict[str, str] = {}
+    for draw in draws:
+        for line in network.notes(draw, data):
+            notes.setdefault(line.partition(" (tried with")[0], f"note: {line}")
+    return list(notes.values())
 
 
 def rehearse(

@@ -11,16 +11,16 @@ import jax
 from jaxmnist import __version__
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.engine.devices import device_name, pool_size
-from jaxmnist.models.space import SpaceDescription
+from jaxmnist.models.space import Space, SpaceDescription, ranges_of
 from jaxmnist.runs.machine import machine
 from jaxmnist.settings import KEEP, SearchSettings
 
 
 def describe_narrowed(
-    declared: SpaceDescription, found: SpaceDescription, image_shape: tuple[int, int, int]
+    declared: Space, found: Space, image_shape: tuple[int, int, int]
 ) -> str | None:
     """A note on ranges that are narrower for these images than for MNIST's, or None."""
-    before, now = declared.ranges(), found.ranges()
+    before, now = ranges_of(declared.explored), ranges_of(found.explored)
     different = [
         f"{name} {now[name]}" + (f", not {before[name]}" if name in before else "")
         for name in now

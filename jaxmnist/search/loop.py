@@ -78,7 +78,7 @@ def search(
             train(trials, network, settings, dataset, told)
             if trials.left:
                 logger.info(describe_end(settings.max_seconds, len(draws), trials.left))
-            run = Run(directory, network)
+            run = Run(directory, network, checked=True)
             if not run.ranked and trials.left:
                 raise EnvironmentFailure(
                     f"no trial has completed in the time of {settings.max_seconds:g} s; the same"
@@ -175,7 +175,7 @@ def train_again(run: Run, settings: SearchSettings, dataset: Dataset, told: Tria
         reruns = Reruns(run.files, run.network, data, settings, draws)
         told.again(keys, reruns.ended, len(data.y_train))
         train(reruns, run.network, replace(settings, max_seconds=None), data, told)
-        return Run(run.directory, run.network)
+        return Run(run.directory, run.network, checked=True)
 
     if settings.finalists:
         keys = run.rerun_keys

@@ -9,7 +9,14 @@ from pathlib import Path
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.engine.local import Engine
 from jaxmnist.engine.pace import Pace, measure, relative
-from jaxmnist.errors import EnvironmentFailure, JaxmnistError, UsageError, local_path, one_line
+from jaxmnist.errors import (
+    EnvironmentFailure,
+    JaxmnistError,
+    NetworkError,
+    UsageError,
+    local_path,
+    one_line,
+)
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, Network
 from jaxmnist.models.space import SpaceDescription
@@ -96,7 +103,7 @@ def preview(settings: SearchSettings, network: Network) -> Preview:
         if not isinstance(found, float):
             draws.append(Draw(index, draw, 0, 0, 0.0, found))
             continue
-        layers = network.layers(draw, DataSpec.of(first.dataset))
+        layers = network.layers(draw, DataSpec.of(first.dataset, first.settings.training()))
         size = engine.builder.settings_of(draw).batch_size
         seconds = _seconds(first, size, pace.step * found / work[middle]) + pace.compiling
         draws.append(
@@ -119,8 +126,10 @@ def preview(settings: SearchSettings, network: Network) -> Preview:
 def _work(engine: Engine, draw: Hyperparameters) -> float | str:
     """About how long a step takes, or why the network can't be built: its trial would fail."""
     try:
-        engine.network.shapes(draw, engine.builder.data)  # raises what the network raises
+        engine.network.check(draw, engine.builder.data)
         return relative(engine, draw)
+    except NetworkError as problem:
+        return str(problem)
     except Exception as problem:  # a person's own network may raise anything
         return one_line(problem, named=True)
 

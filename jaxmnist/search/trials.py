@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -13,14 +14,16 @@ from jaxmnist.engine.events import (
     Checkpoint,
     Event,
     StackingChosen,
+    TrialCompiled,
     TrialFinished,
     TrialLost,
     TrialStarted,
 )
 from jaxmnist.engine.stacking import Stacking
-from jaxmnist.errors import EnvironmentFailure, UsageError
+from jaxmnist.errors import EnvironmentFailure, NetworkError, UsageError
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.network import DataSpec, Network
+from jaxmnist.models.network import DataSpec, Network, Parameters
+from jaxmnist.results.matching import check_trial, outputs_of
 from jaxmnist.results.selection import rule_of
 from jaxmnist.results.trained import TrainedModel
 from jaxmnist.runs.keys import TrialKey, index_of, number_of
@@ -37,6 +40,10 @@ from jaxmnist.whole_files import (
 )
 
 logger = logging.getLogger("jaxmnist")
+OTHERWISE = (
+    "give the network that was trained; --overwrite starts over, --project-name starts a run beside"
+    " it"
+)
 
 
 class StoredCheckpoints(Mapping[TrialKey, Checkpoint]):
@@ -100,7 +107,7 @@ class Trials:
         self._directory = directory
         self._network = network
         self._dataset = dataset
-        self._data = DataSpec.of(dataset)
+        self._data = DataSpec.of(dataset, settings.training())
         self._settings = settings
         self._records: dict[TrialKey, Trial] = {}
         self._running: set[TrialKey] = set()
@@ -110,7 +117,7 @@ class Trials:
             trial = directory.mended(partial(self._read, index))
             if trial is not None:
                 self._records[index] = trial
-        self._check_computations()
+        self._check_network()
         done = [index for index in self._records if self._is_done(index)]
         beyond = [i for i in done if i not in draws and isinstance(i, int)]
         if beyond:
@@ -207,6 +214,9 @@ class Trials:
             self._directory.write_stacking(asdict(event.stacking))
         elif isinstance(event, TrialStarted):
             self._start(event)
+        elif isinstance(event, TrialCompiled):
+            self._compare(event)
+            self._write_outputs(event.index)
         elif isinstance(event, Checkpoint):
             self._keep_checkpoint(event)
         elif isinstance(event, TrialFinished):
@@ -235,6 +245,17 @@ class Trials:
         self._records[index] = trial  # before writing: the trial runs even if the disk is full
         self._running.add(index)
         self._directory.write_trial(trial)
+
+    def _compare(self, event: TrialCompiled) -> None:
+        """Raise `UsageError` if what is trained is not what this process has built."""
+        recorded, trained = self._records[event.index].computation, event.computation
+        if not recorded or not trained or recorded.versions != trained.versions:
+            return
+        if different := recorded.differences(trained):
+            raise UsageError(
+                f"trial {event.index}: build_model returned another network where the trial is"
+                f" trained (what differs: {', '.join(different)})"
+            )
 
     def _lose(self, event: TrialLost) -> None:
         """A trial has ended without a word: its attempt counts unless the node was lost."""
@@ -297,18 +318,22 @@ class Trials:
                 event.parameters,
                 self._network,
                 preparation=data.preparation,
+                computation=trial.computation,
             )
             content = model.to_bytes()
             weights_sha256 = sha256(content)
+            self._write_outputs(event.index, event.parameters)
             self._directory.write_validation(event.index, validation)
             self._directory.write_weights(event.index, content)
+        if event.traceback or self._directory.error_path(event.index).is_file():
+            self._directory.write_error(event.index, event.traceback)
         failures = before.failures + (event.error is not None)
         return replace(
             trial,
             attempts=before.attempts,
             device=before.device,
             node=before.node,
-            failures=0 if event.diverged else failures,
+            failures=0 if event.diverged or event.refused else failures,
             history=event.history,
             seconds=event.seconds,
             error=event.error,
@@ -321,9 +346,21 @@ class Trials:
     def _new(self, index: TrialKey, status: str) -> Trial:
         draw = self.draws[index]
         layers = self._network.layers(draw, self._data)
-        computation = self._network.computation(draw, self._data)
+        computation = None
+        with suppress(NetworkError):  # its trial says why
+            computation = self._network.computation(draw, self._data)
         trial = Trial(index_of(index), draw, status, (), layers, computation=computation)
         return replace(trial, rerun=number_of(index))
+
+    def _write_outputs(self, index: TrialKey, weights: Parameters | None = None) -> None:
+        """Keep what a network of one's own is compared by, across versions of JAX."""
+        trial = self._records[index]
+        if trial.computation is None or (
+            weights is None and self._directory.outputs_path(index).is_file()
+        ):
+            return
+        found = outputs_of(self._network, trial, self._settings, self._data, weights)
+        self._directory.write_outputs(index, found)
 
     def _write_given_up(self, index: TrialKey) -> None:
         trial = self._records[index]
@@ -335,26 +372,12 @@ class Trials:
 
     # --- reading and checking files ---
 
-    def _check_computations(self) -> None:
-        """Raise `UsageError` if a network of one's own is no longer what trials were trained with.
-
-        Other versions of JAX or Flax write the same computation in another way: then it isn't
-        compared.
-        """
+    def _check_network(self) -> None:
+        """Raise `UsageError` if a network of one's own is not what trials were trained with."""
         for index, trial in self._records.items():
-            if trial.computation is None or index not in self.draws:
-                continue
-            draw = self.draws[index]
-            now = self._network.computation(draw, self._data)
-            if now is not None and now.partition(": ")[0] != trial.computation.partition(": ")[0]:
-                continue
-            if now != trial.computation:
-                same = self._network.layers(draw, self._data) == trial.layers
-                what = "computes something else" if same else "has other shapes"
-                raise UsageError(
-                    f"{self._directory.path}: the network {what} than when trial {index} was"
-                    f" trained ({draw}); --overwrite starts over, --project-name starts a run"
-                    " beside it"
+            if index in self.draws:
+                check_trial(
+                    self._directory, trial, self._network, self._settings, self._data, OTHERWISE
                 )
 
     def _is_done(self, index: TrialKey) -> bool:

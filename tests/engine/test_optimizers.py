@@ -63,7 +63,7 @@ PEERS = {
 
 @pytest.mark.parametrize("name", PEERS)
 def test_weight_decay_leaves_biases_and_scales_alone(name):
-    """As Optax's own does with a mask: kernels decay, whatever has one dimension or is a bias not."""
+    """As Optax's own does with a mask: kernels decay, and nothing else does."""
     shapes = {"dense": {"kernel": (3, 2), "bias": (2,)}, "norm": {"scale": (2, 2), "bias": (1, 2)}}
     weights = jax.tree.map(jnp.ones, shapes, is_leaf=lambda part: isinstance(part, tuple))
     mask = {"dense": {"kernel": True, "bias": False}, "norm": {"scale": False, "bias": False}}

@@ -11,8 +11,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import slow_after
-from flax import nnx
-from networks import NETWORKS, Nnx
+from networks import NETWORKS
 
 from jaxmnist import UsageError
 from jaxmnist.data.arrays import Arrays
@@ -61,7 +60,8 @@ def test_ten_networks_as_people_write_them(name, dataset):
     if name != "bridged":
         assert sum(layer.parameters for layer in network.layers(h, DATA)) == count(trained)
     stateful = bool(collections)
-    assert network.predicts_alone(h, DATA)
+    assert network.tried(h, DATA).alone
+    assert network.notes(h, DATA) == []
     assert network.batching(h, DATA) == (
         "exact" if name == "bridged" else "masked" if stateful else "independent"
     )
@@ -268,8 +268,8 @@ def test_configurations_that_differ_in_an_axis_only():
     rows, images = Space(network.definition).members()
     assert network.batching(rows, DATA) == "independent"
     assert network.batching(images, DATA) == "exact"
-    assert network.predicts_alone(rows, DATA)
-    assert not network.predicts_alone(images, DATA)
+    assert network.tried(rows, DATA).alone
+    assert not network.tried(images, DATA).alone
 
 
 @pytest.mark.slow
@@ -290,6 +290,12 @@ def test_an_optimizer_of_ones_own_has_its_own_names(dataset):
     assert ended.error is None
 
 
+class NoParameters(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x.reshape(x.shape[0], -1)[:, :10]
+
+
 class Wanting(nn.Module):
     @nn.compact
     def __call__(self, x, mode):
@@ -306,13 +312,16 @@ def other_questions():
 
 
 WRONG = {
-    "no module": (lambda hp: hp.Int("a", 1, 2), "must return a Flax module"),
+    "no module": (lambda hp: 7, "must return a Flax module"),
+    "a class": (lambda hp: nn.Dense, "not the class Dense"),
     "nothing": (lambda hp: None, "not a NoneType"),
     "three things": (lambda hp: (1, 2, 3), "not 3 things"),
     "a Keras optimizer": (lambda hp: (nn.Dense(10), "adam"), "an optimizer of Optax, not a str"),
     "an optimizer that wants values": (lambda hp: (nn.Dense(10), optax.lbfgs()), "needs more"),
-    "an NNX module": (lambda hp: Nnx(rngs=nnx.Rngs(0)), r"nnx\.bridge\.to_linen\(Nnx"),
-    "it raises at once": (lambda hp: 1 / 0, "build_model fails: ZeroDivisionError"),
+    "it raises at once": (
+        lambda hp: 1 / 0,
+        r"build_model fails: test_flax_network.py, line \d+, in <lambda>: ZeroDivisionError",
+    ),
     "a reserved name": (lambda hp: hp.Int("max_trials", 1, 2), "already an option"),
     "an unknown optimizer": (
         lambda hp: (hp.Choice("optimizer", ["adagrad"]), nn.Dense(10))[1],
@@ -333,7 +342,12 @@ FAILING = {
     "an unknown argument": (lambda hp: Wanting(), "takes 'mode', which is not known"),
     "logits of another shape": (lambda hp: nn.Dense(7), r"logits of shape \(N, 10\)"),
     "another network each time": (other_questions(), "another network when it is called again"),
-    "an error of Flax": (lambda hp: NETWORKS["mixer"][0](hp).clone(patch=50), "Error"),
+    "a kernel that is too large": (
+        lambda hp: NETWORKS["mixer"][0](hp).clone(patch=50),
+        r"^networks.py, line \d+, in __call__: layer Conv_0 .* leaves nothing of .* 28×28×1",
+    ),
+    "no module": (lambda hp: hp.Int("a", 1, 2), "must return a Flax module"),
+    "no parameters": (lambda hp: NoParameters(), "no parameters"),
 }
 
 

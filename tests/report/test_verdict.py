@@ -123,7 +123,7 @@ def test_a_network_of_python_s_own_can_not_be_typed(copy):
 
 def replace_identity(run: Run) -> Run:
     """The run as it is, but that its search.json names another network."""
-    found = Run(run.directory.path.parent / "small", run.network)
+    found = Run(run.directory.path.parent / "small", run.network, checked=True)
     found.__dict__["ranked"] = run.ranked
     return found
 

@@ -113,8 +113,12 @@ def test_a_search_that_is_killed_goes_on(run, own, file, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("self.dropout, deter", "self.dropout / 2, deter", "computes something else"),
-        ("(3, 3), (2, 2), use", "(5, 5), (2, 2), use", "has other shapes"),
+        ("self.dropout, deter", "self.dropout / 2, deter", "(what differs: training)"),
+        (
+            "(3, 3), (2, 2), use",
+            "(5, 5), (2, 2), use",
+            "(what differs: initial weights, training, evaluation)",
+        ),
         ('"width", 2, 4', '"width", 2, 5', "width was '2:4', not '2:5'"),
         ("# nothing", "# a remark", None),
     ],

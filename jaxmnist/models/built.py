@@ -1,0 +1,354 @@
+"""A configuration of a person's network: the module that they built, traced and tried.
+
+What the traced functions show is looked up there. The rest is tried on random images, with the
+initial weights and with random ones: a last layer of zeros would hide what is before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxmnist.errors import NetworkError
+from jaxmnist.models import jaxprs
+from jaxmnist.models.loading import in_own_code
+from jaxmnist.models.module import PlainModule, Remarks, fixed_in_training, remarking
+from jaxmnist.runs.trial import Computation
+
+KEPT = 4  # images that stay the same where others of their batch are changed
+DRAWS = 8  # of random weights
+# Options of XLA: random initial weights take it 8 times longer with its usual ones.
+QUICKLY: dict[str, str | bool] = {
+    "xla_backend_optimization_level": "0",
+    "xla_llvm_disable_expensive_passes": True,
+}
+# How images of a batch depend on each other in training: not at all; by BatchNorm's statistics,
+# which leave out images that don't count; or in another way.
+Batching = Literal["independent", "masked", "exact"]
+Key = jax.Array
+
+
+def a_key(seed: int = 0) -> Key:
+    """A random key; its kind is named, so that no setting of JAX changes what is drawn."""
+    return jax.random.key(seed, impl="threefry2x32")
+
+
+@dataclass(frozen=True)
+class Traced:
+    """The functions of a configuration as closed jaxprs.
+
+    initial: of a key. evaluation: of variables, two images and a key.
+    training: of parameters, other collections, two images and a key, to the gradient with respect
+      to the parameters, the logits and the collections afterwards.
+    parameters: number of arrays of parameters, the first outputs of `training`.
+    dropout: the names of dropout layers with a rate above 0.
+    """
+
+    initial: Any
+    evaluation: Any
+    training: Any
+    parameters: int
+    dropout: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What trying a configuration has shown.
+
+    batching: see `Batching`. alone: whether outputs in evaluation are the same beside other images,
+    and at other places of the batch.
+    """
+
+    batching: Batching
+    alone: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """A configuration as `build_model` returned it.
+
+    optimizer: None for that of the settings. classes: of the data, K.
+    """
+
+    plain: PlainModule
+    optimizer: optax.GradientTransformation | None
+    classes: int
+
+    @cached_property
+    def init(self) -> Callable[[Key], dict[str, Any]]:
+        """The compiled function of a key that gives the initial variables."""
+        return compiled(self.plain.init)
+
+    @cached_property
+    def evaluation(self) -> Callable[..., Any]:
+        """The compiled function of variables and images that gives logits."""
+        return compiled(
+            lambda variables, images: self.plain.apply_in_evaluation(variables, images)[0]
+        )
+
+    def variables(self, seed: int, index: int) -> dict[str, Any]:
+        """The initial variables of a trial, computed and kept on the host."""
+        with jax.default_device(jax.devices("cpu")[0]):
+            found: dict[str, Any] = jax.device_get(
+                self.init(jax.random.fold_in(a_key(seed), index))
+            )
+        return found
+
+    @cached_property
+    def traced(self) -> Traced:
+        """Its functions, traced; `NetworkError` for what can't be trained as it is meant."""
+        remarks, plain = Remarks(), self.plain
+        image = jax.ShapeDtypeStruct((2, *plain.image_shape), np.float32)
+        key = jax.eval_shape(a_key)
+        with in_own_code(), nn.intercept_methods(remarking(remarks)):
+            initial = jax.make_jaxpr(plain.init)(key)
+            shapes = plain.shapes
+            if not jax.tree.leaves(shapes["params"]):
+                raise NetworkError("the network has no parameters: there is nothing to train")
+            try:
+                evaluation = jax.make_jaxpr(self._evaluate)(shapes, image, key)
+            except (flax.errors.ModifyScopeVariableError, flax.errors.InvalidRngError) as problem:
+                raise fixed_in_training(problem, remarks.layer) from problem
+            if jaxprs.depends(evaluation, [0], [len(evaluation.jaxpr.invars) - 1]):
+                raise NetworkError(
+                    "the network uses random numbers in evaluation too: a layer of it, such as"
+                    " dropout, doesn't follow the flag for training"
+                )
+            others = {name: shapes[name] for name in shapes if name != "params"}
+            training = jax.make_jaxpr(self._differentiate)(shapes["params"], others, image, key)
+        count = len(jax.tree.leaves(shapes["params"]))
+        dropout = tuple(dict.fromkeys(remarks.dropout)) or tuple(plain.dropout)
+        found = Traced(initial, evaluation, training, count, dropout)
+        self._check_dropout(found)
+        return found
+
+    def _evaluate(self, variables: Any, images: jax.Array, key: Key) -> Any:
+        logits, features = self.plain.apply_in_evaluation(variables, images, key)
+        return self._checked(logits), features
+
+    def _differentiate(self, parameters: Any, collections: Any, images: jax.Array, key: Key) -> Any:
+        """The gradient of a smooth function of the logits, these, and the collections."""
+
+        def loss(parameters: Any) -> tuple[jax.Array, Any]:
+            variables = {"params": parameters, **collections}
+            logits, after = self.plain.apply_in_training(variables, images, key)
+            logits = self._checked(logits)
+            return -jax.nn.log_softmax(logits.astype(jnp.float32))[:, 0].sum(), (logits, after)
+
+        return jax.grad(loss, has_aux=True)(parameters)
+
+    def _checked(self, logits: Any) -> Any:
+        """Logits of two images, if they are such."""
+        shape = getattr(logits, "shape", None)
+        if shape != (2, self.classes):
+            found = type(logits).__name__ if shape is None else shape
+            raise NetworkError(
+                f"the network must give logits of shape (N, {self.classes}) for N images, one for"
+                f" each class, and gives {found} for two images: end it with a layer of hp.classes"
+                " outputs, without an activation"
+            )
+        if not jnp.issubdtype(logits.dtype, jnp.floating):
+            raise NetworkError(f"the network must give logits that are floats, not {logits.dtype}")
+        return logits
+
+    def _check_dropout(self, found: Traced) -> None:
+        """Raise `NetworkError` if the network has dropout, and never uses random numbers."""
+        last = len(found.training.jaxpr.invars) - 1
+        if found.dropout and not jaxprs.depends(found.training, [found.parameters], [last]):
+            raise NetworkError(
+                f"dropout has no effect in training (layer {found.dropout[0]}, whose rate is above"
+                f" 0): {FLAG}"
+            )
+
+    @cached_property
+    def computation(self) -> Computation:
+        """Hashes of what it computes, constants included."""
+        traced = self.traced
+        training = [traced.training]
+        if self.optimizer is not None:
+            weights = self.plain.shapes["params"]
+            with in_own_code():
+                training.append(jax.make_jaxpr(self.optimizer.init)(weights))
+                state = jax.eval_shape(self.optimizer.init, weights)
+                training.append(jax.make_jaxpr(self.optimizer.update)(weights, state, weights))
+        return Computation(
+            f"jax {jax.__version__}, flax {flax.__version__}",
+            jaxprs.sha256(traced.initial),
+            jaxprs.sha256(*training),
+            jaxprs.sha256(traced.evaluation),
+        )
+
+    @property
+    def trained(self) -> Any:
+        """Whether each parameter receives a gradient, a tree of bools like them."""
+        places = range(self.traced.parameters)
+        found = [not jaxprs.is_zero(self.traced.training, place) for place in places]
+        return jax.tree.unflatten(jax.tree.structure(self.plain.shapes["params"]), found)
+
+    def outputs(self, variables: Any, images: np.ndarray) -> np.ndarray:
+        """The logits in evaluation: float32[N, classes] of N ≤ 8 images float32[N, H, W, C]."""
+        with jax.default_device(jax.devices("cpu")[0]):
+            # As many as are tried, so that nothing is compiled for them.
+            filled = np.resize(images, (2 * KEPT, *self.plain.image_shape))
+            found = np.asarray(self.evaluation(variables, filled), np.float32)
+        return found[: len(images)]
+
+    @cached_property
+    def tried(self) -> Tried:
+        """How images depend on each other; `NetworkError` for outputs that are no logits."""
+        initial = self.variables(0, 0)
+        draws = [_random_weights(initial, seed) for seed in range(DRAWS)]
+        with in_own_code(), jax.default_device(jax.devices("cpu")[0]):
+            alone = self._try_evaluation(initial, draws)
+            return Tried(self._try_training([initial, *draws[:2]]), alone)
+
+    def _try_evaluation(self, initial: Any, draws: list[Any]) -> bool:
+        images, others = _images_and_others(self.plain.image_shape)
+
+        def logits(variables: Any, images: np.ndarray) -> np.ndarray:
+            return np.asarray(self.evaluation(variables, images), np.float32)
+
+        self._check_outputs([logits(variables, images) for variables in draws])
+        alone = True
+        for variables in (initial, *draws[:2]):
+            found, changed = logits(variables, images), logits(variables, others)
+            moved = logits(variables, np.roll(images, KEPT // 2, axis=0))
+            alone &= _close(found[:KEPT], changed[:KEPT], self.rounding)
+            alone &= _close(np.roll(moved, -(KEPT // 2), axis=0), found, self.rounding)
+        return alone
+
+    @property
+    def rounding(self) -> float:
+        """How far equal values may differ, relatively, in the coarsest type that it computes in."""
+        types = {
+            variable.aval.dtype
+            for equation in self.traced.evaluation.jaxpr.eqns
+            for variable in equation.outvars
+            if jnp.issubdtype(getattr(variable.aval, "dtype", np.int32), jnp.floating)
+        }
+        errors = (float(jnp.finfo(dtype).eps) for dtype in types)  # type: ignore[no-untyped-call]
+        coarsest = max(errors, default=1e-7)
+        return coarsest * (1e3 if coarsest < 1e-5 else 4)
+
+    def _check_outputs(self, found: list[np.ndarray]) -> None:
+        """Raise `NetworkError` if outputs with various random weights are never negative."""
+        whole = np.concatenate(found)
+        if not np.isfinite(whole).all() or (whole < 0).any():
+            return
+        if np.allclose(whole.sum(1), 1, atol=1e-2):
+            what = "its outputs are probabilities, as softmax at its end makes them"
+        elif (whole <= 1).all():
+            what = "its outputs lie between 0 and 1, as a sigmoid at its end makes them"
+        else:
+            what = "its outputs are never negative, as ReLU at its end makes them"
+        raise NetworkError(
+            f"the network must give logits, and {what}: leave out the activation of its last layer"
+        )
+
+    def _try_training(self, weights: list[Any]) -> Batching:
+        """Change images that don't count; see whether that changes anything of the others."""
+        images, others = _images_and_others(self.plain.image_shape)
+        present = np.arange(len(images)) < KEPT
+        stateful = len(weights[0]) > 1
+        run = compiled(
+            lambda variables, images: self.plain.apply_in_training(
+                variables, images, a_key(), jnp.asarray(present) if stateful else None
+            )
+        )
+        same = True
+        changed: set[str] = set()
+        for variables in weights:
+            (logits, state), (other, other_state) = run(variables, images), run(variables, others)
+            same &= _close(logits[:KEPT], other[:KEPT], self.rounding)
+            pairs = zip(jax.tree.leaves(state), jax.tree.leaves(other_state), strict=True)
+            same &= all(_close(a, b, self.rounding) for a, b in pairs)
+            before = dict(_statistics(variables))
+            changed |= {
+                layer
+                for layer, x in _statistics(state)
+                if not np.array_equal(x, before[layer], equal_nan=True)
+            }
+        self._check_statistics(weights[0], changed)
+        if not same:
+            return "exact"
+        return "masked" if stateful else "independent"
+
+    def _check_statistics(self, variables: Any, changed: set[str]) -> None:
+        """Raise `NetworkError` for a BatchNorm layer that a training step leaves as it was.
+
+        Not if its own parameters are not trained either: then it is meant so.
+        """
+        trained = {
+            "/".join(map(str, path[:-1])) for path, found in _by_path(self.trained).items() if found
+        }
+        frozen = {"/".join(map(str, path[:-1])) for path in _by_path(variables["params"])} - trained
+        for name, _ in _statistics(variables):
+            layer = name.rpartition("/")[0]
+            if name not in changed and layer not in frozen:
+                raise NetworkError(
+                    f"a training step leaves the batch statistics of layer {layer or 'BatchNorm'}"
+                    f" as they were, so that they are never learned: {FLAG}"
+                )
+
+
+FLAG = (
+    "the module must be told when it trains, by a flag of its __call__ that is called train, say:"
+    " nn.BatchNorm(use_running_average=not train), nn.Dropout(rate, deterministic=not train)"
+)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` as it is compiled in a fraction of the usual time: it is called a few times."""
+    found: Callable[..., Any] = jax.jit(function, compiler_options=QUICKLY)
+    return found
+
+
+def _by_path(tree: Any) -> dict[tuple[str, ...], Any]:
+    """The leaves of nested mappings, by path."""
+    found: dict[tuple[str, ...], Any] = flax.traverse_util.flatten_dict(tree)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _statistics(variables: Any) -> Iterator[tuple[str, Any]]:
+    """The arrays of Flax's batch statistics, by path."""
+    found = _by_path(variables.get("batch_stats", {}))
+    for path, array in found.items():
+        yield "/".join(map(str, path)), array
+
+
+def _images_and_others(image_shape: tuple[int, int, int]) -> np.ndarray:
+    """Two batches of random images, the first `KEPT` of which are the same: float32[2, N, …]."""
+    both = np.random.default_rng(0).random((2, 2 * KEPT, *image_shape), np.float32)
+    both[1, :KEPT] = both[0, :KEPT]
+    return both
+
+
+def _random_weights(variables: Any, seed: int) -> Any:
+    """Variables with other parameters: kernels drawn anew, noise added to the rest."""
+    random = np.random.default_rng(seed)
+
+    def draw(weight: np.ndarray) -> np.ndarray:
+        if not jnp.issubdtype(weight.dtype, jnp.floating):
+            return weight
+        noise = random.standard_normal(weight.shape)
+        if weight.ndim > 1:
+            return (noise / np.prod(weight.shape[:-1]) ** 0.5).astype(weight.dtype)
+        return (weight + noise / 4).astype(weight.dtype)
+
+    return {**variables, "params": jax.tree.map(draw, variables["params"])}
+
+
+def _close(a: Any, b: Any, rounding: float) -> bool:
+    """Whether two arrays are equal, relatively within `rounding`; NaN is equal to NaN."""
+    finite = np.abs(np.asarray(a)[np.isfinite(a)])
+    scale = max(1.0, float(finite.max())) if finite.size else 1.0
+    return bool(np.allclose(a, b, rtol=rounding, atol=rounding * scale / 10, equal_nan=True))

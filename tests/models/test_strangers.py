@@ -1,0 +1,603 @@
+"""Networks as strangers write them: each kind trains as it is meant, or is refused in one line."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import slow_after
+from flax import nnx
+
+from jaxmnist.data.arrays import Arrays
+from jaxmnist.data.dataset import load_arrays, split
+from jaxmnist.engine.events import TrialFinished
+from jaxmnist.engine.local import Engine
+from jaxmnist.errors import NetworkError
+from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.models.flax_network import FlaxNetwork
+from jaxmnist.models.module import FLAGS
+from jaxmnist.models.network import DataSpec
+from jaxmnist.training_settings import TrainingSettings
+
+SHAPE = (8, 8, 1)
+DATA = DataSpec(SHAPE, 3)
+NOTHING = Hyperparameters()
+
+
+def network(module, optimizer=None):
+    return FlaxNetwork(lambda hp: module if optimizer is None else (module, optimizer))
+
+
+def refusal(module, data=DATA):
+    with pytest.raises(NetworkError) as caught:
+        network(module).check(NOTHING, data)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    """100 images of 8 × 8 pixels, the middle of every third pixel of digits 0 to 2."""
+    mnist = load_arrays("mnist")
+    few = mnist.y_train < 3
+    x, y = mnist.x_train[few][:120, 2:26:3, 2:26:3], mnist.y_train[few][:120]
+    return split("few", Arrays(x, y, x[:10], y[:10]), validation_split=0.2, seed=0)
+
+
+def trained(built, dataset, **settings):
+    """The weights of a training, and its data's properties."""
+    chosen = TrainingSettings(**{"epochs": 2, "batch_size": 16, **settings})
+    with Engine(built, dataset, chosen, 0).run([(0, NOTHING)]) as events:
+        (ended,) = [event for event in events if isinstance(event, TrialFinished)]
+    assert ended.error is None
+    return ended.parameters, DataSpec.of(dataset, chosen)
+
+
+# --- The mode: training or evaluation -------------------------------------------------------------
+
+
+def modes(module):
+    """Logits of 64 equal images in training, with two keys, and in evaluation."""
+    plain = network(module).built(NOTHING, DATA).plain
+    key = jax.random.key(0, impl="threefry2x32")
+    variables = jax.jit(plain.init)(key)
+    # A layer of zeros would hide dropout.
+    image = np.random.default_rng(0).random((1, *SHAPE), np.float32)
+    images = jnp.asarray(np.repeat(image, 64, axis=0))
+    train = jax.jit(plain.apply_in_training)
+    keys = jax.random.split(key)
+    first, second = (train(variables, images, each)[0] for each in keys)
+    return first, second, jax.jit(plain.apply_in_evaluation)(variables, images)[0]
+
+
+def assert_follows(module):
+    """Dropout is on in training, with a mask of its own for each step, and off in evaluation."""
+    first, second, evaluated = modes(module)
+    assert not np.allclose(first, second)
+    assert not np.allclose(first[0], first[1])
+    np.testing.assert_allclose(evaluated, np.repeat(evaluated[:1], 64, axis=0), rtol=1e-6)
+
+
+def flagged(name, *, default=None, as_field=False):
+    """A module whose flag for training has this name."""
+    training = FLAGS[name]
+
+    def compute(x, flag):
+        train = flag if training else not flag
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(x)
+        x = nn.Dropout(0.5, deterministic=not train)(x.reshape(x.shape[0], -1))
+        return nn.Dense(3)(x)
+
+    class ByArgument(nn.Module):
+        @nn.compact
+        def __call__(self, x, flag):
+            return compute(x, flag)
+
+    def call(self, x, **given):
+        return compute(x, given.get(name, default))
+
+    if as_field:
+        fields = {"__annotations__": {name: bool}, name: default}
+        body = {"__call__": nn.compact(lambda self, x: compute(x, getattr(self, name)))}
+        return type("ByField", (nn.Module,), {**fields, **body})()
+    import inspect
+
+    x = [inspect.Parameter(each, inspect.Parameter.POSITIONAL_OR_KEYWORD) for each in ("self", "x")]
+    own = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+    call.__signature__ = inspect.Signature([*x, own])
+    return type("ByArgument", (nn.Module,), {"__call__": nn.compact(call)})()
+
+
+@pytest.mark.parametrize("as_field", [False, True])
+@pytest.mark.parametrize("name", slow_after(0, FLAGS))
+def test_each_name_of_the_flag_for_training(name, as_field):
+    """Although it has a default, with which BatchNorm and dropout would never train."""
+    assert_follows(flagged(name, default=not FLAGS[name], as_field=as_field))
+
+
+@pytest.mark.parametrize("name", ["is_train", "eval_mode", "inference"])
+def test_the_names_of_the_flag_that_were_met(name):
+    assert_follows(flagged(name, default=not FLAGS[name]))
+
+
+class Forgotten(nn.Module):
+    """A flag of an unknown name with a default."""
+
+    layer: str
+    rate: float = 0.5
+
+    @nn.compact
+    def __call__(self, x, phase="test"):
+        if self.layer == "norm":
+            x = nn.BatchNorm(use_running_average=phase == "test")(x)
+        x = x.reshape(x.shape[0], -1)
+        if self.layer == "dropout":
+            x = nn.Dropout(self.rate, deterministic=phase == "test")(x)
+        return nn.Dense(3)(x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "says"), [("norm", "layer BatchNorm_0"), ("dropout", "layer Dropout_0")]
+)
+def test_layers_that_never_train_are_refused(layer, says):
+    line = refusal(Forgotten(layer))
+    assert says in line
+    assert "called train" in line
+
+
+def test_dropout_of_rate_0_is_ordinary():
+    network(Forgotten("dropout", 0.0)).check(NOTHING, DATA)
+
+
+class Backbone(nn.Module):
+    """Statistics that are fixed on purpose, as pretrained ones would be."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=True)(x.reshape(x.shape[0], -1))
+        return nn.Dense(3)(jax.lax.stop_gradient(x))
+
+
+def test_fixed_statistics_of_fixed_layers_are_meant():
+    network(Backbone()).check(NOTHING, DATA)
+
+
+class AlwaysTraining(nn.Module):
+    layer: str
+
+    @nn.compact
+    def __call__(self, x):
+        if self.layer == "norm":
+            x = nn.BatchNorm(use_running_average=False, name="mine")(x)
+        x = x.reshape(x.shape[0], -1)
+        if self.layer == "dropout":
+            x = nn.Dropout(0.5, deterministic=False, name="mine")(x)
+        return nn.Dense(3)(x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "remedy"), [("norm", "use_running_average"), ("dropout", "deterministic")]
+)
+def test_a_layer_that_is_fixed_in_training_mode(layer, remedy):
+    line = refusal(AlwaysTraining(layer))
+    assert "layer mine" in line
+    assert remedy in line
+
+
+class Tutorial(nnx.Module):
+    """As in Flax's tutorials: the mode is set from outside."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int = 8):
+        self.conv = nnx.Conv(1, width, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(width, momentum=0.5, rngs=rngs)
+        self.dropout = nnx.Dropout(0.3)
+        self.linear = nnx.Linear(64 * width, 3, rngs=rngs)
+
+    def __call__(self, x, rngs: nnx.Rngs | None = None):
+        x = nnx.relu(self.norm(self.conv(x)))
+        return self.linear(self.dropout(x.reshape(x.shape[0], -1), rngs=rngs))
+
+
+class OwnStreams(nnx.Module):
+    """Dropout with streams that the module keeps."""
+
+    def __init__(self, *, rngs):
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.linear = nnx.Linear(64, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.linear(self.dropout(x.reshape(x.shape[0], -1)))
+
+
+class Told(OwnStreams):
+    """A flag as in Linen."""
+
+    def __call__(self, x, *, train: bool):
+        x = self.dropout(x.reshape(x.shape[0], -1), deterministic=not train)
+        return self.linear(x)
+
+
+class Only(nnx.Module):
+    """Its constructor takes nothing else."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.linear = nnx.Linear(64, 3, rngs=rngs)
+
+    def __call__(self, x, rngs):
+        return self.linear(self.dropout(x.reshape(x.shape[0], -1), rngs=rngs))
+
+
+NNX = {
+    "a class": lambda: Tutorial,
+    "with arguments": lambda: partial(Tutorial, width=4),
+    "bridged": lambda: nnx.bridge.to_linen(Tutorial, width=4),
+    "streams of its own": lambda: OwnStreams,
+    "a flag": lambda: nnx.bridge.to_linen(Told),
+    "an instance": lambda: Only(rngs=nnx.Rngs(0)),
+    "an instance of another seed": lambda: Only(rngs=nnx.Rngs(7)),
+}
+
+
+@pytest.mark.parametrize("name", NNX)
+def test_nnx_modules_follow_the_mode(name):
+    assert_follows(NNX[name]())
+
+
+@pytest.mark.parametrize("name", ["a class", "an instance"])
+def test_an_nnx_module_trains_as_its_own_loop(name, dataset):
+    """Statistics move in training, and serve in evaluation, alone for each image."""
+    own = FlaxNetwork(lambda hp: NNX[name]())
+    weights, data = trained(own, dataset, optimizer="sgd")
+    assert own.tried(NOTHING, data).alone
+    kept, _ = own.split(own.initial_parameters(NOTHING, data, seed=0, index=0))
+    assert not jax.tree.all(jax.tree.map(np.array_equal, kept, weights["params"]))
+    if name == "an instance":
+        return
+    assert np.abs(weights["batch_stats"]["norm"]["mean"]).max() > 0
+    module = Tutorial(nnx.Rngs(0))
+    nnx.update(module, weights["params"])
+    nnx.update(module, weights["batch_stats"])
+    module.eval()
+    images = dataset.x_validation[:4] / np.float32(255)
+    np.testing.assert_allclose(
+        module(jnp.asarray(images)), own.logits(NOTHING, data, weights, images), atol=1e-5
+    )
+
+
+def changed():
+    module = Only(rngs=nnx.Rngs(0))
+    module.linear.kernel[...] += 1
+    return module
+
+
+WITHOUT_SEED = {
+    "arguments": lambda: Tutorial(nnx.Rngs(0), 4),
+    "weights of its own": changed,
+    "a seed that is not small": lambda: Only(rngs=nnx.Rngs(12345)),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_SEED)
+def test_an_instance_that_can_not_be_built_again_is_refused(name):
+    assert "return the class" in refusal(WITHOUT_SEED[name]())
+
+
+class AlwaysNnx(nnx.Module):
+    def __init__(self, *, rngs, layer):
+        self.norm = nnx.BatchNorm(64, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.linear = nnx.Linear(64, 3, rngs=rngs)
+        self.layer = layer
+
+    def __call__(self, x):
+        x = x.reshape(x.shape[0], -1)
+        if self.layer == "norm":
+            x = self.norm(x, use_running_average=False)
+        if self.layer == "dropout":
+            x = self.dropout(x, deterministic=False)
+        if self.layer == "never":
+            x = self.dropout(x, deterministic=True)
+        return self.linear(x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "says"),
+    [
+        ("norm", "layer norm/mean changes its statistics in evaluation"),
+        ("dropout", "random numbers in evaluation"),
+        ("never", "dropout has no effect in training (layer dropout"),
+    ],
+)
+def test_nnx_layers_of_a_fixed_mode(layer, says):
+    assert says in refusal(partial(AlwaysNnx, layer=layer))
+
+
+# --- How images depend on each other --------------------------------------------------------------
+
+
+class Dependent(nn.Module):
+    """Features that depend on their batch, behind a last layer that begins with `head`."""
+
+    how: str
+    head: str = "zeros"
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(8)(x.reshape(x.shape[0], -1))
+        if self.how == "batch":
+            x = (x - x.mean(0)) / (x.std(0) + 1e-3)
+        if self.how == "place":
+            x = x + jnp.arange(len(x))[:, None]
+        if self.how == "nan":
+            x = jnp.where(x.mean() > 1e9, x, jnp.log(-jnp.abs(x)))
+        make = {"zeros": nn.initializers.zeros_init(), "drawn": nn.initializers.lecun_normal()}
+        scale = self.param("scale", nn.initializers.constant(1e-6), (8,))
+        x = x * scale if self.head == "tiny" else x
+        kernel = make["drawn" if self.head == "tiny" else self.head]
+        return nn.Dense(3, kernel_init=kernel)(nn.tanh(x))
+
+
+@pytest.mark.parametrize("head", ["zeros", "tiny", "drawn"])
+@pytest.mark.parametrize("how", ["batch", "place", "alone"])
+def test_dependence_is_seen_behind_a_head_that_hides_it(how, head):
+    tried = network(Dependent(how, head)).tried(NOTHING, DATA)
+    assert tried.alone == (how == "alone")
+    assert tried.batching == ("exact" if how == "batch" else "independent")
+
+
+def test_nan_is_equal_to_nan():
+    """Diverged outputs say nothing of how images depend on each other."""
+    tried = network(Dependent("nan", "drawn")).tried(NOTHING, DATA)
+    assert tried.alone
+    assert tried.batching == "independent"
+
+
+# --- Outputs --------------------------------------------------------------------------------------
+
+
+class Ending(nn.Module):
+    end: str
+    classes: int = 3
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(self.classes)(nn.relu(nn.Dense(8)(x.reshape(x.shape[0], -1))))
+        return {
+            "softmax": nn.softmax,
+            "sigmoid": nn.sigmoid,
+            "relu": nn.relu,
+            "softplus": nn.softplus,
+            "logits": lambda x: x,
+            "log_softmax": nn.log_softmax,
+            "scaled": lambda x: 30 * nn.tanh(x / 30),
+            "tuple": lambda x: (x, {"hidden": x}),
+            "dict": lambda x: {"hidden": -x, "logits": x},
+            "other dict": lambda x: {"output": x},
+            "whole": lambda x: x.astype(int),
+            "flat": lambda x: x.sum(-1),
+            "nothing": lambda x: None,
+        }[self.end](x)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [
+        ("softmax", "probabilities"),
+        ("sigmoid", "between 0 and 1"),
+        ("relu", "never negative"),
+        ("softplus", "never negative"),
+    ],
+)
+def test_an_activation_behind_the_logits_is_refused(end, says, classes):
+    line = refusal(Ending(end, classes), DataSpec(SHAPE, classes))
+    assert says in line
+    assert "leave out the activation" in line
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+@pytest.mark.parametrize("end", ["logits", "log_softmax", "scaled"])
+def test_logits_of_any_kind_are_taken(end, classes):
+    data = DataSpec(SHAPE, classes)
+    network(Ending(end, classes)).check(NOTHING, data)
+    assert network(Ending(end, classes)).notes(NOTHING, data) == []
+
+
+@pytest.mark.parametrize(("end", "says"), [("tuple", "first of the 2"), ("dict", "'logits'")])
+def test_the_logits_among_several_outputs_are_taken_with_a_note(end, says):
+    own, plain = network(Ending(end)), network(Ending("logits"))
+    (note,) = own.notes(NOTHING, DATA)
+    assert says in note
+    weights = plain.initial_parameters(NOTHING, DATA, seed=0, index=0)
+    images = np.random.default_rng(0).random((3, *SHAPE), np.float32)
+    np.testing.assert_array_equal(
+        own.logits(NOTHING, DATA, weights, images), plain.logits(NOTHING, DATA, weights, images)
+    )
+
+
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [
+        ("other dict", "must have the key 'logits'"),
+        ("whole", "must give logits that are floats"),
+        ("flat", r"gives (2,) for two images"),
+        ("nothing", "gives NoneType"),
+    ],
+)
+def test_outputs_that_are_no_logits(end, says):
+    assert says in refusal(Ending(end))
+
+
+def test_one_output_for_several_classes():
+    assert "must give logits of shape (N, 3)" in refusal(Ending("sigmoid", 1))
+
+
+class Shrinking(nn.Module):
+    how: str
+
+    @nn.compact
+    def __call__(self, x):
+        if self.how == "kernel":
+            x = nn.Conv(4, (9, 9), padding="VALID")(x)
+        if self.how == "pool":
+            x = nn.max_pool(nn.Conv(4, (3, 3))(x), (9, 9), (9, 9))
+        if self.how == "axis":
+            x = nn.BatchNorm(use_running_average=False, axis_name="batch")(x)
+        if self.how == "psum":
+            x = jax.lax.pmean(x, "batch")
+        return nn.Dense(3)(x.reshape(x.shape[0], -1))
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("kernel", ("layer Conv_0 (Conv) with its kernel of (9, 9)", "8×8×1", "smaller kernel")),
+        ("pool", ("layer Dense_0 (Dense) gets values of shape 0", "pool less")),
+        ("axis", ("layer BatchNorm_0", "axis_name='batch'", "leave axis_name out")),
+        ("psum", ("line ", "in __call__", "leave axis_name out")),
+    ],
+)
+def test_sizes_and_axes_that_do_not_fit_are_told_with_the_layer(how, says):
+    line = refusal(Shrinking(how))
+    assert all(each in line for each in says), line
+
+
+# --- State and types ------------------------------------------------------------------------------
+
+
+class Sowing(nn.Module):
+    """Values that are sown in two ways beside state that is read again."""
+
+    how: str
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dense(8)(x.reshape(x.shape[0], -1))
+        if self.how == "sum":
+            zero = partial(jnp.zeros, ())
+            self.sow("losses", "l2", (x**2).mean(), init_fn=zero, reduce_fn=jnp.add)
+        if self.how == "list":
+            self.sow("losses", "activity", x)
+        mean = self.variable("means", "mean", jnp.zeros, (8,))
+        if train:
+            mean.value = x.mean(0)
+        return nn.Dense(3)(x - mean.value)
+
+
+@pytest.mark.parametrize("how", ["sum", "list", "nothing"])
+def test_what_is_sown_is_no_state(how, dataset):
+    own = network(Sowing(how))
+    assert set(own.shapes(NOTHING, DATA)) == {"params", "means"}
+    notes = own.notes(NOTHING, DATA)
+    assert sum("sows as losses" in note for note in notes) == (how != "nothing")
+    weights, _ = trained(own, dataset, epochs=1)
+    assert np.abs(weights["means"]["mean"]).max() > 0
+
+
+class Typed(nn.Module):
+    dtype: object = jnp.float32
+    shared: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = nn.initializers.lecun_normal()
+        if self.shared:
+            kernel = nn.with_partitioning(kernel, (None, "model"))
+        x = x.reshape(x.shape[0], -1).astype(self.dtype)
+        x = nn.relu(nn.Dense(8, kernel_init=kernel, dtype=self.dtype, param_dtype=self.dtype)(x))
+        return nn.Dense(3, dtype=self.dtype, param_dtype=self.dtype)(x)
+
+
+def test_partitioned_parameters_are_plain_ones(dataset):
+    weights, _ = trained(network(Typed(shared=True)), dataset, epochs=1)
+    plain, _ = trained(network(Typed()), dataset, epochs=1)
+    assert jax.tree.all(jax.tree.map(np.array_equal, weights, plain))
+
+
+def test_parameters_in_bfloat16_train(dataset):
+    own = network(Typed(jnp.bfloat16))
+    weights, _ = trained(own, dataset)
+    assert {x.dtype for x in jax.tree.leaves(weights)} == {jnp.dtype(jnp.bfloat16)}
+
+
+# --- Optimizers -----------------------------------------------------------------------------------
+
+
+class Frozen(nn.Module):
+    """A fixed kernel, one that is not used, and one whose gradient happens to be 0."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = x.reshape(x.shape[0], -1)
+        ones = nn.initializers.ones
+        fixed, unused, dead = (self.param(n, ones, (64, 8)) for n in ("fixed", "unused", "dead"))
+        x = x @ jax.lax.stop_gradient(fixed) + nn.relu(x @ -dead)
+        return nn.Dense(3, bias_init=ones)(x) + 0 * unused.shape[0]
+
+
+def test_weight_decay_leaves_fixed_weights_alone(dataset):
+    """Fixed and unused weights stay as they are; a gradient of 0 is none of these."""
+    own = network(Frozen())
+    assert own.decayed(NOTHING, DATA) == {
+        "fixed": False,
+        "unused": False,
+        "dead": True,
+        "Dense_0": {"kernel": True, "bias": False},
+    }
+    settings = {"optimizer": "adamw", "weight_decay": 0.5, "learning_rate": 0.1}
+    weights, _ = trained(own, dataset, **settings)
+    assert np.all(weights["params"]["fixed"] == 1)
+    assert np.all(weights["params"]["unused"] == 1)
+    assert np.all(weights["params"]["dead"] < 0.7)
+
+
+def test_multi_steps_train(dataset):
+    """The mean of four batches' gradients at once, as Optax says."""
+    own = network(Typed(), optax.MultiSteps(optax.sgd(0.1), 4))
+    weights, data = trained(own, dataset, epochs=1)
+    assert data.steps({}) == 6
+    initial = own.initial_parameters(NOTHING, data, seed=0, index=0)
+    assert not jax.tree.all(jax.tree.map(np.array_equal, initial, weights))
+    assert own.notes(NOTHING, data) == []
+
+
+@pytest.mark.parametrize(
+    ("schedule", "last"),
+    [
+        (optax.cosine_decay_schedule(0.1, 3), 3),
+        (optax.cosine_decay_schedule(0.1, 12), None),
+        (optax.piecewise_constant_schedule(0.1, {5: 0.0}), 5),
+        (optax.linear_schedule(0.0, 0.1, 6), None),
+        (0.1, None),
+    ],
+)
+def test_a_schedule_that_ends_early_is_noted(schedule, last):
+    data = DataSpec(SHAPE, 3, images=64, epochs=3, batch_size=16)
+    notes = network(Typed(), optax.adam(schedule)).notes(NOTHING, data)
+    assert [f"after step {last} of 12" in note for note in notes] == [True] * (last is not None)
+
+
+def test_the_number_of_steps_is_that_of_this_training():
+    """1 before data are loaded; then by a batch size that was searched; a refit has its own."""
+    asked = []
+
+    def build_model(hp):
+        asked.append(hp.steps)
+        hp.Choice("batch_size", [8, 16])
+        asked.append(hp.steps)
+        return Typed(), optax.sgd(optax.cosine_decay_schedule(0.1, hp.steps))
+
+    own = FlaxNetwork(build_model)
+    drawn = Hyperparameters(batch_size=8)
+    own.built(drawn, DATA)
+    data = DataSpec(SHAPE, 3, images=60, epochs=2, batch_size=128)
+    first = own.built(drawn, data).computation
+    refit = own.built(drawn, DataSpec(SHAPE, 3, images=80, epochs=2, batch_size=128)).computation
+    assert asked == [1, 1] * 2 + [2, 16] * 2 + [2, 20] * 2
+    assert first.differences(refit) == ["training"]
