@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from jaxmnist.data.dataset import load_arrays
     from jaxmnist.data.pictures import read_pictures
     from jaxmnist.data.preparation import Preparation
-    from jaxmnist.errors import EnvironmentFailure, JaxmnistError, UsageError
+    from jaxmnist.errors import EnvironmentFailure, JaxmnistError, NetworkError, UsageError
     from jaxmnist.hyperparameters import Hyperparameters
     from jaxmnist.models.study.layers import build_model
     from jaxmnist.results.features import FlattenFeatures
@@ -26,6 +26,7 @@ _HOMES = {
     "FlattenFeatures": "results.features",
     "Hyperparameters": "hyperparameters",
     "JaxmnistError": "errors",
+    "NetworkError": "errors",
     "Preparation": "data.preparation",
     "Run": "results.run",
     "SearchSettings": "settings",
@@ -43,6 +44,7 @@ __all__ = [
     "FlattenFeatures",
     "Hyperparameters",
     "JaxmnistError",
+    "NetworkError",
     "Preparation",
     "Run",
     "SearchSettings",

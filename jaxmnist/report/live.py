@@ -198,7 +198,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
 
     def _run(self) -> Run:
         """The run as it is on disk now."""
-        return Run(self._directory, self._network)
+        return Run(self._directory, self._network, checked=True)
 
     def _catch_up(self) -> None:
         self._directory.check_there()
