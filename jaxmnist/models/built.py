@@ -209,7 +209,7 @@ class Built:
         draws = [_random_weights(initial, seed) for seed in range(DRAWS)]
         with in_own_code(), jax.default_device(jax.devices("cpu")[0]):
             alone = self._try_evaluation(initial, draws)
-            return Tried(self._try_training([initial, *draws[:2]]), alone)
+            return Tried(self._try_training(initial, draws), alone)
 
     def _try_evaluation(self, initial: Any, draws: list[Any]) -> bool:
         images, others = _images_and_others(self.plain.image_shape)
@@ -254,30 +254,31 @@ class Built:
             f"the network must give logits, and {what}: leave out the activation of its last layer"
         )
 
-    def _try_training(self, weights: list[Any]) -> Batching:
+    def _try_training(self, initial: Any, draws: list[Any]) -> Batching:
         """Change images that don't count; see whether that changes anything of the others."""
         images, others = _images_and_others(self.plain.image_shape)
         present = np.arange(len(images)) < KEPT
-        stateful = len(weights[0]) > 1
+        stateful = len(initial) > 1
         run = compiled(
             lambda variables, images: self.plain.apply_in_training(
                 variables, images, a_key(), jnp.asarray(present) if stateful else None
             )
         )
+        self._check_outputs([np.asarray(run(v, images)[0], np.float32) for v in draws])
         same = True
         changed: set[str] = set()
-        for variables in weights:
+        for variables in (initial, *draws[:2]):
             (logits, state), (other, other_state) = run(variables, images), run(variables, others)
             same &= _close(logits[:KEPT], other[:KEPT], self.rounding)
             pairs = zip(jax.tree.leaves(state), jax.tree.leaves(other_state), strict=True)
             same &= all(_close(a, b, self.rounding) for a, b in pairs)
             before = dict(_statistics(variables))
             changed |= {
-                layer
-                for layer, x in _statistics(state)
-                if not np.array_equal(x, before[layer], equal_nan=True)
+                name.rpartition("/")[0]
+                for name, x in _statistics(state)
+                if not np.array_equal(x, before[name], equal_nan=True)
             }
-        self._check_statistics(weights[0], changed)
+        self._check_statistics(initial, changed)
         if not same:
             return "exact"
         return "masked" if stateful else "independent"
@@ -293,7 +294,7 @@ class Built:
         frozen = {"/".join(map(str, path[:-1])) for path in _by_path(variables["params"])} - trained
         for name, _ in _statistics(variables):
             layer = name.rpartition("/")[0]
-            if name not in changed and layer not in frozen:
+            if layer not in (*changed, *frozen):
                 raise NetworkError(
                     f"a training step leaves the batch statistics of layer {layer or 'BatchNorm'}"
                     f" as they were, so that they are never learned: {FLAG}"

@@ -24,13 +24,12 @@ def sha256(*computations: Any) -> str:
     """
     found = hashlib.sha256()
     for closed in computations:
-        jaxpr, _ = _live(closed.jaxpr)
+        jaxpr, needed = _live(closed.jaxpr)
+        constants = zip(closed.jaxpr.constvars, closed.consts, strict=True)
+        used = {variable: value for variable, value in constants if variable in needed}
+        jaxpr = jaxpr.replace(constvars=list(used))
         found.update(ADDRESS.sub("", str(jaxpr)).encode())
-        used = _inputs(jaxpr)
-        for variable, value in zip(jaxpr.constvars, closed.consts, strict=True):
-            if variable in used:
-                _add(found, value)
-        for value in _inner_constants(jaxpr):
+        for value in (*used.values(), *_inner_constants(jaxpr)):
             _add(found, value)
     return found.hexdigest()
 
@@ -70,12 +69,6 @@ def _live(jaxpr: Any, outputs: Iterable[Any] | None = None) -> tuple[Any, set[An
             kept.append(equation)
             needed |= {atom for atom in equation.invars if not isinstance(atom, core.Literal)}
     return jaxpr.replace(eqns=kept[::-1]), needed
-
-
-def _inputs(jaxpr: Any) -> set[Any]:
-    """The variables that equations and outputs read."""
-    atoms = [*(atom for equation in jaxpr.eqns for atom in equation.invars), *jaxpr.outvars]
-    return {atom for atom in atoms if not isinstance(atom, core.Literal)}
 
 
 def _inner_constants(jaxpr: Any) -> Iterator[Any]:

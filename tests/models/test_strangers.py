@@ -434,6 +434,19 @@ def test_outputs_that_are_no_logits(end, says):
     assert says in refusal(Ending(end))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_an_activation_in_one_mode_alone_is_refused(training):
+    """Such as probabilities in evaluation, which would be made probabilities twice."""
+
+    class Half(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            x = nn.Dense(3)(x.reshape(x.shape[0], -1))
+            return nn.softmax(x) if train == training else x
+
+    assert "probabilities" in refusal(Half())
+
+
 def test_one_output_for_several_classes():
     assert "must give logits of shape (N, 3)" in refusal(Ending("sigmoid", 1))
 
@@ -498,6 +511,59 @@ def test_what_is_sown_is_no_state(how, dataset):
     assert sum("sows as losses" in note for note in notes) == (how != "nothing")
     weights, _ = trained(own, dataset, epochs=1)
     assert np.abs(weights["means"]["mean"]).max() > 0
+
+
+class NnxSowing(nnx.Module):
+    """A penalty under a type of its own, and features for the SVM."""
+
+    def __init__(self, *, rngs):
+        self.a, self.b = nnx.Linear(64, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.a(x.reshape(x.shape[0], -1)))
+        self.sow(Penalty, "l2", (x**2).mean())
+        self.sow(nnx.Intermediate, "features", 2 * x)
+        return self.b(x)
+
+
+class Penalty(nnx.Variable):
+    pass
+
+
+@pytest.mark.filterwarnings("ignore:Using 'Module.sow")  # which people go on doing
+def test_what_nnx_modules_sow_is_no_state(dataset):
+    own = network(NnxSowing)
+    assert set(own.shapes(NOTHING, DATA)) == {"params"}
+    weights, data = trained(own, dataset, epochs=1)
+    images = dataset.x_test[:3]
+    outputs = own.model(NOTHING, data, "tiles", "default").outputs(weights["params"], images)
+    assert outputs.features.shape == (3, 8)
+
+
+class Perturbed(nn.Module):
+    """`perturb` makes a collection that is for looking at gradients."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(self.perturb("hidden", nn.Dense(8)(x.reshape(x.shape[0], -1))))
+
+
+def test_perturbations_are_no_state(dataset):
+    weights, _ = trained(network(Perturbed()), dataset, epochs=1)
+    assert set(weights) == {"params"}
+
+
+class Complex(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        dtype = jnp.complex64
+        x = nn.Dense(8, param_dtype=dtype, dtype=dtype)(x.reshape(x.shape[0], -1))
+        return nn.Dense(3)(jnp.abs(x))
+
+
+def test_complex_parameters_train(dataset):
+    weights, _ = trained(network(Complex()), dataset, epochs=1)
+    assert weights["params"]["Dense_0"]["kernel"].dtype == np.complex64
 
 
 class Typed(nn.Module):

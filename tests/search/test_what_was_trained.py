@@ -277,6 +277,7 @@ def test_a_refit_has_a_training_step_of_its_own(bright):
         rate = optax.cosine_decay_schedule(0.1, hp.steps)
         return Flat(hp.Fixed("units", 4)), optax.sgd(rate, 0.9)
 
+    del bright["learning_rate"]
     run = random_search(build_model, refit=True, **bright)
     trial, refit = run.trials[0], run.directory.read_trial(Rerun(0, REFIT))
     assert trial.computation.differences(refit.computation) == ["training"]

@@ -1,0 +1,82 @@
+"""A hash of what a function computes, and what its outputs depend on."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmnist.models.jaxprs import depends, is_zero, sha256
+
+X = jnp.arange(4.0)
+
+
+def traced(function, *arguments):
+    return jax.make_jaxpr(function)(*(arguments or (X,)))
+
+
+def with_rule(factor):
+    """A function whose gradient is multiplied by a factor of its own."""
+    copy = jax.custom_vjp(lambda x: 2 * x)
+    copy.defvjp(lambda x: (2 * x, None), lambda _, g: (factor * g,))
+    return lambda x: jax.grad(lambda x: copy(x).sum())(x)
+
+
+def inner(constant):
+    """A constant within a jitted function."""
+    table = np.full(4, constant, np.float32)
+    return lambda x: jax.jit(lambda x: x + table)(x)
+
+
+DIFFERENT = {
+    "another function": (jnp.sin, jnp.cos),
+    "a number": (lambda x: x * 2, lambda x: x * 3),
+    "a constant array": (
+        lambda x: x + np.arange(4, dtype=np.float32),
+        lambda x: x + np.arange(4, dtype=np.float32) ** 2,
+    ),
+    "an inner constant": (inner(1), inner(2)),
+    "a rule for the gradient": (with_rule(2), with_rule(3)),
+    "a loop's body": (
+        lambda x: jax.lax.fori_loop(0, 3, lambda i, x: x + 1, x),
+        lambda x: jax.lax.fori_loop(0, 3, lambda i, x: x + 2, x),
+    ),
+    "a key as a constant": (
+        lambda x: x + jax.random.normal(jax.random.key(1), (4,)),
+        lambda x: x + jax.random.normal(jax.random.key(2), (4,)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_what_computes_something_else_has_another_hash(name):
+    first, second = DIFFERENT[name]
+    assert sha256(traced(first)) != sha256(traced(second))
+    assert sha256(traced(first)) == sha256(traced(lambda x: first(x)))
+
+
+def test_what_no_output_needs_does_not_count():
+    def more(x):
+        jnp.tan(x) + np.arange(4.0)
+        return jnp.sin(x)
+
+    assert sha256(traced(more)) == sha256(traced(jnp.sin))
+    assert sha256(traced(jnp.sin), traced(jnp.cos)) != sha256(traced(jnp.cos), traced(jnp.sin))
+
+
+def test_what_outputs_depend_on():
+    both = traced(lambda a, b: (jnp.sin(a), a * b, b + 1), X, X)
+    wanted = [[True, False], [True, True], [False, True]]
+    found = [[depends(both, [out], [place]) for place in (0, 1)] for out in range(3)]
+    assert found == wanted
+    assert depends(both, [0, 2], [1])
+
+
+def test_gradients_to_which_nothing_leads():
+    def loss(weights):
+        used, fixed, _, dead = weights
+        return (used * jax.lax.stop_gradient(fixed) + 0 * dead).sum()
+
+    gradient = traced(jax.grad(loss), (X, X, X, X))
+    assert [is_zero(gradient, place) for place in range(4)] == [False, True, True, False]
