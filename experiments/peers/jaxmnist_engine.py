@@ -46,6 +46,6 @@ if __name__ == "__main__":
             if isinstance(event, EpochFinished):
                 losses[event.index].append(event.metrics.loss)
                 accuracies[event.index].append(event.metrics.accuracy)
-    parameters = count_parameters(STUDY.layers(hyperparameters, DataSpec.of(data)))
+    parameters = count_parameters(STUDY.layers(hyperparameters, DataSpec.of(data, settings)))
     packages = ["jaxmnist", "jax", "flax", "optax"]
     answer(packages, imported, parameters, moments, losses, accuracies)

@@ -64,12 +64,14 @@ class Traced:
 class Tried:
     """What trying a configuration has shown.
 
-    batching: see `Batching`. alone: whether outputs in evaluation are the same beside other images,
-    and at other places of the batch.
+    batching: see `Batching`. independent: whether outputs in evaluation are the same beside other
+    images, and at other places of the batch. bounded: whether they lie between -1 and 1, however
+    large the weights are.
     """
 
     batching: Batching
-    alone: bool
+    independent: bool
+    bounded: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,19 +116,26 @@ class Built:
             shapes = plain.shapes
             if not jax.tree.leaves(shapes["params"]):
                 raise NetworkError("the network has no parameters: there is nothing to train")
+            for path, x in _by_path(shapes["params"]).items():
+                if not jnp.issubdtype(x.dtype, jnp.inexact):
+                    raise NetworkError(
+                        f"parameter {'/'.join(path)} is {x.dtype}, which has no gradient: make it"
+                        " float32, or a variable of another collection"
+                    )
+            remarks.layer = ""
             try:
                 evaluation = jax.make_jaxpr(self._evaluate)(shapes, image, key)
             except (flax.errors.ModifyScopeVariableError, flax.errors.InvalidRngError) as problem:
                 raise fixed_in_training(problem, remarks.layer) from problem
             if jaxprs.depends(evaluation, [0], [len(evaluation.jaxpr.invars) - 1]):
                 raise NetworkError(
-                    "the network uses random numbers in evaluation too: a layer of it, such as"
-                    " dropout, doesn't follow the flag for training"
+                    "the network uses random numbers in evaluation: switch them off there, as by"
+                    " deterministic=not train"
                 )
             others = {name: shapes[name] for name in shapes if name != "params"}
             training = jax.make_jaxpr(self._differentiate)(shapes["params"], others, image, key)
+            dropout = tuple(dict.fromkeys(remarks.dropout)) or tuple(plain.dropout)
         count = len(jax.tree.leaves(shapes["params"]))
-        dropout = tuple(dict.fromkeys(remarks.dropout)) or tuple(plain.dropout)
         found = Traced(initial, evaluation, training, count, dropout)
         self._check_dropout(found)
         return found
@@ -152,12 +161,12 @@ class Built:
         if shape != (2, self.classes):
             found = type(logits).__name__ if shape is None else shape
             raise NetworkError(
-                f"the network must give logits of shape (N, {self.classes}) for N images, one for"
-                f" each class, and gives {found} for two images: end it with a layer of hp.classes"
-                " outputs, without an activation"
+                f"the network must return logits of shape (N, {self.classes}), and returns"
+                f" {found} for 2 images: end it with a layer of hp.classes outputs and no"
+                " activation"
             )
         if not jnp.issubdtype(logits.dtype, jnp.floating):
-            raise NetworkError(f"the network must give logits that are floats, not {logits.dtype}")
+            raise NetworkError(f"the network must return floats as logits, not {logits.dtype}")
         return logits
 
     def _check_dropout(self, found: Traced) -> None:
@@ -165,8 +174,7 @@ class Built:
         last = len(found.training.jaxpr.invars) - 1
         if found.dropout and not jaxprs.depends(found.training, [found.parameters], [last]):
             raise NetworkError(
-                f"dropout has no effect in training (layer {found.dropout[0]}, whose rate is above"
-                f" 0): {FLAG}"
+                f"dropout layer {found.dropout[0]} has no effect in training: {FLAG}"
             )
 
     @cached_property
@@ -180,9 +188,10 @@ class Built:
                 training.append(jax.make_jaxpr(self.optimizer.init)(weights))
                 state = jax.eval_shape(self.optimizer.init, weights)
                 training.append(jax.make_jaxpr(self.optimizer.update)(weights, state, weights))
+        names = "/".join(map(str, jax.tree_util.tree_leaves_with_path(self.plain.shapes)))
         return Computation(
             f"jax {jax.__version__}, flax {flax.__version__}",
-            jaxprs.sha256(traced.initial),
+            jaxprs.sha256(traced.initial, names),
             jaxprs.sha256(*training),
             jaxprs.sha256(traced.evaluation),
         )
@@ -196,7 +205,7 @@ class Built:
 
     def outputs(self, variables: Any, images: np.ndarray) -> np.ndarray:
         """The logits in evaluation: float32[N, classes] of N ≤ 8 images float32[N, H, W, C]."""
-        with jax.default_device(jax.devices("cpu")[0]):
+        with in_own_code(), jax.default_device(jax.devices("cpu")[0]):
             # As many as are tried, so that nothing is compiled for them.
             filled = np.resize(images, (2 * KEPT, *self.plain.image_shape))
             found = np.asarray(self.evaluation(variables, filled), np.float32)
@@ -206,25 +215,27 @@ class Built:
     def tried(self) -> Tried:
         """How images depend on each other; `NetworkError` for outputs that are no logits."""
         initial = self.variables(0, 0)
-        draws = [_random_weights(initial, seed) for seed in range(DRAWS)]
+        draws = [random_weights(initial, seed) for seed in range(DRAWS)]
         with in_own_code(), jax.default_device(jax.devices("cpu")[0]):
-            alone = self._try_evaluation(initial, draws)
-            return Tried(self._try_training(initial, draws), alone)
+            independent, bounded = self._try_evaluation(initial, draws)
+            return Tried(self._try_training(initial, draws), independent, bounded)
 
-    def _try_evaluation(self, initial: Any, draws: list[Any]) -> bool:
+    def _try_evaluation(self, initial: Any, draws: list[Any]) -> tuple[bool, bool]:
         images, others = _images_and_others(self.plain.image_shape)
 
         def logits(variables: Any, images: np.ndarray) -> np.ndarray:
             return np.asarray(self.evaluation(variables, images), np.float32)
 
         self._check_outputs([logits(variables, images) for variables in draws])
-        alone = True
+        large = np.concatenate([logits(_multiplied(v), images) for v in draws[:2]])
+        bounded = bool(np.isfinite(large).all() and (abs(large) <= 1).all())
+        independent = True
         for variables in (initial, *draws[:2]):
             found, changed = logits(variables, images), logits(variables, others)
             moved = logits(variables, np.roll(images, KEPT // 2, axis=0))
-            alone &= _close(found[:KEPT], changed[:KEPT], self.rounding)
-            alone &= _close(np.roll(moved, -(KEPT // 2), axis=0), found, self.rounding)
-        return alone
+            independent &= _close(found[:KEPT], changed[:KEPT], self.rounding)
+            independent &= _close(np.roll(moved, -(KEPT // 2), axis=0), found, self.rounding)
+        return independent, bounded
 
     @property
     def rounding(self) -> float:
@@ -245,13 +256,14 @@ class Built:
         if not np.isfinite(whole).all() or (whole < 0).any():
             return
         if np.allclose(whole.sum(1), 1, atol=1e-2):
-            what = "its outputs are probabilities, as softmax at its end makes them"
+            what = "are probabilities, as softmax at its end makes them"
         elif (whole <= 1).all():
-            what = "its outputs lie between 0 and 1, as a sigmoid at its end makes them"
+            what = "lie between 0 and 1, as a sigmoid at its end makes them"
         else:
-            what = "its outputs are never negative, as ReLU at its end makes them"
+            what = "are never negative, as ReLU at its end makes them"
         raise NetworkError(
-            f"the network must give logits, and {what}: leave out the activation of its last layer"
+            f"the network's outputs {what}; they must be logits: leave out the activation of its"
+            " last layer"
         )
 
     def _try_training(self, initial: Any, draws: list[Any]) -> Batching:
@@ -296,14 +308,13 @@ class Built:
             layer = name.rpartition("/")[0]
             if layer not in (*changed, *frozen):
                 raise NetworkError(
-                    f"a training step leaves the batch statistics of layer {layer or 'BatchNorm'}"
-                    f" as they were, so that they are never learned: {FLAG}"
+                    f"layer {layer or 'BatchNorm'} never updates its statistics in training: {FLAG}"
                 )
 
 
 FLAG = (
-    "the module must be told when it trains, by a flag of its __call__ that is called train, say:"
-    " nn.BatchNorm(use_running_average=not train), nn.Dropout(rate, deterministic=not train)"
+    "give __call__ an argument that is called train, and pass it on, as in"
+    " nn.BatchNorm(use_running_average=not train) and nn.Dropout(rate, deterministic=not train)"
 )
 
 
@@ -333,7 +344,7 @@ def _images_and_others(image_shape: tuple[int, int, int]) -> np.ndarray:
     return both
 
 
-def _random_weights(variables: Any, seed: int) -> Any:
+def random_weights(variables: Any, seed: int) -> dict[str, Any]:
     """Variables with other parameters: kernels drawn anew, noise added to the rest."""
     random = np.random.default_rng(seed)
 
@@ -346,6 +357,12 @@ def _random_weights(variables: Any, seed: int) -> Any:
         return (weight + noise / 4).astype(weight.dtype)
 
     return {**variables, "params": jax.tree.map(draw, variables["params"])}
+
+
+def _multiplied(variables: Any) -> Any:
+    """Variables with parameters a hundred times as large, which make any logits large."""
+    large = jax.tree.map(lambda x: (100 * x).astype(x.dtype), variables["params"])
+    return {**variables, "params": large}
 
 
 def _close(a: Any, b: Any, rounding: float) -> bool:

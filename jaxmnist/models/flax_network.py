@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
@@ -17,7 +17,7 @@ import optax
 
 from jaxmnist.errors import NetworkError, UsageError
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.built import Batching, Built, Tried
+from jaxmnist.models.built import Batching, Built, Tried, random_weights
 from jaxmnist.models.convolution import Method, block_size
 from jaxmnist.models.distributions import Distribution
 from jaxmnist.models.loading import in_own_code, own_modules
@@ -36,13 +36,16 @@ from jaxmnist.models.network import (
     pixels,
 )
 from jaxmnist.models.optimizers import as_transformation, check_optimizer, last_update
-from jaxmnist.models.questions import Definition, Questions, answers_of
+from jaxmnist.models.questions import Definition, Questions, answers_of, one_step
 from jaxmnist.models.rewriting import rewritten, with_last_inputs
 from jaxmnist.runs.layers import Layer
 from jaxmnist.runs.trial import Computation
 from jaxmnist.training_settings import OF_OPTIMIZER, TRAINING, TrainingSettings
 
 NAME = "own"  # of the network, in a run's identity
+NOMINAL_STEPS = (
+    1000  # of a training, where it fails with the one that is told before data are there
+)
 MOST_BUILT = 64  # configurations that are kept as they were built
 # What a person's function asks for first, or after some answers; None at the end.
 Question = tuple[str, Distribution] | None
@@ -67,8 +70,9 @@ class FlaxNetwork(Network):
         # What was asked after which answers, by the data: the function needs no second call.
         self._trees: dict[Hashable, dict[tuple[str, ...], Question]] = {}
         # Trials build in threads of their own: a cache of the standard library bears that.
-        self._kept = lru_cache(MOST_BUILT)(self._build_twice)
+        self._kept = lru_cache(MOST_BUILT)(self._build_as_before)
         self._computations: dict[Hashable, Computation] = {}  # of all that was ever built
+        self._built_twice: set[Hashable] = set()
         self._tried: dict[Computation, Tried] = {}
 
     def __reduce__(self) -> tuple[type[FlaxNetwork], tuple[Any, ...]]:
@@ -86,7 +90,8 @@ class FlaxNetwork(Network):
 
         A configuration that raises when it is built fails as a trial.
         """
-        tree = self._trees.setdefault((hp.image_shape, hp.classes, hp.steps_of), {})
+        steps = getattr(hp.steps_of, "__self__", hp.steps_of)  # the data that have the method
+        tree = self._trees.setdefault((hp.image_shape, hp.classes, steps), {})
         path: tuple[str, ...] = ()
         while path in tree:
             question = tree[path]
@@ -103,21 +108,28 @@ class FlaxNetwork(Network):
             path += (json.dumps(value),)
             return value
 
-        asking = Questions(
-            answer, image_shape=hp.image_shape, classes=hp.classes, steps_of=hp.steps_of
-        )
-        try:
+        def build(steps_of: Callable[[Mapping[str, Any]], int]) -> None:
+            asking = Questions(
+                answer, image_shape=hp.image_shape, classes=hp.classes, steps_of=steps_of
+            )
             with in_own_code():
                 found = self._build_model(asking)
+                if not hp.asked:
+                    self._parts(found)
             if not isinstance(found, tuple):
                 TrainingSettings().for_trial(hp.values)
-            if not hp.asked:
-                self._parts(found)
+
+        try:
+            try:
+                build(hp.steps_of)
+            except NetworkError:
+                if hp.steps_of is not one_step:
+                    raise
+                build(lambda values: NOMINAL_STEPS)  # a schedule may want more than one
         except NetworkError as problem:
             if not hp.asked:  # it fails whatever the hyperparameters are
-                raise NetworkError(f"{self.name} fails: {problem}", problem.traceback) from (
-                    problem.__cause__
-                )
+                line = f"{self.name} fails: {problem}"
+                raise NetworkError(line, problem.traceback) from problem.__cause__
         tree[path] = None
 
     # --- building ---
@@ -129,7 +141,7 @@ class FlaxNetwork(Network):
             if len(found) != 2:
                 raise NetworkError(
                     f"{self.name} must return a Flax module, or a module and an Optax optimizer,"
-                    f" not {len(found)} things"
+                    f" not {len(found)} values"
                 )
             found, optimizer = found
             optimizer = as_transformation(optimizer)
@@ -144,24 +156,22 @@ class FlaxNetwork(Network):
         """
         return self._kept(hyperparameters, data)
 
-    def _build_twice(self, hyperparameters: Hyperparameters, data: DataSpec) -> Built:
-        first = self._build(hyperparameters, data)
-        known = self._computations.get((hyperparameters, data))
-        again = known or self._build(hyperparameters, data).computation
-        if different := first.computation.differences(again):
+    def _build_as_before(self, hyperparameters: Hyperparameters, data: DataSpec) -> Built:
+        built = self._build(hyperparameters, data)
+        before = self._computations.setdefault((hyperparameters, data), built.computation)
+        if different := before.differences(built.computation):
             raise NetworkError(
-                f"{self.name} returns another network when it is called again with the same"
-                f" hyperparameters ({hyperparameters}; what differs: {', '.join(different)})"
+                f"{self.name} isn't deterministic: two calls with {hyperparameters} returned"
+                f" networks with different {different}"
             )
-        self._computations[hyperparameters, data] = first.computation
-        return first
+        return built
 
     def _build(self, hyperparameters: Hyperparameters, data: DataSpec) -> Built:
         hp = Questions(
             answers_of(hyperparameters),
             image_shape=data.image_shape,
             classes=data.classes,
-            steps_of=data.steps,
+            steps_of=lambda values: data.steps({**hyperparameters, **values}),
         )
         try:
             with in_own_code():
@@ -172,15 +182,22 @@ class FlaxNetwork(Network):
             raise NetworkError(f"{self.name}: {problem}") from problem
         if left := [name for name in hyperparameters if name not in (*hp.asked, *TRAINING)]:
             raise NetworkError(
-                f"{self.name} doesn't ask for {', '.join(left)} any more, with the same answers as"
-                f" before ({hyperparameters})"
+                f"{self.name} asked for {', '.join(left)} before, and doesn't now, with the same"
+                f" answers ({hyperparameters})"
             )
-        module, optimizer = self._parts(found)
+        with in_own_code():
+            module, optimizer = self._parts(found)
         return Built(PlainModule(module, data.image_shape), optimizer, data.classes)
 
     def tried(self, hyperparameters: Hyperparameters, data: DataSpec) -> Tried:
-        """What trying a configuration has shown; that of an equal one is known."""
+        """What trying a configuration has shown; that of an equal one is known.
+
+        The function must return the same network twice.
+        """
         built = self.built(hyperparameters, data)
+        if (hyperparameters, data) not in self._built_twice:
+            self._build_as_before(hyperparameters, data)
+            self._built_twice.add((hyperparameters, data))
         if built.computation not in self._tried:
             self._tried[built.computation] = built.tried
         return self._tried[built.computation]
@@ -192,26 +209,29 @@ class FlaxNetwork(Network):
     def notes(self, hyperparameters: Hyperparameters, data: DataSpec) -> list[str]:
         """What is taken from it in another way than may be meant."""
         built, tried = self.built(hyperparameters, data), self.tried(hyperparameters, data)
-        found = []
-        if said := built.plain.output:
-            found.append(f"the logits are {said}")
+        found: list[str] = []
+        found += [f"the logits are {said}" for said in built.plain.outputs]
         if built.plain.sown:
             names = " and ".join(built.plain.sown)
-            found.append(f"what the network sows as {names} is not part of the loss")
-        if not tried.alone:
+            found.append(f"the loss ignores what the network sows as {names}")
+        with_these = f"(tried with {hyperparameters})" if hyperparameters else "(tried)"
+        if not tried.independent:
             found.append(
-                "the network's output for an image changes with the other images of its batch, in"
-                f" evaluation too (tried with {hyperparameters}): accuracies and predictions depend"
-                " on the batches"
+                "in evaluation an image's output depends on the other images of its batch"
+                f" {with_these}, and so do accuracies and predictions"
+            )
+        if tried.bounded:
+            found.append(
+                "the network's outputs lie between -1 and 1, which limits how sure it can be"
+                f" {with_these}: leave out an activation such as tanh after the last layer"
             )
         steps = data.steps(hyperparameters)
         if built.optimizer is not None:
             last = last_update(built.optimizer, built.plain.shapes["params"], steps)
             if last < steps:
                 found.append(
-                    f"the optimizer changes no weights after step {last} of {steps} (tried with"
-                    f" {hyperparameters}): hp.steps is the number of steps of a training, for its"
-                    " schedule"
+                    f"the optimizer stops changing the weights after step {last} of {steps}"
+                    f" {with_these}: give its schedule hp.steps steps"
                 )
         return found
 
@@ -222,6 +242,12 @@ class FlaxNetwork(Network):
     def rounding(self, hyperparameters: Hyperparameters, data: DataSpec) -> float:
         """By the coarsest type that it computes in."""
         return self.built(hyperparameters, data).rounding
+
+    def random_weights(
+        self, hyperparameters: Hyperparameters, data: DataSpec, weights: Parameters
+    ) -> dict[str, Any]:
+        """See `built.random_weights`."""
+        return random_weights(weights, 0)
 
     def logits(
         self,
@@ -315,8 +341,10 @@ class FlaxNetwork(Network):
             other = hyperparameters.replace(
                 **{name: 0.5 for name in NUMBERS if name in hyperparameters}
             )
-            ours, theirs = self.built(hyperparameters, data), self._build(other, data)
-            same = ours.optimizer is None and ours.computation == theirs.computation
+            ours = self.built(hyperparameters, data)
+            same = ours.optimizer is None and (
+                ours.computation == self._build(other, data).computation
+            )
         except Exception:  # its trial says why
             return hyperparameters
         return without if same else hyperparameters

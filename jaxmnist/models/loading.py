@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
+
 from jaxmnist.errors import JaxmnistError, NetworkError, UsageError, local_path, one_line
 
 FUNCTION = "build_model"  # unless another one is named
@@ -59,10 +61,10 @@ def load_function(given: str) -> Callable[[Any], Any]:
 
 
 @contextmanager
-def in_own_code(remedy: str = "") -> Iterator[None]:
+def in_own_code() -> Iterator[None]:
     """Runs a person's own code: an exception in it becomes a `NetworkError` with its line.
 
-    remedy: what to do about it, if that is known.
+    Exhausted memory, and what else happens while a program runs, stays as it is.
     """
     try:
         yield
@@ -71,11 +73,11 @@ def in_own_code(remedy: str = "") -> Iterator[None]:
         if problem.traceback or not place:
             raise
         whole = "".join(traceback.format_exception(problem))
-        raise NetworkError(f"{place}{problem}", whole) from problem
-    except JaxmnistError:
+        raise NetworkError(f"{place}{problem}", whole) from (problem.__cause__ or problem)
+    except (JaxmnistError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as problem:
-        known = remedy or _remedy(problem)
+        known = _remedy(problem)
         line = f"{located(problem)}; {known}" if known else located(problem)
         whole = "".join(traceback.format_exception(problem))
         raise NetworkError(line, whole) from problem
@@ -90,6 +92,8 @@ def _place(problem: BaseException) -> str:
     """The last line of a person's own code before an exception was raised; '' if there is none."""
     frames = traceback.extract_tb(problem.__traceback__)
     own = [frame for frame in frames if not _is_installed(Path(frame.filename))]
+    # The standard library makes some code from text, such as the constructors of dataclasses.
+    own = [frame for frame in own if frame.filename != "<string>"] or own
     if not own:
         return ""
     return f"{Path(own[-1].filename).name}, line {own[-1].lineno}, in {own[-1].name}: "

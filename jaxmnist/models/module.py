@@ -23,6 +23,7 @@ from flax import nnx
 from flax.core import unfreeze
 
 from jaxmnist.errors import JaxmnistError, NetworkError
+from jaxmnist.models import jaxprs
 from jaxmnist.models.network import stream_key
 
 # Names of the flag for training, and its value in training.
@@ -40,7 +41,8 @@ FLAGS = {
     ),
 }
 NAMED = "train, training, is_training, is_train, deterministic, eval_mode or inference"
-SOWN = "intermediates"  # Flax's collection of what modules sow: it is no state
+SOWN = "intermediates"  # Flax's collection of what modules sow
+NO_STATE = (SOWN, "perturbations")  # what Flax's own methods make to look into a network
 FEATURES = "features"  # the name under which a module sows its flatten features
 STREAMS = 16  # random streams that a module may have
 SEEDS = 100  # of an NNX instance, that are tried to build it again
@@ -85,27 +87,40 @@ def _class_of(instance: nnx.Module) -> Callable[..., nnx.Module]:
     """The class of an NNX module, if the module is what the class gives for some seed.
 
     Then a trial's initial weights can be drawn for its own seed. Other instances, such as one with
-    weights that were loaded, are refused.
+    weights that were loaded, or with attributes that were changed, are refused.
     """
     kind: Any = type(instance)
-    wanted = [np.asarray(x) for x in jax.tree.leaves(nnx.state(instance, nnx.Param))]
+    kept = nnx.Not(nnx.RngState)
+    wanted = [np.asarray(x) for x in jax.tree.leaves(nnx.state(instance, kept))]
     try:
         if list(_parameters(kind))[1:] == ["rngs"]:
-            make = jax.jit(lambda key: nnx.state(kind(rngs=nnx.Rngs(key)), nnx.Param))
+            make = jax.jit(lambda key: nnx.state(kind(rngs=nnx.Rngs(key)), kept))
             for seed in range(SEEDS):
                 found = jax.tree.leaves(make(jax.random.key(seed)))
                 if [x.shape for x in found] != [x.shape for x in wanted]:
                     break
                 if all(np.allclose(a, b, atol=1e-6) for a, b in zip(found, wanted, strict=True)):
+                    if _attributes(kind(rngs=nnx.Rngs(seed))) != _attributes(instance):
+                        break
                     return type(instance)
     except Exception:  # it can't be built so
         pass
     name = kind.__name__
     raise NetworkError(
-        f"build_model returned an instance of {name}, whose initial weights don't follow from the"
-        f" search's seed: return the class, functools.partial({name}, …) or"
+        f"build_model returned an instance of {name}, whose initial weights can't be drawn for"
+        f" another seed: return the class {name}, functools.partial({name}, …) or"
         f" flax.nnx.bridge.to_linen({name}, …)"
     )
+
+
+def _attributes(module: nnx.Module) -> dict[Any, str]:
+    """The attributes of an NNX module and of those within it, as text; arrays are left out."""
+    return {
+        path: re.sub(" at 0x[0-9a-f]+", "", repr(value))
+        for path, value in nnx.iter_graph(module)
+        if not isinstance(value, nnx.Variable | nnx.Module | nnx.Rngs | nnx.RngStream)
+        and "_pytree__state" not in path
+    }
 
 
 @dataclass
@@ -153,7 +168,7 @@ class PlainModule:
         }
         return method(self.module.clone(**own) if own else self.module, images, **keywords)
 
-    def _image(self, images: int = 1) -> Any:
+    def _image(self, images: int) -> Any:
         return jax.ShapeDtypeStruct((images, *self.image_shape), np.float32)
 
     def _init(self, key: jax.Array, streams: Sequence[str]) -> dict[str, Any]:
@@ -209,26 +224,43 @@ class PlainModule:
     @cached_property
     def sown(self) -> tuple[str, ...]:
         """The collections, besides Flax's own, that the module sows and doesn't read."""
-        return tuple(n for n in self._whole if n not in ("params", SOWN, *self._collections))
+        return tuple(n for n in self._whole if n not in (*NO_STATE, *self._collections))
 
     @cached_property
     def _collections(self) -> tuple[str, ...]:
         """The parameters and the collections that the module reads again: what is sown is not."""
-        return tuple(name for name in self._whole if name != SOWN and not self._is_sown(name))
+        return tuple(n for n in self._whole if n not in NO_STATE and not self._is_sown(n))
 
     def _is_sown(self, collection: str) -> bool:
-        """Whether the module can be called without what it puts into a collection."""
+        """Whether the module doesn't read what it puts into a collection.
+
+        It can be called without, and with it no output depends on it.
+        """
         if self.bridged or collection == "params":  # the bridge initializes what is state alone
             return False
-        without = {
-            name: value for name, value in self._whole.items() if name not in (collection, SOWN)
-        }
+        whole = {name: value for name, value in self._whole.items() if name not in NO_STATE}
+        without = {name: value for name, value in whole.items() if name != collection}
         try:
-            for training in (False, True):
-                self._streams(without, training=training)
+            return not any(
+                self._reads(whole, collection, self._streams(without, training=training), training)
+                for training in (False, True)
+            )
         except Exception:  # it is missed
             return False
-        return True
+
+    def _reads(self, shapes: Any, collection: str, streams: Sequence[str], training: bool) -> bool:
+        """Whether outputs depend on a collection."""
+
+        def outputs(read: Any, others: Any, images: Any, keys: Any) -> Any:
+            variables = {**others, collection: read}
+            given = dict(zip(streams, keys, strict=True)) if training else {}
+            return self._apply(variables, images, given, training=training)[0]
+
+        others = {name: value for name, value in shapes.items() if name != collection}
+        keys = [jax.random.key(0, impl="threefry2x32")] * len(streams)
+        closed = jax.make_jaxpr(outputs)(shapes[collection], others, self._image(2), keys)
+        places = range(len(jax.tree.leaves(shapes[collection])))
+        return jaxprs.depends(closed, range(len(closed.jaxpr.outvars)), places)
 
     @cached_property
     def shapes(self) -> dict[str, Any]:
@@ -236,19 +268,20 @@ class PlainModule:
         return {name: self._whole[name] for name in self._collections}
 
     @cached_property
-    def output(self) -> str:
-        """What the logits are, among what the module returns; '' if they are all of it."""
-        keys = dict.fromkeys(self.streams if self.bridged else (), jax.random.key(0))
-        said: list[str] = []
+    def outputs(self) -> list[str]:
+        """Where the logits are among what the module returns, in each mode in which it is asked."""
+        found: list[str | None] = []
 
-        def call(variables: Any, images: Any) -> Any:
-            result, _ = self._apply(variables, images, keys, training=False)
-            logits, words = logits_of(result)
-            said.append(words)
-            return logits
+        def call(variables: Any, images: Any, keys: Any, training: bool) -> Any:
+            result, _ = self._apply(variables, images, keys, training=training)
+            found.append(describe_output(result, "training" if training else "evaluation"))
+            return logits_of(result)
 
-        jax.eval_shape(call, self.shapes, self._image(2))
-        return said[0]
+        for training in (True, False):
+            names = self.streams if training or self.bridged else ()
+            keys = dict.fromkeys(names, jax.random.key(0, impl="threefry2x32"))
+            jax.eval_shape(partial(call, training=training), self.shapes, self._image(2), keys)
+        return [said for said in found if said]
 
     @cached_property
     def streams(self) -> tuple[str, ...]:
@@ -299,7 +332,7 @@ class PlainModule:
         else:
             with nn.intercept_methods(_masking(present)):
                 result, collections = self._apply(variables, images, keys, training=True)
-        return logits_of(result)[0], collections
+        return logits_of(result), collections
 
     def apply_in_evaluation(
         self, variables: Any, images: jax.Array, key: jax.Array | None = None
@@ -312,7 +345,7 @@ class PlainModule:
             key = jax.random.key(0, impl="threefry2x32")
         keys = {name: stream_key(key, name) for name in self.streams} if self.bridged else {}
         result, sown = self._apply(variables, images, keys, training=False)
-        return logits_of(result)[0], _features(sown.get(SOWN, {}))
+        return logits_of(result), _features(sown.get(SOWN, {}))
 
 
 def keywords_of(call: Callable[..., Any], owner: str, *, training: bool) -> dict[str, Any]:
@@ -326,8 +359,8 @@ def keywords_of(call: Callable[..., Any], owner: str, *, training: bool) -> dict
         wanted = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         if wanted and p.name not in found:
             raise NetworkError(
-                f"{owner}.__call__ takes {p.name!r}, which is not known: it is called with images"
-                f" and, if it takes it, a flag for training: {NAMED}"
+                f"{owner}.__call__ has an unknown argument {p.name!r}: it may take images and a"
+                f" flag for training, {NAMED}"
             )
     return found
 
@@ -363,7 +396,9 @@ def _call_nnx(
     keywords = keywords_of(partial(call, **streams), name, training=training) | streams
     before = _statistics(module)
     found = owner(images, **keywords)
-    changed = [name for name, x in _statistics(module).items() if x is not before.get(name)]
+    changed = [
+        f"layer {name}" for name, x in _statistics(module).items() if x is not before.get(name)
+    ]
     if changed and not training:
         raise NetworkError(_fixed(changed[0], "changes its statistics", "use_running_average=True"))
     return found
@@ -379,8 +414,8 @@ def _statistics(module: nnx.Module) -> dict[str, Any]:
 def _fixed(layer: str, does: str, wanted: str) -> str:
     """A line on a layer that is fixed in training mode."""
     return (
-        f"layer {layer} {does} in evaluation too, as it is fixed in training mode: it must follow"
-        f" the flag for training, and have {wanted} in evaluation"
+        f"{layer} {does} in evaluation too, as it is fixed in training mode: it must have"
+        f" {wanted} there, by the flag for training"
     )
 
 
@@ -390,7 +425,7 @@ def fixed_in_training(problem: Exception, layer: str) -> NetworkError:
         does, wanted = "asks for random numbers", "deterministic=True"
     else:
         does, wanted = "changes its statistics", "use_running_average=True"
-    return NetworkError(_fixed(layer or "of the network", does, wanted))
+    return NetworkError(_fixed(f"layer {layer}" if layer else "a layer", does, wanted))
 
 
 def _served(names: Sequence[str], call: Callable[[Sequence[str]], Any]) -> tuple[str, ...]:
@@ -409,20 +444,29 @@ def _served(names: Sequence[str], call: Callable[[Sequence[str]], Any]) -> tuple
     return tuple(found)
 
 
-def logits_of(result: Any) -> tuple[Any, str]:
-    """The logits among what a module returns, and in words where they are; '' if they are all."""
+def logits_of(result: Any) -> Any:
+    """The logits among what a module returns."""
     if isinstance(result, Mapping):
         if LOGITS not in result:
             raise NetworkError(
                 f"the network returns a dict of {', '.join(map(str, result)) or 'nothing'}; its"
                 f" logits must have the key {LOGITS!r}"
             )
-        return result[LOGITS], f"the entry {LOGITS!r} of the dict that the network returns"
+        return result[LOGITS]
     if isinstance(result, tuple | list):
         if not result:
             raise NetworkError("the network returns an empty tuple; it must return logits")
-        return result[0], f"the first of the {len(result)} values that the network returns"
-    return result, ""
+        return result[0]
+    return result
+
+
+def describe_output(result: Any, when: str) -> str | None:
+    """Where the logits are among what a module returns; None if they are all of it."""
+    if isinstance(result, Mapping):
+        return f"the entry {LOGITS!r} of the dict that the network returns in {when}"
+    if isinstance(result, tuple | list):
+        return f"the first of the {len(result)} values that the network returns in {when}"
+    return None
 
 
 def remarking(remarks: Remarks) -> Callable[..., Any]:
@@ -452,8 +496,8 @@ def remarking(remarks: Remarks) -> Callable[..., Any]:
         for x in inputs:
             if 0 in x.shape[1:]:
                 raise NetworkError(
-                    f"layer {name} gets values of shape {_sizes(x)}: what is before it leaves"
-                    " nothing of the image; pool less or make kernels smaller"
+                    f"layer {name} gets an empty array of shape {_sizes(x)}: the layers before it"
+                    " shrink the image too much; use smaller kernels or less pooling"
                 )
         try:
             found = method(*arguments, **keywords)
@@ -466,8 +510,8 @@ def remarking(remarks: Remarks) -> Callable[..., Any]:
             kernel = getattr(module, "kernel_size", None)
             sizes = f" with its kernel of {kernel}" if kernel else ""
             raise NetworkError(
-                f"layer {name}{sizes} leaves nothing of values of shape {_sizes(inputs[0])}: choose"
-                " a smaller kernel, or padding 'SAME'"
+                f"layer {name}{sizes} returns an empty array for an input of shape"
+                f" {_sizes(inputs[0])}: choose a smaller kernel, or padding 'SAME'"
             )
         return found
 

@@ -63,6 +63,11 @@ class DataSpec:
             settings.batch_size,
         )
 
+    @property
+    def length(self) -> tuple[int, int, int]:
+        """What the number of steps follows from: `images`, `epochs` and `batch_size`."""
+        return self.images, self.epochs, self.batch_size
+
     def steps(self, hyperparameters: Mapping[str, Any]) -> int:
         """The number of steps of a training, with the batch size of `hyperparameters`, if any."""
         size = min(hyperparameters.get("batch_size", self.batch_size), self.images)
@@ -279,7 +284,13 @@ class Network(ABC):
 
     def rounding(self, hyperparameters: Hyperparameters, data: DataSpec) -> float:
         """How far logits that are equal but for rounding may differ, relative to the largest."""
-        return 1e-4
+        raise NotImplementedError(f"{self.definition.name} is known by its name")
+
+    def random_weights(
+        self, hyperparameters: Hyperparameters, data: DataSpec, weights: Parameters
+    ) -> dict[str, Any]:
+        """Weights with random parameters, the same for equal shapes: no layer is zero."""
+        raise NotImplementedError(f"{self.definition.name} is known by its name")
 
     def logits(
         self,

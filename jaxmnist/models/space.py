@@ -340,7 +340,7 @@ def _spread(values: Sequence[Any]) -> list[Any]:
     first, *others = (
         values[place * (len(values) - 1) // max(steps, 1)] for place in range(steps + 1)
     )
-    return [*others[:-1], *others[-1:], first]
+    return [*others, first]
 
 
 def _note(parameters: dict[str, dict[Distribution, None]], questions: Questions) -> None:

@@ -7,6 +7,8 @@ another way: then outputs for a few images decide, which each trial keeps.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,6 +26,8 @@ from jaxmnist.whole_files import DamagedFile, MissingFile, fits, read_tensors
 logger = logging.getLogger("jaxmnist")
 IMAGES = 4  # that outputs are kept for
 SAME = "give the network that was trained"
+# What outputs show, in the order in which they are compared.
+WHAT = {"random": "evaluation", "trained": "evaluation", "initial": "initial weights"}
 DATA_SHAPE = {
     "train": int,
     "validation": int,
@@ -73,8 +77,8 @@ def check_space(directory: RunDirectory, settings: SearchSettings, network: Netw
         was, is_now = (dict(each or {}).get(hyperparameter, "absent") for each in (known, now))
         if was != is_now:
             raise UsageError(
-                f"{directory.path}: its network was searched in another space: {hyperparameter} was"
-                f" {was}, and is {is_now} now; {SAME}"
+                f"{directory.path}: build_model has another search space than this run:"
+                f" {hyperparameter} was {was}, is now {is_now}; {SAME}"
             )
 
 
@@ -85,10 +89,8 @@ def check_trial(
     settings: SearchSettings,
     data: DataSpec,
     remedy: str = SAME,
-) -> None:
+) -> str | None:
     """Raise `UsageError` if a network is not the one that a trial was trained with.
-
-    Other versions of JAX or Flax are noted.
 
     Args:
       directory: of the run.
@@ -97,93 +99,97 @@ def check_trial(
       settings: of the search.
       data: what the trial was trained on; see `data_of`.
       remedy: what to do about a difference.
+
+    Returns:
+      A note on what other versions of JAX or Flax leave open; None if the versions are the same.
     """
     recorded, place = trial.computation, f"{directory.path}: trial {trial.key}"
     if recorded is None or not network.traced:
-        return
+        return None
+    note: str | None = None
     try:
         now = network.computation(trial.hyperparameters, data)
+        assert now is not None
+        if recorded.versions == now.versions:
+            different = recorded.differences(now)
+        else:
+            different = Outputs(network, trial, settings, data).differences(directory)
+            note = (
+                f"note: trials were trained with {recorded.versions}; this is {now.versions}: the"
+                " network's outputs are compared, its training step is not"
+            )
     except NetworkError as problem:
         line = f"{place} can't be built again: {problem}; {remedy}"
-        raise NetworkError(line, problem.traceback) from problem
-    assert now is not None
-    if recorded.versions == now.versions:
-        differences = recorded.differences(now)
-    else:
-        differences = _compare_outputs(directory, trial, network, settings, data)
-        logger.info(
-            f"note: {place} was trained with {recorded.versions}, and this is {now.versions}: its"
-            " outputs are compared; its training step can't be"
-        )
-    if differences:
+        raise NetworkError(line, problem.traceback) from (problem.__cause__ or problem)
+    if different:
         raise UsageError(
-            f"{place} ({trial.hyperparameters}) was trained with another network (what differs:"
-            f" {', '.join(differences)}): {remedy}"
+            f"{place} ({trial.hyperparameters}) was trained with another network, with different"
+            f" {different}: {remedy}"
         )
+    return note
 
 
-def outputs_of(
-    network: Network,
-    trial: Trial,
-    settings: SearchSettings,
-    data: DataSpec,
-    weights: Parameters | None = None,
-) -> dict[str, np.ndarray]:
-    """What `check_trial` compares across versions, for a trial to keep.
+@dataclass(frozen=True)
+class Outputs:
+    """The outputs of a trial's network for a few images, by which versions of JAX compare it.
 
-    Returns:
-      images uint8[N, H, W, C], random ones; the logits `initial` float32[N, K] of the initial
-      weights for them; and the logits `trained` of `weights`, if they are given.
+    data: what it is trained on.
     """
-    shape = (IMAGES, *data.image_shape)
-    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    found = {"images": images, "initial": _initial(network, trial, settings, data, images)}
-    if weights is not None:
-        found["trained"] = network.logits(trial.hyperparameters, data, weights, _fractions(images))
-    return found
 
+    network: Network
+    trial: Trial
+    settings: SearchSettings
+    data: DataSpec
 
-def _initial(
-    network: Network, trial: Trial, settings: SearchSettings, data: DataSpec, images: np.ndarray
-) -> np.ndarray:
-    """The logits of a trial's initial weights."""
-    drawn = trial.hyperparameters
-    weights = network.initial_parameters(
-        drawn, data, seed=weights_seed(settings.seed, trial.key), index=index_of(trial.key)
-    )
-    return network.logits(drawn, data, weights, _fractions(images))
+    def of_start(self) -> dict[str, np.ndarray]:
+        """What a trial keeps when it starts.
 
+        Returns:
+          images uint8[N, H, W, C], random ones; and the logits float32[N, K] for them: `initial`
+          of the initial weights, and `random` of random ones, as layers may begin with zeros.
+        """
+        shape = (IMAGES, *self.data.image_shape)
+        images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        return {"images": images, **self._of(images)}
 
-def _fractions(images: np.ndarray) -> np.ndarray:
-    """Pixels from 0 to 255 as float32 from 0 to 1."""
-    return images.astype(np.float32) / np.float32(255)
+    def of_end(
+        self, kept: Mapping[str, np.ndarray], weights: Parameters | None
+    ) -> dict[str, np.ndarray]:
+        """The logits `trained` of the trained weights, if there are some."""
+        return {} if weights is None else {"trained": self._logits(weights, kept["images"])}
 
+    def differences(self, directory: RunDirectory) -> str:
+        """What differs from what the trial has kept; '' if nothing does, or nothing is kept."""
+        key, within = self.trial.key, self.network.rounding(self.trial.hyperparameters, self.data)
+        try:
+            kept = directory.read_outputs(key)
+        except (MissingFile, DamagedFile) as problem:
+            logger.info(f"note: {problem}: the network of trial {key} isn't compared")
+            return ""
+        found = self._of(kept["images"])
+        try:
+            arrays, _ = read_tensors(directory.weights_path(key), MODEL_METADATA)
+            found |= self.of_end(kept, from_paths(arrays))
+        except (DamagedFile, ValueError):  # they were not kept, or are mended elsewhere
+            pass
+        except NetworkError:  # they don't fit
+            return "evaluation"
+        for name, say in WHAT.items():
+            if name in found and name in kept and not _agree(found[name], kept[name], within):
+                return say
+        return ""
 
-def _compare_outputs(
-    directory: RunDirectory,
-    trial: Trial,
-    network: Network,
-    settings: SearchSettings,
-    data: DataSpec,
-) -> list[str]:
-    """What differs, by the outputs that a trial has kept."""
-    drawn = trial.hyperparameters
-    try:
-        kept = directory.read_outputs(trial.key)
-    except (MissingFile, DamagedFile) as problem:
-        logger.info(f"note: {problem}: there is nothing to compare the network's outputs with")
-        return []
-    images, within = kept["images"], network.rounding(drawn, data)
-    if not _agree(_initial(network, trial, settings, data, images), kept["initial"], within):
-        return ["initial weights or evaluation"]
-    path = directory.weights_path(trial.key)
-    if "trained" in kept and path.is_file():
-        weights = from_paths(read_tensors(path, MODEL_METADATA)[0])
-        if not _agree(
-            network.logits(drawn, data, weights, _fractions(images)), kept["trained"], within
-        ):
-            return ["evaluation"]
-    return []
+    def _of(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        drawn, key = self.trial.hyperparameters, self.trial.key
+        initial = self.network.initial_parameters(
+            drawn, self.data, seed=weights_seed(self.settings.seed, key), index=index_of(key)
+        )
+        weights = self.network.random_weights(drawn, self.data, initial)
+        return {"initial": self._logits(initial, images), "random": self._logits(weights, images)}
+
+    def _logits(self, weights: Parameters, images: np.ndarray) -> np.ndarray:
+        fractions = images.astype(np.float32) / np.float32(255)
+        return self.network.logits(self.trial.hyperparameters, self.data, weights, fractions)
 
 
 def _agree(a: np.ndarray, b: np.ndarray, within: float) -> bool:

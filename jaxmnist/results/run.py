@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from jaxmnist.results.ensemble import Ensemble
     from jaxmnist.results.trained import TrainedModel
 
+logger = logging.getLogger("jaxmnist")
 SEARCH_SHAPE = {
     "settings": dict,
     "data": {"validation": int, "in_memory": bool},
@@ -54,7 +56,7 @@ class Run:
         be left out if it is the study's, and without it a network of one's own can't be used, but
         its results be read.
       skip_damaged: leave out records that can't be read, and list them in `damaged`.
-      checked: don't compare `network` with what was searched and trained, as its search has.
+      checked: `network` was compared already, by its search.
 
     Raises:
       UsageError: the directory isn't a run, or a network of one's own isn't the one that was
@@ -74,6 +76,7 @@ class Run:
         checked: bool = False,
     ) -> None:
         self._network = _network_of(network)
+        self._noted = False  # that versions differ
         self._skip_damaged = skip_damaged
         try:
             if not isinstance(directory, RunDirectory):
@@ -112,7 +115,10 @@ class Run:
         from jaxmnist.results.matching import check_trial, data_of
 
         data = data_of(self.directory, self.settings, refit=trial.rerun == REFIT)
-        check_trial(self.directory, trial, self.network, self.settings, data)
+        note = check_trial(self.directory, trial, self.network, self.settings, data)
+        if note and not self._noted:
+            logger.info(note)
+            self._noted = True
 
     def _in_best(self) -> Trial | None:
         """The record of the network that lies in best/; None if there is none."""

@@ -68,7 +68,8 @@ class TrainedModel:
     origin: the run that it comes from; None if it comes from a file alone.
     preparation: how pictures are prepared like the images that it was trained on; None if that
       isn't known.
-    computation: what a network of one's own computed when it was trained; None of the study's.
+    computation, length: what a network of one's own computed when it was trained, None of the
+      study's; and on how much it was trained: see `DataSpec.length`.
 
     >>> model = run.get_best_models(1)[0]
     >>> model.predict(images).shape, model.features(images).shape == (5, model.feature_count)
@@ -84,6 +85,7 @@ class TrainedModel:
     origin: Origin | None = None
     preparation: Preparation | None = None
     computation: Computation | None = None
+    length: tuple[int, int, int] = (0, 0, 1)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The labels of images [N, H, W, C] (or [N, H, W] of one channel): int64[N]."""
@@ -126,7 +128,7 @@ class TrainedModel:
 
     @property
     def _data(self) -> DataSpec:
-        return DataSpec(self.image_shape, len(self.labels), self.scale)
+        return DataSpec(self.image_shape, len(self.labels), self.scale, *self.length)
 
     def untrained(self, seed: int, key: TrialKey) -> TrainedModel:
         """The same network with the initial weights of trial or rerun `key` of `seed`."""
@@ -230,6 +232,7 @@ class TrainedModel:
             content["preparation"] = self.preparation.to_json()
         if self.computation is not None:
             content["computation"] = self.computation.to_json()
+            content["length"] = list(self.length)
         return content
 
     def to_bytes(self) -> bytes:
@@ -264,7 +267,12 @@ class TrainedModel:
         if metadata["network"] != name:
             raise UsageError(f"{path}: holds the network {metadata['network']!r}, not {name!r}")
         height, width, channels = metadata["image_shape"]
-        data = DataSpec((height, width, channels), len(labels), float(scale))
+        length = metadata.get("length", [0, 0, 1])
+        if not fits(length, (int, int, int)) or length[2] < 1:
+            raise DamagedFile(path, "lacks the description of its model")
+        images, epochs, batch_size = length
+        shape = (height, width, channels)
+        data = DataSpec(shape, len(labels), float(scale), images, epochs, batch_size)
         try:
             computation = Computation.from_json(metadata.get("computation"))
             preparation = None
@@ -276,17 +284,17 @@ class TrainedModel:
             network.definition.check(hyperparameters, data.image_shape)
             expected = network.shapes(hyperparameters, data)
         except NetworkError as problem:
-            raise NetworkError(f"{path}: {problem}", problem.traceback) from problem
+            cause = problem.__cause__ or problem
+            raise NetworkError(f"{path}: {problem}", problem.traceback) from cause
         except (ValueError, TypeError, KeyError):
             raise DamagedFile(path, "lacks the description of its model") from None
-        now, different = network.computation(hyperparameters, data), []
+        now, different = network.computation(hyperparameters, data), ""
         if computation and now and computation.versions == now.versions:
-            # The training step depends on how long it was trained, which the file doesn't know.
-            different = computation.differences(replace(now, training=computation.training))
+            different = computation.differences(now)
         if different:
             raise UsageError(
-                f"{path}: holds the weights of another network (what differs:"
-                f" {', '.join(different)}): give the network that was trained"
+                f"{path}: holds the weights of another network, with different {different}: give"
+                " the network that was trained"
             )
         found = {name: (x.shape, x.dtype) for name, x in by_path(parameters)}
         if found != {name: (x.shape, x.dtype) for name, x in by_path(expected)}:
@@ -300,4 +308,5 @@ class TrainedModel:
             network,
             preparation=preparation,
             computation=computation,
+            length=data.length,
         )

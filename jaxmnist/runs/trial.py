@@ -115,10 +115,11 @@ class Computation:
     training: str
     evaluation: str
 
-    def differences(self, other: Computation) -> list[str]:
-        """What differs, in words; versions must be equal."""
+    def differences(self, other: Computation) -> str:
+        """What differs, in words, '' if nothing does; versions must be equal."""
         words = {"initial": "initial weights", "training": "training", "evaluation": "evaluation"}
-        return [say for name, say in words.items() if getattr(self, name) != getattr(other, name)]
+        found = [say for name, say in words.items() if getattr(self, name) != getattr(other, name)]
+        return " and ".join(filter(None, (", ".join(found[:-1]), *found[-1:])))
 
     def to_json(self) -> dict[str, str]:
         """The object in trial.json."""

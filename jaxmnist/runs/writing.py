@@ -191,7 +191,7 @@ class WritableRunDirectory(RunDirectory):
         """Write the traceback of a trial that has failed; an empty one deletes it."""
         self.check_there()
         if traceback:
-            write_bytes(self.error_path(key), traceback.encode())
+            write_bytes(self.error_path(key), traceback.encode(errors="backslashreplace"))
         else:
             self._delete(self.error_path(key))
 

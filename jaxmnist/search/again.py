@@ -49,8 +49,8 @@ class Reruns(Trials):
             now = replace(now, training=trial.computation.training) if refit else now
             if different := trial.computation.differences(now):
                 raise UsageError(
-                    f"{self._directory.path}: trial {key} would train another network than trial"
-                    f" {trial.index} (what differs: {', '.join(different)})"
+                    f"{self._directory.path}: trial {key} has another network than trial"
+                    f" {trial.index}, with different {different}"
                 )
 
     @property

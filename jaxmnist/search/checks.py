@@ -120,7 +120,7 @@ def check_network(
 
     Raises `NetworkError` if none of all can be; those that can't fail as trials.
     """
-    failure: NetworkError | None = None
+    first: tuple[Hyperparameters, NetworkError] | None = None
     found: list[Hyperparameters] = []
     for number, draw in enumerate(dict.fromkeys(draws)):
         if len(found) == MOST_NOTED or (found and number >= MOST_TRACED):
@@ -128,13 +128,15 @@ def check_network(
         try:
             network.check(draw, data)
         except NetworkError as problem:
-            failure = failure or problem
+            first = first or (draw, problem)
             continue
         found.append(draw)
         if not network.traced:
             break
-    if not found and failure is not None:
-        raise failure
+    if not found and first is not None:
+        draw, failure = first
+        line = f"every configuration fails, such as {draw}: {failure}" if draw else str(failure)
+        raise NetworkError(line, failure.traceback) from (failure.__cause__ or failure)
     return found
 
 
@@ -145,7 +147,7 @@ def describe_network(
     notes: dict[str, str] = {}
     for draw in draws:
         for line in network.notes(draw, data):
-            notes.setdefault(line.partition(" (tried with")[0], f"note: {line}")
+            notes.setdefault(line.partition(" (tried")[0], f"note: {line}")
     return list(notes.values())
 
 

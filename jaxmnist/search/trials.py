@@ -23,7 +23,7 @@ from jaxmnist.engine.stacking import Stacking
 from jaxmnist.errors import EnvironmentFailure, NetworkError, UsageError
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, Network, Parameters
-from jaxmnist.results.matching import check_trial, outputs_of
+from jaxmnist.results.matching import SAME, Outputs, check_trial
 from jaxmnist.results.selection import rule_of
 from jaxmnist.results.trained import TrainedModel
 from jaxmnist.runs.keys import TrialKey, index_of, number_of
@@ -40,10 +40,7 @@ from jaxmnist.whole_files import (
 )
 
 logger = logging.getLogger("jaxmnist")
-OTHERWISE = (
-    "give the network that was trained; --overwrite starts over, --project-name starts a run beside"
-    " it"
-)
+OTHERWISE = f"{SAME}; --overwrite starts over, --project-name starts a run beside it"
 
 
 class StoredCheckpoints(Mapping[TrialKey, Checkpoint]):
@@ -253,8 +250,8 @@ class Trials:
             return
         if different := recorded.differences(trained):
             raise UsageError(
-                f"trial {event.index}: build_model returned another network where the trial is"
-                f" trained (what differs: {', '.join(different)})"
+                f"{self._directory.path}: trial {event.index}: build_model returns another network"
+                f" on the trial's node than here, with different {different}"
             )
 
     def _lose(self, event: TrialLost) -> None:
@@ -319,6 +316,7 @@ class Trials:
                 self._network,
                 preparation=data.preparation,
                 computation=trial.computation,
+                length=self._data.length,
             )
             content = model.to_bytes()
             weights_sha256 = sha256(content)
@@ -355,12 +353,13 @@ class Trials:
     def _write_outputs(self, index: TrialKey, weights: Parameters | None = None) -> None:
         """Keep what a network of one's own is compared by, across versions of JAX."""
         trial = self._records[index]
-        if trial.computation is None or (
-            weights is None and self._directory.outputs_path(index).is_file()
-        ):
+        if trial.computation is None:
             return
-        found = outputs_of(self._network, trial, self._settings, self._data, weights)
-        self._directory.write_outputs(index, found)
+        kept = self._directory.mended(partial(self._directory.read_outputs, index))
+        if kept is None or weights is not None:
+            outputs = Outputs(self._network, trial, self._settings, self._data)
+            found = kept or outputs.of_start()
+            self._directory.write_outputs(index, found | outputs.of_end(found, weights))
 
     def _write_given_up(self, index: TrialKey) -> None:
         trial = self._records[index]
@@ -374,11 +373,15 @@ class Trials:
 
     def _check_network(self) -> None:
         """Raise `UsageError` if a network of one's own is not what trials were trained with."""
-        for index, trial in self._records.items():
-            if index in self.draws:
-                check_trial(
-                    self._directory, trial, self._network, self._settings, self._data, OTHERWISE
-                )
+        notes = {
+            check_trial(
+                self._directory, trial, self._network, self._settings, self._data, OTHERWISE
+            )
+            for index, trial in self._records.items()
+            if index in self.draws
+        }
+        for note in sorted(filter(None, notes)):
+            logger.info(note)
 
     def _is_done(self, index: TrialKey) -> bool:
         return self.state(index) in DONE

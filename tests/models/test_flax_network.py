@@ -60,7 +60,7 @@ def test_ten_networks_as_people_write_them(name, dataset):
     if name != "bridged":
         assert sum(layer.parameters for layer in network.layers(h, DATA)) == count(trained)
     stateful = bool(collections)
-    assert network.tried(h, DATA).alone
+    assert network.tried(h, DATA).independent
     assert network.notes(h, DATA) == []
     assert network.batching(h, DATA) == (
         "exact" if name == "bridged" else "masked" if stateful else "independent"
@@ -268,8 +268,8 @@ def test_configurations_that_differ_in_an_axis_only():
     rows, images = Space(network.definition).members()
     assert network.batching(rows, DATA) == "independent"
     assert network.batching(images, DATA) == "exact"
-    assert network.tried(rows, DATA).alone
-    assert not network.tried(images, DATA).alone
+    assert network.tried(rows, DATA).independent
+    assert not network.tried(images, DATA).independent
 
 
 @pytest.mark.slow
@@ -315,7 +315,7 @@ WRONG = {
     "no module": (lambda hp: 7, "must return a Flax module"),
     "a class": (lambda hp: nn.Dense, "not the class Dense"),
     "nothing": (lambda hp: None, "not a NoneType"),
-    "three things": (lambda hp: (1, 2, 3), "not 3 things"),
+    "three things": (lambda hp: (1, 2, 3), "not 3 values"),
     "a Keras optimizer": (lambda hp: (nn.Dense(10), "adam"), "an optimizer of Optax, not a str"),
     "an optimizer that wants values": (lambda hp: (nn.Dense(10), optax.lbfgs()), "needs more"),
     "it raises at once": (
@@ -339,12 +339,12 @@ def test_what_is_no_network(name):
 
 
 FAILING = {
-    "an unknown argument": (lambda hp: Wanting(), "takes 'mode', which is not known"),
+    "an unknown argument": (lambda hp: Wanting(), "has an unknown argument 'mode'"),
     "logits of another shape": (lambda hp: nn.Dense(7), r"logits of shape \(N, 10\)"),
-    "another network each time": (other_questions(), "another network when it is called again"),
+    "another network each time": (other_questions(), "isn't deterministic"),
     "a kernel that is too large": (
         lambda hp: NETWORKS["mixer"][0](hp).clone(patch=50),
-        r"^networks.py, line \d+, in __call__: layer Conv_0 .* leaves nothing of .* 28×28×1",
+        r"^networks.py, line \d+, in __call__: layer Conv_0 .* an empty array for .* 28×28×1",
     ),
     "no module": (lambda hp: hp.Int("a", 1, 2), "must return a Flax module"),
     "no parameters": (lambda hp: NoParameters(), "no parameters"),

@@ -80,3 +80,46 @@ def test_gradients_to_which_nothing_leads():
 
     gradient = traced(jax.grad(loss), (X, X, X, X))
     assert [is_zero(gradient, place) for place in range(4)] == [False, True, True, False]
+
+
+def test_dependence_through_calls_loops_and_conditions():
+    """Each output on its own input alone, but for what a loop carries from one to the other."""
+
+    def both(a, b):
+        return jnp.sin(a), b + 1
+
+    def carried(a, b):
+        return jax.lax.scan(lambda c, _: ((c[0] + c[1], c[1]), None), (a, b), length=2)[0]
+
+    def chosen(a, b):
+        return jax.lax.cond(X.sum() > a.sum(), both, lambda a, b: (a, b), a, b)
+
+    def on(function):
+        closed = traced(function, X, X)
+        return [[depends(closed, [out], [place]) for place in (0, 1)] for out in (0, 1)]
+
+    apart = [[True, False], [False, True]]
+    assert on(jax.jit(both)) == apart
+    assert on(jax.checkpoint(both)) == apart
+    assert on(carried) == [[True, True], [False, True]]
+    assert on(chosen) == [[True, False], [True, True]]
+
+
+def test_neither_colors_nor_caches_change_a_hash(monkeypatch):
+    """A terminal's text of a jaxpr has colors; after the caches are cleared it shares less."""
+
+    def function(x):
+        return jax.nn.relu(x) + jax.nn.relu(x * 2)
+
+    before = sha256(traced(function))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    jax.clear_caches()
+    assert sha256(traced(function)) == before
+
+
+def test_names_of_functions_do_not_count():
+    assert sha256(traced(jax.jit(lambda x: x * 2))) == sha256(traced(jax.jit(times_two)))
+
+
+def times_two(x):
+    return x * 2

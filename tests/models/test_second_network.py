@@ -152,7 +152,7 @@ def test_its_histories_are_those_of_plain_flax(run):
 def NETWORK_DATA(dataset):
     from jaxmnist.models.network import DataSpec
 
-    return DataSpec.of(dataset)
+    return DataSpec(dataset.image_shape, dataset.classes, dataset.scale)
 
 
 def test_it_resumes_and_extends(run, options, tmp_path):

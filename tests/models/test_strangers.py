@@ -22,6 +22,7 @@ from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.flax_network import FlaxNetwork
 from jaxmnist.models.module import FLAGS
 from jaxmnist.models.network import DataSpec
+from jaxmnist.models.space import Space
 from jaxmnist.training_settings import TrainingSettings
 
 SHAPE = (8, 8, 1)
@@ -142,7 +143,8 @@ class Forgotten(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("layer", "says"), [("norm", "layer BatchNorm_0"), ("dropout", "layer Dropout_0")]
+    ("layer", "says"),
+    [("norm", "layer BatchNorm_0 never"), ("dropout", "layer Dropout_0 (Dropout) has no")],
 )
 def test_layers_that_never_train_are_refused(layer, says):
     line = refusal(Forgotten(layer))
@@ -171,7 +173,8 @@ class AlwaysTraining(nn.Module):
     layer: str
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, train):
+        x = nn.BatchNorm(use_running_average=not train)(x)
         if self.layer == "norm":
             x = nn.BatchNorm(use_running_average=False, name="mine")(x)
         x = x.reshape(x.shape[0], -1)
@@ -254,7 +257,7 @@ def test_an_nnx_module_trains_as_its_own_loop(name, dataset):
     """Statistics move in training, and serve in evaluation, alone for each image."""
     own = FlaxNetwork(lambda hp: NNX[name]())
     weights, data = trained(own, dataset, optimizer="sgd")
-    assert own.tried(NOTHING, data).alone
+    assert own.tried(NOTHING, data).independent
     kept, _ = own.split(own.initial_parameters(NOTHING, data, seed=0, index=0))
     assert not jax.tree.all(jax.tree.map(np.array_equal, kept, weights["params"]))
     if name == "an instance":
@@ -276,7 +279,30 @@ def changed():
     return module
 
 
+def with_another_attribute():
+    module = Powered(rngs=nnx.Rngs(0))
+    module.power = 3
+    return module
+
+
+class Powered(Only):
+    """A number and a function as attributes, which an instance may have changed."""
+
+    def __init__(self, *, rngs):
+        super().__init__(rngs=rngs)
+        self.power = 2
+        self.pool = partial(nnx.avg_pool, window_shape=(2, 2))
+
+    def __call__(self, x, rngs):
+        return super().__call__(x**self.power, rngs)
+
+
+def test_an_instance_with_attributes_is_taken():
+    network(Powered(rngs=nnx.Rngs(0))).check(NOTHING, DATA)
+
+
 WITHOUT_SEED = {
+    "another attribute": with_another_attribute,
     "arguments": lambda: Tutorial(nnx.Rngs(0), 4),
     "weights of its own": changed,
     "a seed that is not small": lambda: Only(rngs=nnx.Rngs(12345)),
@@ -310,12 +336,26 @@ class AlwaysNnx(nnx.Module):
     ("layer", "says"),
     [
         ("norm", "layer norm/mean changes its statistics in evaluation"),
-        ("dropout", "random numbers in evaluation"),
-        ("never", "dropout has no effect in training (layer dropout"),
+        ("dropout", "uses random numbers in evaluation"),
+        ("never", "dropout layer dropout has no effect in training"),
     ],
 )
 def test_nnx_layers_of_a_fixed_mode(layer, says):
     assert says in refusal(partial(AlwaysNnx, layer=layer))
+
+
+class Rematerialised(nnx.Module):
+    """Dropout within a transformation of Flax's."""
+
+    def __init__(self, *, rngs):
+        self.inner = OwnStreams(rngs=rngs)
+
+    def __call__(self, x):
+        return nnx.remat(lambda module, x: module(x))(self.inner, x)
+
+
+def test_dropout_within_a_transformation_follows_the_mode():
+    assert_follows(Rematerialised)
 
 
 # --- How images depend on each other --------------------------------------------------------------
@@ -347,14 +387,14 @@ class Dependent(nn.Module):
 @pytest.mark.parametrize("how", ["batch", "place", "alone"])
 def test_dependence_is_seen_behind_a_head_that_hides_it(how, head):
     tried = network(Dependent(how, head)).tried(NOTHING, DATA)
-    assert tried.alone == (how == "alone")
+    assert tried.independent == (how == "alone")
     assert tried.batching == ("exact" if how == "batch" else "independent")
 
 
 def test_nan_is_equal_to_nan():
     """Diverged outputs say nothing of how images depend on each other."""
     tried = network(Dependent("nan", "drawn")).tried(NOTHING, DATA)
-    assert tried.alone
+    assert tried.independent
     assert tried.batching == "independent"
 
 
@@ -373,6 +413,7 @@ class Ending(nn.Module):
             "sigmoid": nn.sigmoid,
             "relu": nn.relu,
             "softplus": nn.softplus,
+            "tanh": nn.tanh,
             "logits": lambda x: x,
             "log_softmax": nn.log_softmax,
             "scaled": lambda x: 30 * nn.tanh(x / 30),
@@ -401,6 +442,12 @@ def test_an_activation_behind_the_logits_is_refused(end, says, classes):
     assert "leave out the activation" in line
 
 
+def test_outputs_that_are_limited_are_noted():
+    """As cosines are too, which some want."""
+    (note,) = network(Ending("tanh")).notes(NOTHING, DATA)
+    assert "between -1 and 1" in note
+
+
 @pytest.mark.parametrize("classes", [2, 10])
 @pytest.mark.parametrize("end", ["logits", "log_softmax", "scaled"])
 def test_logits_of_any_kind_are_taken(end, classes):
@@ -412,8 +459,8 @@ def test_logits_of_any_kind_are_taken(end, classes):
 @pytest.mark.parametrize(("end", "says"), [("tuple", "first of the 2"), ("dict", "'logits'")])
 def test_the_logits_among_several_outputs_are_taken_with_a_note(end, says):
     own, plain = network(Ending(end)), network(Ending("logits"))
-    (note,) = own.notes(NOTHING, DATA)
-    assert says in note
+    notes = own.notes(NOTHING, DATA)
+    assert [says in note for note in notes] == [True, True]  # in training and in evaluation
     weights = plain.initial_parameters(NOTHING, DATA, seed=0, index=0)
     images = np.random.default_rng(0).random((3, *SHAPE), np.float32)
     np.testing.assert_array_equal(
@@ -425,9 +472,9 @@ def test_the_logits_among_several_outputs_are_taken_with_a_note(end, says):
     ("end", "says"),
     [
         ("other dict", "must have the key 'logits'"),
-        ("whole", "must give logits that are floats"),
-        ("flat", r"gives (2,) for two images"),
-        ("nothing", "gives NoneType"),
+        ("whole", "must return floats as logits"),
+        ("flat", r"returns (2,) for 2 images"),
+        ("nothing", "returns NoneType"),
     ],
 )
 def test_outputs_that_are_no_logits(end, says):
@@ -448,7 +495,7 @@ def test_an_activation_in_one_mode_alone_is_refused(training):
 
 
 def test_one_output_for_several_classes():
-    assert "must give logits of shape (N, 3)" in refusal(Ending("sigmoid", 1))
+    assert "must return logits of shape (N, 3)" in refusal(Ending("sigmoid", 1))
 
 
 class Shrinking(nn.Module):
@@ -471,7 +518,7 @@ class Shrinking(nn.Module):
     ("how", "says"),
     [
         ("kernel", ("layer Conv_0 (Conv) with its kernel of (9, 9)", "8×8×1", "smaller kernel")),
-        ("pool", ("layer Dense_0 (Dense) gets values of shape 0", "pool less")),
+        ("pool", ("layer Dense_0 (Dense) gets an empty array of shape 0", "less pooling")),
         ("axis", ("layer BatchNorm_0", "axis_name='batch'", "leave axis_name out")),
         ("psum", ("line ", "in __call__", "leave axis_name out")),
     ],
@@ -511,6 +558,29 @@ def test_what_is_sown_is_no_state(how, dataset):
     assert sum("sows as losses" in note for note in notes) == (how != "nothing")
     weights, _ = trained(own, dataset, epochs=1)
     assert np.abs(weights["means"]["mean"]).max() > 0
+
+
+class Guarded(nn.Module):
+    """State that is created when it is missing, as Flax's own decoding caches are."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        known = self.has_variable("ema", "mean")
+        x = nn.Dense(8)(x.reshape(x.shape[0], -1))
+        if known or self.is_initializing():
+            mean = self.variable("ema", "mean", jnp.zeros, (8,))
+            x = x - mean.value
+            if train:
+                mean.value = 0.5 * mean.value + x.mean(0)
+        return nn.Dense(3)(x)
+
+
+def test_state_that_a_module_can_do_without_is_kept(dataset):
+    own = network(Guarded())
+    assert set(own.shapes(NOTHING, DATA)) == {"params", "ema"}
+    assert not own.notes(NOTHING, DATA)
+    weights, _ = trained(own, dataset, epochs=1)
+    assert np.abs(weights["ema"]["mean"]).max() > 0
 
 
 class NnxSowing(nnx.Module):
@@ -564,6 +634,17 @@ class Complex(nn.Module):
 def test_complex_parameters_train(dataset):
     weights, _ = trained(network(Complex()), dataset, epochs=1)
     assert weights["params"]["Dense_0"]["kernel"].dtype == np.complex64
+
+
+class Counting(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", lambda key: jnp.ones((), int))
+        return scale * nn.Dense(3)(x.reshape(x.shape[0], -1))
+
+
+def test_parameters_without_a_gradient_are_named():
+    assert "parameter scale is int32" in refusal(Counting())
 
 
 class Typed(nn.Module):
@@ -665,5 +746,29 @@ def test_the_number_of_steps_is_that_of_this_training():
     data = DataSpec(SHAPE, 3, images=60, epochs=2, batch_size=128)
     first = own.built(drawn, data).computation
     refit = own.built(drawn, DataSpec(SHAPE, 3, images=80, epochs=2, batch_size=128)).computation
-    assert asked == [1, 1] * 2 + [2, 16] * 2 + [2, 20] * 2
-    assert first.differences(refit) == ["training"]
+    assert asked == [1, 1, 16, 16, 20, 20]
+    assert first.differences(refit) == "training"
+
+
+def test_a_schedule_that_wants_many_steps_is_asked_for_with_some():
+    """Before data are there, what is asked for behind it is found all the same."""
+
+    def build_model(hp):
+        hp.Int("units", 3, 4)
+        rate = optax.warmup_cosine_decay_schedule(0, 0.1, 5, hp.steps)
+        hp.Choice("momentum", [0.5, 0.9])
+        return Typed(), optax.sgd(rate)
+
+    assert set(Space(FlaxNetwork(build_model).definition).explored) == {"units", "momentum"}
+
+
+def test_a_batch_size_that_only_the_search_asks_for_counts():
+    data = DataSpec(SHAPE, 3, images=60, epochs=2, batch_size=30)
+    seen = []
+
+    def build_model(hp):
+        seen.append(hp.steps)
+        return Typed()
+
+    FlaxNetwork(build_model).built(Hyperparameters(batch_size=10), data)
+    assert seen == [12]

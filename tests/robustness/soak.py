@@ -119,6 +119,8 @@ class Soaked:
         expected = {f"trials/{t.index:04d}/trial.json" for t in run.trials}
         completed = [t.index for t in run.trials if t.status == "completed"]
         expected |= {f"trials/{index:04d}/validation.npy" for index in completed}
+        raised = [t.index for t in run.trials if t.status == "failed" and t.failures]
+        expected |= {f"trials/{index:04d}/error.txt" for index in raised}
         expected |= {f"{folder}/model.safetensors" for folder in kept}
         expected |= {"search.json", "lock", "times.json"}
         found = {

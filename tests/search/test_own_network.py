@@ -113,11 +113,11 @@ def test_a_search_that_is_killed_goes_on(run, own, file, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("self.dropout, deter", "self.dropout / 2, deter", "(what differs: training)"),
+        ("self.dropout, deter", "self.dropout / 2, deter", "different training:"),
         (
             "(3, 3), (2, 2), use",
             "(5, 5), (2, 2), use",
-            "(what differs: initial weights, training, evaluation)",
+            "different initial weights, training and evaluation",
         ),
         ('"width", 2, 4', '"width", 2, 5', "width was '2:4', not '2:5'"),
         ("# nothing", "# a remark", None),
@@ -174,7 +174,7 @@ class Centred(nn.Module):
 
 def test_a_network_that_needs_its_batch_to_predict_is_noted(in_memory, said):
     random_search(lambda hp: Centred(), max_trials=1, **in_memory)
-    assert sum("changes with the other images of its batch" in line for line in said) == 1
+    assert sum("depends on the other images of its batch" in line for line in said) == 1
 
 
 @pytest.fixture
