@@ -234,8 +234,10 @@ def judge(task: Task, data: Dataset, given: argparse.Namespace) -> list[float]:
     """
     images, labels = getattr(data, f"x_{given.judge}"), getattr(data, f"y_{given.judge}")
     with np.load(given.weights / f"{task.name}.npz") as arrays:
-        parameters = from_paths(dict(arrays))
+        kept = dict(arrays)
     drawn = networks()[task.network]
+    shapes = STUDY.shapes(drawn, DataSpec(data.image_shape, data.classes, data.scale))
+    parameters = from_paths(kept, shapes)
     model = TrainedModel(drawn, data.image_shape, data.labels, data.scale, parameters)
     found = calibration(labels, model.predict_proba(images))
     row = [sum(each.right for each in found.bins) / found.images, found.loss, found.error]

@@ -19,13 +19,14 @@ import numpy as np
 import optax
 
 from jaxmnist.errors import NetworkError
-from jaxmnist.models import jaxprs
+from jaxmnist.models import jaxprs, optimizers
 from jaxmnist.models.loading import in_own_code
 from jaxmnist.models.module import PlainModule, Remarks, fixed_in_training, remarking
 from jaxmnist.runs.trial import Computation
 
 KEPT = 4  # images that stay the same where others of their batch are changed
 DRAWS = 8  # of random weights
+KEYS = 16  # of steps of training
 # Options of XLA: random initial weights take it 8 times longer with its usual ones.
 QUICKLY: dict[str, str | bool] = {
     "xla_backend_optimization_level": "0",
@@ -50,14 +51,12 @@ class Traced:
     training: of parameters, other collections, two images and a key, to the gradient with respect
       to the parameters, the logits and the collections afterwards.
     parameters: number of arrays of parameters, the first outputs of `training`.
-    dropout: the names of dropout layers with a rate above 0.
     """
 
     initial: Any
     evaluation: Any
     training: Any
     parameters: int
-    dropout: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -133,11 +132,13 @@ class Built:
                     " deterministic=not train"
                 )
             others = {name: shapes[name] for name in shapes if name != "params"}
+            remarks.training = True
             training = jax.make_jaxpr(self._differentiate)(shapes["params"], others, image, key)
-            dropout = tuple(dict.fromkeys(remarks.dropout)) or tuple(plain.dropout)
+            dropout = plain.looked_into()
         count = len(jax.tree.leaves(shapes["params"]))
-        found = Traced(initial, evaluation, training, count, dropout)
-        self._check_dropout(found)
+        found = Traced(initial, evaluation, training, count)
+        self._check_dropout(found, dropout, remarks)
+        self._check_outputs_agree(found)
         return found
 
     def _evaluate(self, variables: Any, images: jax.Array, key: Key) -> Any:
@@ -169,13 +170,37 @@ class Built:
             raise NetworkError(f"the network must return floats as logits, not {logits.dtype}")
         return logits
 
-    def _check_dropout(self, found: Traced) -> None:
-        """Raise `NetworkError` if the network has dropout, and never uses random numbers."""
+    def _check_dropout(self, found: Traced, dropout: list[str], remarks: Remarks) -> None:
+        """Raise `NetworkError` if a dropout layer with a rate above 0 has no effect in training.
+
+        dropout: those of an NNX module, which have none if the outputs use no random numbers.
+        """
         last = len(found.training.jaxpr.invars) - 1
-        if found.dropout and not jaxprs.depends(found.training, [found.parameters], [last]):
-            raise NetworkError(
-                f"dropout layer {found.dropout[0]} has no effect in training: {FLAG}"
-            )
+        random = jaxprs.depends(found.training, [found.parameters], [last])
+        dead = [name for name in remarks.dropout if name not in remarks.acting]
+        dead += [] if random else dropout
+        if dead:
+            raise NetworkError(f"dropout layer {dead[0]} has no effect in training: {FLAG}")
+
+    def _check_outputs_agree(self, found: Traced) -> None:
+        """Raise `NetworkError` if logits are taken from other layers in training.
+
+        Then what makes those of evaluation gets no gradient. Only where the module returns them in
+        another way in training: fixed layers are ordinary.
+        """
+        words = [said.rpartition(" in ")[0] for said in self.plain.outputs]
+        if len(words) != 1 and len(set(words)) < 2:
+            return
+        leaves = jax.tree_util.tree_leaves_with_path(self.plain.shapes)
+        places = [place for place, (path, _) in enumerate(leaves) if path[0].key == "params"]
+        for number, place in enumerate(places):
+            unused = jaxprs.is_zero(found.training, number)
+            if unused and jaxprs.depends(found.evaluation, [0], [place]):
+                name = "/".join(str(getattr(key, "key", key)) for key in leaves[place][0][1:])
+                raise NetworkError(
+                    f"the logits are others in training, {self.plain.outputs[0]}, and don't train"
+                    f" parameter {name}: return the same logits first in both modes"
+                )
 
     @cached_property
     def computation(self) -> Computation:
@@ -183,11 +208,7 @@ class Built:
         traced = self.traced
         training = [traced.training]
         if self.optimizer is not None:
-            weights = self.plain.shapes["params"]
-            with in_own_code():
-                training.append(jax.make_jaxpr(self.optimizer.init)(weights))
-                state = jax.eval_shape(self.optimizer.init, weights)
-                training.append(jax.make_jaxpr(self.optimizer.update)(weights, state, weights))
+            training += optimizers.traced(self.optimizer, self.plain.shapes["params"])
         names = "/".join(map(str, jax.tree_util.tree_leaves_with_path(self.plain.shapes)))
         return Computation(
             f"jax {jax.__version__}, flax {flax.__version__}",
@@ -272,15 +293,18 @@ class Built:
         present = np.arange(len(images)) < KEPT
         stateful = len(initial) > 1
         run = compiled(
-            lambda variables, images: self.plain.apply_in_training(
-                variables, images, a_key(), jnp.asarray(present) if stateful else None
+            lambda variables, images, key: self.plain.apply_in_training(
+                variables, images, key, jnp.asarray(present) if stateful else None
             )
         )
-        self._check_outputs([np.asarray(run(v, images)[0], np.float32) for v in draws])
+        self._check_outputs([np.asarray(run(v, images, a_key())[0], np.float32) for v in draws])
         same = True
         changed: set[str] = set()
-        for variables in (initial, *draws[:2]):
-            (logits, state), (other, other_state) = run(variables, images), run(variables, others)
+        # Several keys: images may be mixed in some steps only.
+        for variables, seed in ((initial, 0), *((draws[0], seed) for seed in range(KEYS))):
+            key = a_key(seed)
+            logits, state = run(variables, images, key)
+            other, other_state = run(variables, others, key)
             same &= _close(logits[:KEPT], other[:KEPT], self.rounding)
             pairs = zip(jax.tree.leaves(state), jax.tree.leaves(other_state), strict=True)
             same &= all(_close(a, b, self.rounding) for a, b in pairs)

@@ -35,7 +35,7 @@ from jaxmnist.models.network import (
     is_kernel,
     pixels,
 )
-from jaxmnist.models.optimizers import as_transformation, check_optimizer, last_update
+from jaxmnist.models.optimizers import as_transformation, last_update
 from jaxmnist.models.questions import Definition, Questions, answers_of, one_step
 from jaxmnist.models.rewriting import rewritten, with_last_inputs
 from jaxmnist.runs.layers import Layer
@@ -145,7 +145,6 @@ class FlaxNetwork(Network):
                 )
             found, optimizer = found
             optimizer = as_transformation(optimizer)
-            check_optimizer(optimizer)
         return check_module(found), optimizer
 
     def built(self, hyperparameters: Hyperparameters, data: DataSpec) -> Built:
@@ -187,7 +186,8 @@ class FlaxNetwork(Network):
             )
         with in_own_code():
             module, optimizer = self._parts(found)
-        return Built(PlainModule(module, data.image_shape), optimizer, data.classes)
+        plain = PlainModule(module, data.image_shape).complete()
+        return Built(plain, optimizer, data.classes)
 
     def tried(self, hyperparameters: Hyperparameters, data: DataSpec) -> Tried:
         """What trying a configuration has shown; that of an equal one is known.
@@ -211,6 +211,11 @@ class FlaxNetwork(Network):
         built, tried = self.built(hyperparameters, data), self.tried(hyperparameters, data)
         found: list[str] = []
         found += [f"the logits are {said}" for said in built.plain.outputs]
+        if kept := built.plain.left_alone:
+            found.append(
+                f"__call__ keeps the default of its argument {' and '.join(kept)}: a flag for"
+                " training must be called train, training or the like"
+            )
         if built.plain.sown:
             names = " and ".join(built.plain.sown)
             found.append(f"the loss ignores what the network sows as {names}")

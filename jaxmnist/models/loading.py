@@ -76,7 +76,7 @@ def in_own_code() -> Iterator[None]:
         raise NetworkError(f"{place}{problem}", whole) from (problem.__cause__ or problem)
     except (JaxmnistError, MemoryError, jax.errors.JaxRuntimeError):
         raise
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         known = _remedy(problem)
         line = f"{located(problem)}; {known}" if known else located(problem)
         whole = "".join(traceback.format_exception(problem))

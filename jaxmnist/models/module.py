@@ -10,8 +10,9 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
+from itertools import takewhile
 from typing import Any
 
 import flax
@@ -45,6 +46,18 @@ SOWN = "intermediates"  # Flax's collection of what modules sow
 NO_STATE = (SOWN, "perturbations")  # what Flax's own methods make to look into a network
 FEATURES = "features"  # the name under which a module sows its flatten features
 STREAMS = 16  # random streams that a module may have
+# Streams that are served in training in any case: a module may look whether it has them.
+USUAL_STREAMS = (
+    *("dropout", "noise", "droppath", "drop_path", "stochastic_depth"),
+    *("latent", "sample", "sampling", "mixup", "random"),
+)
+# What Flax raises where a module reads what its initialization in evaluation did not make.
+MISSING = (
+    flax.errors.ScopeParamNotFoundError,
+    flax.errors.ScopeVariableNotFoundError,
+    flax.errors.ScopeCollectionNotFound,
+    flax.errors.ModifyScopeVariableError,
+)
 SEEDS = 100  # of an NNX instance, that are tried to build it again
 LOGITS = "logits"  # the entry of a dict that a module returns
 
@@ -128,10 +141,14 @@ class Remarks:
     """What is seen while a module is called.
 
     dropout: the names of its dropout layers with a rate above 0.
+    training: whether what is called now is called in training.
+    acting: the dropout layers that have an effect there.
     layer: the innermost layer that was called when an exception was raised, by name and type.
     """
 
     dropout: list[str] = field(default_factory=list)
+    training: bool = False
+    acting: set[str] = field(default_factory=set)
     layer: str = ""
 
 
@@ -141,6 +158,17 @@ class PlainModule:
 
     module: nn.Module
     image_shape: tuple[int, int, int]
+    init_in_training: bool = False
+
+    def complete(self) -> PlainModule:
+        """It, or if parts of it exist in training only, it with these initialized too."""
+        try:
+            self.streams  # noqa: B018
+        except MISSING:
+            return replace(self, init_in_training=True)
+        except Exception:  # told where it is traced
+            return self
+        return self
 
     @property
     def bridged(self) -> bool:
@@ -160,13 +188,16 @@ class PlainModule:
             nnx_method = partial(_call_nnx, training=training, keys=keys)
             return method(self.module, images, nnx_method=nnx_method)
         kind = type(self.module)
-        keywords = keywords_of(kind.__call__, kind.__name__, training=training)
+        flags = flags_of(kind.__call__, kind.__name__, training=training)
         own: dict[str, Any] = {
             item.name: FLAGS[item.name] == training
             for item in fields(self.module)
-            if item.name in FLAGS and item.name not in keywords and _may_be_flag(self.module, item)
+            if item.name in FLAGS
+            and item.name not in flags.known
+            and _may_be_flag(self.module, item)
         }
-        return method(self.module.clone(**own) if own else self.module, images, **keywords)
+        module = self.module.clone(**own) if own else self.module
+        return method(module, images, *flags.arguments, **flags.keywords)
 
     def _image(self, images: int) -> Any:
         return jax.ShapeDtypeStruct((images, *self.image_shape), np.float32)
@@ -176,10 +207,10 @@ class PlainModule:
         keys["default"] = keys["params"]
         image = jnp.zeros((1, *self.image_shape), jnp.float32)
         found = self._call(
-            lambda module, images, **keywords: module.init(keys, images, **keywords),
+            lambda module, *given, **keywords: module.init(keys, *given, **keywords),
             image,
             keys,
-            training=False,
+            training=self.init_in_training,
         )
         # Names of axes that shard a parameter have no meaning on one device.
         return dict(unfreeze(nn.meta.unbox(found)))
@@ -203,9 +234,12 @@ class PlainModule:
         found: dict[str, Any] = jax.eval_shape(lambda k: self._init(k, self._init_streams), key)
         return {"params": {}, **found}
 
-    @property
-    def dropout(self) -> list[str]:
-        """The dropout layers of an NNX module with a rate above 0, by name."""
+    def looked_into(self) -> list[str]:
+        """The dropout layers of an NNX module with a rate above 0, by name.
+
+        Raises `NetworkError` for parameters of a type of their own: Flax's bridge puts these among
+        the state.
+        """
         if not self.bridged:
             return []
 
@@ -215,9 +249,16 @@ class PlainModule:
             made: nnx.Module = bridge.nnx_class(*bridge.args, **bridge.kwargs, **streams)
             return made
 
+        found = {"/".join(map(str, path)): x for path, x in nnx.iter_graph(nnx.eval_shape(make))}
+        for name, value in found.items():
+            if isinstance(value, nnx.Param) and type(value) is not nnx.Param:
+                raise NetworkError(
+                    f"parameter {name} is of type {type(value).__name__}, which would not be"
+                    " trained: use nnx.Param"
+                )
         return [
-            "/".join(map(str, path)) or "Dropout"
-            for path, value in nnx.iter_graph(nnx.eval_shape(make))
+            name or "Dropout"
+            for name, value in found.items()
             if isinstance(value, nnx.Dropout) and value.rate > 0
         ]
 
@@ -267,6 +308,17 @@ class PlainModule:
         """The shapes of `init`."""
         return {name: self._whole[name] for name in self._collections}
 
+    @property
+    def left_alone(self) -> tuple[str, ...]:
+        """The arguments of its `__call__` that keep a default of True or False."""
+        owner = self.module.nnx_class if self.bridged else type(self.module)
+        kind = getattr(owner, "func", owner)
+        if not inspect.isclass(kind):  # a function that makes it
+            return ()
+        call: Any = kind.__call__
+        streams = {"rngs": None} if "rngs" in inspect.signature(call).parameters else {}
+        return flags_of(partial(call, **streams), kind.__name__, training=True).others
+
     @cached_property
     def outputs(self) -> list[str]:
         """Where the logits are among what the module returns, in each mode in which it is asked."""
@@ -298,7 +350,7 @@ class PlainModule:
                 lambda v, x: self._apply(v, x, keys, training=training), shapes, self._image(2)
             )
 
-        return _served(("dropout",), call)
+        return _served(USUAL_STREAMS if training else (), call)
 
     def _apply(
         self, variables: Any, images: jax.Array, keys: Mapping[str, jax.Array], *, training: bool
@@ -306,8 +358,8 @@ class PlainModule:
         """What the module returns, and the collections afterwards, or else what it has sown."""
         state = [name for name in variables if name != "params"] if training else [SOWN]
         result, collections = self._call(
-            lambda module, images, **keywords: module.apply(
-                variables, images, rngs=dict(keys), mutable=state, **keywords
+            lambda module, *given, **keywords: module.apply(
+                variables, *given, rngs=dict(keys), mutable=state, **keywords
             ),
             images,
             keys,
@@ -348,13 +400,28 @@ class PlainModule:
         return logits_of(result), _features(sown.get(SOWN, {}))
 
 
-def keywords_of(call: Callable[..., Any], owner: str, *, training: bool) -> dict[str, Any]:
-    """The flags for training among the arguments of a module's `__call__`, with their values.
+@dataclass(frozen=True)
+class Flags:
+    """What a module's `__call__` is given besides images, to train or to evaluate.
 
+    arguments: those by position. keywords: those by name. known: the names of all of them.
+    others: further arguments that may be flags, as they are True or False by default.
+    """
+
+    arguments: tuple[bool, ...]
+    keywords: Mapping[str, bool]
+    known: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+def flags_of(call: Callable[..., Any], owner: str, *, training: bool) -> Flags:
+    """The flags for training among the arguments of a module's `__call__`.
+
+    Those that directly follow the images are given by position, as transformations of Flax want it.
     Raises `NetworkError` if it takes anything else, besides images, that has no default.
     """
     parameters = list(inspect.signature(call).parameters.values())[2:]  # after self and images
-    found: dict[str, Any] = {p.name: FLAGS[p.name] == training for p in parameters if _is_flag(p)}
+    found = {p.name: FLAGS[p.name] == training for p in parameters if _is_flag(p)}
     for p in parameters:
         wanted = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         if wanted and p.name not in found:
@@ -362,7 +429,19 @@ def keywords_of(call: Callable[..., Any], owner: str, *, training: bool) -> dict
                 f"{owner}.__call__ has an unknown argument {p.name!r}: it may take images and a"
                 f" flag for training, {NAMED}"
             )
-    return found
+    first = list(
+        takewhile(
+            lambda p: p.name in found and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD),
+            parameters,
+        )
+    )
+    names = [p.name for p in first]
+    return Flags(
+        tuple(found[name] for name in names),
+        {name: value for name, value in found.items() if name not in names},
+        tuple(found),
+        tuple(p.name for p in parameters if isinstance(p.default, bool) and p.name not in found),
+    )
 
 
 def _is_flag(parameter: inspect.Parameter) -> bool:
@@ -393,9 +472,9 @@ def _call_nnx(
     name = type(module).__name__
     wanted = inspect.signature(call).parameters
     streams = {"rngs": nnx.Rngs(**keys)} if "rngs" in wanted else {}
-    keywords = keywords_of(partial(call, **streams), name, training=training) | streams
+    flags = flags_of(partial(call, **streams), name, training=training)
     before = _statistics(module)
-    found = owner(images, **keywords)
+    found = owner(images, *flags.arguments, **flags.keywords, **streams)
     changed = [
         f"layer {name}" for name, x in _statistics(module).items() if x is not before.get(name)
     ]
@@ -453,6 +532,8 @@ def logits_of(result: Any) -> Any:
                 f" logits must have the key {LOGITS!r}"
             )
         return result[LOGITS]
+    if hasattr(result, LOGITS):  # a named tuple, or a dataclass
+        return getattr(result, LOGITS)
     if isinstance(result, tuple | list):
         if not result:
             raise NetworkError("the network returns an empty tuple; it must return logits")
@@ -462,8 +543,9 @@ def logits_of(result: Any) -> Any:
 
 def describe_output(result: Any, when: str) -> str | None:
     """Where the logits are among what a module returns; None if they are all of it."""
-    if isinstance(result, Mapping):
-        return f"the entry {LOGITS!r} of the dict that the network returns in {when}"
+    if isinstance(result, Mapping) or hasattr(result, LOGITS):
+        kind = "dict" if isinstance(result, Mapping) else type(result).__name__
+        return f"the entry {LOGITS!r} of the {kind} that the network returns in {when}"
     if isinstance(result, tuple | list):
         return f"the first of the {len(result)} values that the network returns in {when}"
     return None
@@ -485,7 +567,10 @@ def remarking(remarks: Remarks) -> Callable[..., Any]:
         kind = type(module).__name__
         name = f"{'/'.join(module.path)} ({kind})" if module.path else kind
         if isinstance(module, nn.Dropout) and module.rate > 0:
+            given = arguments[1] if len(arguments) > 1 else keywords.get("deterministic")
             remarks.dropout.append(name)
+            if remarks.training and not (module.deterministic if given is None else given):
+                remarks.acting.add(name)
         axis = getattr(module, "axis_name", None)
         if axis is not None and isinstance(module, nn.BatchNorm):
             raise NetworkError(

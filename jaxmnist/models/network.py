@@ -368,17 +368,11 @@ def by_path(parameters: Parameters, above: str = "") -> Iterator[tuple[str, Any]
             yield f"{above}{name}", part
 
 
-def from_paths(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `by_path`; ValueError for paths that repeat or lead through an array."""
-    tree: dict[str, Any] = {}
-    for path, array in arrays.items():
-        *folders, name = path.split("/")
-        part = tree
-        for folder in folders:
-            part = part.setdefault(folder, {})
-            if not isinstance(part, dict):
-                raise ValueError(f"{path}: part of this path is an array")
-        if name in part:
-            raise ValueError(f"{path}: duplicate path")
-        part[name] = array
-    return tree
+def from_paths(arrays: Mapping[str, Any], like: Parameters, above: str = "") -> dict[str, Any]:
+    """The inverse of `by_path`: a tree like `like`, of these arrays; KeyError if one is missing."""
+    return {
+        name: from_paths(arrays, part, f"{above}{name}/")
+        if isinstance(part, Mapping)
+        else arrays[f"{above}{name}"]
+        for name, part in like.items()
+    }

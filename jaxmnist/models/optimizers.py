@@ -13,6 +13,7 @@ from jaxmnist.errors import NetworkError, one_line
 from jaxmnist.models.loading import in_own_code
 
 MOST_STEPS = 20_000  # that an optimizer is tried for
+NOTHING = 1e-6  # of the largest change: what compiled schedules leave of zero
 
 
 def as_transformation(found: Any) -> optax.GradientTransformation:
@@ -27,19 +28,23 @@ def as_transformation(found: Any) -> optax.GradientTransformation:
     return with_plain_keys(found)
 
 
-def check_optimizer(found: optax.GradientTransformation) -> None:
-    """Raise `NetworkError` unless an optimizer needs gradients and weights alone."""
-    weights = {"w": jax.ShapeDtypeStruct((2, 2), np.float32)}
-    try:
-        jax.eval_shape(found.update, weights, jax.eval_shape(found.init, weights), weights)
-    except TypeError as problem:
-        raise NetworkError(
-            "the optimizer's update needs more than gradients and weights"
-            f" ({one_line(problem)}): it can't be used here"
-        ) from None
-    except Exception:
-        # It may want the weights that it will get; training says what is wrong.
-        return
+def traced(found: optax.GradientTransformation, shapes: Any) -> list[Any]:
+    """The functions of an optimizer of weights with these shapes, as closed jaxprs.
+
+    Raises `NetworkError` unless it needs gradients and weights alone.
+    """
+    with in_own_code():
+        start = jax.make_jaxpr(found.init)(shapes)
+        state = jax.eval_shape(found.init, shapes)
+        try:
+            return [start, jax.make_jaxpr(found.update)(shapes, state, shapes)]
+        except TypeError as problem:
+            if "argument" not in str(problem):
+                raise
+            raise NetworkError(
+                "the optimizer's update needs more arguments than gradients, state and weights"
+                f" ({one_line(problem)}): it can't be used here"
+            ) from problem
 
 
 def last_update(found: optax.GradientTransformation, shapes: Any, steps: int) -> int:
@@ -61,8 +66,8 @@ def last_update(found: optax.GradientTransformation, shapes: Any, steps: int) ->
     def step(carry: tuple[Any, Any], _: Any) -> tuple[tuple[Any, Any], jax.Array]:
         weights, state = carry
         updates, state = found.update(weights, state, weights)
-        changes = [jnp.any(change != 0) for change in jax.tree.leaves(updates)]
-        return (weights, state), jnp.any(jnp.stack(changes))
+        changes = [jnp.abs(change).max().astype(jnp.float32) for change in jax.tree.leaves(updates)]
+        return (weights, state), jnp.stack(changes).max()
 
     @jax.jit
     def run() -> jax.Array:
@@ -72,9 +77,10 @@ def last_update(found: optax.GradientTransformation, shapes: Any, steps: int) ->
 
     try:
         with in_own_code():
-            changed = np.flatnonzero(np.asarray(run()))
+            changes = np.asarray(run())
     except NetworkError:  # it wants weights of their true shapes
         return steps
+    changed = np.flatnonzero(changes > NOTHING * changes.max(initial=0))
     if not changed.size:
         return 0
     pause = int(np.diff(changed, prepend=-1).max())

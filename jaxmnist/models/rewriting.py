@@ -205,6 +205,7 @@ def _convolution_window(equation: Any) -> Window | None:
         or found["batch_group_count"] != 1
         or not jnp.issubdtype(x.dtype, jnp.floating)
         or x.dtype != kernel.dtype
+        or equation.outvars[0].aval.dtype != x.dtype
     ):
         return None
     return Window(

@@ -169,10 +169,11 @@ class Outputs:
         found = self._of(kept["images"])
         try:
             arrays, _ = read_tensors(directory.weights_path(key), MODEL_METADATA)
-            found |= self.of_end(kept, from_paths(arrays))
-        except (DamagedFile, ValueError):  # they were not kept, or are mended elsewhere
+            shapes = self.network.shapes(self.trial.hyperparameters, self.data)
+            found |= self.of_end(kept, from_paths(arrays, shapes))
+        except DamagedFile:  # they were not kept, or are mended elsewhere
             pass
-        except NetworkError:  # they don't fit
+        except (KeyError, NetworkError):  # they don't fit
             return "evaluation"
         for name, say in WHAT.items():
             if name in found and name in kept and not _agree(found[name], kept[name], within):

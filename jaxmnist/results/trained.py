@@ -238,7 +238,7 @@ class TrainedModel:
     def to_bytes(self) -> bytes:
         """The model as a safetensors file."""
         arrays = {
-            path: np.ascontiguousarray(jax.device_get(array))
+            path: np.asarray(jax.device_get(array), order="C")
             for path, array in by_path(self.parameters)
         }
         return save_tensors(arrays, {MODEL_METADATA: json.dumps(self._metadata)})
@@ -280,7 +280,6 @@ class TrainedModel:
                 preparation = Preparation.from_json(
                     metadata["preparation"], data.image_shape, data.scale
                 )
-            parameters = from_paths(arrays)
             network.definition.check(hyperparameters, data.image_shape)
             expected = network.shapes(hyperparameters, data)
         except NetworkError as problem:
@@ -296,7 +295,7 @@ class TrainedModel:
                 f"{path}: holds the weights of another network, with different {different}: give"
                 " the network that was trained"
             )
-        found = {name: (x.shape, x.dtype) for name, x in by_path(parameters)}
+        found = {name: (x.shape, x.dtype) for name, x in arrays.items()}
         if found != {name: (x.shape, x.dtype) for name, x in by_path(expected)}:
             raise DamagedFile(path, "its weights don't fit its hyperparameters")
         return cls(
@@ -304,7 +303,7 @@ class TrainedModel:
             data.image_shape,
             labels,
             data.scale,
-            parameters,
+            from_paths(arrays, expected),
             network,
             preparation=preparation,
             computation=computation,

@@ -151,7 +151,9 @@ def test_layers_survive_json():
 def test_paths_of_a_tree():
     tree = {"a": {"b": {"c": 1}, "d": 2}, "e": 3}
     assert dict(by_path(tree)) == {"a/b/c": 1, "a/d": 2, "e": 3}
-    assert from_paths(dict(by_path(tree))) == tree
-    for paths in ({"a": 1, "a/b": 2}, {"a/b": 2, "a": 1}):
-        with pytest.raises(ValueError, match=r"part of this path is an array|duplicate path"):
-            from_paths(paths)
+    assert from_paths(dict(by_path(tree)), tree) == tree
+    # Names that are numbers or have slashes, as in NNX' lists and Flax's WeightNorm.
+    strange = {"layers": {0: {"kernel/scale": 1}, 2: {"kernel": 2}}}
+    assert from_paths(dict(by_path(strange)), strange) == strange
+    with pytest.raises(KeyError):
+        from_paths({"a/d": 2}, tree)
