@@ -177,8 +177,8 @@ class Built:
         """
         last = len(found.training.jaxpr.invars) - 1
         random = jaxprs.depends(found.training, [found.parameters], [last])
-        dead = [name for name in remarks.dropout if name not in remarks.acting]
-        dead += [] if random else dropout
+        dead = [name for name, acts in remarks.acting.items() if not acts]
+        dead += [] if random else [*remarks.dropout, *dropout]
         if dead:
             raise NetworkError(f"dropout layer {dead[0]} has no effect in training: {FLAG}")
 

@@ -142,13 +142,14 @@ class Remarks:
 
     dropout: the names of its dropout layers with a rate above 0.
     training: whether what is called now is called in training.
-    acting: the dropout layers that have an effect there.
+    acting: whether each dropout layer has an effect there, as far as it is seen: what Flax compiles
+      within a module is traced once.
     layer: the innermost layer that was called when an exception was raised, by name and type.
     """
 
     dropout: list[str] = field(default_factory=list)
     training: bool = False
-    acting: set[str] = field(default_factory=set)
+    acting: dict[str, bool] = field(default_factory=dict)
     layer: str = ""
 
 
@@ -569,8 +570,9 @@ def remarking(remarks: Remarks) -> Callable[..., Any]:
         if isinstance(module, nn.Dropout) and module.rate > 0:
             given = arguments[1] if len(arguments) > 1 else keywords.get("deterministic")
             remarks.dropout.append(name)
-            if remarks.training and not (module.deterministic if given is None else given):
-                remarks.acting.add(name)
+            if remarks.training:
+                acts = not (module.deterministic if given is None else given)
+                remarks.acting[name] = acts or remarks.acting.get(name, False)
         axis = getattr(module, "axis_name", None)
         if axis is not None and isinstance(module, nn.BatchNorm):
             raise NetworkError(

@@ -30,6 +30,10 @@ def inner(constant):
 
 
 DIFFERENT = {
+    "what is called on the host": (
+        lambda x: jax.pure_callback(lambda v: np.tanh(v), jax.ShapeDtypeStruct((4,), "f4"), x),
+        lambda x: jax.pure_callback(lambda v: np.sin(v), jax.ShapeDtypeStruct((4,), "f4"), x),
+    ),
     "another function": (jnp.sin, jnp.cos),
     "a number": (lambda x: x * 2, lambda x: x * 3),
     "a constant array": (
@@ -123,3 +127,14 @@ def test_names_of_functions_do_not_count():
 
 def times_two(x):
     return x * 2
+
+
+def test_what_is_printed_does_not_count():
+    def printing(text):
+        def function(x):
+            jax.debug.print(text, x=x)
+            return x * 2
+
+        return function
+
+    assert sha256(traced(printing("one {x}"))) == sha256(traced(printing("two {x}")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from functools import partial
 
 import flax.linen as nn
@@ -150,6 +151,57 @@ def test_layers_that_never_train_are_refused(layer, says):
     line = refusal(Forgotten(layer))
     assert says in line
     assert "called train" in line
+
+
+class OneForgotten(nn.Module):
+    """The flag is passed to one of two layers."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dropout(0.1, deterministic=not train)(x.reshape(x.shape[0], -1))
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=True)(x))
+
+
+def test_one_dropout_layer_of_several_that_never_acts():
+    assert "layer Dropout_1" in refusal(OneForgotten())
+
+
+class Compiled(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dropout(0.5, deterministic=not train)(x.reshape(x.shape[0], -1))
+        return nn.Dense(3)(x)
+
+
+@pytest.mark.parametrize("lift", [nn.jit, nn.remat])
+def test_a_flag_is_passed_by_position(lift):
+    """As Flax's transformations want it, which name static arguments by number."""
+    assert_follows(lift(Compiled, static_argnums=(2,))())
+
+
+class Noisy(nn.Module):
+    """Noise where the stream is served, which Flax doesn't say that it misses."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = x.reshape(x.shape[0], -1)
+        if self.has_rng("noise"):
+            x = x + jax.random.normal(self.make_rng("noise"), x.shape)
+        return nn.Dense(3)(x)
+
+
+def test_streams_that_a_module_only_looks_for_are_served():
+    assert_follows(Noisy())
+
+
+def test_an_unknown_argument_with_a_default_is_noted():
+    class Unknown(nn.Module):
+        @nn.compact
+        def __call__(self, x, enable_noise: bool = False):
+            return nn.Dense(3)(x.reshape(x.shape[0], -1))
+
+    (note,) = network(Unknown()).notes(NOTHING, DATA)
+    assert "argument enable_noise" in note
 
 
 def test_dropout_of_rate_0_is_ordinary():
@@ -358,6 +410,23 @@ def test_dropout_within_a_transformation_follows_the_mode():
     assert_follows(Rematerialised)
 
 
+class Gain(nnx.Param):
+    pass
+
+
+class OwnParameter(nnx.Module):
+    def __init__(self, *, rngs):
+        self.gain = Gain(jnp.ones((64, 8)))
+        self.head = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(x.reshape(x.shape[0], -1) @ self.gain[...])
+
+
+def test_a_parameter_of_a_type_of_its_own_would_not_be_trained():
+    assert "parameter gain is of type Gain" in refusal(OwnParameter)
+
+
 # --- How images depend on each other --------------------------------------------------------------
 
 
@@ -389,6 +458,23 @@ def test_dependence_is_seen_behind_a_head_that_hides_it(how, head):
     tried = network(Dependent(how, head)).tried(NOTHING, DATA)
     assert tried.independent == (how == "alone")
     assert tried.batching == ("exact" if how == "batch" else "independent")
+
+
+class Mixing(nn.Module):
+    """Images are mixed with others of their batch, in some steps only."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = x.reshape(x.shape[0], -1)
+        if train:
+            key = self.make_rng("mixup")
+            mixed = (x + x[jax.random.permutation(key, len(x))]) / 2
+            x = jnp.where(jax.random.bernoulli(key, 0.3), mixed, x)
+        return nn.Dense(3)(x)
+
+
+def test_images_that_are_mixed_in_some_steps():
+    assert network(Mixing()).batching(NOTHING, DATA) == "exact"
 
 
 def test_nan_is_equal_to_nan():
@@ -440,6 +526,54 @@ def test_an_activation_behind_the_logits_is_refused(end, says, classes):
     line = refusal(Ending(end, classes), DataSpec(SHAPE, classes))
     assert says in line
     assert "leave out the activation" in line
+
+
+class InTraining(nn.Module):
+    """Several values in training, of which one has the logits."""
+
+    first: bool
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.relu(nn.Dense(8)(x.reshape(x.shape[0], -1)))
+        logits, more = nn.Dense(3, name="head")(x), nn.Dense(3, name="more")(x)
+        if not train:
+            return logits
+        return (logits, more) if self.first else (more, logits)
+
+
+def test_other_logits_in_training_are_refused():
+    assert "parameter head/bias" in refusal(InTraining(first=False))
+    (note,) = network(InTraining(first=True)).notes(NOTHING, DATA)
+    assert "in training" in note
+
+
+def test_the_logits_of_an_output_with_names():
+    class Named(typing.NamedTuple):
+        hidden: typing.Any
+        logits: typing.Any
+
+    class Naming(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Dense(8)(x.reshape(x.shape[0], -1)))
+            return Named(x, nn.Dense(3)(x))
+
+    network(Naming()).check(NOTHING, DATA)
+
+
+class Head(nn.Module):
+    """A head that exists in training only."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dense(8)(x.reshape(x.shape[0], -1))
+        more = nn.Dense(3, name="more")(x) if train else 0
+        return nn.Dense(3)(nn.relu(x)), more
+
+
+def test_parts_that_exist_in_training_only_are_initialized():
+    assert set(network(Head()).shapes(NOTHING, DATA)["params"]) == {"Dense_0", "Dense_1", "more"}
 
 
 def test_outputs_that_are_limited_are_noted():
@@ -704,6 +838,22 @@ def test_weight_decay_leaves_fixed_weights_alone(dataset):
     assert np.all(weights["params"]["dead"] < 0.7)
 
 
+def test_labels_of_an_optimizer_may_have_two_levels(dataset):
+    def labels(weights):
+        return {
+            layer: dict.fromkeys(parts, "fixed" if layer == "Dense_0" else "free")
+            for layer, parts in weights.items()
+        }
+
+    rules = {"fixed": optax.set_to_zero(), "free": optax.sgd(0.1)}
+    own = network(Typed(), optax.multi_transform(rules, labels))
+    weights, data = trained(own, dataset, epochs=1)
+    initial = own.initial_parameters(NOTHING, data, seed=0, index=0)
+    same = jax.tree.map(np.array_equal, initial["params"], weights["params"])
+    assert same["Dense_0"]["kernel"]
+    assert not same["Dense_1"]["kernel"]
+
+
 def test_multi_steps_train(dataset):
     """The mean of four batches' gradients at once, as Optax says."""
     own = network(Typed(), optax.MultiSteps(optax.sgd(0.1), 4))
@@ -722,6 +872,7 @@ def test_multi_steps_train(dataset):
         (optax.piecewise_constant_schedule(0.1, {5: 0.0}), 5),
         (optax.linear_schedule(0.0, 0.1, 6), None),
         (0.1, None),
+        (optax.linear_schedule(0.1, 0.0, 5), 5),  # not quite 0 as it is compiled
     ],
 )
 def test_a_schedule_that_ends_early_is_noted(schedule, last):
