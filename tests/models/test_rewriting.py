@@ -239,3 +239,24 @@ def test_loops_and_rules_of_their_own_are_left():
         return halved(x)
 
     check(function, bordered((2, 14, 14, 2)), replaced=())
+
+
+def test_a_convolution_with_another_type_of_output_is_left():
+    """bfloat16 in, float32 out: the sums are as exact as JAX's own."""
+
+    def function(x, kernel):
+        half = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+        return jax.lax.conv_general_dilated(
+            *half,
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            preferred_element_type=jnp.float32,
+        )
+
+    random = np.random.default_rng(0)
+    x = random.normal(size=(2, 6, 6, 3)).astype(np.float32)
+    kernel = random.normal(size=(3, 3, 3, 4)).astype(np.float32)
+    ours, theirs = rewritten(function)(x, kernel), function(x, kernel)
+    assert ours.dtype == theirs.dtype
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
