@@ -19,7 +19,11 @@ def printable(text: str) -> str:
 
 def one_line(error: BaseException, named: bool = False) -> str:
     """Return an exception's message as one line, cut off if long; `named` puts its type first."""
-    text, kind = " ".join(str(error).split())[:300], type(error).__name__
+    kind = type(error).__name__
+    try:
+        text = " ".join(str(error).split())[:300]
+    except Exception:  # a person's own exception may raise when it is asked for its text
+        text = ""
     return (f"{kind}: {text}" if named else text) if text else kind
 
 

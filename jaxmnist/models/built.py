@@ -118,7 +118,7 @@ class Built:
             for path, x in _by_path(shapes["params"]).items():
                 if not jnp.issubdtype(x.dtype, jnp.inexact):
                     raise NetworkError(
-                        f"parameter {'/'.join(path)} is {x.dtype}, which has no gradient: make it"
+                        f"parameter {'/'.join(map(str, path))} is {x.dtype}, which has no gradient: make it"
                         " float32, or a variable of another collection"
                     )
             remarks.layer = ""
@@ -274,7 +274,7 @@ class Built:
     def _check_outputs(self, found: list[np.ndarray]) -> None:
         """Raise `NetworkError` if outputs with various random weights are never negative."""
         whole = np.concatenate(found)
-        if not np.isfinite(whole).all() or (whole < 0).any():
+        if not np.isfinite(whole).all() or (whole < 0).any() or not whole.any():
             return
         if np.allclose(whole.sum(1), 1, atol=1e-2):
             what = "are probabilities, as softmax at its end makes them"

@@ -11,7 +11,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import takewhile
 from typing import Any
 
@@ -103,13 +103,12 @@ def _class_of(instance: nnx.Module) -> Callable[..., nnx.Module]:
     weights that were loaded, or with attributes that were changed, are refused.
     """
     kind: Any = type(instance)
-    kept = nnx.Not(nnx.RngState)
-    wanted = [np.asarray(x) for x in jax.tree.leaves(nnx.state(instance, kept))]
+    state = nnx.state(instance, nnx.Not(nnx.RngState))
+    wanted = [np.asarray(x) for x in jax.tree.leaves(state)]
     try:
         if list(_parameters(kind))[1:] == ["rngs"]:
-            make = jax.jit(lambda key: nnx.state(kind(rngs=nnx.Rngs(key)), kept))
             for seed in range(SEEDS):
-                found = jax.tree.leaves(make(jax.random.key(seed)))
+                found = jax.tree.leaves(_state_of(kind)(jax.random.key(seed)))
                 if [x.shape for x in found] != [x.shape for x in wanted]:
                     break
                 if all(np.allclose(a, b, atol=1e-6) for a, b in zip(found, wanted, strict=True)):
@@ -124,6 +123,15 @@ def _class_of(instance: nnx.Module) -> Callable[..., nnx.Module]:
         f" another seed: return the class {name}, functools.partial({name}, …) or"
         f" flax.nnx.bridge.to_linen({name}, …)"
     )
+
+
+@lru_cache(maxsize=4)
+def _state_of(kind: Callable[..., nnx.Module]) -> Callable[[Any], Any]:
+    """The compiled function of a key that gives the state of an NNX class, without its streams."""
+    state: Callable[[Any], Any] = jax.jit(
+        lambda key: nnx.state(kind(rngs=nnx.Rngs(key)), nnx.Not(nnx.RngState))
+    )
+    return state
 
 
 def _attributes(module: nnx.Module) -> dict[Any, str]:

@@ -135,7 +135,9 @@ def check_network(
             break
     if not found and first is not None:
         draw, failure = first
-        line = f"every configuration fails, such as {draw}: {failure}" if draw else str(failure)
+        line = (
+            f"no configuration can be trained, such as {draw}: {failure}" if draw else str(failure)
+        )
         raise NetworkError(line, failure.traceback) from (failure.__cause__ or failure)
     return found
 
