@@ -117,9 +117,10 @@ class Built:
                 raise NetworkError("the network has no parameters: there is nothing to train")
             for path, x in _by_path(shapes["params"]).items():
                 if not jnp.issubdtype(x.dtype, jnp.inexact):
+                    name = "/".join(map(str, path))
                     raise NetworkError(
-                        f"parameter {'/'.join(map(str, path))} is {x.dtype}, which has no gradient: make it"
-                        " float32, or a variable of another collection"
+                        f"parameter {name} is {x.dtype}, which has no gradient: make it float32, or"
+                        " a variable of another collection"
                     )
             remarks.layer = ""
             try:
