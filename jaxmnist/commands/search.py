@@ -13,7 +13,7 @@ from jaxmnist.commands.parser import Parser, add_ranges, add_settings, first_of
 from jaxmnist.errors import UsageError
 from jaxmnist.hyperparameters import shown
 from jaxmnist.models.questions import Definition
-from jaxmnist.models.space import Space
+from jaxmnist.models.space import Space, ranges_of
 from jaxmnist.models.study.space import DEFINITION
 
 EXAMPLES = (
@@ -61,7 +61,7 @@ def parser_of(definition: Definition, space: Space, program: str) -> Parser:
     )
     # What the network asks for itself is a hyperparameter, and no setting.
     add_settings(parser, without=space.explored)
-    add_ranges(parser, space.describe().ranges(), definition.help or {})
+    add_ranges(parser, ranges_of(space.explored), definition.help or {})
     running = parser.group("running")
     running.add_argument(
         "--config",

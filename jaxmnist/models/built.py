@@ -135,7 +135,7 @@ class Built:
             others = {name: shapes[name] for name in shapes if name != "params"}
             remarks.training = True
             training = jax.make_jaxpr(self._differentiate)(shapes["params"], others, image, key)
-            dropout = plain.looked_into()
+            dropout = plain.dropout_layers()
         count = len(jax.tree.leaves(shapes["params"]))
         found = Traced(initial, evaluation, training, count)
         self._check_dropout(found, dropout, remarks)

@@ -211,7 +211,7 @@ class FlaxNetwork(Network):
         built, tried = self.built(hyperparameters, data), self.tried(hyperparameters, data)
         found: list[str] = []
         found += [f"the logits are {said}" for said in built.plain.outputs]
-        if kept := built.plain.left_alone:
+        if kept := built.plain.defaulted_arguments:
             found.append(
                 f"__call__ keeps the default of its argument {' and '.join(kept)}: a flag for"
                 " training must be called train, training or the like"

@@ -243,7 +243,7 @@ class PlainModule:
         found: dict[str, Any] = jax.eval_shape(lambda k: self._init(k, self._init_streams), key)
         return {"params": {}, **found}
 
-    def looked_into(self) -> list[str]:
+    def dropout_layers(self) -> list[str]:
         """The dropout layers of an NNX module with a rate above 0, by name.
 
         Raises `NetworkError` for parameters of a type of their own: Flax's bridge puts these among
@@ -318,7 +318,7 @@ class PlainModule:
         return {name: self._whole[name] for name in self._collections}
 
     @property
-    def left_alone(self) -> tuple[str, ...]:
+    def defaulted_arguments(self) -> tuple[str, ...]:
         """The arguments of its `__call__` that keep a default of True or False."""
         owner = self.module.nnx_class if self.bridged else type(self.module)
         kind = getattr(owner, "func", owner)

@@ -113,7 +113,7 @@ def check_trial(
         if recorded.versions == now.versions:
             different = recorded.differences(now)
         else:
-            different = Outputs(network, trial, settings, data).differences(directory)
+            different = StoredOutputs(network, trial, settings, data).differences(directory)
             note = (
                 f"note: trials were trained with {recorded.versions}; this is {now.versions}: the"
                 " network's outputs are compared, its training step is not"
@@ -130,7 +130,7 @@ def check_trial(
 
 
 @dataclass(frozen=True)
-class Outputs:
+class StoredOutputs:
     """The outputs of a trial's network for a few images, by which versions of JAX compare it.
 
     data: what it is trained on.

@@ -23,7 +23,7 @@ from jaxmnist.engine.stacking import Stacking
 from jaxmnist.errors import EnvironmentFailure, NetworkError, UsageError
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, Network, Parameters
-from jaxmnist.results.matching import SAME, Outputs, check_trial
+from jaxmnist.results.matching import SAME, StoredOutputs, check_trial
 from jaxmnist.results.selection import rule_of
 from jaxmnist.results.trained import TrainedModel
 from jaxmnist.runs.keys import TrialKey, index_of, number_of
@@ -357,7 +357,7 @@ class Trials:
             return
         kept = self._directory.mended(partial(self._directory.read_outputs, index))
         if kept is None or weights is not None:
-            outputs = Outputs(self._network, trial, self._settings, self._data)
+            outputs = StoredOutputs(self._network, trial, self._settings, self._data)
             found = kept or outputs.of_start()
             self._directory.write_outputs(index, found | outputs.of_end(found, weights))
 

@@ -310,3 +310,38 @@ def test_wrong_data_are_one_line(data, says, tmp_path):
     build_model = "nothing" if data is None else (lambda hp: Flat(2))
     with pytest.raises(UsageError, match=says):
         random_search(build_model, data=data, directory=str(tmp_path))
+
+
+COUNTED = """
+import flax.linen as nn
+
+
+class Network(nn.Module):
+    units: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        x = x.reshape(x.shape[0], -1)
+        for units in self.units:
+            x = nn.relu(nn.Dense(units)(x))
+        return nn.Dense(10)(x)
+
+
+def build_model(hp):
+    with open(FILE, "a") as calls:
+        calls.write(".")
+    layers = hp.Int("layers", 1, 4)
+    units = tuple(hp.Int(f"units_{i}", 2, 32, step=2) for i in range(layers))
+    hp.Choice("learning_rate", [1e-2, 1e-3, 1e-4])
+    return Network(units)
+"""
+
+
+def test_a_search_of_a_large_space_calls_the_function_about_a_thousand_times(own, tmp_path):
+    """All in all, with the flags, the size, the draws, and the trials' own builds."""
+    (tmp_path / "counted_network.py").write_text(COUNTED.replace("FILE", repr(str(tmp_path / "c"))))
+    given = {**own, "directory": str(tmp_path), "max_trials": 2, "epochs": 1, "svm": False}
+    result = command("search", *flags(given), "--model", tmp_path / "counted_network.py")
+    assert result.returncode == 0, result.stderr
+    assert Run(tmp_path / "small").space.size_text == "more than 1,000"
+    assert (tmp_path / "c").stat().st_size < 1250
