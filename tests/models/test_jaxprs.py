@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,16 +114,43 @@ def test_dependence_through_calls_loops_and_conditions():
     assert on(chosen) == [[True, False], [True, True]]
 
 
-def test_neither_colors_nor_caches_change_a_hash(monkeypatch):
-    """A terminal's text of a jaxpr has colors; after the caches are cleared it shares less."""
+TERMINAL = """
+import sys, jax
+from jaxmnist.models.jaxprs import sha256
 
-    def function(x):
-        return jax.nn.relu(x) + jax.nn.relu(x * 2)
+sys.stderr.write(sha256(jax.make_jaxpr(lambda x: jax.nn.relu(x) + 1)(1.0)))
+"""
 
-    before = sha256(traced(function))
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    jax.clear_caches()
-    assert sha256(traced(function)) == before
+
+@pytest.mark.slow
+def test_a_terminal_has_the_hash_of_a_pipe():
+    """JAX's own text of a jaxpr has colors there, as it finds when it is imported."""
+    line = [sys.executable, "-c", TERMINAL]
+    ours, theirs = pty.openpty()
+    found = [
+        subprocess.run(line, stdout=output, stderr=subprocess.PIPE, check=True).stderr
+        for output in (theirs, subprocess.PIPE)
+    ]
+    os.close(ours)
+    os.close(theirs)
+    assert found[0] == found[1]
+    assert len(found[0]) == 64
+
+
+def test_what_jax_remembers_does_not_change_a_hash():
+    """Its own text has an inner jaxpr once, or twice if the caches were cleared between."""
+
+    def function(clear):
+        def compute(x):
+            first = jax.nn.relu(x)
+            clear()
+            return first + jax.nn.relu(x * 2)
+
+        return compute
+
+    once, twice = (traced(function(clear)) for clear in (int, jax.clear_caches))
+    assert str(once.jaxpr) != str(twice.jaxpr)
+    assert sha256(once) == sha256(twice)
 
 
 def test_names_of_functions_do_not_count():

@@ -305,7 +305,7 @@ def test_nnx_modules_follow_the_mode(name):
 
 
 @pytest.mark.parametrize("name", ["a class", "an instance"])
-def test_an_nnx_module_trains_as_its_own_loop(name, dataset):
+def test_a_trained_nnx_module_computes_as_by_itself(name, dataset):
     """Statistics move in training, and serve in evaluation, alone for each image."""
     own = FlaxNetwork(lambda hp: NNX[name]())
     weights, data = trained(own, dataset, optimizer="sgd")
