@@ -27,7 +27,7 @@ from jaxmnist.errors import UsageError, disk_error
 from jaxmnist.reading import largest_file, read_npy
 
 LARGEST_JSON = 2**26  # bytes; the files of a run have about a thousandth of that
-BRAIN = "BF16"  # safetensors' name of bfloat16
+BFLOAT16 = "BF16"  # as safetensors names it
 SEALED = "sealed"  # metadata key of the JSON with the SHA-256 of all that a safetensors file holds
 
 
@@ -269,7 +269,7 @@ def read_tensors(
 
 def _load_tensors(content: bytes, header: dict[str, Any]) -> dict[str, np.ndarray]:
     """Load a safetensors file, also with bfloat16, which its library saves from NumPy alone."""
-    brain = [name for name, found in header.items() if found.get("dtype") == BRAIN]
+    brain = [name for name, found in header.items() if found.get("dtype") == BFLOAT16]
     if not brain:
         return load_tensors(content)
     import ml_dtypes  # of JAX

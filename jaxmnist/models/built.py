@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import flax
@@ -22,6 +22,7 @@ from jaxmnist.errors import NetworkError
 from jaxmnist.models import jaxprs, optimizers
 from jaxmnist.models.loading import in_own_code
 from jaxmnist.models.module import PlainModule, Remarks, fixed_in_training, remarking
+from jaxmnist.models.network import a_key, by_path
 from jaxmnist.runs.trial import Computation
 
 KEPT = 4  # images that stay the same where others of their batch are changed
@@ -35,12 +36,11 @@ QUICKLY: dict[str, str | bool] = {
 # How images of a batch depend on each other in training: not at all; by BatchNorm's statistics,
 # which leave out images that don't count; or in another way.
 Batching = Literal["independent", "masked", "exact"]
+FLAG = (
+    "give __call__ an argument that is called train, and pass it on, as in"
+    " nn.BatchNorm(use_running_average=not train) and nn.Dropout(rate, deterministic=not train)"
+)
 Key = jax.Array
-
-
-def a_key(seed: int = 0) -> Key:
-    """A random key; its kind is named, so that no setting of JAX changes what is drawn."""
-    return jax.random.key(seed, impl="threefry2x32")
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,14 @@ class Traced:
     training: of parameters, other collections, two images and a key, to the gradient with respect
       to the parameters, the logits and the collections afterwards.
     parameters: number of arrays of parameters, the first outputs of `training`.
+    outputs: see `Remarks`.
     """
 
     initial: Any
     evaluation: Any
     training: Any
     parameters: int
+    outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -115,16 +117,15 @@ class Built:
             shapes = plain.shapes
             if not jax.tree.leaves(shapes["params"]):
                 raise NetworkError("the network has no parameters: there is nothing to train")
-            for path, x in _by_path(shapes["params"]).items():
+            for name, x in by_path(shapes["params"]):
                 if not jnp.issubdtype(x.dtype, jnp.inexact):
-                    name = "/".join(map(str, path))
                     raise NetworkError(
                         f"parameter {name} is {x.dtype}, which has no gradient: make it float32, or"
                         " a variable of another collection"
                     )
             remarks.layer = ""
             try:
-                evaluation = jax.make_jaxpr(self._evaluate)(shapes, image, key)
+                evaluation = jax.make_jaxpr(partial(self._evaluate, remarks))(shapes, image, key)
             except (flax.errors.ModifyScopeVariableError, flax.errors.InvalidRngError) as problem:
                 raise fixed_in_training(problem, remarks.layer) from problem
             if jaxprs.depends(evaluation, [0], [len(evaluation.jaxpr.invars) - 1]):
@@ -134,24 +135,27 @@ class Built:
                 )
             others = {name: shapes[name] for name in shapes if name != "params"}
             remarks.training = True
-            training = jax.make_jaxpr(self._differentiate)(shapes["params"], others, image, key)
+            differentiate = partial(self._differentiate, remarks)
+            training = jax.make_jaxpr(differentiate)(shapes["params"], others, image, key)
             dropout = plain.dropout_layers()
         count = len(jax.tree.leaves(shapes["params"]))
-        found = Traced(initial, evaluation, training, count)
+        found = Traced(initial, evaluation, training, count, tuple(remarks.outputs))
         self._check_dropout(found, dropout, remarks)
         self._check_outputs_agree(found)
         return found
 
-    def _evaluate(self, variables: Any, images: jax.Array, key: Key) -> Any:
-        logits, features = self.plain.apply_in_evaluation(variables, images, key)
+    def _evaluate(self, remarks: Remarks, variables: Any, images: jax.Array, key: Key) -> Any:
+        logits, features = self.plain.apply_in_evaluation(variables, images, key, remarks)
         return self._checked(logits), features
 
-    def _differentiate(self, parameters: Any, collections: Any, images: jax.Array, key: Key) -> Any:
+    def _differentiate(
+        self, remarks: Remarks, parameters: Any, collections: Any, images: jax.Array, key: Key
+    ) -> Any:
         """The gradient of a smooth function of the logits, these, and the collections."""
 
         def loss(parameters: Any) -> tuple[jax.Array, Any]:
             variables = {"params": parameters, **collections}
-            logits, after = self.plain.apply_in_training(variables, images, key)
+            logits, after = self.plain.apply_in_training(variables, images, key, None, remarks)
             logits = self._checked(logits)
             return -jax.nn.log_softmax(logits.astype(jnp.float32))[:, 0].sum(), (logits, after)
 
@@ -189,7 +193,7 @@ class Built:
         Then what makes those of evaluation gets no gradient. Only where the module returns them in
         another way in training: fixed layers are ordinary.
         """
-        words = [said.rpartition(" in ")[0] for said in self.plain.outputs]
+        words = [said.rpartition(" in ")[0] for said in found.outputs]
         if len(words) != 1 and len(set(words)) < 2:
             return
         leaves = jax.tree_util.tree_leaves_with_path(self.plain.shapes)
@@ -199,7 +203,7 @@ class Built:
             if unused and jaxprs.depends(found.evaluation, [0], [place]):
                 name = "/".join(str(getattr(key, "key", key)) for key in leaves[place][0][1:])
                 raise NetworkError(
-                    f"the logits are others in training, {self.plain.outputs[0]}, and don't train"
+                    f"the logits are others in training, {found.outputs[-1]}, and don't train"
                     f" parameter {name}: return the same logits first in both modes"
                 )
 
@@ -325,10 +329,8 @@ class Built:
 
         Not if its own parameters are not trained either: then it is meant so.
         """
-        trained = {
-            "/".join(map(str, path[:-1])) for path, found in _by_path(self.trained).items() if found
-        }
-        frozen = {"/".join(map(str, path[:-1])) for path in _by_path(variables["params"])} - trained
+        trained = {name.rpartition("/")[0] for name, found in by_path(self.trained) if found}
+        frozen = {name.rpartition("/")[0] for name, _ in by_path(variables["params"])} - trained
         for name, _ in _statistics(variables):
             layer = name.rpartition("/")[0]
             if layer not in (*changed, *frozen):
@@ -337,29 +339,15 @@ class Built:
                 )
 
 
-FLAG = (
-    "give __call__ an argument that is called train, and pass it on, as in"
-    " nn.BatchNorm(use_running_average=not train) and nn.Dropout(rate, deterministic=not train)"
-)
-
-
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` as it is compiled in a fraction of the usual time: it is called a few times."""
     found: Callable[..., Any] = jax.jit(function, compiler_options=QUICKLY)
     return found
 
 
-def _by_path(tree: Any) -> dict[tuple[str, ...], Any]:
-    """The leaves of nested mappings, by path."""
-    found: dict[tuple[str, ...], Any] = flax.traverse_util.flatten_dict(tree)  # type: ignore[no-untyped-call]
-    return found
-
-
 def _statistics(variables: Any) -> Iterator[tuple[str, Any]]:
     """The arrays of Flax's batch statistics, by path."""
-    found = _by_path(variables.get("batch_stats", {}))
-    for path, array in found.items():
-        yield "/".join(map(str, path)), array
+    return by_path(variables.get("batch_stats", {}))
 
 
 def _images_and_others(image_shape: tuple[int, int, int]) -> np.ndarray:

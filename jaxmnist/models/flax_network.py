@@ -43,9 +43,8 @@ from jaxmnist.runs.trial import Computation
 from jaxmnist.training_settings import OF_OPTIMIZER, TRAINING, TrainingSettings
 
 NAME = "own"  # of the network, in a run's identity
-NOMINAL_STEPS = (
-    1000  # of a training, where it fails with the one that is told before data are there
-)
+# Of a training, before data are there, where a schedule fails with the one step that is told then.
+NOMINAL_STEPS = 1000
 MOST_BUILT = 64  # configurations that are kept as they were built
 # What a person's function asks for first, or after some answers; None at the end.
 Question = tuple[str, Distribution] | None
@@ -210,7 +209,7 @@ class FlaxNetwork(Network):
         """What is taken from it in another way than may be meant."""
         built, tried = self.built(hyperparameters, data), self.tried(hyperparameters, data)
         found: list[str] = []
-        found += [f"the logits are {said}" for said in built.plain.outputs]
+        found += [f"the logits are {said}" for said in built.traced.outputs]
         if kept := built.plain.defaulted_arguments:
             found.append(
                 f"__call__ keeps the default of its argument {' and '.join(kept)}: a flag for"
@@ -248,9 +247,7 @@ class FlaxNetwork(Network):
         """By the coarsest type that it computes in."""
         return self.built(hyperparameters, data).rounding
 
-    def random_weights(
-        self, hyperparameters: Hyperparameters, data: DataSpec, weights: Parameters
-    ) -> dict[str, Any]:
+    def random_weights(self, weights: Parameters) -> dict[str, Any]:
         """See `built.random_weights`."""
         return random_weights(weights, 0)
 

@@ -25,7 +25,7 @@ from flax.core import unfreeze
 
 from jaxmnist.errors import JaxmnistError, NetworkError
 from jaxmnist.models import jaxprs
-from jaxmnist.models.network import stream_key
+from jaxmnist.models.network import a_key, stream_key
 
 # Names of the flag for training, and its value in training.
 FLAGS = {
@@ -153,12 +153,19 @@ class Remarks:
     acting: whether each dropout layer has an effect there, as far as it is seen: what Flax compiles
       within a module is traced once.
     layer: the innermost layer that was called when an exception was raised, by name and type.
+    outputs: where the logits are among what the module returns, in each mode in which it is asked.
     """
 
     dropout: list[str] = field(default_factory=list)
     training: bool = False
     acting: dict[str, bool] = field(default_factory=dict)
     layer: str = ""
+    outputs: list[str] = field(default_factory=list)
+
+    def note_output(self, result: Any) -> None:
+        """Note where the logits are among what a module returns, unless they are all of it."""
+        if said := describe_output(result):
+            self.outputs.append(f"{said} in {'training' if self.training else 'evaluation'}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +238,7 @@ class PlainModule:
 
     @cached_property
     def _init_streams(self) -> tuple[str, ...]:
-        key = jax.random.key(0, impl="threefry2x32")
+        key = a_key()
         return _served(
             ("params", "dropout"), lambda names: jax.eval_shape(lambda k: self._init(k, names), key)
         )
@@ -239,7 +246,7 @@ class PlainModule:
     @cached_property
     def _whole(self) -> dict[str, Any]:
         """The shapes of all that the module initializes, with what it sows."""
-        key = jax.random.key(0, impl="threefry2x32")
+        key = a_key()
         found: dict[str, Any] = jax.eval_shape(lambda k: self._init(k, self._init_streams), key)
         return {"params": {}, **found}
 
@@ -307,7 +314,7 @@ class PlainModule:
             return self._apply(variables, images, given, training=training)[0]
 
         others = {name: value for name, value in shapes.items() if name != collection}
-        keys = [jax.random.key(0, impl="threefry2x32")] * len(streams)
+        keys = [a_key()] * len(streams)
         closed = jax.make_jaxpr(outputs)(shapes[collection], others, self._image(2), keys)
         places = range(len(jax.tree.leaves(shapes[collection])))
         return jaxprs.depends(closed, range(len(closed.jaxpr.outvars)), places)
@@ -329,22 +336,6 @@ class PlainModule:
         return flags_of(partial(call, **streams), kind.__name__, training=True).others
 
     @cached_property
-    def outputs(self) -> list[str]:
-        """Where the logits are among what the module returns, in each mode in which it is asked."""
-        found: list[str | None] = []
-
-        def call(variables: Any, images: Any, keys: Any, training: bool) -> Any:
-            result, _ = self._apply(variables, images, keys, training=training)
-            found.append(describe_output(result, "training" if training else "evaluation"))
-            return logits_of(result)
-
-        for training in (True, False):
-            names = self.streams if training or self.bridged else ()
-            keys = dict.fromkeys(names, jax.random.key(0, impl="threefry2x32"))
-            jax.eval_shape(partial(call, training=training), self.shapes, self._image(2), keys)
-        return [said for said in found if said]
-
-    @cached_property
     def streams(self) -> tuple[str, ...]:
         """The random streams that it asks for in training, besides those that Flax knows."""
         names = self._streams(self.shapes, training=True)
@@ -354,7 +345,7 @@ class PlainModule:
         """The random streams that a call with variables of these shapes asks for."""
 
         def call(names: Sequence[str]) -> None:
-            keys = dict.fromkeys(names, jax.random.key(0, impl="threefry2x32"))
+            keys = dict.fromkeys(names, a_key())
             jax.eval_shape(
                 lambda v, x: self._apply(v, x, keys, training=training), shapes, self._image(2)
             )
@@ -377,7 +368,12 @@ class PlainModule:
         return result, dict(unfreeze(nn.meta.unbox(collections)))
 
     def apply_in_training(
-        self, variables: Any, images: jax.Array, key: jax.Array, present: jax.Array | None = None
+        self,
+        variables: Any,
+        images: jax.Array,
+        key: jax.Array,
+        present: jax.Array | None = None,
+        remarks: Remarks | None = None,
     ) -> tuple[jax.Array, Any]:
         """Logits of images float[N, H, W, C] in training, and the collections afterwards.
 
@@ -386,6 +382,7 @@ class PlainModule:
           images: of which some may not count.
           key: of the step; each random stream has one of its own, by its name.
           present: bool[N], which images count in BatchNorm's statistics; None for all.
+          remarks: to which it adds where the logits are among the results.
         """
         keys = {name: stream_key(key, name) for name in self.streams}
         if present is None:
@@ -393,19 +390,28 @@ class PlainModule:
         else:
             with nn.intercept_methods(_masking(present)):
                 result, collections = self._apply(variables, images, keys, training=True)
+        if remarks is not None:
+            remarks.note_output(result)
         return logits_of(result), collections
 
     def apply_in_evaluation(
-        self, variables: Any, images: jax.Array, key: jax.Array | None = None
+        self,
+        variables: Any,
+        images: jax.Array,
+        key: jax.Array | None = None,
+        remarks: Remarks | None = None,
     ) -> tuple[jax.Array, Any]:
         """Logits of images float[N, H, W, C], and what the module sows as features, or None.
 
         key: for NNX modules, whose outputs must not depend on it; others are called without.
+        remarks: see `apply_in_training`.
         """
         if key is None:
-            key = jax.random.key(0, impl="threefry2x32")
+            key = a_key()
         keys = {name: stream_key(key, name) for name in self.streams} if self.bridged else {}
         result, sown = self._apply(variables, images, keys, training=False)
+        if remarks is not None:
+            remarks.note_output(result)
         return logits_of(result), _features(sown.get(SOWN, {}))
 
 
@@ -550,13 +556,13 @@ def logits_of(result: Any) -> Any:
     return result
 
 
-def describe_output(result: Any, when: str) -> str | None:
+def describe_output(result: Any) -> str | None:
     """Where the logits are among what a module returns; None if they are all of it."""
     if isinstance(result, Mapping) or hasattr(result, LOGITS):
         kind = "dict" if isinstance(result, Mapping) else type(result).__name__
-        return f"the entry {LOGITS!r} of the {kind} that the network returns in {when}"
+        return f"the entry {LOGITS!r} of the {kind} that the network returns"
     if isinstance(result, tuple | list):
-        return f"the first of the {len(result)} values that the network returns in {when}"
+        return f"the first of the {len(result)} values that the network returns"
     return None
 
 

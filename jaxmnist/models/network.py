@@ -100,6 +100,11 @@ class StepInputs(NamedTuple):
     numbers: Mapping[str, jax.Array]
 
 
+def a_key(seed: int = 0) -> jax.Array:
+    """A random key; its kind is named, so that no setting of JAX changes what is drawn."""
+    return jax.random.key(seed, impl="threefry2x32")
+
+
 def stream_key(key: jax.Array, name: str) -> jax.Array:
     """The key of the random stream of this name, from the key of a step."""
     # A checksum is the same number in every process.
@@ -286,9 +291,7 @@ class Network(ABC):
         """How far logits that are equal but for rounding may differ, relative to the largest."""
         raise NotImplementedError(f"{self.definition.name} is known by its name")
 
-    def random_weights(
-        self, hyperparameters: Hyperparameters, data: DataSpec, weights: Parameters
-    ) -> dict[str, Any]:
+    def random_weights(self, weights: Parameters) -> dict[str, Any]:
         """Weights with random parameters, the same for equal shapes: no layer is zero."""
         raise NotImplementedError(f"{self.definition.name} is known by its name")
 
@@ -347,9 +350,8 @@ def pixels(images: jax.Array, scale: float, precision: str) -> jax.Array:
 def is_kernel(path: Sequence[Any], array: Any) -> bool:
     """Whether a parameter is neither a bias nor the scale of a normalization.
 
-    These have such a name, or one dimension. Weight decay leaves them alone, as is usual: it is
-    meant to keep the function simple, which they don't do by being small. See Loshchilov and
-    Hutter, 'Decoupled weight decay regularization', 2019, for the decay itself.
+    These have such a name, or fewer than two dimensions. Weight decay leaves them alone, as is
+    usual. See Loshchilov and Hutter, 'Decoupled weight decay regularization', 2019, for the decay.
 
     Args:
       path: of the parameter, as JAX gives it for a leaf of a tree.

@@ -187,7 +187,7 @@ class Space:
     def parameters(self) -> Mapping[str, tuple[Distribution, ...]]:
         """The distributions of each hyperparameter, in the order of asking.
 
-        Those of a large space are `explored`: all that a walk of `MOST_CALLS` doesn't end with.
+        Those that were `explored`, if the space has more than `MOST_CALLS` configurations.
         """
         walk = self._walk
         small = walk.whole and len(walk.members) <= MOST_CALLS
@@ -335,7 +335,7 @@ class Space:
 
 
 def _spread(values: Sequence[Any]) -> list[Any]:
-    """At most `VALUES` of some values, evenly spread; the first and the last one come last."""
+    """At most `VALUES` of some values, evenly spread; `pop` takes the first, then from the end."""
     steps = min(len(values), VALUES) - 1
     first, *others = (
         values[place * (len(values) - 1) // max(steps, 1)] for place in range(steps + 1)

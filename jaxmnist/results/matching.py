@@ -185,7 +185,7 @@ class StoredOutputs:
         initial = self.network.initial_parameters(
             drawn, self.data, seed=weights_seed(self.settings.seed, key), index=index_of(key)
         )
-        weights = self.network.random_weights(drawn, self.data, initial)
+        weights = self.network.random_weights(initial)
         return {"initial": self._logits(initial, images), "random": self._logits(weights, images)}
 
     def _logits(self, weights: Parameters, images: np.ndarray) -> np.ndarray:

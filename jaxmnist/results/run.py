@@ -76,7 +76,7 @@ class Run:
         checked: bool = False,
     ) -> None:
         self._network = _network_of(network)
-        self._noted = False  # that versions differ
+        self._noted = checked  # that versions differ: the search says it
         self._skip_damaged = skip_damaged
         try:
             if not isinstance(directory, RunDirectory):
