@@ -42,3 +42,8 @@ def main(arguments: list[str], program: str = "jaxmnist export") -> None:
         f"{printable(given.path)}: {found['file_bytes']} bytes; it is described in"
         f" {printable(given.path)}.json"
     )
+    if found["transposed"]:
+        print(
+            "The search had --transpose: swap rows and columns of images as they lie in its files"
+            " before you give them to the exported network."
+        )

@@ -41,10 +41,12 @@ def main(arguments: list[str], program: str = "jaxmnist predict") -> int:
     pictures, status = _read(given.files, preparation)
     if not pictures:
         return status
+    lines = [preparation.swapped] if preparation.swapped else []
     if any(picture.prepared for picture in pictures):
         how = {"auto": "like the training images", "resize": "as --prepare says"}
         like = how.get(given.prepare, "like MNIST's digits")
-        line = f"Pictures are prepared {like}: {preparation.describe()}."
+        lines.append(f"Pictures are prepared {like}: {preparation.describe()}.")
+    for line in lines:
         # What machines read has predictions alone.
         if given.csv or given.json:
             print(line, file=sys.stderr)
@@ -71,8 +73,8 @@ def _parser(program: str) -> Parser:
         "files",
         metavar="FILE",
         nargs="+",
-        help="pictures (PNG, JPEG, BMP, GIF, WebP, TIFF), folders of them, or arrays of images:"
-        " .npy, .npz (images, x_test or test_images), .csv of pixels",
+        help="pictures (PNG, JPEG, BMP, GIF, WebP, TIFF, PPM), folders of them, or arrays of"
+        " images: .npy, IDX, .npz (images, x_test or test_images), .csv of pixels",
     )
     add_ensemble(parser)
     parser.add_argument(

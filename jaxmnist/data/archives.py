@@ -12,7 +12,7 @@ import numpy as np
 from jaxmnist.data.arrays import Found, Part
 from jaxmnist.data.contents import NPY, ZIP, head_of, open_file, reason, what_it_is
 from jaxmnist.data.idx import is_idx, read_idx, without_origin
-from jaxmnist.data.names import choose, listed
+from jaxmnist.data.names import choose, listed, parse
 from jaxmnist.errors import UsageError
 from jaxmnist.reading import largest_file, read_npy, read_up_to
 
@@ -130,6 +130,25 @@ def read_array(path: Path, *, text: bool = False) -> np.ndarray:
                 raise UsageError(f"{path}: can't be read: {reason(error)}") from None
     known = what_it_is(head)
     raise UsageError(f"{path}: {known or 'is no IDX, .npy or .npz file with an array'}")
+
+
+def read_images(path: Path) -> np.ndarray:
+    """Read images for prediction from an IDX, `.npy` or `.npz` file, gzipped or not.
+
+    Of an `.npz` file that is its array `images`, its test images or its only array.
+    """
+    if not head_of(path).startswith(ZIP):
+        return read_array(path)
+    with open_file(path) as file, zipfile.ZipFile(file) as archive:
+        names = npz_names(archive)
+        tests = [n for n in names if (p := parse(n)) and (p.part, p.kind) == ("test", "images")]
+        suitable = [name for name in names if name == "images"] or tests or names
+        if len(suitable) != 1:
+            raise UsageError(
+                f"{path}: needs an array named images or x_test, or a single array; it has"
+                f" {listed(names)}"
+            )
+        return read_npz_member(path, archive, suitable[0])
 
 
 def _read_npy(path: Path, *, text: bool) -> np.ndarray:

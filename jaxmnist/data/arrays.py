@@ -4,20 +4,76 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxmnist.data.labels import read_labels
 from jaxmnist.data.parts import TEST_FRACTION, held_out
 from jaxmnist.errors import UsageError
+from jaxmnist.whole_files import fits
 
 EIGHT_BITS = 255.0  # the largest pixel of 8-bit images
 OVER = 8  # times the scale; images with larger pixels are on another scale
 SMALLEST_SIDE = 6  # pixels, of images whose channels come first or that are rows of numbers
+LARGEST_BITS = 64  # of a level of a picture
+SOURCE_SHAPE = {
+    "pictures": bool,
+    "transposed": bool,
+    "label": None,
+    "bits": None,
+    "black": float,
+    "background": None,
+}
 
 Part = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was decided for all files of a dataset together; prediction reads files the same way.
+
+    pictures: whether they were pictures, and not arrays or tables.
+    transposed: whether rows and columns were swapped.
+    label: "first" or "last", the column of the labels that the values of a table decided; or None.
+    bits: how pictures with levels of more than 8 bits became 8 bits: as numbers of so many bits, or
+      for 1 as fractions from 0 to 1; 0 if their levels were kept; None if there were none.
+    black: the level of kept levels that became 0, the smallest one of the training pictures.
+    background: the color that replaced transparency, RGB; None if there was none.
+    """
+
+    pictures: bool = False
+    transposed: bool = False
+    label: str | None = None
+    bits: int | None = None
+    black: float = 0.0
+    background: tuple[int, int, int] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The source as a JSON object."""
+        ground = self.background
+        return {**asdict(self), "background": None if ground is None else list(ground)}
+
+    @classmethod
+    def from_json(cls, content: Any) -> Source:
+        """The source that `to_json` described; `ValueError` if it is none."""
+        if not fits(content, SOURCE_SHAPE):
+            raise ValueError("not a source")
+        bits, label, ground = content["bits"], content["label"], content["background"]
+        if not (
+            (bits is None or (fits(bits, int) and 0 <= bits <= LARGEST_BITS))
+            and (label is None or fits(label, {"first", "last"}))
+            and (ground is None or (fits(ground, (int, int, int)) and min(ground) >= 0))
+            and (ground is None or max(ground) <= EIGHT_BITS)
+        ):
+            raise ValueError("not a source")
+        background = None if ground is None else (ground[0], ground[1], ground[2])
+        pictures, swapped, black = (content[name] for name in ("pictures", "transposed", "black"))
+        return cls(pictures, swapped, label, bits, float(black), background)
+
+
+ARRAYS = Source()  # arrays as they are
 
 
 class Arrays(NamedTuple):
@@ -27,6 +83,7 @@ class Arrays(NamedTuple):
     x_validation, y_validation: None unless the data bring a validation part.
     names: the names of labels, where the data bring names.
     notes: a line for each thing that was changed or left out.
+    source: what was decided for all of their files.
     """
 
     x_train: np.ndarray
@@ -37,6 +94,7 @@ class Arrays(NamedTuple):
     y_validation: np.ndarray | None = None
     names: Mapping[int, str] = {}
     notes: tuple[str, ...] = ()
+    source: Source = ARRAYS
 
 
 @dataclass(frozen=True)
@@ -46,17 +104,22 @@ class Found:
     train, validation, test: images and their labels, of any shape that `check` accepts; None where
       there is no such part.
     notes: a line for each thing that the reader left out.
+    source: what it decided for all files.
     """
 
     train: Part
     validation: Part | None = None
     test: Part | None = None
     notes: tuple[str, ...] = ()
+    source: Source = ARRAYS
 
     @classmethod
-    def of(cls, parts: Mapping[str, Part], notes: Sequence[str] = ()) -> Found:
+    def of(
+        cls, parts: Mapping[str, Part], notes: Sequence[str] = (), source: Source = ARRAYS
+    ) -> Found:
         """The parts by name: 'train', 'validation' and 'test'."""
-        return cls(parts["train"], parts.get("validation"), parts.get("test"), tuple(notes))
+        validation, test = parts.get("validation"), parts.get("test")
+        return cls(parts["train"], validation, test, tuple(notes), source)
 
 
 def check(source: str, found: Found, *, transpose: bool = False) -> Arrays:
@@ -78,7 +141,7 @@ def check(source: str, found: Found, *, transpose: bool = False) -> Arrays:
     notes = [*found.notes]
     images: dict[str, np.ndarray] = {}
     for part, (pixels, _) in given.items():
-        arranged, note = _arranged(pixels)
+        arranged, note = arranged_images(pixels)
         images[part] = check_images(f"{source}: x_{part}", arranged)
         notes += [f"note: {source}: {note}"] if note and part == "train" else []
     labels, names = read_labels(source, {part: labels for part, (_, labels) in given.items()})
@@ -97,11 +160,7 @@ def check(source: str, found: Found, *, transpose: bool = False) -> Arrays:
             f" aside for it, about {100 * TEST_FRACTION:.0f} % of each class, chosen by their"
             " content alone"
         )
-    if transpose:
-        images = {
-            part: np.ascontiguousarray(array.swapaxes(1, 2)) for part, array in images.items()
-        }
-    return Arrays(
+    arrays = Arrays(
         images["train"],
         labels["train"],
         images["test"],
@@ -110,7 +169,19 @@ def check(source: str, found: Found, *, transpose: bool = False) -> Arrays:
         labels.get("validation"),
         names,
         tuple(notes),
+        found.source,
     )
+    return transposed(arrays) if transpose else arrays
+
+
+def transposed(arrays: Arrays) -> Arrays:
+    """Return a dataset with rows and columns of all images swapped."""
+    images: dict[str, Any] = {
+        name: np.ascontiguousarray(array.swapaxes(1, 2))
+        for name in ("x_train", "x_validation", "x_test")
+        if (array := getattr(arrays, name)) is not None
+    }
+    return arrays._replace(**images, source=replace(arrays.source, transposed=True))
 
 
 def _fitting(
@@ -142,7 +213,7 @@ def check_arrays(
     return check(source, Found((x_train, y_train), test=(x_test, y_test)))
 
 
-def _arranged(images: np.ndarray) -> tuple[np.ndarray, str | None]:
+def arranged_images(images: np.ndarray) -> tuple[np.ndarray, str | None]:
     """Return images with their channels last, and rows of numbers as images; and a note if so."""
     shape = images.shape
     if images.ndim == 4 and shape[1] in (1, 3) and min(shape[2:]) >= SMALLEST_SIDE:

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes; a file's name decides nothing."""
+"""What a file is by its first bytes, not by its name; and what a folder holds for a person."""
 
 from __future__ import annotations
 
@@ -35,6 +35,53 @@ KNOWN = tuple(
     )
 )
 
+# What systems put into folders, beside names that begin with a dot: Windows, macOS, Python, Linux,
+# and network storage by Synology and QNAP.
+SYSTEM = re.compile(
+    r"thumbs\.db|desktop\.ini|\$recycle\.bin|system volume information|__macosx|icon\r|__pycache__"
+    r"|lost\+found|@eadir|#recycle|#snapshot|@recycle|@recently-snapshot",
+    re.IGNORECASE,
+)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a person doesn't see a file or folder of this name as data."""
+    return name.startswith(".") or SYSTEM.fullmatch(name) is not None
+
+
+def visible(folder: Path, root: Path | None = None) -> tuple[list[str], list[str]]:
+    """Return the names of the folders and of the files in a folder, sorted, without hidden ones.
+
+    Args:
+      folder: to be listed.
+      root: the folder that a person named, which links must not lead out of; None for `folder`.
+
+    Raises:
+      UsageError: the folder can't be read, or a link leads out of `root`.
+    """
+    folders: list[str] = []
+    files: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not is_hidden(entry.name):
+                    if entry.is_symlink():
+                        check_link(Path(entry.path), root or folder)
+                    (folders if entry.is_dir() else files).append(entry.name)
+    except OSError as error:
+        raise UsageError(f"{folder}: can't be read: {reason(error)}") from None
+    return sorted(folders), sorted(files)
+
+
+def check_link(path: Path, root: Path) -> None:
+    """Raise `UsageError` if a link leads out of a folder: data of others may not read our files."""
+    top = os.path.realpath(root)
+    if os.path.commonpath([top, os.path.realpath(path)]) != top:
+        raise UsageError(
+            f"{path}: is a link that leads out of {root}, and is not followed: put the file or"
+            " folder itself there"
+        )
+
 
 def open_file(path: Path) -> IO[bytes]:
     """Open a file for reading, through gzip if it is gzipped; raises OSError."""
@@ -45,11 +92,11 @@ def open_file(path: Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(path, "rb")) if zipped else path.open("rb")
 
 
-def head_of(path: Path) -> bytes:
+def head_of(path: Path, size: int = HEAD) -> bytes:
     """Return the first bytes of a file, unpacked if it is gzipped; `UsageError` if it can't be."""
     try:
         with open_file(path) as file:
-            return file.read(HEAD)
+            return file.read(size)
     except Exception as error:  # given damaged bytes, gzip raises more than OSError
         raise UsageError(f"{path}: can't be read: {reason(error)}") from None
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxmnist.data.archives import in_order
-from jaxmnist.data.arrays import EIGHT_BITS, Arrays, check, scale_of
+from jaxmnist.data.arrays import ARRAYS, EIGHT_BITS, Arrays, Source, check, scale_of, transposed
 from jaxmnist.data.download import load_named
 from jaxmnist.data.formats import read_files
 from jaxmnist.data.idx import read_idx_folder
@@ -45,6 +45,7 @@ class Dataset:
     scale: the divisor of pixels before they reach a network or an SVM; see `arrays.scale_of`.
     notes: a line for each thing about the data that their owner should know.
     in_memory: whether they were given as arrays, and not as files or by a name.
+    source: what was decided for all of their files.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Dataset:
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     in_memory: bool = False
+    source: Source = ARRAYS
 
     def __post_init__(self) -> None:
         names = class_names_of(self.labels, self.class_names)
@@ -78,7 +80,7 @@ class Dataset:
     @cached_property
     def preparation(self) -> Preparation:
         """How pictures are prepared like the training images."""
-        return preparation_of(self.x_train, self.scale)
+        return preparation_of(self.x_train, self.scale, self.source)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -163,12 +165,7 @@ def load_arrays(
     if data_dir is not None:
         return read_files(Path(local_path(data_dir, "--data-dir")), transpose=transpose)
     arrays = _by_name(dataset or "mnist")
-    if transpose:
-        x_train, x_test = (
-            np.ascontiguousarray(x.swapaxes(1, 2)) for x in (arrays.x_train, arrays.x_test)
-        )
-        arrays = arrays._replace(x_train=x_train, x_test=x_test)
-    return arrays
+    return transposed(arrays) if transpose else arrays
 
 
 def _by_name(dataset: str) -> Arrays:
@@ -209,8 +206,11 @@ def dataset_in_memory(data: Any, settings: SearchSettings) -> Dataset:
     """
     # Copies: a change of the caller's arrays while a search runs must not reach the test set.
     if isinstance(data, Arrays):
-        own: Any = map(copy, data)
-        return replace(split_as(settings, Arrays(*own)), in_memory=True)
+        fields: Any = map(copy, data)
+        own = Arrays(*fields)
+        if settings.transpose and not own.source.transposed:
+            own = transposed(own)
+        return replace(split_as(settings, own), in_memory=True)
     if isinstance(data, tuple | list) and len(data) in (2, 3):
         pairs = [part for part in data if isinstance(part, tuple | list) and len(part) == 2]
         if len(pairs) == len(data):
@@ -298,6 +298,7 @@ def split(
         scale_of(name, arrays.x_train),  # of all training images, regardless of the limit
         names,
         notes,
+        source=arrays.source,
     )
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from jaxmnist.data.archives import read_array_files, read_npz
 from jaxmnist.data.arrays import Arrays, Found, check
-from jaxmnist.data.contents import NPY, ZIP, head_of, what_it_is
-from jaxmnist.data.folders import read_class_folders, visible
+from jaxmnist.data.contents import NPY, ZIP, head_of, visible, what_it_is
+from jaxmnist.data.folders import read_class_folders
 from jaxmnist.data.idx import is_idx
 from jaxmnist.data.matlab import MATLAB, read_matlab
 from jaxmnist.data.names import PARTS, choose, listed, parse
@@ -79,11 +79,11 @@ def _read_file(path: Path) -> Found:
 
 def _read_folder(folder: Path) -> Found:
     """Read what a folder holds, or the only folder with data below it."""
-    places = _places(folder)
+    places = _places(folder, folder)
     if len(places) > 1:
         several = listed(str(place.relative_to(folder)) for place in places)
         raise UsageError(f"{folder}: holds several datasets, {several}: name one of these folders")
-    datasets = _datasets(places[0]) if places else {}
+    datasets = _datasets(places[0], folder) if places else {}
     if len(datasets) > 1:
         raise UsageError(
             f"{folder}: holds several datasets, {listed(datasets)}: name a file, or keep only one"
@@ -97,9 +97,12 @@ def _read_folder(folder: Path) -> Found:
     return next(iter(datasets.values()))()
 
 
-def _datasets(folder: Path) -> dict[str, Callable[[], Found]]:
-    """Return the datasets of a folder, and how to read each, by the name of a file of it."""
-    files = visible(folder)[1]
+def _datasets(folder: Path, root: Path) -> dict[str, Callable[[], Found]]:
+    """Return the datasets of a folder, and how to read each, by the name of a file of it.
+
+    root: the folder that a person named, which links must not lead out of.
+    """
+    files = visible(folder, root)[1]
     arrays = _array_files(folder, files)
     tables = [name for name in files if TABLE.search(name)]
     parts = table_parts(tables)
@@ -112,8 +115,8 @@ def _datasets(folder: Path) -> dict[str, Callable[[], Found]]:
     for name in files:
         if ARCHIVE.search(name) and name not in used:
             found[name] = partial(_read_file, folder / name)
-    if _has_pictures(folder):
-        found["folders of pictures"] = partial(read_class_folders, folder)
+    if _has_pictures(folder, root):
+        found["folders of pictures"] = partial(read_class_folders, folder, root)
     if not found and len(tables) == 1:
         found[tables[0]] = partial(read_table, folder / tables[0])
     return found
@@ -123,15 +126,15 @@ def _array_files(folder: Path, names: list[str]) -> dict[str, tuple[str, str]]:
     return choose(str(folder), [name for name in names if ARRAY_FILE.search(name)], "file")
 
 
-def _places(folder: Path, depth: int = 0) -> list[Path]:
+def _places(folder: Path, root: Path, depth: int = 0) -> list[Path]:
     """Return the folders with data, from `folder` downwards."""
-    folders, files = visible(folder)
-    if _has_files(files) or _has_pictures(folder):
+    folders, files = visible(folder, root)
+    if _has_files(files) or _has_pictures(folder, root):
         return [folder]
     if depth == DEEPEST:
         return []
     inner = folders[:MOST_FOLDERS]
-    return [place for name in inner for place in _places(folder / name, depth + 1)]
+    return [place for name in inner for place in _places(folder / name, root, depth + 1)]
 
 
 def _has_files(names: list[str]) -> bool:
@@ -139,10 +142,10 @@ def _has_files(names: list[str]) -> bool:
     return any(pattern.search(name) for name in names for pattern in patterns)
 
 
-def _has_pictures(folder: Path) -> bool:
+def _has_pictures(folder: Path, root: Path) -> bool:
     """Whether a folder has folders named like parts, or folders with other files than arrays."""
-    for name in visible(folder)[0][:MOST_FOLDERS]:
-        files = visible(folder / name)[1]
+    for name in visible(folder, root)[0][:MOST_FOLDERS]:
+        files = visible(folder / name, root)[1]
         if not _has_files(files) and (files or name.lower() in PARTS):
             return True
     return False

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -38,7 +37,7 @@ class Ink:
     warnings: tuple[str, ...] = ()
 
 
-def find_ink(path: Path, pixels: np.ndarray) -> Ink:
+def find_ink(name: str, pixels: np.ndarray) -> Ink:
     """Find the ink of a picture.
 
     It is looked for on a smooth ground and, where most of that is covered, on a plain one; in the
@@ -46,7 +45,7 @@ def find_ink(path: Path, pixels: np.ndarray) -> Ink:
     and where the picture is plain in grey, in each of its colours.
 
     Args:
-      path: the picture's file, for errors.
+      name: what to call the picture in errors.
       pixels: uint8[h, w] grey or uint8[h, w, 3] RGB.
 
     Raises:
@@ -57,9 +56,9 @@ def find_ink(path: Path, pixels: np.ndarray) -> Ink:
         if found is not None:
             return dataclasses.replace(found.ink, steps=steps + found.ink.steps)
     if ink_on_surface(_reduced(grey, math.ceil(math.sqrt(grey.size / LARGEST))))[1] > ROUGH:
-        raise UsageError(f"{path}: no shape was found in it: its brightness varies everywhere")
+        raise UsageError(f"{name}: no shape was found in it: its brightness varies everywhere")
     raise UsageError(
-        f"{path}: blank: nothing but perhaps a frame stands out from its ground by more than"
+        f"{name}: blank: nothing but perhaps a frame stands out from its ground by more than"
         f" {LEAST_INK:g} of 255 levels"
     )
 

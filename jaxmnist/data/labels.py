@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -11,6 +13,7 @@ from jaxmnist.errors import UsageError, printable
 
 LONGEST_NAME = 100  # characters
 LARGEST_LABEL = 2**53  # the whole numbers up to it are exact as floats
+MISSING = ("nan", "<na>")  # how pandas and NumPy write that there is no label
 
 
 def read_labels(
@@ -18,46 +21,90 @@ def read_labels(
 ) -> tuple[dict[str, np.ndarray], dict[int, str]]:
     """Return labels as int64[N] by part, and the names of those classes that bring one.
 
-    Whole numbers, also as floats or as text, stay the numbers they are; other text is numbered in
-    the order of the sorted names; False is 0 and True is 1; the label of a one-hot row is the
-    position of its 1.
+    Whole numbers, also as floats or as text, stay the numbers they are, however a part spells them
+    (7, 7.0, 007); a part that has two spellings of one number has two classes. Other text is
+    numbered in the order of the sorted names, in Unicode's composed form; False is 0 and True is 1;
+    the label of a one-hot row is the position of its 1.
 
     Args:
       source: what to call the data in errors.
       parts: labels of the parts 'train', 'validation' and 'test': [N], [N, 1], or one-hot [N, K].
 
     Raises:
-      UsageError: anything else.
+      UsageError: anything else; NaN, or -1 where it marks images without a label.
     """
     flat = {part: _flat(f"{source}: y_{part}", labels) for part, labels in parts.items()}
     kinds = {labels.dtype.kind for labels in flat.values()}
-    if "U" in kinds:
-        if kinds != {"U"}:
-            raise UsageError(f"{source}: labels are text in one part and numbers in another")
-        numbers = number_names({name for labels in flat.values() for name in np.unique(labels)})
-        found = {}
-        for part, labels in flat.items():
-            names, places = np.unique(labels, return_inverse=True)
-            of_names = np.array([numbers[str(name)] for name in names], np.int64)
-            found[part] = of_names[places].reshape(-1)
-        return found, {number: printable(name) for name, number in numbers.items()}
-    truth = {0: "False", 1: "True"} if kinds == {"b"} else {}
-    return {part: _whole(f"{source}: y_{part}", labels) for part, labels in flat.items()}, truth
+    if "U" not in kinds:
+        truth = {0: "False", 1: "True"} if kinds == {"b"} else {}
+        found = {part: _whole(f"{source}: y_{part}", labels) for part, labels in flat.items()}
+        _check_labelled(source, found)
+        return found, truth
+    if kinds != {"U"}:
+        raise UsageError(f"{source}: labels are text in one part and numbers in another")
+    places, spelled = {}, {}
+    for part, labels in flat.items():
+        known, places[part] = np.unique(labels, return_inverse=True)
+        spelled[part] = [unicodedata.normalize("NFC", str(name)) for name in known]
+        if missing := [name for name in spelled[part] if name.lower() in MISSING]:
+            raise UsageError(
+                f"{source}: y_{part}: {missing[0]!r} stands for a missing label: remove these"
+                " images, or give their labels"
+            )
+    numbers = number_names(spelled.values())
+    numbered = {
+        part: np.array([numbers[name] for name in spelled[part]], np.int64)[of_label].reshape(-1)
+        for part, of_label in places.items()
+    }
+    _check_labelled(source, numbered)
+    names: dict[int, str] = {}
+    place_of_text = any(_whole_number(name) != number for name, number in numbers.items())
+    for name, number in numbers.items():
+        # A number with several spellings, or one like 7.0, is shown as the number.
+        plain = number not in names and (place_of_text or name.removeprefix("-").isdigit())
+        names[number] = printable(name) if plain else str(number)
+    return numbered, names
 
 
-def number_names(names: Iterable[str]) -> dict[str, int]:
+def number_names(parts: Iterable[Collection[str]]) -> dict[str, int]:
     """Return the label of each class name: the number it is, if all are, else its place.
 
-    >>> number_names(["b", "a", "10"]), number_names(["10", "9"])
-    ({'10': 0, 'a': 1, 'b': 2}, {'9': 9, '10': 10})
+    Args:
+      parts: the names in each part of the data. Two spellings of one number in the same part are
+        two classes, so that all names are text.
+
+    >>> number_names([["b", "a", "10"]]), number_names([["10", "9"], ["9.0"]])
+    ({'10': 0, 'a': 1, 'b': 2}, {'9': 9, '9.0': 9, '10': 10})
     """
-    known = sorted(map(str, names))
-    digits = [name.removeprefix("-") for name in known]
-    if all(text.isascii() and text.isdigit() and len(text) < 16 for text in digits):
-        numbers = {name: int(name) for name in known}
-        if len(set(numbers.values())) == len(numbers):
-            return dict(sorted(numbers.items(), key=lambda item: item[1]))
-    return {name: place for place, name in enumerate(known)}
+    values = [{name: _whole_number(name) for name in part} for part in parts]
+    known = {name: value for part in values for name, value in part.items()}
+    if None not in known.values() and all(len({*p.values()}) == len(p) for p in values):
+        numbers = {name: value for name, value in known.items() if value is not None}
+        return dict(sorted(numbers.items(), key=lambda item: (item[1], item[0])))
+    return {name: place for place, name in enumerate(sorted(known))}
+
+
+def _whole_number(text: str) -> int | None:
+    """The whole number that a text spells; None if it is another text."""
+    if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text, re.ASCII):
+        return None
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < LARGEST_LABEL else None
+
+
+def _check_labelled(source: str, parts: Mapping[str, np.ndarray]) -> None:
+    """Raise `UsageError` if -1 marks images without a label: it is the only negative one.
+
+    Beside 1 alone it is one of two classes.
+    """
+    known = {int(label) for labels in parts.values() for label in np.unique(labels)}
+    if min(known, default=0) != -1 or known == {-1, 1}:
+        return
+    part, count = next((p, n) for p, y in parts.items() if (n := int((y == -1).sum())))
+    raise UsageError(
+        f"{source}: y_{part}: {count} of {len(parts[part])} labels are -1, which marks images"
+        " without a label: remove these images, or number the classes from 0"
+    )
 
 
 def class_names_of(

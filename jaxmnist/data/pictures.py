@@ -7,24 +7,34 @@ import os
 import stat
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from jaxmnist.data.array_files import read_stack
-from jaxmnist.data.arrays import EIGHT_BITS
-from jaxmnist.data.contents import reason
+from jaxmnist.data.array_files import TRANSPOSED, read_stack
+from jaxmnist.data.arrays import ARRAYS, EIGHT_BITS, Source
+from jaxmnist.data.contents import check_link, is_hidden, reason
 from jaxmnist.data.ink import find_ink
-from jaxmnist.data.picture_files import read_picture
+from jaxmnist.data.picture_files import (
+    NotAPicture,
+    Raster,
+    bits_of,
+    converted,
+    ground_of,
+    in_channels,
+    named,
+    read_rasters,
+)
 from jaxmnist.data.placing import place
 from jaxmnist.data.preparation import Placing, Preparation, Takes, preparation_for
 from jaxmnist.errors import UsageError, local_path
 
 logger = logging.getLogger("jaxmnist")
 ALIKE = 64  # levels; a picture of the right size with a border as near to the ground is an image
-CLUTTER = ("thumbs.db", "desktop.ini")  # what systems put into folders, beside hidden files
+GREY = Raster(np.zeros((1, 1), np.uint8))  # beside it, levels of more than 8 bits aren't kept
+NAMES = "PNG, JPEG, BMP, GIF, WebP, TIFF, PPM, IDX, .npy, .npz or .csv"
 
 
 @dataclass(frozen=True, eq=False)  # arrays don't compare to a single truth value
@@ -85,7 +95,7 @@ def files_of(path: Path) -> list[Path]:
     """The files of a folder and of the folders in it, in the order of their names; a file itself.
 
     Hidden files, and what systems put into folders, are left out. `UsageError` if a folder can't
-    be read or has none.
+    be read or has none, or a link in it leads out of it.
     """
     if not path.is_dir():
         return [path]
@@ -93,32 +103,25 @@ def files_of(path: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise UsageError(f"{error.filename or path}: can't be read: {reason(error)}")
 
-    found = [
-        Path(folder, name)
-        for folder, _, names in os.walk(path, onerror=refuse)
-        for name in names
-        if not name.startswith(".") and name.lower() not in CLUTTER
-    ]
-    found = [file for file in found if not set(_hidden(file.relative_to(path)))]
+    found = []
+    for folder, inner, names in os.walk(path, onerror=refuse):
+        inner[:] = [name for name in inner if not is_hidden(name)]
+        for name in (*inner, *names):
+            if not is_hidden(name) and os.path.islink(os.path.join(folder, name)):
+                check_link(Path(folder, name), path)
+        found += [Path(folder, name) for name in names if not is_hidden(name)]
     if not found:
         raise UsageError(f"{path}: has no files")
     return sorted(found)
-
-
-def _hidden(path: Path) -> list[str]:
-    """The hidden folders on a path."""
-    return [part for part in path.parts if part.startswith(".")]
 
 
 def read_file(path: Path, preparation: Preparation) -> list[Picture]:
     """Read the images of a file, whose type is determined by its content, not its name.
 
     Args:
-      path: an array (`.npy`, or `.npz` with an array `images` or test images, or a single one) of
-        numbers from 0 to the scale in the shape [H, W, C] or [N, H, W, C], or if C is 1 also
-        [H, W] or [N, H, W], or a CSV file with an image a row, which are used as they are; or a
-        picture (PNG, JPEG, BMP, GIF, WebP, TIFF, and HEIC where pillow-heif is installed), which
-        is prepared.
+      path: numbers, which are used as they are (see `array_files.read_stack`); or a picture (PNG,
+        JPEG, BMP, GIF, WebP, TIFF, PPM, and HEIC where pillow-heif is installed), which is
+        prepared. Each page of a TIFF file is a picture.
       preparation: how pictures become images.
 
     Raises:
@@ -132,7 +135,7 @@ def read_file(path: Path, preparation: Preparation) -> list[Picture]:
         # Whatever Pillow and NumPy warn about is either harmless here or refused below.
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            arrays = read_stack(path, file, preparation)
+            arrays = read_stack(path, preparation)
             if arrays is not None:
                 return _as_they_are(path, *arrays, preparation)
             if channels not in (1, 3):
@@ -140,12 +143,17 @@ def read_file(path: Path, preparation: Preparation) -> list[Picture]:
                     f"{path}: is not an array (.npy, .npz, .csv); this network's images have"
                     f" {channels} channels, and pictures give only 1 or 3"
                 )
-            pixels, steps = read_picture(path, file)
+            rasters = read_rasters(path, file)
+    except NotAPicture:
+        raise UsageError(f"{path}: is not a readable image: {NAMES} is needed") from None
     except UsageError:
         raise
     except Exception as error:  # given damaged bytes, decoders raise anything
         raise UsageError(f"{path}: can't be read: {reason(error)}") from None
-    return [_prepared(path, pixels, tuple(steps), preparation)]
+    names = [str(path)] if len(rasters) == 1 else [f"{path}[{k}]" for k in range(len(rasters))]
+    return [
+        _prepared(name, raster, preparation) for name, raster in zip(names, rasters, strict=True)
+    ]
 
 
 def _as_they_are(
@@ -160,40 +168,71 @@ def _as_they_are(
     return found
 
 
-def _prepared(
-    path: Path, pixels: np.ndarray, steps: tuple[str, ...], preparation: Preparation
-) -> Picture:
-    """Make an image of a picture's pixels uint8[h, w] or uint8[h, w, 3]."""
+def _prepared(name: str, raster: Raster, preparation: Preparation) -> Picture:
+    """Make an image of a picture."""
     height, width, channels = preparation.image_shape
-    placing = preparation.placing
+    placing, source, scale = preparation.placing, preparation.source, preparation.scale
+    pixels, steps = _pixels(raster, source)
+    if source.pictures and source.transposed:
+        pixels = pixels.swapaxes(0, 1)
+        steps += (TRANSPOSED,)
+    more: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
-    if placing is None:
-        image, more = _resized(pixels, preparation)
-        if preparation.colour and _is_grey(pixels):
-            doubts = ("it has no colours, and the training images have",)
-    elif pixels.shape[:2] == (height, width) and _is_image(pixels, placing):
-        image, more = _resized(pixels, preparation)
+    same_size = pixels.shape[:2] == (height, width)
+    is_kept = pixels.dtype != np.uint8  # levels of more than 8 bits, as training kept them
+    # Pixels of the training pictures' kind are on their scale; others are brought to it.
+    alike = source.pictures and (is_kept or source.bits != 0)
+    if source.pictures and same_size and (channels == 3 or pixels.ndim == 2):
+        image = in_channels(pixels, channels).astype(np.float32)
     else:
-        image, more, doubts = _placed(path, pixels, placing, height, width)
-    if channels == 3 and image.ndim == 2:
-        image = np.repeat(image[..., None], 3, -1)
+        if is_kept:
+            pixels = np.rint(pixels * (EIGHT_BITS / scale)).clip(0, EIGHT_BITS).astype(np.uint8)
+            is_kept = alike = False
+        if placing is None or (same_size and _is_image(pixels, placing)):
+            image, more = _resized(pixels, preparation)
+            if placing is None and preparation.colour and _is_grey(pixels):
+                doubts = ("it has no colours, and the training images have",)
+        else:
+            image, more, doubts = _placed(name, pixels, placing, height, width)
+            alike = False
+        if channels == 3 and image.ndim == 2:
+            image = np.repeat(image[..., None], 3, -1)
     image = image.reshape(height, width, channels)
-    scale = preparation.scale
-    if scale == EIGHT_BITS:
-        image = np.round(image).astype(np.uint8)
-    else:
+    if not alike and scale != EIGHT_BITS:
         image = image * np.float32(scale / EIGHT_BITS)
         more = (*more, f"white is {scale:g}, as in the training images")
+    elif not is_kept:
+        image = np.rint(image).astype(np.uint8)
     unusual = preparation.unusual(image)
     doubts += (unusual,) if unusual else ()
-    return Picture(str(path), image, steps + more, doubts)
+    return Picture(name, image, steps + more, doubts)
+
+
+def _pixels(raster: Raster, source: Source) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The pixels of a picture, as training read its like, and the steps.
+
+    uint8[h, w] or uint8[h, w, 3]; or, if training kept levels of more than 8 bits, float32[h, w].
+    """
+    steps = raster.steps
+    if not source.pictures:
+        source = ARRAYS
+    if raster.is_deep and source.bits is None:
+        bits = bits_of([raster]) or bits_of([raster, GREY])
+        if bits not in (1, 16):
+            steps += (f"read as {bits} bits a pixel: its levels reach {raster.pixels.max():g}",)
+        source = replace(source, bits=bits)
+    if raster.alpha is not None:
+        background = source.background or ground_of(raster)
+        source = replace(source, background=background)
+        steps += (f"transparency replaced by {named(background)}",)
+    return converted(raster, source), steps
 
 
 def _placed(
-    path: Path, pixels: np.ndarray, placing: Placing, height: int, width: int
+    name: str, pixels: np.ndarray, placing: Placing, height: int, width: int
 ) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
     """Cut the ink out of a picture and place it: float32[H, W], steps and warnings."""
-    ink = find_ink(path, pixels)
+    ink = find_ink(name, pixels)
     image, more = place(ink.levels, placing, height, width)
     steps = ink.steps
     if ink.dark != placing.dark:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxmnist.data.arrays import EIGHT_BITS
+from jaxmnist.data.arrays import ARRAYS, EIGHT_BITS, Source
 from jaxmnist.errors import UsageError
 from jaxmnist.whole_files import fits
 
@@ -23,7 +23,7 @@ NEAR = 0.1  # of the scale; levels closer than that are one ground
 STRONG = 0.25  # of the scale; levels further from the ground than that are ink
 WORDS = ("auto", "mnist", "inverted", "resize")  # of `preparation_for`
 PLACING_SHAPE = {"ground": float, "ink": float, "size": float, "centre": {"mass", "box"}}
-SHAPE = {"placing": None, "colour": bool, "brightness": None}
+SHAPE = {"placing": None, "colour": bool, "brightness": None, "source": dict}
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Preparation:
     placing: how shapes are placed; None if pictures are only resized.
     colour: whether the training images have colours, or None if that isn't known.
     brightness: the range of the training images' means, as fractions of the scale, or None.
+    source: what was decided for all files of the training images.
     """
 
     image_shape: tuple[int, int, int]
@@ -71,6 +72,7 @@ class Preparation:
     placing: Placing | None = None
     colour: bool | None = None
     brightness: tuple[float, float] | None = None
+    source: Source = ARRAYS
 
     def to_json(self) -> dict[str, Any]:
         """What the training images say, without shape and scale; see `from_json`."""
@@ -78,6 +80,7 @@ class Preparation:
             "placing": None if self.placing is None else dataclasses.asdict(self.placing),
             "colour": self.colour,
             "brightness": None if self.brightness is None else list(self.brightness),
+            "source": self.source.to_json(),
         }
 
     @classmethod
@@ -100,7 +103,8 @@ class Preparation:
             if not fits(brightness, (float, float)):
                 raise ValueError("not a range of brightness")
             brightness = (brightness[0], brightness[1])
-        return cls(image_shape, scale, placing, content["colour"], brightness)
+        source = Source.from_json(content["source"])
+        return cls(image_shape, scale, placing, content["colour"], brightness, source)
 
     def describe(self) -> str:
         """What happens to pictures, as the end of a sentence: 'dark ink on a bright ground, …'."""
@@ -112,6 +116,21 @@ class Preparation:
         side = placing.box(self.image_shape)
         centre = "centre of mass" if placing.centre == "mass" else "bounding box"
         return f"{ink} ink on a {ground} ground, scaled into {side}×{side}, centred by {centre}"
+
+    @property
+    def swapped(self) -> str | None:
+        """Which files have rows and columns swapped, as a sentence; None if none have."""
+        if not self.source.transposed:
+            return None
+        if self.source.pictures:
+            return (
+                "The search had --transpose: rows and columns of pictures are swapped; arrays and"
+                " tables must be upright."
+            )
+        return (
+            "The search had --transpose: rows and columns of arrays and tables are swapped;"
+            " pictures must be upright."
+        )
 
     def unusual(self, image: np.ndarray) -> str | None:
         """What shows that an image [H, W, C] isn't like the training images; None if nothing."""
@@ -168,10 +187,13 @@ def preparation_for(model: Takes, word: str = "auto", option: str = "prepare") -
         return known
     placing = {"mnist": MNIST, "inverted": INVERTED}.get(word)
     known = known or Preparation(model.image_shape, model.scale)
-    return dataclasses.replace(known, placing=placing)
+    # What makes digits of pictures looks at each picture for itself.
+    pictures = known.source.pictures and placing is None
+    source = dataclasses.replace(known.source, pictures=pictures)
+    return dataclasses.replace(known, placing=placing, source=source)
 
 
-def preparation_of(images: np.ndarray, scale: float) -> Preparation:
+def preparation_of(images: np.ndarray, scale: float, source: Source = ARRAYS) -> Preparation:
     """The preparation that makes pictures like `images`.
 
     Of at most `SAMPLE` images, evenly spread over all, it looks at the means, at differences
@@ -180,6 +202,7 @@ def preparation_of(images: np.ndarray, scale: float) -> Preparation:
     Args:
       images: training images, uint8 or float32[N, H, W, C].
       scale: the scale of their pixels; see `Dataset`.
+      source: what was decided for all of their files.
     """
     sample = images[:: math.ceil(len(images) / SAMPLE)]
     levels = sample.astype(np.float32) / np.float32(scale)
@@ -191,7 +214,8 @@ def preparation_of(images: np.ndarray, scale: float) -> Preparation:
     if channels in (1, 3) and not colour and min(height, width) > 2:
         placing = _placing_of(levels.mean(3))
     brightness = (round(low - beyond, 4), round(high + beyond, 4))
-    return Preparation((height, width, channels), float(scale), placing, colour, brightness)
+    shape = (height, width, channels)
+    return Preparation(shape, float(scale), placing, colour, brightness, source)
 
 
 def _placing_of(levels: np.ndarray) -> Placing | None:

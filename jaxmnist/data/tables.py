@@ -1,22 +1,28 @@
 """Images in tables: a CSV file with a row for each image, as on Kaggle.
 
-A row has a label and the image's pixels, row by row. With a header the column `label` (or `class`,
-`target`, `y`) is the label, else the first column; a column `id` or `index` is left out.
+A row has a label and the image's pixels, row by row. The label is the column that a header names
+`label`, `class`, `target` or `y`, or the only one that is not named like a pixel; else it is the
+first or the last column, whichever holds other values than the pixel beside it. A column `id` or
+`index` is left out.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
+import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 
-from jaxmnist.data.arrays import Found, Part, square_shape
+from jaxmnist.data.arrays import Found, Part, Source, square_shape
 from jaxmnist.data.contents import head_of, open_file, reason, what_it_is
 from jaxmnist.data.labels import LONGEST_NAME
 from jaxmnist.data.names import PARTS, listed
@@ -28,6 +34,7 @@ LABEL_COLUMNS = ("label", "labels", "class", "target", "y")
 OTHER_COLUMNS = ("", "id", "index", "unnamed: 0")
 LONGEST_LINE = 2**22  # characters
 ROWS = 2048  # that are read together
+KOLMOGOROV = 1.36  # of two samples of n: they differ at the 5 % level above KOLMOGOROV √(2 / n)
 DTYPES = (np.uint8, np.int64, np.float64)  # of pixels; the first that holds all of them
 
 
@@ -39,6 +46,21 @@ def table_parts(names: Sequence[str]) -> dict[str, list[str]]:
         if said := [PARTS[token] for token in tokens if token in PARTS]:
             parts.setdefault(said[-1], []).append(name)
     return parts
+
+
+class Rows(NamedTuple):
+    """The rows of a table.
+
+    pixels: images [N, H, W, C], uint8, int64 or float64.
+    labels: text [N] as the file spells them; None if there are none.
+    column: which column has the labels, as the end of a sentence; empty if there are none.
+    end: "first" or "last", if the file's values decided that; else None.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray | None
+    column: str
+    end: str | None
 
 
 def read_table_files(folder: Path, parts: Mapping[str, Sequence[str]]) -> Found:
@@ -57,44 +79,54 @@ def read_table_files(folder: Path, parts: Mapping[str, Sequence[str]]) -> Found:
             )
     read: dict[str, Part] = {}
     notes = []
+    end = None
     for part in ("train", "validation", "test"):
         if part in parts:
             path = folder / parts[part][0]
-            pixels, labels = read_rows(path)
-            if labels is not None:
-                read[part] = pixels, labels
+            rows = read_rows(path, end)
+            if rows.labels is not None:
+                read[part] = rows.pixels, rows.labels
+                notes.append(f"note: {path}: the labels are in {rows.column}")
+                end = end or rows.end
             elif part == "train":
                 raise UsageError(f"{path}: has no column of labels")
             else:
                 notes.append(f"note: {path} has no labels, so that it is no {part} part")
-    return _found(str(folder), read, notes)
+    return _found(str(folder), read, notes, end)
 
 
 def read_table(path: Path) -> Found:
     """Read a CSV file as a dataset without parts; `UsageError` if it has no labels."""
-    pixels, labels = read_rows(path)
-    if labels is None:
+    rows = read_rows(path)
+    if rows.labels is None:
         raise UsageError(f"{path}: has no column of labels")
-    return _found(str(path), {"train": (pixels, labels)}, [])
+    note = f"note: {path}: the labels are in {rows.column}"
+    return _found(str(path), {"train": (rows.pixels, rows.labels)}, [note], rows.end)
 
 
-def _found(source: str, parts: Mapping[str, Part], notes: list[str]) -> Found:
+def _found(source: str, parts: Mapping[str, Part], notes: list[str], end: str | None) -> Found:
     height, width, channels = parts["train"][0].shape[1:]
     if channels == 3:
         notes.append(
             f"note: {source}: rows are read as images of {height}×{width}, red, green and blue of"
             " each pixel side by side"
         )
-    return Found.of(parts, notes)
+    return Found.of(parts, notes, Source(label=end))
 
 
-def read_rows(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read a CSV file, gzipped or not: images [N, H, W, C] and labels [N], None if there are none.
+def read_rows(path: Path, label: str | None = None) -> Rows:
+    """Read a CSV file, gzipped or not.
 
     Memory holds the pixels and a few thousand rows of text.
 
+    Args:
+      path: the file.
+      label: "first" or "last", the column of the labels where no header names it; None to decide
+        by the values.
+
     Raises:
-      UsageError: the file can't be read, or a row is not like the first; the line is named.
+      UsageError: the file can't be read, a row is not like the first (the line is named), or the
+        values don't tell which column has the labels.
     """
     head = head_of(path)
     if known := what_it_is(head):
@@ -102,108 +134,230 @@ def read_rows(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     if b"\0" in head:
         raise UsageError(f"{path}: is in no format that is read")
     try:
-        with (
-            open_file(path) as file,
-            io.TextIOWrapper(file, "utf-8-sig", "replace") as text,
-            warnings.catch_warnings(),
-        ):
+        with warnings.catch_warnings():
             warnings.simplefilter("error", DeprecationWarning)
-            return _Table(path, text).read()
+            with _opened(path) as text:
+                form = _Form.of(path, next(_lines(path, text), None))
+            if len(form.candidates) == 2 and label is None:
+                with _opened(path) as text:
+                    label = _labelled_end(path, form, _lines(path, text))
+            with _opened(path) as text:
+                return _Table(path, form, label).read(_lines(path, text))
     except UsageError:
         raise
     except Exception as error:  # given damaged bytes, gzip raises more than OSError
         raise UsageError(f"{path}: can't be read: {reason(error)}") from None
 
 
-class _Table:
-    """A CSV file that is being read.
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[str]]:
+    with open_file(path) as file, io.TextIOWrapper(file, "utf-8-sig", "replace") as text:
+        yield text
 
+
+def _lines(path: Path, text: IO[str]) -> Iterator[tuple[int, str]]:
+    """Yield the lines that are not blank, without quotes, with their numbers from 1."""
+    number = 0
+    while line := text.readline(LONGEST_LINE):
+        number += 1
+        if len(line) == LONGEST_LINE:
+            raise UsageError(f"{path}: line {number}: is too long for a row of pixels")
+        if line := line.strip():
+            yield number, line.replace('"', "")
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What the first line of a CSV file says.
+
+    separator: of the columns. width: the number of columns. header: their names, none without one.
     shape: (H, W, C) of the images.
-    label: the column of the label; None if there is none.
     skipped: the columns that are neither label nor pixels.
+    candidates: the columns that may have the label: none, one, or the first and the last.
     """
 
-    def __init__(self, path: Path, text: IO[str]) -> None:
-        self.path = path
-        self._lines = self._numbered(text)
-        first = next(self._lines, None)
+    separator: str
+    width: int
+    header: tuple[str, ...]
+    shape: tuple[int, int, int]
+    skipped: frozenset[int]
+    candidates: tuple[int, ...]
+
+    @classmethod
+    def of(cls, path: Path, first: tuple[int, str] | None) -> _Form:
+        """The form of a file that begins with this line."""
         if first is None:
             raise UsageError(f"{path}: has no rows")
-        self._separator = max(",;\t", key=first[1].count)
-        fields = self._split(first[1])
-        is_header = sum(not _is_number(field) for field in fields) > 1
-        self.width = len(fields)
-        self._first = None if is_header else first
-        names = [field.strip().lower() for field in fields] if is_header else []
-        self.skipped = {i for i, name in enumerate(names) if name in OTHER_COLUMNS}
+        separator = max(",;\t", key=first[1].count)
+        fields = [field.strip() for field in first[1].split(separator)]
+        width = len(fields)
+        header = tuple(fields) if _is_header(fields) else ()
+        names = [name.lower() for name in header]
+        skipped = frozenset(i for i, name in enumerate(names) if name in OTHER_COLUMNS)
         labels = [i for i, name in enumerate(names) if name in LABEL_COLUMNS]
-        pixels = self.width - len(self.skipped)
         if len(labels) > 1:
             raise UsageError(f"{path}: has {len(labels)} columns of labels in its header")
-        self.label: int | None = labels[0] if labels else None
-        if self.label is None and not square_shape(pixels) and square_shape(pixels - 1):
-            self.label = next(i for i in range(self.width) if i not in self.skipped)
-        pixels -= self.label is not None
-        shape = square_shape(pixels)
+        left = [i for i in range(width) if i not in skipped]
+        if not labels and not square_shape(len(left)) and square_shape(len(left) - 1):
+            labels = _unlike_pixels(names, left) or [left[0], left[-1]]
+        shape = square_shape(len(left) - bool(labels))
         if shape is None:
             raise UsageError(
-                f"{path}: its rows have {self.width} columns, which are not a label and the pixels"
+                f"{path}: its rows have {width} columns, which are not a label and the pixels"
                 " of a square image, grey or RGB"
             )
-        self.shape = shape
+        return cls(separator, width, header, shape, skipped, tuple(labels))
 
-    def _numbered(self, text: IO[str]) -> Iterator[tuple[int, str]]:
-        """Yield the lines that are not blank, with their numbers from 1."""
-        number = 0
-        while line := text.readline(LONGEST_LINE):
-            number += 1
-            if len(line) == LONGEST_LINE:
-                raise UsageError(f"{self.path}: line {number}: is too long for a row of pixels")
-            if line := line.strip():
-                yield number, line
+    def named(self, column: int) -> str:
+        """A column as the end of a sentence."""
+        if self.header and not _is_number(self.header[column]):
+            return f"the column {shown(self.header[column])}"
+        ends = {0: "the first column", self.width - 1: "the last column"}
+        return ends.get(column, f"column {column + 1}")
 
-    def _split(self, line: str) -> list[str]:
-        return line.replace('"', "").split(self._separator)
 
-    def read(self) -> tuple[np.ndarray, np.ndarray | None]:
+def _is_header(fields: Sequence[str]) -> bool:
+    """Whether a first line has names of columns.
+
+    Names may be numbers, where columns are counted, or where pandas has taken a row for the header
+    and told equal values apart as 0, 0.1, 0.2.
+    """
+    texts = [field for field in fields if not _is_number(field)]
+    if len(texts) > 1:
+        return True
+    if texts and texts[0].lower() not in (*LABEL_COLUMNS, *OTHER_COLUMNS):
+        return False
+    numbers = [field for field in fields if _is_number(field)]
+    count = len(numbers)
+    if numbers in ([str(i) for i in range(k, count + k)] for k in (0, 1)):
+        return True
+    seen: Counter[str] = Counter()
+    for number in numbers:
+        value, _, again = number.partition(".")
+        if again != (str(seen[value]) if seen[value] else ""):
+            return False
+        seen[value] += 1
+    return count > len(seen)
+
+
+def _unlike_pixels(names: Sequence[str], columns: Sequence[int]) -> list[int]:
+    """The one of these columns whose name, without digits, is another than that of all others."""
+    stems = {i: re.sub(r"\d+", "", names[i]) for i in columns} if names else {}
+    common = Counter(stems.values()).most_common(1)
+    odd = [i for i, stem in stems.items() if stem != common[0][0]]
+    return odd if len(odd) == 1 else []
+
+
+def _labelled_end(path: Path, form: _Form, lines: Iterator[tuple[int, str]]) -> str:
+    """Whether the "first" or the "last" of a file's candidates has the labels.
+
+    Labels have other values than the pixel beside them, and a pixel has about the same ones: of
+    both columns the distribution is compared with the neighbour's, by the statistic of Kolmogorov
+    and Smirnov, the largest difference of the two empirical distribution functions. Text is a
+    label, and fractions are none.
+
+    Raises `UsageError` if both or none could be labels.
+    """
+    if form.header:
+        next(lines)
+    left = [i for i in range(form.width) if i not in form.skipped]
+    ends = (left[0], left[1]), (left[-1], left[-2])
+    columns: dict[int, list[str]] = {i: [] for pair in ends for i in pair}
+    low, high = max(left[:2]) + 1, form.width - min(left[-2:])
+    for number, line in lines:
+        start = line.split(form.separator, low)
+        end = line.rsplit(form.separator, high)
+        if len(start) <= low or len(end) <= high:
+            raise UsageError(
+                f"{path}: line {number} has {line.count(form.separator) + 1} columns, and the"
+                f" first line {form.width}"
+            )
+        for i, values in columns.items():
+            values.append((start[i] if i < low else end[i - form.width]).strip())
+    text = [not all(map(_is_number, columns[label])) for label, _ in ends]
+    if text[0] != text[1]:
+        return "first" if text[0] else "last"
+    if not any(text):
+        labels, pixels = (
+            np.array([columns[i] for i in side], float) for side in zip(*ends, strict=True)
+        )
+        whole = [bool((values == np.floor(values)).all()) for values in labels]
+        if whole[0] != whole[1]:
+            return "first" if whole[0] else "last"
+        first, last = map(_distance, labels, pixels)
+        if abs(first - last) > min(0.99, KOLMOGOROV * math.sqrt(2 / max(1, len(labels[0])))):
+            return "first" if first > last else "last"
+    raise UsageError(
+        f"{path}: the labels may be in the first or in the last column: add a first line with names"
+        " of the columns, such as label,p0,p1"
+    )
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest difference of the empirical distribution functions of two samples [n]."""
+    a, b = np.sort(a), np.sort(b)
+    both = np.concatenate([a, b])
+    below = (np.searchsorted(values, both, "right") for values in (a, b))
+    return float(np.abs(np.subtract(*below)).max(initial=0)) / max(1, len(a))
+
+
+class _Table:
+    """A CSV file of a known form; `label` is its column, None if there is none."""
+
+    def __init__(self, path: Path, form: _Form, end: str | None) -> None:
+        self.path, self.form = path, form
+        self.by_values = len(form.candidates) == 2
+        self.end = end
+        self.label: int | None = None
+        if form.candidates:
+            self.label = form.candidates[-1 if self.by_values and end == "last" else 0]
+
+    def read(self, lines: Iterator[tuple[int, str]]) -> Rows:
         """Read all rows."""
+        if self.form.header:
+            next(lines)
         blocks, labels = [], []
-        size, rows = 0, [] if self._first is None else [self._first]
-        while True:
-            while len(rows) < ROWS and (row := next(self._lines, None)):
-                rows.append(row)
-            if not rows:
-                break
+        size = 0
+        while rows := list(itertools.islice(lines, ROWS)):
             block, found = self._block(rows)
             size += block.nbytes
             if size > largest_file():
                 raise UsageError(f"{self.path}: has more pixels than can be loaded")
             blocks.append(block)
             labels += found
-            rows = []
         if not blocks:
             raise UsageError(f"{self.path}: has no rows")
-        pixels = np.concatenate(blocks).reshape(-1, *self.shape)
-        return pixels, None if self.label is None else _numbers_or_text(labels)
+        pixels = np.concatenate(blocks).reshape(-1, *self.form.shape)
+        if self.label is None:
+            return Rows(pixels, None, "", None)
+        spelled = set(labels)
+        wrong = [label for label in spelled if _is_number(label) and not float(label).is_integer()]
+        if wrong and all(map(_is_number, spelled)):
+            raise UsageError(
+                f"{self.path}: labels must be whole numbers or names, not {shown(min(wrong))}, in"
+                f" {self.form.named(self.label)}"
+            )
+        end = self.end if self.by_values else None
+        return Rows(pixels, np.array(labels), self.form.named(self.label), end)
 
     def _block(self, rows: list[tuple[int, str]]) -> tuple[np.ndarray, list[str]]:
         """Return the pixels [n, D] and labels of some rows."""
         texts, labels = [], []
+        separator, skipped = self.form.separator, self.form.skipped
         for number, line in rows:
-            line = line.replace('"', "")
-            if line.count(self._separator) + 1 != self.width:
+            if (columns := line.count(separator) + 1) != self.form.width:
                 raise UsageError(
-                    f"{self.path}: line {number} has {line.count(self._separator) + 1} columns, and"
-                    f" the first line {self.width}"
+                    f"{self.path}: line {number} has {columns} columns, and the first line"
+                    f" {self.form.width}"
                 )
             label = None
-            if self.label == 0 and not self.skipped:  # the usual case, and the fast one
-                label, _, line = line.partition(self._separator)
-            elif self.label is not None or self.skipped:
-                fields = line.split(self._separator)
+            if self.label == 0 and not skipped:  # the usual case, and the fast one
+                label, _, line = line.partition(separator)
+            elif self.label is not None or skipped:
+                fields = line.split(separator)
                 label = None if self.label is None else fields[self.label]
-                left = {*self.skipped, self.label}
-                line = self._separator.join(f for i, f in enumerate(fields) if i not in left)
+                left = {*skipped, self.label}
+                line = separator.join(f for i, f in enumerate(fields) if i not in left)
             texts.append(line)
             if label is not None:
                 labels.append(label.strip())
@@ -215,22 +369,15 @@ class _Table:
             with suppress(ValueError, OverflowError, DeprecationWarning):
                 return self._numbers(texts, dtype), labels
         for (number, _), line in zip(rows, texts, strict=True):
-            for field in line.split(self._separator):
+            for field in line.split(separator):
                 if not _is_number(field):
                     what = shown(field.strip())
                     raise UsageError(f"{self.path}: line {number}: {what} is no number")
         raise UsageError(f"{self.path}: lines {rows[0][0]} to {rows[-1][0]} can't be read")
 
     def _numbers(self, texts: list[str], dtype: type) -> np.ndarray:
-        return np.loadtxt(texts, dtype=dtype, delimiter=self._separator, comments=None, ndmin=2)
-
-
-def _numbers_or_text(labels: list[str]) -> np.ndarray:
-    """Return labels [N] as numbers if all are, such as 5.0, else as text."""
-    try:
-        return np.array([float(label) for label in labels])
-    except ValueError:
-        return np.array(labels)
+        separator = self.form.separator
+        return np.loadtxt(texts, dtype=dtype, delimiter=separator, comments=None, ndmin=2)
 
 
 def _is_number(field: str) -> bool:

@@ -93,7 +93,7 @@ class Ensemble:
         """What `export` writes of it."""
         parts = [member.exportable for member in self.members]
         said = parts[0].description
-        shared = ("network", "image_shape", "labels", "scale", "preparation")
+        shared = ("network", "image_shape", "labels", "scale", "preparation", "transposed")
         return Exportable(
             _mean([part.probabilities for part in parts]),
             parts[0].examples,

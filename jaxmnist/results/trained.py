@@ -215,7 +215,12 @@ class TrainedModel:
             lambda images: model.probabilities(parameters, images, collections),
             examples.astype(dtype),
             self.to_bytes,
-            {**self._metadata, **facts(self.origin, self.labels)},
+            {
+                **self._metadata,
+                **facts(self.origin, self.labels),
+                # Images have rows and columns swapped, as in training.
+                "transposed": bool(self.preparation and self.preparation.source.transposed),
+            },
         )
 
     @property

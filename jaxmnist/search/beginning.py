@@ -22,7 +22,12 @@ from jaxmnist.search.checks import (
     describe_network,
     rehearse,
 )
-from jaxmnist.search.description import describe_budget, describe_kept, describe_narrowed
+from jaxmnist.search.description import (
+    describe_budget,
+    describe_classes,
+    describe_kept,
+    describe_narrowed,
+)
 from jaxmnist.settings import SearchSettings
 
 logger = logging.getLogger("jaxmnist")
@@ -76,18 +81,19 @@ def begin(settings: SearchSettings, network: Network, dataset: Dataset | None = 
     draws: dict[TrialKey, Hyperparameters] = dict(enumerate(drawn))
     check_counts(len(draws), settings)
     trainable = check_network(network, draws.values(), data)
+    check_memory(draws.values(), settings, dataset, network)
+    check_optimizer_settings(draws.values(), settings, dataset, network)
     for line in (
         describe_narrowed(declared, space, dataset.image_shape),
         *dataset.notes,
         dataset.scale_note,
+        describe_classes(dataset),
         describe_budget(len(draws), settings.max_trials, description),
         *describe_network(network, trainable, data),
         describe_kept(settings),
     ):
         if line:
             logger.info(line)
-    check_memory(draws.values(), settings, dataset, network)
-    check_optimizer_settings(draws.values(), settings, dataset, network)
     if debugging := debugging_settings():
         rehearse(network, trainable[0], dataset, debugging)
     return Beginning(settings, dataset, description, draws)

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxmnist import __version__
 from jaxmnist.data.dataset import Dataset
@@ -14,6 +15,8 @@ from jaxmnist.engine.devices import device_name, pool_size
 from jaxmnist.models.space import Space, SpaceDescription, ranges_of
 from jaxmnist.runs.machine import machine
 from jaxmnist.settings import KEEP, SearchSettings
+
+MOST_CLASSES = 10  # that are named at the start of a search
 
 
 def describe_narrowed(
@@ -30,6 +33,18 @@ def describe_narrowed(
         return None
     height, width = image_shape[:2]
     return f"ranges for images of {height}×{width} pixels: {'; '.join(different)}"
+
+
+def describe_classes(dataset: Dataset) -> str:
+    """The classes, the first ten by name, with their numbers of training images."""
+    counts = np.bincount(dataset.y_train, minlength=dataset.classes)
+    named = zip(dataset.class_names[:MOST_CLASSES], counts.tolist(), strict=False)
+    more = dataset.classes - MOST_CLASSES
+    return (
+        f"{dataset.classes} classes with their numbers of training images: "
+        + ", ".join(f"{name} ({count})" for name, count in named)
+        + (f" and {more} more" if more > 0 else "")
+    )
 
 
 def describe_budget(drawn: int, wanted: int, space: SpaceDescription) -> str | None:

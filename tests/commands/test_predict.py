@@ -69,7 +69,7 @@ def test_folders(finished: Run, folder: Path, capsys: pytest.CaptureFixture[str]
     assert len(said.out.splitlines()) == 1 + 2 + 4
     assert said.err.splitlines() == [
         f"jaxmnist: {folder}/notes.txt: is not a readable image: PNG, JPEG, BMP, GIF, WebP, TIFF,"
-        " .npy, .npz or .csv is needed",
+        " PPM, IDX, .npy, .npz or .csv is needed",
         f"jaxmnist: {folder}/empty: has no files",
     ]
 

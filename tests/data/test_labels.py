@@ -46,11 +46,53 @@ def test_names_are_numbered_over_all_parts():
 
 
 def test_numbers_as_names():
-    assert number_names(["10", "9", "0"]) == {"0": 0, "9": 9, "10": 10}
-    assert number_names(["01", "02"]) == {"01": 1, "02": 2}
-    assert number_names(["1", "01"]) == {"01": 0, "1": 1}  # two classes, not one
-    assert number_names(["-1", "1"]) == {"-1": -1, "1": 1}
-    assert number_names(["²", "1"]) == {"1": 0, "²": 1}
+    assert number_names([["10", "9", "0"]]) == {"0": 0, "9": 9, "10": 10}
+    assert number_names([["01", "02"]]) == {"01": 1, "02": 2}
+    assert number_names([["-1", "1"]]) == {"-1": -1, "1": 1}
+    assert number_names([["²", "1"]]) == {"1": 0, "²": 1}
+    assert number_names([["0.5", "1"]]) == {"0.5": 0, "1": 1}
+
+
+@pytest.mark.parametrize(
+    ("parts", "classes"),
+    [
+        ([["007", "7", "1e1", "10"]], ["007", "10", "1e1", "7"]),
+        ([["1", "01"], ["1"]], ["01", "1"]),
+        ([["7", "8"], ["7.0", "008"]], ["7", "8"]),
+        ([["07", "08"], ["07"]], ["07", "08"]),
+        ([["7", "8"], ["7", "7.0"]], ["7", "7.0", "8"]),
+        ([["7.0", "8.0"]], ["7", "8"]),
+        ([["caf\u00e9", "b"], ["cafe\u0301"]], ["b", "caf\u00e9"]),
+        ([["caf\u00e9", "cafe\u0301", "b"]], ["b", "caf\u00e9"]),
+    ],
+)
+def test_spellings(parts, classes):
+    """Two spellings of a number are two classes in one part, and one over several parts."""
+    arrays = dict(zip(("train", "test"), map(np.array, parts), strict=False))
+    found, names = read_labels("here", arrays)
+    assert sorted(names.values()) == sorted(classes)
+    assert len(np.unique(np.concatenate([*found.values()]))) == len(classes)
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ([[-1, 0, 1, -1]], "y_train: 2 of 4 labels are -1"),
+        ([[0, 1], [-1]], "y_test: 1 of 1 labels are -1"),
+        ([["-1", "0", "1"]], "y_train: 1 of 3 labels are -1"),
+        ([["a", "nan", "b"]], "y_train: 'nan' stands for a missing label"),
+    ],
+)
+def test_marks_of_missing_labels_are_no_classes(parts, says):
+    arrays = dict(zip(("train", "test"), map(np.array, parts), strict=False))
+    with pytest.raises(UsageError, match=says):
+        read_labels("here", arrays)
+
+
+@pytest.mark.parametrize("labels", [[-1, 1, -1], [-2, -1, 0], [-5, 3]])
+def test_negative_classes(labels):
+    found, _ = read_labels("here", {"train": np.array(labels)})
+    assert found["train"].tolist() == labels
 
 
 @pytest.mark.parametrize(

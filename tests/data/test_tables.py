@@ -48,12 +48,12 @@ def written(path: Path, text: str) -> Path:
 )  # fmt: skip
 def test_every_form_gives_the_same(tmp_path, text):
     """Kaggle's, without header, other separators, BOM, quotes, label last, pandas' index."""
-    pixels, labels = read_rows(written(tmp_path / "a.csv", text))
+    pixels, labels, _, _ = read_rows(written(tmp_path / "a.csv", text))
     assert pixels.dtype == np.uint8
     assert np.array_equal(pixels, PIXELS.reshape(60, 8, 8, 1))
-    assert np.array_equal(labels, LABELS)
+    assert np.array_equal(labels.astype(float), LABELS)
     (tmp_path / "b").write_bytes(gzip.compress(text.encode()))
-    assert np.array_equal(read_rows(tmp_path / "b")[0], pixels)
+    assert np.array_equal(read_rows(tmp_path / "b").pixels, pixels)
 
 
 def test_fractions_names_and_colours(tmp_path):
@@ -62,7 +62,7 @@ def test_fractions_names_and_colours(tmp_path):
     found = read_files(written(tmp_path / "a.csv", text))
     assert found.x_train.shape[1:] == (8, 8, 3)
     assert found.names == {0: "cat", 1: "dog"}
-    assert "images of 8×8, red, green and blue of each pixel side by side" in found.notes[0]
+    assert "images of 8×8, red, green and blue of each pixel side by side" in found.notes[1]
     kept = np.concatenate([found.x_train, found.x_test]).reshape(20, -1)
     assert {row.tobytes() for row in kept} == {r.tobytes() for r in values.astype(np.float32)}
 
@@ -73,11 +73,18 @@ def test_a_folder_as_kaggle_has_it(tmp_path):
     unlabelled = "\n".join(line.partition(",")[2] for line in rows().splitlines())
     written(tmp_path / "test.csv", unlabelled)
     found = read_files(tmp_path)
-    assert found.notes[0] == f"note: {tmp_path}/test.csv has no labels, so that it is no test part"
+    train, test = f"note: {tmp_path}/train.csv", f"note: {tmp_path}/test.csv"
+    assert found.notes[:2] == (
+        f"{train}: the labels are in the column 'label'",
+        f"{test} has no labels, so that it is no test part",
+    )
     assert len(found.x_test) == 9  # 15 % of 20 in each of three classes
     written(tmp_path / "test.csv", rows(PIXELS[:6], LABELS[:6]))
     found = read_files(tmp_path)
-    assert found.notes == ()
+    assert found.notes == (
+        f"{train}: the labels are in the column 'label'",
+        f"{test}: the labels are in the column 'label'",
+    )
     assert np.array_equal(found.x_test.reshape(6, -1), PIXELS[:6])
     assert split("a", found, validation_split=0.2, seed=0).image_shape == (8, 8, 1)
     written(tmp_path / "other_train.csv", rows())
@@ -111,7 +118,7 @@ def test_memory_is_that_of_the_pixels(tmp_path, monkeypatch):
     read_rows(path)
     monkeypatch.setattr("jaxmnist.data.tables.ROWS", 100)
     tracemalloc.start()
-    pixels, _ = read_rows(path)
+    pixels = read_rows(path).pixels
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(pixels) == 6000

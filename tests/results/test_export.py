@@ -148,6 +148,7 @@ def test_the_command_and_what_it_describes(finished, tmp_path, capsys):
         "class_names": [str(i) for i in range(10)],
         "scale": 255.0,
         "preparation": finished.best_model.preparation.to_json(),
+        "transposed": False,
         "test_accuracy": finished.result("best/test.json")["accuracy"],
     }
     # Once more: refused, and what is there stays, until it is to be replaced.

@@ -1,0 +1,284 @@
+"""A file becomes the same image in training and in prediction, whatever kind of file it is."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxmnist.data.arrays import Arrays, Source
+from jaxmnist.data.dataset import Dataset, split
+from jaxmnist.data.formats import read_files
+from jaxmnist.data.pictures import files_of, read_file
+from jaxmnist.data.preparation import Preparation
+from jaxmnist.errors import UsageError
+
+ORIENTATION = 0x0112
+COUNT = 24
+Write = Callable[[np.ndarray, Path, int], None]
+
+
+def plain(convert: Callable[[np.ndarray], np.ndarray], end: str = "png", **save) -> Write:
+    """Write a digit as the array that `convert` makes of it."""
+    return lambda digit, path, _: Image.fromarray(convert(digit)).save(
+        path.with_suffix(f".{end}"), **save
+    )
+
+
+def lying(end: str, orientation: int = 6) -> Write:
+    """Write a digit on its side, with the EXIF orientation that turns it upright."""
+
+    def write(digit: np.ndarray, path: Path, _: int) -> None:
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        turned = {3: digit[::-1, ::-1], 6: np.rot90(digit), 8: np.rot90(digit, -1)}[orientation]
+        picture = Image.fromarray(np.ascontiguousarray(turned))
+        picture.save(path.with_suffix(f".{end}"), exif=exif)
+
+    return write
+
+
+def clear(ink: int, mode: str = "RGBA") -> Write:
+    """Write a digit as strokes of one level on nothing."""
+
+    def write(digit: np.ndarray, path: Path, _: int) -> None:
+        layers = (Image.fromarray(np.full_like(digit, ink)), Image.fromarray(digit))
+        Image.merge("LA", layers).convert(mode).save(path.with_suffix(".png"))
+
+    return write
+
+
+def pages(digit: np.ndarray, path: Path, k: int) -> None:
+    """Write a TIFF file of three pages, and a smaller preview."""
+    film = [Image.fromarray(np.roll(digit, shift, 1)) for shift in range(3)]
+    film.insert(1 + k % 2, film[0].resize((14, 14)))
+    film[0].save(path.with_suffix(".tif"), save_all=True, append_images=film[1:])
+
+
+def animation(digit: np.ndarray, path: Path, _: int) -> None:
+    film = [Image.fromarray(np.roll(digit, shift, 1)) for shift in range(3)]
+    film[0].save(path.with_suffix(".gif"), save_all=True, append_images=film[1:])
+
+
+def mixed(one: Write, other: Write) -> Write:
+    """Write every third digit in another way."""
+    return lambda digit, path, k: (other if k % 3 == 1 else one)(digit, path, k)
+
+
+def sixteen(digit: np.ndarray) -> np.ndarray:
+    """Levels 300 to 600 of 16 bits."""
+    return (300 + digit.astype(float) / 255 * 300).astype(np.uint16)
+
+
+KINDS: dict[str, Write] = {
+    "grey": plain(lambda d: d),
+    "RGB": plain(lambda d: np.dstack([d, d // 2, d])),
+    "grey as RGB": plain(lambda d: np.dstack([d] * 3)),
+    "JPEG": plain(lambda d: np.dstack([d, d, d // 3]), "jpg"),
+    "PPM": plain(lambda d: d, "pgm"),
+    "WebP": plain(lambda d: np.dstack([d, d, d // 3]), "webp"),
+    "one bit": plain(lambda d: d > 127),
+    "palette": lambda d, path, _: Image.fromarray(d).convert("P").save(path.with_suffix(".gif")),
+    "CMYK": lambda d, path, _: Image.fromarray(d).convert("CMYK").save(path.with_suffix(".jpg")),
+    "levels 0 and 1": plain(lambda d: (d > 127).astype(np.uint8)),
+    "levels up to 16": plain(lambda d: d // 16),
+    "inverted in part": mixed(plain(lambda d: d), plain(lambda d: 255 - d)),
+    "8 bits as 16": plain(lambda d: d.astype(np.uint16) * 257),
+    "12 bits": plain(lambda d: d.astype(np.uint16) * 16),
+    "a black level": plain(sixteen, "tif"),
+    "a black level, PNG": plain(sixteen),
+    "all of 16 bits": plain(lambda d: d.astype(np.uint16) * 256 + 17),
+    "floats up to 1": plain(lambda d: (d / 255).astype(np.float32), "tif"),
+    "floats up to 1000": plain(lambda d: (d / 0.255).astype(np.float32), "tif"),
+    "floats below 0": plain(lambda d: (d / 0.255 - 500).astype(np.float32), "tif"),
+    "32 bits": plain(lambda d: d.astype(np.int32) * 1000, "tif"),
+    "8 and 12 bits": mixed(plain(lambda d: d), plain(lambda d: d.astype(np.uint16) * 16)),
+    "8 bits and floats": mixed(plain(lambda d: d), plain(lambda d: np.float32(d / 255), "tif")),
+    "clear, pale": clear(255),
+    "clear, dark": clear(0),
+    "clear, LA": clear(255, "LA"),
+    "clear in part": mixed(plain(lambda d: d), clear(255)),
+    **{f"lying {end}": lying(end) for end in ("png", "jpg", "tif", "webp")},
+    "upside down": lying("png", 3),
+    "lying the other way": mixed(lying("png", 8), lying("png", 3)),
+    "pages": pages,
+    "animation": animation,
+}
+
+
+def written(write: Write, folder: Path, mnist: Arrays) -> Path:
+    for k in range(COUNT):
+        path = folder / "ab"[k % 2] / f"{k:02}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(mnist.x_train[k, :, :, 0], path, k)
+    return folder
+
+
+def all_images(data: Dataset) -> np.ndarray:
+    parts = data.x_train, data.x_validation, data.x_test
+    return np.concatenate([images.astype(np.float32) for images in parts])
+
+
+def predicted(folder: Path, preparation: Preparation) -> np.ndarray:
+    found: Iterator = (
+        picture.image for file in files_of(folder) for picture in read_file(file, preparation)
+    )
+    return np.stack([image.astype(np.float32) for image in found])
+
+
+def load(folder: Path, transpose: bool = False) -> Dataset:
+    arrays = read_files(folder, transpose=transpose)
+    return split("a", arrays, validation_split=0.2, seed=0)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures(kind, transpose, tmp_path, mnist):
+    folder = written(KINDS[kind], tmp_path / "data", mnist)
+    data = load(folder, transpose)
+    trained, read = all_images(data), predicted(folder, data.preparation)
+    assert len(read) == COUNT * (3 if kind == "pages" else 1)
+    assert sorted(image.tobytes() for image in trained) == sorted(i.tobytes() for i in read)
+    again = Preparation.from_json(data.preparation.to_json(), data.image_shape, data.scale)
+    assert again == data.preparation
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("grey", lambda d: d),
+        ("lying png", lambda d: d),
+        ("lying tif", lambda d: d),
+        ("upside down", lambda d: d),
+        ("8 bits as 16", lambda d: d),
+        ("12 bits", lambda d: d * 16.0),
+        ("a black level", lambda d: sixteen(d) - 300.0),
+        ("all of 16 bits", lambda d: d * 256.0),
+        ("floats up to 1", lambda d: np.float32(d / 255)),
+        ("floats below 0", lambda d: np.float32(d / 0.255 - 500) + np.float32(500)),
+        ("32 bits", lambda d: d * 1000.0),
+        ("8 and 12 bits", lambda d: d),  # of 12 bits to 8: × 16 × 255 / 4095, within a level
+        ("clear, pale", lambda d: d),
+        ("clear, dark", lambda d: 255 - d),
+        ("levels up to 16", lambda d: d // 16),
+    ],
+)
+def test_what_pictures_become(kind, expected, tmp_path, mnist):
+    """Pixels as they were written, in float64."""
+    data = load(written(KINDS[kind], tmp_path / "data", mnist))
+    digits = mnist.x_train[:COUNT].astype(np.float64)
+    wanted = expected(digits)
+    trained = all_images(data)
+    for image in wanted:
+        nearest = np.abs(trained - image).max((1, 2, 3)).min()
+        assert nearest <= (1 if kind == "8 and 12 bits" else 1e-3 * np.max(wanted))
+    levels = {"grey": 256, "12 bits": 256, "a black level": 250, "floats up to 1": 256}
+    if kind in levels:
+        assert len(np.unique(trained)) > 0.8 * levels[kind]
+
+
+def test_pictures_of_another_kind_than_the_training_pictures(tmp_path, mnist):
+    """They are brought to the scale of the training pictures."""
+    data = load(written(KINDS["12 bits"], tmp_path / "data", mnist))
+    digit = mnist.x_train[30, :, :, 0]
+    Image.fromarray(digit).save(tmp_path / "eight.png")
+    (picture,) = read_file(tmp_path / "eight.png", data.preparation)
+    assert picture.image[..., 0] == pytest.approx(digit * np.float32(data.scale / 255), abs=1)
+    grey = load(written(KINDS["grey"], tmp_path / "grey", mnist))
+    Image.fromarray(digit.astype(np.uint16) * 16).save(tmp_path / "twelve.png")
+    (picture,) = read_file(tmp_path / "twelve.png", grey.preparation)
+    assert np.abs(picture.image[..., 0].astype(int) - digit).max() <= 1
+    assert picture.steps == ("read as 12 bits a pixel: its levels reach 4080",)
+
+
+def tables(images: np.ndarray, path: Path, form: str) -> Path:
+    """Write images [N, H, W] as arrays or a table."""
+    labels = np.arange(len(images)) % 2
+    rows = images.reshape(len(images), -1)
+    if form == "csv":
+        lines = [",".join(map(str, [label, *row])) for label, row in zip(labels, rows, strict=True)]
+        path.write_text("\n".join(lines))
+    else:
+        kind = {"npz": images, "rows": rows, "first": images[:, None]}[form]
+        with path.open("wb") as file:
+            np.savez(file, x_train=kind, y_train=labels, x_test=kind, y_test=labels)
+    return path
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("form", ["npz", "rows", "first", "csv"])
+def test_arrays_and_tables(form, transpose, tmp_path, mnist):
+    """They are transposed as in training; a picture is upright."""
+    digits = mnist.x_train[:COUNT, :, :, 0]
+    stored = digits.swapaxes(1, 2) if transpose else digits
+    data = load(tables(stored, tmp_path / "data", form), transpose)
+    assert (all_images(data)[:, :, :, 0].sum((1, 2)) > 0).all()
+    upright = {image.tobytes() for image in digits}
+    assert {image.tobytes() for image in np.concatenate([data.x_train, data.x_test])} <= upright
+    for other in ("npz", "rows", "first", "csv"):
+        read = predicted(tables(stored, tmp_path / "again", other), data.preparation)
+        assert (read[..., 0] == digits).all(), other
+    Image.fromarray(digits[0]).save(tmp_path / "picture.png")
+    (picture,) = read_file(tmp_path / "picture.png", data.preparation)
+    assert (picture.image[..., 0] == digits[0]).all()
+    assert bool(data.preparation.swapped) == transpose
+    if transpose:
+        assert "pictures must be upright" in data.preparation.swapped
+
+
+def test_images_that_are_not_square_are_transposed(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 12), np.uint8)
+    data = load(tables(images, tmp_path / "data", "npz"), True)
+    assert data.image_shape == (12, 8, 1)
+    read = predicted(tables(images, tmp_path / "again", "npz"), data.preparation)
+    assert (read[..., 0] == images.swapaxes(1, 2)).all()
+    np.save(tmp_path / "one.npy", images[0])
+    (picture,) = read_file(tmp_path / "one.npy", data.preparation)
+    assert (picture.image[..., 0] == images[0].T).all()
+
+
+def test_a_column_of_labels_that_training_found(tmp_path):
+    """One row doesn't tell which column has the label; training knows."""
+    rng = np.random.default_rng(0)
+    rows = [[*rng.integers(0, 256, 64), k % 2] for k in range(60)]
+    text = "\n".join(",".join(map(str, row)) for row in rows)
+    (tmp_path / "last.csv").write_text(text)
+    data = load(tmp_path / "last.csv")
+    (tmp_path / "row.csv").write_text(",".join(map(str, rows[7])))
+    (picture,) = read_file(tmp_path / "row.csv", data.preparation)
+    assert picture.image.ravel().tolist() == rows[7][:64]
+    unknown = Preparation(data.image_shape, source=Source())
+    with pytest.raises(UsageError, match="may be in the first or in the last column"):
+        read_file(tmp_path / "row.csv", unknown)
+
+
+def test_colors_of_16_bits(tmp_path):
+    """Pillow keeps their upper 8 bits, of which a picture of 12 bits has 16 levels."""
+    rng = np.random.default_rng(0)
+    for largest in (4095, 65535):
+        folder = tmp_path / str(largest)
+        for k in range(8):
+            path = folder / "ab"[k % 2] / f"{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png_16_rgb(rng.integers(0, largest + 1, (9, 9, 3))))
+    with pytest.raises(UsageError, match=r"its 16 bits a color use few of their levels"):
+        read_files(tmp_path / "4095")
+    found = read_files(tmp_path / "65535")
+    assert "8 pictures: the upper 8 of 16 bits a color are used" in found.notes[0]
+
+
+def png_16_rgb(pixels: np.ndarray) -> bytes:
+    """A PNG of 16 bits a color, written from the format's description."""
+    height, width = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    content = b"\x89PNG\r\n\x1a\n"
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    for name, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        content += struct.pack(">I", len(data)) + name + data
+        content += struct.pack(">I", zlib.crc32(name + data))
+    return content
