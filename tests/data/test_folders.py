@@ -10,6 +10,7 @@ from PIL import Image
 
 from jaxmnist.data.dataset import split
 from jaxmnist.data.formats import read_files
+from jaxmnist.data.pictures import files_of
 from jaxmnist.errors import UsageError
 
 RNG = np.random.default_rng(0)
@@ -174,3 +175,99 @@ def test_folders_that_hold_no_classes(tmp_path):
     fill(tmp_path / "train", names=("a",))
     with pytest.raises(UsageError, match="label a; two classes are needed"):
         split("x", read_files(tmp_path), validation_split=0.1, seed=0)
+
+
+@pytest.mark.parametrize("names", [("train", "test1"), ("train", "test"), ("training_images",)])
+def test_parts_without_folders_of_classes(tmp_path, names):
+    """As in 'Dogs vs. Cats', whose classes stand in the names of files."""
+    fill(tmp_path, names=names)
+    with pytest.raises(UsageError, match=r"hold no folders of classes: put .* such as tr.*/cat/1"):
+        read_files(tmp_path)
+
+
+def test_folders_beside_the_parts_are_said(tmp_path):
+    fill(tmp_path / "train")
+    fill(tmp_path, GREY[:3], ("test1",))
+    note = "note: beside the parts, these folders are left out: test1"
+    assert note in read_files(tmp_path).notes
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", None])
+def test_a_class_whose_pictures_are_all_unreadable(tmp_path, content):
+    fill(tmp_path, names=("a", "b", "c"))
+    for path in (tmp_path / "c").iterdir():
+        path.write_bytes(path.read_bytes()[:40] if content is None else content)
+    with pytest.raises(UsageError, match=r"/c: none of its 8 files can be read, .*c/002.png"):
+        read_files(tmp_path)
+
+
+def test_a_folder_that_is_meant_as_no_class(tmp_path):
+    fill(tmp_path, names=("a", "b"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "1.json").write_text("{}")
+    found = read_files(tmp_path)
+    assert dict(found.names) == {0: "a", 1: "b"}
+    start = "note: 2 left out beside the classes; the first: "
+    assert found.notes[0] == f"{start}{tmp_path}/empty has no pictures"
+
+
+def test_a_folder_in_a_classs_folder_is_counted(tmp_path):
+    fill(tmp_path, names=("a", "b"))
+    fill(tmp_path / "a", GREY[:7], ("extra",))
+    fill(tmp_path / "a" / "extra", GREY[:2], ("deeper",))
+    note = "note: class a: 9 of 21 files are left out; the first: "
+    line = f"{tmp_path}/a/extra is a folder in a class's, with 9 files"
+    assert read_files(tmp_path).notes[0] == note + line
+
+
+def test_names_in_both_forms_of_unicode_are_one_class(tmp_path):
+    fill(tmp_path / "train", names=("caf\u00e9", "tea"))
+    fill(tmp_path / "test", GREY[:6], ("cafe\u0301", "tea"))
+    data = split("a", read_files(tmp_path), validation_split=0.1, seed=0)
+    assert data.class_names == ("caf\u00e9", "tea")
+    assert np.bincount(data.y_test).tolist() == [3, 3]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("@eaDir", "System Volume Information", "$RECYCLE.BIN", "lost+found", "__MACOSX"),
+        *("#recycle", "@Recycle", ".ipynb_checkpoints", "THUMBS.DB", "__pycache__"),
+    ],
+)
+def test_what_systems_put_into_folders(tmp_path, name):
+    fill(tmp_path, names=("a", "b"))
+    fill(tmp_path, GREY[:3], (name,))
+    (tmp_path / "a" / name).mkdir()
+    Image.fromarray(GREY[0]).save(tmp_path / "a" / name / "thumb.png")
+    found = read_files(tmp_path)
+    assert set(found.names.values()) == {"a", "b"}
+    assert len(found.x_train) + len(found.x_test) == 24
+    assert not any("left out" in note for note in found.notes)
+    assert len(files_of(tmp_path)) == 24
+
+
+def test_links_that_lead_out_are_not_followed(tmp_path):
+    """Neither those of files nor those of folders, in training and in prediction."""
+    outside = fill(tmp_path / "outside", GREY[:6], ("c",)) / "c"
+    np.savez(tmp_path / "secret.npz", x_train=GREY, y_train=np.arange(24) % 2)
+    for k, (place, target) in enumerate(
+        (
+            ("a/link.png", outside / "000.png"),
+            ("c", outside),
+            ("a/link.png", Path("../../outside/c/000.png")),
+            ("data.npz", tmp_path / "secret.npz"),
+        )
+    ):
+        folder = fill(tmp_path / f"data{k}", names=("a", "b"))
+        (folder / place).symlink_to(target)
+        for read in (read_files, files_of):
+            with pytest.raises(UsageError, match=f"{place}: is a link that leads out of {folder}"):
+                read(folder)
+    folder = fill(tmp_path / "inside", names=("a", "b"))
+    (folder / "a" / "again.png").symlink_to(Path("000.png"))
+    (tmp_path / "named").symlink_to(folder)  # a person's own link
+    found = read_files(tmp_path / "named")
+    assert len(found.x_train) + len(found.x_test) == 25
+    assert len(files_of(tmp_path / "named")) == 25

@@ -129,3 +129,100 @@ def test_memory_is_that_of_the_pixels(tmp_path, monkeypatch):
     monkeypatch.setattr("jaxmnist.data.tables.LONGEST_LINE", 50)
     with pytest.raises(UsageError, match="line 1: is too long"):
         read_rows(path)
+
+
+def texture(count: int) -> np.ndarray:
+    """Noise with a horizontal gradient: the first and the last pixel have many values."""
+    return (RNG.normal(0, 40, (count, 8, 8)) + np.linspace(60, 200, 8)).clip(0, 255).astype(int)
+
+
+def digits(count: int) -> np.ndarray:
+    """Bright shapes on black: the first and the last pixel are nearly always 0."""
+    images = np.zeros((count, 8, 8), int)
+    images[:, 2:6, 2:6] = RNG.integers(0, 256, (count, 4, 4))
+    images[RNG.random(count) < 0.02, 7, 7] = 9
+    return images
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("images", [texture, digits])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        lambda n: np.arange(n) % 10,
+        lambda n: np.sort(np.arange(n) % 2),
+        lambda n: np.arange(n) % 2 * 255,
+        lambda n: (RNG.random(n) < 0.1).astype(int) + 1,
+        lambda n: np.array(["cat", "dog"] * n)[:n],
+    ],
+)
+@pytest.mark.parametrize("header", [None, [*map(str, range(65))], [f"c{k}" for k in range(65)]])
+def test_the_values_tell_the_column_of_the_labels(tmp_path, last, images, labels, header):
+    pixels, wanted = images(200).reshape(200, 64), labels(200)
+    columns = (pixels, wanted[:, None]) if last else (wanted[:, None], pixels)
+    lines = [",".join(map(str, row)) for row in np.hstack([c.astype(object) for c in columns])]
+    text = "\n".join([*([",".join(header)] if header else []), *lines])
+    found = read_rows(written(tmp_path / "a.csv", text))
+    assert found.labels.tolist() == [str(label) for label in wanted]
+    assert np.array_equal(found.pixels.reshape(200, 64), pixels)
+    assert found.end == ("last" if last else "first")
+
+
+def test_a_label_is_asked_for_where_values_do_not_tell(tmp_path):
+    noise = RNG.integers(0, 10, (200, 65))
+    text = "\n".join(",".join(map(str, row)) for row in noise)
+    with pytest.raises(UsageError, match="may be in the first or in the last column: add a first"):
+        read_files(written(tmp_path / "a.csv", text))
+    named = ",".join([*(f"p{k}" for k in range(64)), "what"])
+    found = read_rows(written(tmp_path / "b.csv", f"{named}\n{text}"))
+    assert found.labels.tolist() == [str(label) for label in noise[:, 64]]
+    assert found.column == "the column 'what'"
+
+
+def mangled(fields) -> list[str]:
+    """Names as pandas makes them different: 0, 0.1, 0.2."""
+    seen: dict = {}
+    names = []
+    for field in fields:
+        seen[field] = seen.get(field, -1) + 1
+        names.append(f"{field}.{seen[field]}" if seen[field] else str(field))
+    return names
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        ["label", *map(str, range(64))],
+        ["label", *map(str, range(1, 65))],
+        mangled([3, *digits(1).ravel()]),
+        ["label", *mangled(digits(1).ravel())],
+        [str(k) for k in range(65)],
+        [str(k) for k in range(1, 66)],
+    ],
+)
+def test_headers_of_numbers(tmp_path, header):
+    found = read_files(written(tmp_path / "a.csv", rows(digits(60).reshape(60, 64), header=header)))
+    assert len(found.x_train) + len(found.x_test) == 60
+    assert found.x_train.dtype == np.uint8
+    assert set(found.names.values()) == {"0", "1", "2"}
+
+
+def test_rows_that_are_no_header(tmp_path):
+    """A first row of data may have a name as its label, and few different numbers."""
+    for first in (np.zeros(64, int), np.arange(64) % 5, np.arange(64)[::-1]):
+        pixels = np.concatenate([first[None], PIXELS[:59]])
+        text = rows(pixels, ["y", "z"] * 30, header=None)
+        assert len(read_rows(written(tmp_path / "a.csv", text)).pixels) == 60
+
+
+def test_labels_keep_their_spelling(tmp_path):
+    labels = ["007", "7", "1e1", "10"] * 15
+    found = read_files(written(tmp_path / "a.csv", rows(labels=labels)))
+    assert sorted(found.names.values()) == ["007", "10", "1e1", "7"]
+    written(tmp_path / "train.csv", rows(labels=["7", "8", "9"] * 20))
+    written(tmp_path / "test.csv", rows(labels=["7.0", "8.0", "9.0"] * 20))
+    (tmp_path / "a.csv").unlink()
+    found = read_files(tmp_path)
+    assert found.y_test.tolist() == [7, 8, 9] * 20
+    with pytest.raises(UsageError, match=r"labels must be whole numbers or names, not '0\.5', in"):
+        read_files(written(tmp_path / "b.csv", rows(labels=["0.5", "1", "2"] * 20)))
