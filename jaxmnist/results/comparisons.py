@@ -18,7 +18,7 @@ from jaxmnist.errors import printable
 from jaxmnist.results import members
 from jaxmnist.results.paired import difference_p_values, holm
 from jaxmnist.results.selection import Ranked
-from jaxmnist.results.statistics import signed
+from jaxmnist.results.statistics import p_value, signed
 from jaxmnist.runs.directory import RunDirectory
 from jaxmnist.runs.writing import WritableRunDirectory
 from jaxmnist.whole_files import DamagedFile, read_array, read_json
@@ -201,12 +201,7 @@ def describe(content: dict[str, Any] | None) -> list[str]:
                 f"{second} − {first}: {models[second]['accuracy']:.4f} −"
                 f" {models[first]['accuracy']:.4f} = {signed(difference)}; classified correctly by"
                 f" the {first} alone: {pair['only_first']} images, by the {second} alone:"
-                f" {pair['only_second']}; {_p_value(pair['p_value'])}, {verdict}."
+                f" {pair['only_second']}; p {p_value(pair['p_value'], '= ')}, {verdict}."
             )
         )
     return lines
-
-
-def _p_value(p_value: float) -> str:
-    """A p-value as text; the smallest ones have no number of their own."""
-    return f"p = {p_value:.3g}" if p_value >= 1e-300 else "p below 1e-300"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 Z = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+SMALLEST_P = 1e-300
 
 
 def wilson(share: float, count: float) -> tuple[float, float]:
@@ -35,6 +36,14 @@ def standard_error(share: float, count: int) -> float:
 def signed(difference: float) -> str:
     """A difference of accuracies as text, with its sign: '+0.0010', or '−0.0070' with a minus."""
     return f"{difference:+.4f}".replace("-", "−")
+
+
+def p_value(value: float, sign: str = "") -> str:
+    """A p-value as text, after `sign` where it has a number: '0.012', or 'below 1e-300'.
+
+    Smaller ones than 1e-300 may be rounded to 0, which no p-value is.
+    """
+    return f"{sign}{value:.3g}" if value >= SMALLEST_P else f"below {SMALLEST_P}"
 
 
 def chance_of_new_best(run: int, more: int) -> float:

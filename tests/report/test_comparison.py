@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -11,9 +12,13 @@ from pages import COMPARED, check
 from processes import Ended, command
 from scipy.stats import binomtest
 
-from jaxmnist import Run
+from jaxmnist import Run, random_search
+from jaxmnist.report import page
 from jaxmnist.report.comparison import make_comparison
+from jaxmnist.results import between, comparisons
 from jaxmnist.results.between import differing, families, names_of
+from jaxmnist.results.importance import Importance
+from jaxmnist.runs.ledger import Look, record
 from jaxmnist.whole_files import read_json, write_json
 
 
@@ -94,6 +99,83 @@ def test_without_the_data_all_else_is_there(finished, eight, tmp_path):
     assert "can't be compared image by image" in text["test"]
     assert "its data are not at" in text["test"]
     assert f"{finished.result('best/test.json')['accuracy']:.4f}" in text["results"]
+
+
+@pytest.fixture
+def two_folders(finished, options, tmp_path) -> tuple[Path, Path]:
+    """A run in each of two folders, with ledgers of their own, by searches of their own."""
+    shutil.copytree(finished.directory.path.parent, tmp_path / "a" / "runs")
+    folder = tmp_path / "b" / "runs"
+    random_search(**{**options, "max_trials": 1, "epochs": 1, "seed": 1}, directory=str(folder))
+    return tmp_path / "a" / "runs" / "small", folder / "small"
+
+
+def compared(*runs: Path, folder: Path) -> str:
+    """What the page of these runs says about their test set."""
+    done = report(*runs, folder=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    return sections((folder / "comparison.html").read_text("utf-8"))["test"]
+
+
+def identifiers(*files: Path) -> set[str]:
+    """Those of evaluations, from the text of ledgers and results."""
+    return {
+        name for file in files for name in re.findall(r'"identifier": "(\w+)"', file.read_text())
+    }
+
+
+def test_evaluations_are_those_of_all_runs(two_folders, tmp_path):
+    """Of two folders, of a copy that its new folder's ledger lacks, and of runs not compared."""
+    a, b = two_folders
+    ledgers = [run.parent / "ledger.jsonl" for run in (a, b)]
+    assert len(identifiers(*ledgers)) == 4
+    of_both = "winner and SVM of a/runs/small; winner and SVM of b/runs/small"
+    assert f"Test set evaluated 4 times: {of_both}." in compared(a, b, folder=tmp_path)
+    copied = shutil.copytree(b, a.parent / "copied")
+    before = ledgers[0].read_bytes()
+    text = compared(copied, a, folder=tmp_path)
+    assert "evaluated 4 times: winner and SVM of copied; winner and SVM of small." in text
+    assert ledgers[0].read_bytes() == before
+    # A copy has the evaluations of its original, which count once.
+    for runs in ((a, copied, b), (copied, b, a)):
+        text = compared(*runs, folder=tmp_path)
+        assert "Test set evaluated 4 times:" in text
+        assert "winner and SVM of b/runs/small" in text
+        assert "copied;" not in text
+    # What the other folder's runs did counts as well, and each damaged line once.
+    images = Run(b).directory.test_sha256
+    record(ledgers[1], Look("winner", "runs/other", "identity", "model", images))
+    shutil.copytree(b, b.parent / "again")
+    lines = ledgers[1].read_bytes().splitlines(keepends=True)
+    ledgers[1].write_bytes(b"".join([*lines, b'{"number": 4, "damaged\n']))
+    text = compared(b.parent / "again", b, a, folder=tmp_path)
+    assert "Test set evaluated 6 times:" in text
+    assert "winner of runs/other; 1 unknown (a line of the ledger is damaged" in text
+
+
+def test_an_untested_runs_folder_counts_too(two_folders, tmp_path):
+    a, b = two_folders
+    shutil.rmtree(b / "best")
+    text = compared(b, a, folder=tmp_path)
+    assert "winner and SVM of b/runs/small; winner and SVM of a/runs/small." in text
+    changed(b, data={**Run(b).search["data"], "test_sha256": "0" * 64})
+    text = compared(b, a, folder=tmp_path)
+    assert "Test set evaluated 2 times: winner and SVM of a/runs/small." in text
+
+
+def test_no_p_value_is_printed_as_0(finished, eight, tmp_path, monkeypatch):
+    """On the page of several runs and on a run's own, whose numbers have been rounded to 0."""
+    pairs = comparisons.compare({"a": np.ones(2400, bool), "b": np.zeros(2400, bool)})
+    assert pairs[0]["p_value"] == 0
+    monkeypatch.setattr(between, "compare", lambda right: pairs)
+    text = sections(make_comparison([finished, eight], tmp_path))["test"]
+    assert "below 1e-300more than chance explains" in text
+    models = {name: {"accuracy": accuracy} for name, accuracy in (("a", 1.0), ("b", 0.0))}
+    _, line = comparisons.describe({"models": models, "comparisons": pairs})
+    assert "; p below 1e-300, more than chance explains." in line
+    never = Importance("filters", 400, 0.5, 0.4, 0.6, chance=0.1, p_value=0.0, matters=True)
+    monkeypatch.setattr(page, "_importances", lambda *_: [never])
+    assert "below 1e-300" in page.make_page(finished, images=False)
 
 
 def test_an_unfinished_run_and_one_of_another_version(finished, eight, tmp_path):

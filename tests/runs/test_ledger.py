@@ -80,6 +80,9 @@ def test_the_sentence_about_looks():
     said = describe_looks(Looks((*many, LOOK, *tuned), damaged=1), "runs/a")
     assert said.startswith("Test set evaluated 13 times: winner and 2 × SVM of runs/a; winner of")
     assert "5 more of 5 other runs; 1 unknown (a line of the ledger is damaged or missing)." in said
+    own = [f"runs/{i}" for i in (*range(8), "untested")]  # of a comparison, all are named
+    said = describe_looks(Looks((LOOK, *many)), *own)
+    assert said.endswith("; winner of runs/7; winner of runs/a; 1 more of 1 other run.")
     lost = describe_looks(Looks(damaged=2), "runs/a")
     assert lost.endswith("2 times: 2 unknown (lines of the ledger are damaged or missing).")
 
