@@ -163,7 +163,7 @@ def test_other_pages(page, session):
 def test_every_flag_exists():
     helps = [command(name, "--help").stdout for name in COMMANDS]
     # Those of pip, pytest, TensorBoard and Ray, and of the network that is an example.
-    others = {"--editable", "--dist", "--logdir", "--help", "--width"}
+    others = {"--editable", "--format", "--dist", "--logdir", "--help", "--width"}
     others |= {"--head", "--port", "--address", "--num-cpus", "--autoscaling-config"}
     for page in PAGES:
         text = page.read_text("utf-8")
