@@ -208,8 +208,8 @@ def _about_images(entries: Sequence[Entry]) -> str:
     if len(found) == 1 and None not in found:
         return "All runs have the same validation images."
     return (
-        "The runs do not all have the same validation images, so that differences between their"
-        " validation accuracies are partly those of the images."
+        "Not all runs have the same validation images, so differences between their validation"
+        " accuracies are partly due to the images."
     )
 
 
@@ -228,9 +228,9 @@ def _curves(entries: Sequence[Entry]) -> Figure | None:
             lines.append(Line(winner, label, tooltip, f"class-{k % 10}", front=True))
     if not lines:
         return None
-    caption = "Each line is the winner of a run, as the search trained it."
+    caption = "Each line is the winner of a run, as trained during the search."
     if len(lines) > MOST_LABELS:
-        caption += f" Of {len(lines)} runs the first {MOST_LABELS} have a label."
+        caption += f" Only the first {MOST_LABELS} of {len(lines)} runs are labelled."
     alternative = "; ".join(
         f"{line.tooltip}: {', '.join(f'{v:.4f}' for v in line.trial.metric('val_accuracy'))}"
         for line in lines

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from jaxmnist.hyperparameters import text
 from jaxmnist.report.words import accuracy, duration
 from jaxmnist.results.layout import shortened
-from jaxmnist.results.statistics import p_value
+from jaxmnist.results.statistics import p_value, signed
 
 MARK = b'<meta name="generator" content="jaxmnist">'  # in the head of every page
 
@@ -33,6 +33,7 @@ def render(template: str, **variables: Any) -> str:
     environment.filters["accuracy"] = accuracy
     environment.filters["duration"] = duration
     environment.filters["p_value"] = p_value
+    environment.filters["signed"] = signed
     environment.filters["text"] = text
     environment.filters["shortened"] = shortened
     script = _file("page.js")
