@@ -102,6 +102,7 @@ KINDS: dict[str, Write] = {
     "clear, pale": clear(255),
     "clear, dark": clear(0),
     "clear, LA": clear(255, "LA"),
+    "clear, some dark": mixed(clear(255), clear(60)),
     "clear in part": mixed(plain(lambda d: d), clear(255)),
     **{f"lying {end}": lying(end) for end in ("png", "jpg", "tif", "webp")},
     "upside down": lying("png", 3),
