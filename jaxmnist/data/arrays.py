@@ -16,6 +16,10 @@ from jaxmnist.whole_files import fits
 
 EIGHT_BITS = 255.0  # the largest pixel of 8-bit images
 OVER = 8  # times the scale; images with larger pixels are on another scale
+# The most that is hot (see `_check_hot`), of pixels, images and places that are not black.
+FEW_PIXELS, FEW_IMAGES, HARDLY_ANY = 1e-3, 0.1, 0.01
+HANDFUL = 5  # hot pixels in an image, or in a tiny set
+APART = 2  # times what all others reach, where something is hot
 SMALLEST_SIDE = 6  # pixels, of images whose channels come first or that are rows of numbers
 LARGEST_BITS = 64  # of a level of a picture
 SOURCE_SHAPE = {
@@ -283,15 +287,52 @@ def scale_of(name: str, images: np.ndarray) -> float:
       images: training images, as `check_images` gives them.
 
     Raises:
-      UsageError: all pixels are 0.
+      UsageError: all pixels are 0, or hardly any are as large as the largest; see `_check_hot`.
     """
     largest = float(images.max())
     if largest == 0:
         raise UsageError(f"{name}: all pixels of the training images are 0")
-    for usual in (1.0, EIGHT_BITS):
-        if usual / 2 < largest <= usual:
-            return usual
-    return largest
+    usual = next((top for top in (1.0, EIGHT_BITS) if top / 2 < largest <= top), None)
+    _check_hot(name, images, largest, usual is not None)
+    return usual or largest
+
+
+def _check_hot(name: str, images: np.ndarray, largest: float, usual: bool) -> None:
+    """Raise `UsageError` if hardly anything is as large as the largest pixel, which sets the scale.
+
+    Pixels above 1/OVER of it are hot if they are few, in few images and few in each; also, unless the scale is
+    usual (8-bit images and fractions may be nearly black), if they are in hardly any images, or at
+    hardly any places of the image, as those of a broken sensor. The others must end far below: in
+    star fields, photographs and whatever has values of all sizes nothing is hot.
+    """
+    above = images > images.dtype.type(largest / OVER)
+    pixels = np.count_nonzero(above)
+    if pixels > max(HANDFUL, HARDLY_ANY * images.size):  # nearly always, and cheap
+        return
+    bright, lit = images[above], np.count_nonzero(images)
+    of_images = images.max((1, 2, 3))
+    hot = of_images > images.dtype.type(largest / OVER)
+    others = float(images.max(where=~above, initial=0))
+    found = (
+        pixels <= max(min(HANDFUL, HARDLY_ANY * lit), FEW_PIXELS * lit)
+        and pixels <= HANDFUL * hot.sum()
+        and hot.sum() <= max(1, FEW_IMAGES * np.count_nonzero(of_images))
+        and bright.min() > APART * others > 0
+    )
+    for maxima in () if usual or found else (of_images, images.max(0).ravel()):
+        most = float(maxima.max(where=maxima <= largest / OVER, initial=0))
+        over = maxima[maxima > largest / OVER]
+        few = len(over) <= HARDLY_ANY * np.count_nonzero(maxima)
+        if few and over.min() > APART * most > 0:
+            found, others = True, most
+            break
+    if found:
+        more = f" (others of its size are in {hot.sum() - 1} more)" if hot.sum() > 1 else ""
+        raise UsageError(
+            f"{name}: training image {of_images.argmax()} of {len(images)}, counted from 0, has a"
+            f" pixel of {largest:g}{more}, beside which all others, at most {others:g}, would be"
+            f" black; correct it, remove the image, or clip all pixels to {others:g}"
+        )
 
 
 def check_levels(name: str, images: np.ndarray, scale: float) -> None:
@@ -302,7 +343,10 @@ def check_levels(name: str, images: np.ndarray, scale: float) -> None:
     """
     largest = float(images.max(initial=0))
     if largest > OVER * scale or (images.dtype != np.uint8 and largest <= 1 and scale > OVER):
+        over = np.flatnonzero((images > OVER * scale).any((1, 2, 3)))
+        some = 0 < len(over) < len(images)
+        where = f" in {len(over)} of {len(images)} images, first in {over[0]}" if some else ""
         raise UsageError(
-            f"{name}: its pixels reach {largest:g}, and those of the training images {scale:g};"
-            " use the same scale for both"
+            f"{name}: its pixels reach {largest:g}{where}, and those of the training images"
+            f" {scale:g}; use the same scale for both"
         )

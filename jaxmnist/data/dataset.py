@@ -17,11 +17,12 @@ import numpy as np
 
 from jaxmnist.data.archives import in_order
 from jaxmnist.data.arrays import ARRAYS, EIGHT_BITS, Arrays, Source, check, scale_of, transposed
+from jaxmnist.data.copies import digests, notes_on
 from jaxmnist.data.download import load_named
 from jaxmnist.data.formats import read_files
 from jaxmnist.data.idx import read_idx_folder
 from jaxmnist.data.labels import class_names_of
-from jaxmnist.data.parts import draw, limited, part_fingerprint, validation_sizes
+from jaxmnist.data.parts import limited, part_fingerprint, validation_part
 from jaxmnist.data.preparation import Preparation, preparation_of
 from jaxmnist.errors import UsageError, local_path
 from jaxmnist.settings import SearchSettings
@@ -248,8 +249,9 @@ def split(
     Args:
       name: the name of the dataset.
       arrays: the dataset as it was loaded; its own validation part is used if there is one.
-      validation_split: fraction of the N training images to draw, stratified by class; exactly
-        round(validation_split × N) are drawn, at least one of each class with two or more images.
+      validation_split: fraction of the N training images to draw, stratified by class, at least one
+        of each class with two different images. Equal images stay on one side, and as many are
+        drawn as is nearest to round(validation_split × N): exactly that where no images are equal.
       seed: the seed of the draw.
       train_limit: use only so many training images, the first of each class, in proportion; None
         for all.
@@ -275,17 +277,21 @@ def split(
         chosen = limited(classes, counts, train_limit)
         x, classes = x[chosen], classes[chosen]
         counts = np.bincount(classes)
-    notes = arrays.notes
+    scale = scale_of(name, arrays.x_train)  # of all training images, regardless of the limit
+    notes, given = arrays.notes, None
+    hashed = digests(x, scale), classes
     if arrays.x_validation is not None and arrays.y_validation is not None:
         x_validation = arrays.x_validation
         y_validation = _classes(name, "validation", arrays.y_validation, labels, arrays.names)
+        given = digests(x_validation, scale), y_validation
         y = classes.astype(np.int32)
     else:
-        sizes, more = validation_sizes(counts, names, validation_split, train_limit)
-        drawn = draw(classes, sizes, seed)
+        groups = np.unique(hashed[0], return_inverse=True)[1]
+        drawn, more = validation_part(classes, groups, names, validation_split, seed, train_limit)
         x_validation, y_validation = x[drawn], classes[drawn].astype(np.int32)
         x, y = x[~drawn], classes[~drawn].astype(np.int32)
         notes += more
+    notes += notes_on(hashed, given, (digests(arrays.x_test, scale), y_test))
     return Dataset(
         name,
         x,
@@ -295,7 +301,7 @@ def split(
         arrays.x_test,
         y_test,
         tuple(int(label) for label in labels),
-        scale_of(name, arrays.x_train),  # of all training images, regardless of the limit
+        scale,
         names,
         notes,
         source=arrays.source,

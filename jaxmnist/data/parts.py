@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxmnist.data.copies import AT_ONCE, digests, eight_bits, owners
 from jaxmnist.data.names import listed
 from jaxmnist.errors import UsageError
 
 TEST_FRACTION = 0.15  # of each class's different images, where the data have no test part
-AT_ONCE = 1024  # images that are hashed together
 
 
 def shares(counts: np.ndarray, size: int, least: np.ndarray, most: np.ndarray) -> np.ndarray:
@@ -60,26 +60,38 @@ def limited(classes: np.ndarray, counts: np.ndarray, limit: int) -> np.ndarray:
     return chosen
 
 
-def validation_sizes(
-    counts: np.ndarray, names: Sequence[str], fraction: float, train_limit: int | None
+def validation_part(
+    classes: np.ndarray,
+    groups: np.ndarray,
+    names: Sequence[str],
+    fraction: float,
+    seed: int,
+    train_limit: int | None,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return how many images of each class validate, int64[K], and notes.
+    """Draw the images that validate, bool[N], and say in notes what is unusual about them.
 
-    In all, round(fraction × N), or more if each class with two or more images needs one.
+    In all, round(fraction × N), or more if each class with two different images needs one: the
+    nearest number that whole groups allow.
 
     Args:
-      counts: int64[K], the training images of each class.
+      classes: int64[N], the class of each training image, 0 to K − 1.
+      groups: int64[N], the group of equal images of each, 0 to G − 1.
       names: of the classes.
       fraction: of the images.
+      seed: of the draw.
       train_limit: how many images were asked for, for errors; None for all.
 
     Raises:
-      UsageError: no class has two images, or one would not be trained on.
+      UsageError: no class has two different images, or one would not be trained on.
     """
-    images, several = int(counts.sum()), int((counts > 1).sum())
-    limit = "" if train_limit is None else f" of --train-limit {train_limit}"
+    counts = np.bincount(classes, minlength=len(names))
+    whose, held = owners(groups, classes), np.bincount(groups)
+    images, limit = len(classes), "" if train_limit is None else f" of --train-limit {train_limit}"
+    several = int((np.bincount(whose[whose >= 0], minlength=len(names)) > 1).sum())
     if several == 0:
-        raise UsageError(f"no class has two training images{limit}, of which one could validate")
+        raise UsageError(
+            f"no class has two different training images{limit}, of which one could validate"
+        )
     asked = round(fraction * images)
     if asked > images - len(counts):
         lost = int(counts.argmin())
@@ -87,11 +99,14 @@ def validation_sizes(
             f"--validation-split {fraction}{limit} leaves no training image of label"
             f" {names[lost]}, which has {counts[lost]} of {images} images"
         )
-    notes = []
-    if asked < several:
+    sizes = group_sizes([held[whose == k] for k in range(len(names))], max(asked, several))
+    drawn = draw(groups, whose, sizes, seed)
+    notes, total = [], int(drawn.sum())
+    if asked < several or abs(total - asked) > 1:
+        why = "one of each class that has two" if asked < several else "as equal ones stay together"
         notes.append(
-            f"note: {several} images validate, one of each class that has two; --validation-split"
-            f" {fraction} alone would give {asked} of {images}"
+            f"note: {total} images validate, {why}; --validation-split {fraction} alone would give"
+            f" {asked} of {images}"
         )
     single = [names[int(k)] for k in np.flatnonzero(counts == 1)]
     if single:
@@ -100,46 +115,155 @@ def validation_sizes(
             f"note: {what} a single training image{limit}, which is trained on; no validation image"
             " shows it"
         )
-    sizes = shares(counts, max(asked, several), np.minimum(counts - 1, 1), counts - 1)
-    return sizes, tuple(notes)
+    absent = (counts > 1) & (np.bincount(classes[drawn], minlength=len(names)) == 0)
+    if absent.any():
+        shown = listed([names[int(k)] for k in np.flatnonzero(absent)])
+        notes.append(
+            f"note: no validation image shows {'label' if absent.sum() == 1 else 'labels'} {shown},"
+            " whose training images equal each other or those of other labels"
+        )
+    return drawn, tuple(notes)
 
 
-def draw(classes: np.ndarray, sizes: np.ndarray, seed: int) -> np.ndarray:
-    """Draw `sizes[k]` of the images of each class k: bool[N]."""
+def group_sizes(held: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """Return how many images each of K classes gives in whole groups, int64[K].
+
+    In all it is the number nearest to `size` that is possible where each class with two or more
+    groups gives one and keeps one, and the others give none. Each class gives about its share
+    (`shares`): classes that can't give every number are first, each making up for what those
+    before it lack, and the other classes divide what is left.
+
+    Args:
+      held: for each class the images int64[G] of each of its groups.
+      size: the number of images wanted.
+    """
+    counts = np.array([groups.sum() for groups in held])
+    least = np.array([groups.min() if len(groups) > 1 else 0 for groups in held])
+    most = np.where(least > 0, counts - least, 0)
+    sizes = shares(counts, int(np.clip(size, least.sum(), most.sum())), least, most)
+    free = np.array([_gives_every_number(groups) for groups in held])
+    exact = sorted(np.flatnonzero(~free), key=lambda k: (int((held[k] == 1).sum()), k))
+    low, high = int(least[free].sum()), int(most[free].sum())
+    after = [((1 << high - low + 1) - 1) << low]  # the sums that these classes and later ones have
+    for k in reversed(exact):
+        after.append(_some_of(after[-1], held[k]))
+    possible = _members(after.pop())
+    left = int(possible[np.abs(possible - size).argmin()])
+    ahead = 0
+    for k in exact:
+        later = after.pop()
+        own = _members(_some_of(1, held[k]))
+        own = own[np.isin(left - own, _members(later))]
+        wanted = sizes[k] + ahead
+        sizes[k] = own[np.abs(own - wanted).argmin()]
+        ahead = wanted - sizes[k]
+        left -= int(sizes[k])
+    if counts[free].any():
+        sizes[free] = shares(counts[free], left, least[free], most[free])
+    return sizes
+
+
+def _gives_every_number(groups: np.ndarray) -> bool:
+    """Whether some of these groups have any number of images from the least to the most."""
+    ordered = np.sort(groups)
+    return len(groups) < 2 or bool((ordered <= 1 + np.cumsum(ordered) - ordered).all())
+
+
+def _some_of(sums: int, groups: np.ndarray) -> int:
+    """Return the sums, as bits, after adding some groups but not all; none of fewer than two."""
+    some = every = 0
+    for size, count in zip(*(part.tolist() for part in np.unique(groups, return_counts=True))):
+        if every:
+            some = _spread(some, size, count) | _spread(sums << size | every, size, count - 1)
+            every <<= size * count
+        else:
+            some = _spread(sums << size, size, count - 2) if count > 1 else 0
+            every = sums << size * count
+    return some or sums
+
+
+def _spread(sums: int, size: int, most: int) -> int:
+    """Return the sums, as bits, after adding a size from no time to `most` times."""
+    times = 1
+    while most > 0:
+        times = min(times, most)
+        sums |= sums << size * times
+        most -= times
+        times *= 2
+    return sums
+
+
+def _members(sums: int) -> np.ndarray:
+    """Return the places of the bits, ascending: int64."""
+    content = np.frombuffer(sums.to_bytes(sums.bit_length() // 8 + 1, "little"), np.uint8)
+    return np.flatnonzero(np.unpackbits(content, bitorder="little"))
+
+
+def draw(groups: np.ndarray, whose: np.ndarray, sizes: np.ndarray, seed: int) -> np.ndarray:
+    """Draw groups of equal images with `sizes[k]` images in all from each class k: bool[N].
+
+    Args:
+      groups: int64[N], the group of each image, 0 to G − 1.
+      whose: int64[G], the class from which a group is drawn; see `copies.owners`.
+      sizes: int64[K], numbers that whole groups allow; see `group_sizes`.
+      seed: of the draw.
+    """
     generator = np.random.default_rng([seed, 3])
-    drawn = np.zeros(len(classes), bool)
+    held, of = np.bincount(groups), whose[groups]
+    leads = np.zeros(len(groups), bool)  # whether an image is the first of its group
+    leads[np.unique(groups, return_index=True)[1]] = True
+    drawn = np.zeros(len(held), bool)
     for k, wanted in enumerate(sizes):
-        members = np.flatnonzero(classes == k)
-        drawn[generator.permutation(members)[:wanted]] = True
-    return drawn
+        order = generator.permutation(np.flatnonzero(of == k))
+        order = groups[order[leads[order]]]
+        drawn[order[_filled(held[order], int(wanted))]] = True
+    result: np.ndarray = drawn[groups]
+    return result
+
+
+def _filled(held: np.ndarray, size: int) -> np.ndarray:
+    """Choose groups that have `size` images in all: bool[G], the first ones as far as possible.
+
+    Of the groups of one size always the first are chosen, and about as many as lie among the first
+    groups of all sizes that have no more than `size` images.
+    """
+    kinds, counts = np.unique(held, return_counts=True)
+    smaller = [1]  # the sums of groups of fewer images, as bits
+    for kind, count in zip(kinds.tolist(), counts.tolist(), strict=True):
+        smaller.append(_spread(smaller[-1], kind, count))
+    first = np.cumsum(held) <= size
+    chosen = np.zeros(len(held), bool)
+    for kind, reachable in zip(kinds[::-1], smaller[-2::-1], strict=True):
+        places = np.flatnonzero(held == kind)
+        numbers = np.arange(len(places) + 1)
+        numbers = numbers[np.isin(size - numbers * kind, _members(reachable))]
+        number = numbers[np.abs(numbers - first[places].sum()).argmin()]
+        chosen[places[:number]] = True
+        size -= int(number * kind)
+    return chosen
 
 
 def held_out(images: np.ndarray, labels: np.ndarray, scale: float) -> np.ndarray:
     """Choose the images of a test part by their content: bool[N].
 
     Each class gives `TEST_FRACTION` of its different images, those with the smallest hashes: at
-    least one if it has two, never all. Equal images go the same way, with the smallest of their
-    labels. Neither the order of the images nor a seed matters, nor the scale of the pixels.
+    least one if it has two, never all. Equal images go the same way; see `copies.owners` for those
+    with different labels. Neither the order of the images nor a seed matters, nor the scale of the
+    pixels.
 
     Args:
       images: uint8 or float32[N, H, W, C] from 0 to `scale`.
       labels: int64[N].
       scale: the largest value of a pixel.
     """
-    digests = b"".join(
-        hashlib.blake2b(image.tobytes(), digest_size=8).digest()
-        for first in range(0, len(images), AT_ONCE)
-        for image in eight_bits(images[first : first + AT_ONCE], scale)
-    )
-    found, places = np.unique(np.frombuffer(digests, ">u8"), return_inverse=True)
-    owners = np.full(len(found), np.iinfo(np.int64).max)
-    np.minimum.at(owners, places, labels)
-    chosen = np.zeros(len(found), bool)
-    for label in np.unique(owners):
-        members = np.flatnonzero(owners == label)  # by ascending hash
+    groups = np.unique(digests(images, scale), return_inverse=True)[1]
+    whose = owners(groups, np.unique(labels, return_inverse=True)[1])
+    chosen = np.zeros(len(whose), bool)
+    for k in range(whose.max() + 1):
+        members = np.flatnonzero(whose == k)  # by ascending hash
         size = min(max(1, round(TEST_FRACTION * len(members))), len(members) - 1)
-        chosen[members[:size]] = True
-    result: np.ndarray = chosen[places]
+        chosen[members[: max(0, size)]] = True
+    result: np.ndarray = chosen[groups]
     return result
 
 
@@ -156,10 +280,3 @@ def part_fingerprint(images: np.ndarray, labels: np.ndarray, scale: float) -> st
         digest.update(eight_bits(images[first : first + AT_ONCE], scale).tobytes())
     digest.update(labels.astype("<i8").tobytes())
     return digest.hexdigest()
-
-
-def eight_bits(images: np.ndarray, scale: float) -> np.ndarray:
-    """Return images as uint8, so that equal pictures on different scales are equal."""
-    if images.dtype == np.uint8 and scale == 255:
-        return images
-    return np.rint(images.astype(np.float64) * (255 / scale)).clip(0, 255).astype(np.uint8)

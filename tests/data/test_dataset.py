@@ -240,7 +240,7 @@ def test_a_split_that_leaves_a_class_out():
         lambda: parts(np.arange(50) % 2, validation_split=0.999),
         "--validation-split 0.999 leaves no training image of label 0, which has 25 of 50 images",
     )
-    refused(lambda: parts(np.arange(3)), "no class has two training images")
+    refused(lambda: parts(np.arange(3)), "no class has two different training images")
 
 
 def test_a_test_label_that_training_lacks():

@@ -99,7 +99,7 @@ def test_what_the_split_says():
     assert "3 images validate, one of each class that has two; --validation-split" in few.notes[0]
     for limit, says in (
         (2, "--train-limit 2 is fewer images than a has classes, 3"),
-        (3, "no class has two training images of --train-limit 3"),
+        (3, "no class has two different training images of --train-limit 3"),
     ):
         with pytest.raises(UsageError, match=says):
             split("a", arrays([50, 20, 3]), validation_split=0.1, seed=0, train_limit=limit)
