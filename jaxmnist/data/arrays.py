@@ -300,10 +300,10 @@ def scale_of(name: str, images: np.ndarray) -> float:
 def _check_hot(name: str, images: np.ndarray, largest: float, usual: bool) -> None:
     """Raise `UsageError` if hardly anything is as large as the largest pixel, which sets the scale.
 
-    Pixels above 1/OVER of it are hot if they are few, in few images and few in each; also, unless the scale is
-    usual (8-bit images and fractions may be nearly black), if they are in hardly any images, or at
-    hardly any places of the image, as those of a broken sensor. The others must end far below: in
-    star fields, photographs and whatever has values of all sizes nothing is hot.
+    Pixels above 1/OVER of it are hot if they are few, in few images and few in each; also, unless
+    the scale is usual (8-bit images and fractions may be nearly black), if they are in hardly any
+    images, or at hardly any places of the image, as those of a broken sensor. The others must end
+    far below: in star fields, photographs and whatever has values of all sizes nothing is hot.
     """
     above = images > images.dtype.type(largest / OVER)
     pixels = np.count_nonzero(above)

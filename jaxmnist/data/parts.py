@@ -142,7 +142,7 @@ def group_sizes(held: Sequence[np.ndarray], size: int) -> np.ndarray:
     most = np.where(least > 0, counts - least, 0)
     sizes = shares(counts, int(np.clip(size, least.sum(), most.sum())), least, most)
     free = np.array([_gives_every_number(groups) for groups in held])
-    exact = sorted(np.flatnonzero(~free), key=lambda k: (int((held[k] == 1).sum()), k))
+    exact = sorted(np.flatnonzero(~free).tolist(), key=lambda k: (held[k] == 1).sum())
     low, high = int(least[free].sum()), int(most[free].sum())
     after = [((1 << high - low + 1) - 1) << low]  # the sums that these classes and later ones have
     for k in reversed(exact):
@@ -172,7 +172,8 @@ def _gives_every_number(groups: np.ndarray) -> bool:
 def _some_of(sums: int, groups: np.ndarray) -> int:
     """Return the sums, as bits, after adding some groups but not all; none of fewer than two."""
     some = every = 0
-    for size, count in zip(*(part.tolist() for part in np.unique(groups, return_counts=True))):
+    kinds, counts = np.unique(groups, return_counts=True)
+    for size, count in zip(kinds.tolist(), counts.tolist(), strict=True):
         if every:
             some = _spread(some, size, count) | _spread(sums << size | every, size, count - 1)
             every <<= size * count

@@ -20,6 +20,7 @@ from jaxmnist.report.rendering import MARK, render
 from jaxmnist.report.trial_table import Cell, csv_of, data_url
 from jaxmnist.results import between
 from jaxmnist.results.between import Family
+from jaxmnist.results.confusion import Evaluation, beside_constant
 from jaxmnist.results.layout import shortened
 from jaxmnist.results.looks import describe_looks, looks_of
 from jaxmnist.results.run import Run
@@ -121,6 +122,12 @@ def make_comparison(runs: Sequence[Run], folder: Path) -> str:
         families=families,
         looks=looks,
         about=_about_images(entries),
+        constant=[
+            f"{entry.name}: {sentence}"
+            for entry in entries
+            if entry.facts.tested
+            for sentence in beside_constant(Evaluation.from_json(entry.facts.tested))
+        ],
         curves=_curves(entries),
         scores=_scores(entries),
         different=different,

@@ -15,7 +15,7 @@ from jaxmnist.report.facts import Facts
 from jaxmnist.results import comparisons, members
 from jaxmnist.results.calibration import Calibration
 from jaxmnist.results.classes import confusions, worst_classes
-from jaxmnist.results.confusion import Evaluation
+from jaxmnist.results.confusion import Evaluation, beside_constant
 from jaxmnist.results.evaluation import about_probabilities, looks_at_test
 from jaxmnist.results.gap import about_gap
 from jaxmnist.results.layout import short_names
@@ -88,4 +88,5 @@ def _tested(content: dict[str, Any]) -> dict[str, Any]:
             (name, report[name]) for name in ("macro avg", "weighted avg") if name in report
         ],
         "confused": words.most_confused(evaluation),
+        "constant": beside_constant(evaluation),
     }

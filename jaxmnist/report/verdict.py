@@ -9,7 +9,8 @@ from pathlib import Path
 from jaxmnist.errors import printable
 from jaxmnist.models.study.space import DEFINITION
 from jaxmnist.results import evaluation
-from jaxmnist.results.confusion import Evaluation
+from jaxmnist.results.confusion import Evaluation, beside_constant
+from jaxmnist.results.gap import about_labels
 from jaxmnist.results.run import Run
 from jaxmnist.results.statistics import wilson
 from jaxmnist.runs.keys import REFIT
@@ -19,8 +20,9 @@ from jaxmnist.runs.trial import Trial
 def verdict(run: Run, command: str = "jaxmnist") -> str:
     """What a finished search has found, from the run's files.
 
-    Its lines say the test accuracy and what won; the validation accuracy, corrected for selection,
-    and what may be wrong if it is far below the training accuracy; what else was tested, and how
+    Its lines say the test accuracy and what won, and what a constant answer has unless that is
+    clearly beaten; the validation accuracy, corrected for selection, and what may be wrong if the
+    test labels don't fit or if it is far below the training accuracy; what else was tested, and how
     often the test set was evaluated; where the page is. Below these are the commands to type next.
 
     Args:
@@ -37,9 +39,11 @@ def verdict(run: Run, command: str = "jaxmnist") -> str:
             f"Test accuracy: {test.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}) on"
             f" {test.images:,} images; {_named(winner)}{of} won:"
             f" {printable(str(run.space.shown(winner.hyperparameters)))}",
+            *beside_constant(test),
             _about_validation(run),
+            *about_labels(run.corrected, test),
             *_about_training(run.best_trial),
-            " ".join([*_others(run, test.images), evaluation.looks_at_test(run)]),
+            " ".join([*_others(run, test), evaluation.looks_at_test(run)]),
             *_where(run),
             *_next(run, command),
         ]
@@ -91,8 +95,8 @@ def _about_training(winner: Trial) -> list[str]:
     ]
 
 
-def _others(run: Run, images: int) -> list[str]:
-    """A sentence for each of what else was tested on the same images: the SVM, an ensemble."""
+def _others(run: Run, test: Evaluation) -> list[str]:
+    """Sentences on each of what else was tested on the same images: the SVM, an ensemble."""
     content = run.kept_comparisons()
     if content is None:
         return []
@@ -106,14 +110,14 @@ def _others(run: Run, images: int) -> list[str]:
     for name, model in content["models"].items():
         if name == "network":
             continue
-        low, high = wilson(model["accuracy"], images)
+        low, high = wilson(model["accuracy"], test.images)
         line = (
             f"{_titled(name, run)}: test accuracy {model['accuracy']:.4f} (95 % interval"
             f" {low:.4f} to {high:.4f})"
         )
         if network is not None and name in told:
             line += f", {_compared(model['accuracy'] - network, told[name])}"
-        said.append(f"{line}.")
+        said += [f"{line}.", *beside_constant(test, model["accuracy"])]
     return said
 
 

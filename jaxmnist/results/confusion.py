@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxmnist.data.labels import class_names_of
+from jaxmnist.errors import printable
 from jaxmnist.results.statistics import wilson
 
 MOST_IMAGES = 10**7  # the most images that a report read from disk may count
@@ -112,6 +113,28 @@ class Evaluation:
         if not content["class_names"]:
             raise ValueError("no class names")
         return cls(labels, matrix, tuple(content["class_names"]))
+
+
+def beside_constant(test: Evaluation, accuracy: float | None = None) -> list[str]:
+    """A sentence on the answer that is always the same, where an accuracy does not clearly beat it.
+
+    It does if the lower end of its 95 % interval lies above the share of the largest class.
+
+    Args:
+      test: the evaluation of a model.
+      accuracy: of another model on the same images; None for that of `test`.
+    """
+    accuracy = test.accuracy if accuracy is None else accuracy
+    counts = test.confusion_matrix.sum(1)
+    largest = int(counts.argmax())
+    constant = int(counts[largest]) / test.images
+    if wilson(accuracy, test.images)[0] > constant:
+        return []
+    return [
+        f"Always answering {printable(test.class_names[largest])}, the largest class, has an"
+        f" accuracy of {constant:.4f} on the same images, which {accuracy:.4f} does not clearly"
+        " exceed."
+    ]
 
 
 def judge(

@@ -18,7 +18,7 @@ from jaxmnist.results.calibration import (
     describe_calibration,
 )
 from jaxmnist.results.classes import describe_classes, describe_confusions
-from jaxmnist.results.confusion import REPORT_SHAPE, Evaluation, judge
+from jaxmnist.results.confusion import REPORT_SHAPE, Evaluation, beside_constant, judge
 from jaxmnist.results.gap import about_gap
 from jaxmnist.results.looks import describe_looks
 from jaxmnist.results.run import Run
@@ -176,6 +176,7 @@ def describe(run: Run, content: dict[str, Any]) -> str:
         [
             f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images"
             f" (95 % interval {low:.4f} to {high:.4f})",
+            *beside_constant(evaluation),
             looks_at_test(run),
             about_probabilities(run, content),
             about_gap(run, content, evaluation),

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from jaxmnist.errors import printable
+from jaxmnist.results.classes import SENTENCE
 from jaxmnist.results.confusion import Evaluation
 from jaxmnist.results.corrected import Corrected, interval
+from jaxmnist.results.layout import shortened
 from jaxmnist.results.run import Run
 from jaxmnist.results.statistics import signed
+
+MOST_PAIRS = 3  # of renamed classes, that a sentence names
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,62 @@ def gap_between(found: Corrected, test: Evaluation) -> Gap:
     return Gap(size, size - below, size + above)
 
 
+def about_labels(found: Corrected, test: Evaluation) -> list[str]:
+    """What is probably wrong with the test part, in a sentence; none where nothing seems to be.
+
+    A renaming of the labels repairs the test accuracy if that is significantly below the corrected
+    score, and no longer so once each predicted class stands for another true one. An accuracy is
+    below chance if its 95 % interval is below 1/K for K classes.
+
+    Args:
+      found: the winner's score and what selection has added to it.
+      test: the winner on the test images.
+    """
+    classes, accuracy = len(test.labels), test.accuracy
+    if gap_between(found, test).low > 0:
+        renamed, pairs = _renamed(test)
+        # In a class of one or two images, another name may happen to fit better.
+        better = renamed.confidence_interval()[0] > accuracy
+        if better and gap_between(found, renamed).low <= 0:
+            more = f" and {len(pairs) - MOST_PAIRS} more" if len(pairs) > MOST_PAIRS else ""
+            return [
+                f"A renaming of labels repairs the test accuracy, from {accuracy:.4f} to"
+                f" {renamed.accuracy:.4f}: {', '.join(pairs[:MOST_PAIRS])}{more}. The labels of the"
+                " test part are probably numbered otherwise than those of the training part:"
+                " compare images and labels of both."
+            ]
+    if test.confidence_interval()[1] < 1 / classes:
+        return [
+            f"The test accuracy {accuracy:.4f} is below chance, 1/{classes} = {1 / classes:.4f}."
+            " The labels of the test part are probably numbered otherwise than those of the"
+            " training part, or its images are prepared otherwise (black and white inverted,"
+            " turned, on another scale): compare images and labels of both."
+        ]
+    return []
+
+
+def _renamed(test: Evaluation) -> tuple[Evaluation, list[str]]:
+    """The evaluation with predicted classes renamed for the highest accuracy, and the renamings.
+
+    References:
+      Kuhn, 'The Hungarian method for the assignment problem', 1955.
+    """
+    from scipy.optimize import linear_sum_assignment  # imported here: most results need none
+
+    matrix, classes = test.confusion_matrix, len(test.labels)
+    # Of equally good assignments the one that renames the fewest classes.
+    weights = matrix * (classes + 1) + np.eye(classes, dtype=np.int64)
+    predicted = linear_sum_assignment(weights, maximize=True)[1]
+    hits = matrix[np.arange(classes), predicted]
+    names = [printable(shortened(name, SENTENCE)) for name in test.class_names]
+    pairs = [
+        f"{names[k]} is classified as {names[predicted[k]]} ({hits[k]:,} of {matrix[k].sum():,})"
+        for k in np.argsort(-hits, kind="stable")
+        if predicted[k] != k and hits[k]
+    ]
+    return replace(test, confusion_matrix=matrix[:, predicted]), pairs
+
+
 def describe_gap(found: Corrected, test: Evaluation) -> str:
     """What luck has added to the validation accuracy, and what the gap to the test accuracy says.
 
@@ -68,6 +131,9 @@ def describe_gap(found: Corrected, test: Evaluation) -> str:
         f"{luck}{corrected} accuracy {found.score:.4f} − test accuracy {test.accuracy:.4f} ="
         f" {signed(gap.size)} (95 % interval {signed(gap.low)} to {signed(gap.high)})"
     )
+    if wrong := about_labels(found, test):
+        sure = ", more than chance explains" if gap.low > 0 else ""
+        return " ".join([f"{line}{sure}.", *wrong])
     if gap.low > 0 and found.trials == 1:
         return f"{line}, more than chance explains: the test images are harder."
     if gap.low > 0:
@@ -95,10 +161,11 @@ def about_gap(run: Run, content: dict[str, Any], test: Evaluation) -> str:
       test: its evaluation.
     """
     if "refit_images" in content:
-        return (
+        refitted = (
             f"The network was refitted on {content['refit_images']:,} images; no validation images"
             " are left, so no gap is shown."
         )
+        return " ".join([refitted, *about_labels(run.corrected, test)])
     if not run.finals:
         return describe_gap(run.corrected, test)
     score, images = content["validation_accuracy"], content["validation_images"]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxmnist.errors import UsageError
+from jaxmnist.results.confusion import REPORT_SHAPE, Evaluation, beside_constant
 from jaxmnist.results.selection import Ranked
 from jaxmnist.runs.directory import RunDirectory
 from jaxmnist.runs.trial import Trial
@@ -16,8 +17,7 @@ MEMBERS_SHAPE = {"members": [{"trial": int, "model_sha256": str}]}
 SHAPE = {
     **MEMBERS_SHAPE,
     "model_sha256": str,
-    "accuracy": float,
-    "confidence_interval": (float, float),
+    **REPORT_SHAPE,
     "probabilities_sha256": str,
     "validation_accuracy": float,
 }
@@ -55,7 +55,8 @@ def kept(directory: RunDirectory, ranked: Sequence[Ranked]) -> dict[str, Any] | 
     """The content of best/ensemble/ensemble.json; None if it is damaged or of other trials."""
     try:
         content = read_json(directory.ensemble_path, SHAPE)
-    except DamagedFile:  # repeating the search's command sets it aside
+        Evaluation.from_json(content)
+    except (DamagedFile, ValueError):  # repeating the search's command sets it aside
         return None
     return content if are_first(content, ranked) else None
 
@@ -65,10 +66,11 @@ def describe(content: dict[str, Any]) -> str:
     members = content["members"]
     low, high = content["confidence_interval"]
     names = ", ".join(str(member["trial"]) for member in members)
-    return (
+    said = (
         f"Ensemble of the first {len(members)} trials ({names}), by the mean of their"
         f" probabilities: test accuracy {content['accuracy']:.4f} (95 % interval {low:.4f} to"
         f" {high:.4f}), validation accuracy"
         f" {content['validation_accuracy']:.4f}. Predicting with it costs {len(members)} times the"
         " computing."
     )
+    return " ".join([said, *beside_constant(Evaluation.from_json(content))])

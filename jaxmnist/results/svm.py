@@ -15,7 +15,7 @@ from jaxmnist.data.dataset import Dataset, joined
 from jaxmnist.engine.devices import pool_size, start_jax
 from jaxmnist.errors import UsageError, printable
 from jaxmnist.results.classes import describe_classes
-from jaxmnist.results.confusion import REPORT_SHAPE, Evaluation, judge
+from jaxmnist.results.confusion import REPORT_SHAPE, Evaluation, beside_constant, judge
 from jaxmnist.results.looks import describe_looks
 from jaxmnist.results.rbf import choose_backend
 from jaxmnist.results.run import Run
@@ -360,6 +360,7 @@ def describe(run: Run, content: dict[str, Any]) -> str:
         f"Seconds: {stages}",
         f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images (95 % interval"
         f" {low:.4f} to {high:.4f})",
+        *beside_constant(evaluation),
         describe_looks(run.directory.read_looks(content["test_sha256"]), run.directory.name),
     ]
     if content["search"]:
