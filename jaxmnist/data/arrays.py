@@ -17,8 +17,8 @@ from jaxmnist.whole_files import fits
 EIGHT_BITS = 255.0  # the largest pixel of 8-bit images
 OVER = 8  # times the scale; images with larger pixels are on another scale
 # The most that is hot (see `_check_hot`), of pixels, images and places that are not black.
-FEW_PIXELS, FEW_IMAGES, HARDLY_ANY = 1e-3, 0.1, 0.01
-HANDFUL = 5  # hot pixels in an image, or in a tiny set
+HARDLY_ANY, FEW_IMAGES = 0.01, 0.1
+HANDFUL = 5  # hot pixels in an image
 APART = 2  # times what all others reach, where something is hot
 SMALLEST_SIDE = 6  # pixels, of images whose channels come first or that are rows of numbers
 LARGEST_BITS = 64  # of a level of a picture
@@ -307,17 +307,15 @@ def _check_hot(name: str, images: np.ndarray, largest: float, usual: bool) -> No
     """
     above = images > images.dtype.type(largest / OVER)
     pixels = np.count_nonzero(above)
-    if pixels > max(HANDFUL, HARDLY_ANY * images.size):  # nearly always, and cheap
+    if pixels > HARDLY_ANY * images.size:  # nearly always, and cheap
         return
-    bright, lit = images[above], np.count_nonzero(images)
     of_images = images.max((1, 2, 3))
     hot = of_images > images.dtype.type(largest / OVER)
     others = float(images.max(where=~above, initial=0))
     found = (
-        pixels <= max(min(HANDFUL, HARDLY_ANY * lit), FEW_PIXELS * lit)
-        and pixels <= HANDFUL * hot.sum()
+        pixels <= min(HARDLY_ANY * np.count_nonzero(images), HANDFUL * hot.sum())
         and hot.sum() <= max(1, FEW_IMAGES * np.count_nonzero(of_images))
-        and bright.min() > APART * others > 0
+        and images[above].min() > APART * others > 0
     )
     for maxima in () if usual or found else (of_images, images.max(0).ravel()):
         most = float(maxima.max(where=maxima <= largest / OVER, initial=0))

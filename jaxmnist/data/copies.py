@@ -59,7 +59,7 @@ def owners(groups: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def notes_on(train: Hashed, validation: Hashed | None, test: Hashed) -> tuple[str, ...]:
-    """Return a note on each kind of equal images: copies, other labels, images of two parts.
+    """Return a note on equal images with other labels, and on those that lie in two parts.
 
     Args:
       train: the training images, with those that are drawn from them for validation.
@@ -68,13 +68,7 @@ def notes_on(train: Hashed, validation: Hashed | None, test: Hashed) -> tuple[st
     """
     notes = []
     known = train
-    if validation is None:
-        if copies := len(train[0]) - len(np.unique(train[0])):
-            notes.append(
-                f"{copies:,} of {len(train[0]):,} training images are copies of others; equal"
-                " images stay on one side of the validation split"
-            )
-    else:
+    if validation is not None:
         known = np.concatenate([train[0], validation[0]]), np.concatenate([train[1], validation[1]])
         notes += _in_both("validation", validation[0], "training", train[0])
     if others := _with_other_labels(*known):

@@ -102,6 +102,12 @@ def validation_part(
     sizes = group_sizes([held[whose == k] for k in range(len(names))], max(asked, several))
     drawn = draw(groups, whose, sizes, seed)
     notes, total = [], int(drawn.sum())
+    if copies := images - len(held):
+        notes.append(
+            f"note: {copies:,} of {images:,} training images are copies of others; equal images"
+            f" stay on one side of the validation split: {total:,} validate,"
+            f" {len(np.unique(groups[drawn])):,} of them different"
+        )
     if asked < several or abs(total - asked) > 1:
         why = "one of each class that has two" if asked < several else "as equal ones stay together"
         notes.append(

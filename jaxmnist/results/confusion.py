@@ -116,9 +116,9 @@ class Evaluation:
 
 
 def beside_constant(test: Evaluation, accuracy: float | None = None) -> list[str]:
-    """A sentence on the answer that is always the same, where an accuracy does not clearly beat it.
+    """A sentence on the accuracy of a constant answer; none where it is clearly beaten.
 
-    It does if the lower end of its 95 % interval lies above the share of the largest class.
+    It is if the lower end of an accuracy's 95 % interval lies above the share of the largest class.
 
     Args:
       test: the evaluation of a model.
@@ -130,10 +130,10 @@ def beside_constant(test: Evaluation, accuracy: float | None = None) -> list[str
     constant = int(counts[largest]) / test.images
     if wilson(accuracy, test.images)[0] > constant:
         return []
+    short = "is below" if accuracy < constant else "is not clearly above"
     return [
-        f"Always answering {printable(test.class_names[largest])}, the largest class, has an"
-        f" accuracy of {constant:.4f} on the same images, which {accuracy:.4f} does not clearly"
-        " exceed."
+        f"{accuracy:.4f} {short} {constant:.4f}, the accuracy of always answering"
+        f" {printable(test.class_names[largest])}, the largest class."
     ]
 
 
