@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmnist.errors import printable
 from jaxmnist.results.classes import SENTENCE
-from jaxmnist.results.confusion import Evaluation
+from jaxmnist.results.confusion import Evaluation, beside_constant
 from jaxmnist.results.corrected import Corrected, interval
 from jaxmnist.results.layout import shortened
 from jaxmnist.results.run import Run
@@ -58,19 +58,22 @@ def about_labels(found: Corrected, test: Evaluation) -> list[str]:
     """What is probably wrong with the test part, in a sentence; none where nothing seems to be.
 
     A renaming of the labels repairs the test accuracy if that is significantly below the corrected
-    score, and no longer so once each predicted class stands for another true one. An accuracy is
-    below chance if its 95 % interval is below 1/K for K classes.
+    score, and no longer so, or by no more than a fifth, once each predicted class stands for the
+    true one that fits best. An accuracy is below chance if its 95 % interval is below 1/K for K
+    classes.
 
     Args:
       found: the winner's score and what selection has added to it.
       test: the winner on the test images.
     """
     classes, accuracy = len(test.labels), test.accuracy
-    if gap_between(found, test).low > 0:
+    gap = gap_between(found, test)
+    if gap.low > 0:
         renamed, pairs = _renamed(test)
-        # In a class of one or two images, another name may happen to fit better.
-        better = renamed.confidence_interval()[0] > accuracy
-        if better and gap_between(found, renamed).low <= 0:
+        left = gap_between(found, renamed)
+        # In a class of a few images, and in guesses, other names may happen to fit better.
+        better = renamed.confidence_interval()[0] > accuracy and not beside_constant(renamed)
+        if better and (left.low <= 0 or left.size <= gap.size / 5):
             more = f" and {len(pairs) - MOST_PAIRS} more" if len(pairs) > MOST_PAIRS else ""
             return [
                 f"A renaming of labels repairs the test accuracy, from {accuracy:.4f} to"

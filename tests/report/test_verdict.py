@@ -20,6 +20,7 @@ from jaxmnist.commands.parser import run_command
 from jaxmnist.report.console import MOST_ROWS, Console
 from jaxmnist.report.display import Display
 from jaxmnist.report.verdict import verdict
+from jaxmnist.results import evaluation, svm
 from jaxmnist.whole_files import read_json, write_json
 
 DATA = ("data_dir", "validation_split", "tensorboard")
@@ -40,6 +41,10 @@ class Normalised(nn.Module):
 def build_model(hp):
     return Normalised(hp.Float("momentum", 0.5, 0.999, step=0.499))
 """
+
+# Noise, nine tenths of one class: every model answers the same, or no better.
+NOISE = np.random.default_rng(0).integers(0, 256, (400, 8, 8), np.uint8)
+MOSTLY = np.array((["usual"] * 9 + ["rare"]) * 40)
 
 
 @pytest.fixture
@@ -97,6 +102,53 @@ def test_the_link_leads_to_the_page_and_the_commands_can_be_typed(copy, mnist, c
         words = [picture if word == "picture.png" else word for word in words]
         assert run_command(commands.main, words) == 0
         assert says in capsys.readouterr().out
+
+
+def test_a_constant_answer_is_beside_every_accuracy_that_does_not_beat_it(tmp_path, capsys):
+    """In the verdict, on both pages, in `evaluate` and the other descriptions."""
+    given = {"filters": 4, "conv_layers": 1, "dense_layers": "0:1", "units": 8, "epochs": 1}
+    data = (NOISE[:200], MOSTLY[:200], NOISE[200:], MOSTLY[200:])
+    given |= {"data": data, "max_trials": 2, "ensemble": 2, "quiet": True, "tensorboard": False}
+    run = random_search(**given, project_name="noise", directory=str(tmp_path))
+    path = run.directory.path
+    test, of_svm, ensemble = (
+        read_json(path / file)
+        for file in ("best/test.json", "svm/arrays/svm.json", "best/ensemble/ensemble.json")
+    )
+
+    def beside(content):
+        short = "is below" if content["accuracy"] < 0.9 else "is not clearly above"
+        return (
+            f"{content['accuracy']:.4f} {short} 0.9000, the accuracy of always answering usual, the"
+            " largest class."
+        )
+
+    lines = verdict(run).splitlines()
+    assert lines[1] == beside(test)
+    assert beside(of_svm) in lines[3]
+    assert beside(ensemble) in lines[3]
+    assert beside(test) in evaluation.describe(run, test).splitlines()
+    assert beside(of_svm) in svm.describe(run, of_svm).splitlines()
+    assert beside(ensemble) in run.results_summary()
+    page = (path / "report.html").read_text()
+    for content in (test, of_svm, ensemble):
+        assert beside(content) in page
+    shutil.copytree(path, tmp_path / "copy")
+    command = ["report", str(path), str(tmp_path / "copy"), "--output", str(tmp_path / "both.html")]
+    assert run_command(commands.main, command) == 0
+    assert f"noise: {beside(test)}" in (tmp_path / "both.html").read_text()
+
+
+@pytest.mark.slow
+def test_test_labels_that_are_numbered_otherwise_are_told(options, mnist, tmp_path):
+    given = {**options, "filters": 16, "conv_layers": 1, "dense_layers": 0, "epochs": 8}
+    given |= {"max_trials": 1, "svm": False, "report": True, "directory": str(tmp_path)}
+    x, y = mnist.x_train[:800], mnist.y_train[:800]
+    data = (x, y, mnist.x_test[:200], (mnist.y_test[:200] + 1) % 10)
+    del given["data_dir"], given["units"]
+    run = random_search(**given, data=data)
+    (said,) = [line for line in verdict(run).splitlines() if "renaming" in line]
+    assert said in (run.directory.path / "report.html").read_text()
 
 
 def test_without_a_page_or_another_model(options, tmp_path):

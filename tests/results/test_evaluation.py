@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +11,9 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score
 
 from jaxmnist.results.classes import describe_classes, describe_confusions, report_table, table
-from jaxmnist.results.confusion import Evaluation, judge
+from jaxmnist.results.confusion import Evaluation, beside_constant, judge
 from jaxmnist.results.corrected import Corrected, interval
-from jaxmnist.results.gap import describe_gap, gap_between
+from jaxmnist.results.gap import about_gap, about_labels, describe_gap, gap_between
 
 
 @pytest.fixture
@@ -228,3 +230,88 @@ def test_equal_accuracies_have_a_gap_in_one_comparison_of_twenty():
         for v, t in zip(validation, test, strict=True)
     ]
     assert 8 <= sum(not gap.low <= 0 <= gap.high for gap in gaps) <= 33
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.96])
+def test_a_constant_answer_stands_beside_an_accuracy_that_does_not_clearly_beat_it(share):
+    """Against SciPy's Wilson interval, for every accuracy on 300 images."""
+    largest = round(share * 300)
+    for right in range(301):
+        first, second = min(right, largest), right - min(right, largest)
+        matrix = [[first, largest - first], [300 - largest - second, second]]
+        test = Evaluation((4, 7), np.array(matrix), ("cat", "dog"))
+        class_counts = np.array(matrix).sum(1)
+        constant = class_counts.max() / 300
+        low = stats.binomtest(right, 300).proportion_ci(method="wilson").low
+        said = beside_constant(test)
+        assert (said == []) == (low > constant)
+        if said:
+            name = ("cat", "dog")[class_counts.argmax()]
+            short = "is below" if right / 300 < constant else "is not clearly above"
+            assert said == [
+                f"{right / 300:.4f} {short} {constant:.4f}, the accuracy of always answering"
+                f" {name}, the largest class."
+            ]
+        assert beside_constant(on_test(300 - largest, 300), right / 300) == beside_constant(
+            on_test(200, 300), right / 300
+        )
+
+
+def confused(classes: int, images: int, share: float, seed: int) -> np.ndarray:
+    """A confusion matrix of `images` a class, of which about this share is right."""
+    rng = np.random.default_rng(seed)
+    chances = np.full((classes, classes), (1 - share) / (classes - 1))
+    np.fill_diagonal(chances, share)
+    return np.array([rng.multinomial(images, row) for row in chances])
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_labels_numbered_otherwise_are_told(refit):
+    """Whatever the renaming; of five classes it is the best of all."""
+    rng, score = np.random.default_rng(0), selected(0.9, 2000)
+    run = SimpleNamespace(corrected=score, finals=())
+    for seed in range(20):
+        matrix, order = confused(5, 100, 0.9, seed), rng.permutation(5)
+        if (order == np.arange(5)).all():
+            continue
+        test = Evaluation(tuple(range(5)), matrix[order], tuple("abcde"))
+        best = max(np.trace(matrix[order][:, list(p)]) for p in permutations(range(5))) / 500
+        said = about_gap(run, {"refit_images": 900} if refit else {}, test)
+        assert f"A renaming of labels repairs the test accuracy, from {test.accuracy:.4f}" in said
+        assert f"to {best:.4f}: " in said
+        moved = [k for k in range(5) if order[k] != k]
+        named = [f"{'abcde'[k]} is classified as {'abcde'[order[k]]}" for k in moved]
+        assert sum(each in said for each in named) == min(3, len(moved))
+        assert (f" and {len(moved) - 3} more" in said) == (len(moved) > 3)
+        assert "harder" not in said
+        assert "overfitted" not in said
+
+
+def test_an_accuracy_below_chance_is_told():
+    matrix = np.full((10, 10), 11)
+    np.fill_diagonal(matrix, 1)
+    (said,) = about_labels(selected(0.9, 2000), Evaluation(tuple(range(10)), matrix))
+    assert "The test accuracy 0.0100 is below chance, 1/10 = 0.1000" in said
+    assert "prepared otherwise" in said
+    text = describe_gap(selected(0.9, 2000), Evaluation(tuple(range(10)), matrix))
+    assert text.endswith(f"more than chance explains. {said}")
+    # Also where validation was no better.
+    text = describe_gap(selected(0.05, 100), Evaluation(tuple(range(10)), matrix))
+    assert text.endswith(f"{said}")
+    assert "rule overfitting out" not in text
+
+
+def test_usual_results_are_not_told_as_wrong_labels():
+    for seed in range(50):
+        for share in (0.1, 0.3, 0.9, 1.0):  # harder test images, chance among them
+            test = Evaluation(tuple(range(10)), confused(10, 60, share, seed))
+            if test.confidence_interval()[1] > 0.1:
+                assert about_labels(selected(0.95, 2000), test) == []
+    # Two images of a rare class, classified as another: its name fits there better by chance.
+    matrix = np.diag([1000, 1000, 1, 0])
+    matrix[0, 1], matrix[3, 2], matrix[2, 3] = 12, 3, 4
+    score = selected(0.996, 6000)
+    test = Evaluation(tuple(range(4)), matrix)
+    assert gap_between(score, test).low > 0
+    assert about_labels(score, test) == []
+    assert "harder" in describe_gap(score, test)
