@@ -84,6 +84,13 @@ def stars(blurred: bool) -> np.ndarray:
     return images
 
 
+def magnitudes() -> np.ndarray:
+    """1000 images of noise with a star each, of which seven are near the brightest."""
+    images = np.random.default_rng(0).poisson(20, (1000, 12, 12)).astype(np.float64)
+    images[:, 6, 6] = 60000 / np.arange(1, 1001)
+    return np.array([np.roll(image, k, (0, 1)) for k, image in enumerate(images)])
+
+
 def night(bright: int, value: int = 255) -> np.ndarray:
     """1000 nearly black pictures of 8 bits; some have a bright square."""
     images = np.random.default_rng(0).integers(0, 20, (1000, 20, 20))
@@ -113,6 +120,7 @@ COLD = {
     "night": (night(40), 255),
     "few lights": (night(4), 255),
     "blurred stars": (stars(blurred=True), None),
+    "magnitudes": (magnitudes(), 60000),
     "stars": (stars(blurred=False), None),
     "values of all sizes": (np.random.default_rng(0).exponential(1, (300, 9, 9)) ** 3, None),
 }
