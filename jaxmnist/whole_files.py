@@ -243,7 +243,7 @@ def read_array(path: Path, expected: str) -> np.ndarray:
     if sha256(content) != expected:
         raise DamagedFile(path, f"its SHA-256 is {sha256(content)}, not {expected}")
     try:
-        return read_npy(str(path), io.BytesIO(content), len(content))
+        return read_npy(str(path), io.BytesIO(content))
     except Exception:  # given damaged bytes, decoders raise anything
         raise DamagedFile(path, "is not an array of numbers") from None
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 
@@ -14,8 +14,9 @@ from jaxmnist.data.contents import NPY, ZIP, head_of, open_file, reason, what_it
 from jaxmnist.data.idx import is_idx, read_idx, without_origin
 from jaxmnist.data.names import choose, listed, parse
 from jaxmnist.errors import UsageError
-from jaxmnist.reading import largest_file, read_npy, read_up_to
+from jaxmnist.reading import UNPACK, check_unpacked, largest_file, read_npy
 
+LONGEST_LIST = 16 * 2**20  # bytes of a zip archive's list of members, each of which takes over 46
 PARTS: dict[int, tuple[str, ...]] = {
     2: ("train",),
     4: ("train", "test"),
@@ -30,7 +31,7 @@ def read_npz(path: Path) -> Found:
     recognised by their shapes.
     """
     try:
-        with open_file(path) as file, zipfile.ZipFile(file) as archive:
+        with open_file(path) as file, open_zip(file) as archive:
             return _read_parts(path, archive)
     except UsageError:
         raise
@@ -92,6 +93,24 @@ def in_order(pairs: Sequence[Part]) -> Found:
     return Found.of(dict(zip(PARTS[2 * len(pairs)], pairs, strict=True)))
 
 
+class _Listed:
+    """A file whose list of members isn't read if it is far longer than a data set's."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        if size > LONGEST_LIST:  # zipfile reads nothing else that is long at once
+            raise ValueError(f"it lists too many files: {UNPACK}")
+        return self._file.read(size)
+
+
+def open_zip(file: IO[bytes]) -> zipfile.ZipFile:
+    """Open a zip archive for reading; its list of members is read."""
+    return zipfile.ZipFile(cast(IO[bytes], _Listed(file)))
+
+
 def npz_names(archive: zipfile.ZipFile) -> list[str]:
     """Return the names of the arrays in an `.npz` file."""
     return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
@@ -102,8 +121,13 @@ def read_npz_member(
 ) -> np.ndarray:
     """Read the array `name` of the `.npz` file at `path`; see `read_npy`."""
     entry = archive.getinfo(f"{name}.npy")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # Of other methods zipfile unpacks all that it has read, however much that becomes.
+        raise UsageError(f"{path}: {name} is compressed as NumPy doesn't do it: {UNPACK}")
+    # Members may share their bytes, so that it is the archive's size that counts.
+    check_unpacked(f"{path}: {name}", entry.file_size, path.stat().st_size)
     with archive.open(entry) as member:
-        return read_npy(f"{path}: {name}", member, entry.file_size, text=text)
+        return read_npy(f"{path}: {name}", member, text=text)
 
 
 def read_array(path: Path, *, text: bool = False) -> np.ndarray:
@@ -139,7 +163,7 @@ def read_images(path: Path) -> np.ndarray:
     """
     if not head_of(path).startswith(ZIP):
         return read_array(path)
-    with open_file(path) as file, zipfile.ZipFile(file) as archive:
+    with open_file(path) as file, open_zip(file) as archive:
         names = npz_names(archive)
         tests = [n for n in names if (p := parse(n)) and (p.part, p.kind) == ("test", "images")]
         suitable = [name for name in names if name == "images"] or tests or names
@@ -153,12 +177,11 @@ def read_images(path: Path) -> np.ndarray:
 
 def _read_npy(path: Path, *, text: bool) -> np.ndarray:
     with open_file(path) as file:
-        content = read_up_to(file, largest_file())
-    return read_npy(str(path), BytesIO(content), len(content), text=text)
+        return read_npy(str(path), file, text=text)
 
 
 def _read_only_member(path: Path, *, text: bool) -> np.ndarray:
-    with open_file(path) as file, zipfile.ZipFile(file) as archive:
+    with open_file(path) as file, open_zip(file) as archive:
         names = npz_names(archive)
         if len(names) != 1:
             raise UsageError(f"{path}: must have a single array; it has {listed(names)}")

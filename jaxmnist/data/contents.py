@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import re
+import zlib
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, cast
 
 from jaxmnist.errors import UsageError, one_line
+from jaxmnist.reading import UNPACK, Unpacked
 
 GZIP, NPY, ZIP = b"\x1f\x8b", b"\x93NUMPY", b"PK\3\4"
 HEAD = 512  # bytes that are looked at
+BUFFER = 2**16  # bytes that are unpacked together
 PICTURE = "is a single picture; a folder with a folder of pictures for each class is needed"
 CONVERT = "save its arrays with numpy.savez as x_train, y_train, x_test and y_test"
-UNPACK = "unpack it and name what comes out of it"
 # How files begin that are no data, or data in a form that is not read.
 KNOWN = tuple(
     (re.compile(pattern, re.DOTALL), phrase)
@@ -84,12 +86,16 @@ def check_link(path: Path, root: Path) -> None:
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """Open a file for reading, through gzip if it is gzipped; raises OSError."""
+    """Open a file for reading, through gzip if it is gzipped; raises OSError.
+
+    Reading what is gzipped raises as `Unpacked` does.
+    """
     if path.exists() and not path.is_file():  # a pipe would block
         raise OSError("is no regular file")
     with path.open("rb") as file:
-        zipped = file.read(2) == GZIP
-    return cast(IO[bytes], gzip.open(path, "rb")) if zipped else path.open("rb")
+        zipped = file.read(len(GZIP)) == GZIP
+    file = path.open("rb")
+    return cast(IO[bytes], BufferedReader(Unpacked(str(path), file), BUFFER)) if zipped else file
 
 
 def head_of(path: Path, size: int = HEAD) -> bytes:
@@ -97,7 +103,7 @@ def head_of(path: Path, size: int = HEAD) -> bytes:
     try:
         with open_file(path) as file:
             return file.read(size)
-    except Exception as error:  # given damaged bytes, gzip raises more than OSError
+    except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path}: can't be read: {reason(error)}") from None
 
 

@@ -43,7 +43,7 @@ def read_files(path: Path, *, transpose: bool = False) -> Arrays:
 def _read(path: Path) -> Found:
     if os.path.isdir(path):
         return _read_folder(path)
-    if os.path.isfile(path):
+    if os.path.exists(path):  # of a pipe or a device the reader says so
         return _read_file(path)
     if path.name and os.path.isdir(path.parent):
         names = visible(path.parent)[1]

@@ -17,7 +17,7 @@ import numpy as np
 from jaxmnist.data.arrays import Arrays, check_arrays
 from jaxmnist.data.contents import open_file, reason, what_it_is
 from jaxmnist.errors import UsageError
-from jaxmnist.reading import largest_file, read_up_to
+from jaxmnist.reading import read_stated
 
 # Signed bytes, type 9, are left out: nobody publishes images so, and a flipped bit looks like them.
 TYPES = {8: ">u1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
@@ -64,15 +64,9 @@ def read_idx(path: Path, sha256: str | None = None) -> np.ndarray:
             dtype = np.dtype(TYPES[head[2]])
             shape = tuple(int(side) for side in np.frombuffer(shape_bytes, ">u4"))
             size = math.prod(shape) * dtype.itemsize
-            if size > largest_file():
-                raise UsageError(f"{path}: its header states {size} bytes, more than can be loaded")
-            # One byte more than the header states shows whether the file is longer.
-            content = read_up_to(file, size + 1)
+            content = read_stated(str(path), file, size)
     except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path}: can't be read: {reason(error)}") from None
-    if len(content) != size:
-        found = f"only {len(content)}" if len(content) < size else "more"
-        raise UsageError(f"{path}: its header states {size} bytes of data, but it has {found}")
     if sha256 is not None:
         digest = hashlib.sha256(head + shape_bytes)
         digest.update(content)

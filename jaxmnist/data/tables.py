@@ -33,6 +33,7 @@ from jaxmnist.reading import largest_file
 LABEL_COLUMNS = ("label", "labels", "class", "target", "y")
 OTHER_COLUMNS = ("", "id", "index", "unnamed: 0")
 LONGEST_LINE = 2**22  # characters
+MOST_BLANK = 2**22  # characters, of all blank lines
 ROWS = 2048  # that are read together
 KOLMOGOROV = 1.36  # of two samples of n: they differ at the 5 % level above KOLMOGOROV √(2 / n)
 DTYPES = (np.uint8, np.int64, np.float64)  # of pixels; the first that holds all of them
@@ -157,13 +158,17 @@ def _opened(path: Path) -> Iterator[IO[str]]:
 
 def _lines(path: Path, text: IO[str]) -> Iterator[tuple[int, str]]:
     """Yield the lines that are not blank, without quotes, with their numbers from 1."""
-    number = 0
+    number = blank = 0
     while line := text.readline(LONGEST_LINE):
         number += 1
         if len(line) == LONGEST_LINE:
             raise UsageError(f"{path}: line {number}: is too long for a row of pixels")
-        if line := line.strip():
-            yield number, line.replace('"', "")
+        if row := line.strip():
+            yield number, row.replace('"', "")
+        else:
+            blank += len(line)
+        if blank > MOST_BLANK:
+            raise UsageError(f"{path}: line {number}: before it are too many blank lines")
 
 
 @dataclass(frozen=True)
