@@ -167,7 +167,7 @@ def _flat(name: str, labels: np.ndarray) -> np.ndarray:
         if labels.size and not 0 < lengths.min() <= lengths.max() <= LONGEST_NAME:
             raise UsageError(
                 f"{name}: names of classes must have 1 to {LONGEST_NAME} characters, not"
-                f" {lengths.min() or lengths.max()}"
+                f" {lengths.max() if lengths.min() else 0}"
             )
     elif labels.dtype.kind not in "biuf":
         raise UsageError(f"{name}: labels must be whole numbers or names, not {labels.dtype}")

@@ -241,7 +241,7 @@ class _Elements:
           single number or text as such; None for all else.
         """
         if level > LEVELS:
-            raise ValueError(f"its data are nested more than {LEVELS} levels deep")
+            raise ValueError(f"its data are nested over {LEVELS} levels deep")
         head = self.head()
         value: Any = None
         if head.kind in NUMERIC and not head.is_complex:

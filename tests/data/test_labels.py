@@ -105,7 +105,7 @@ def test_negative_classes(labels):
         (np.eye(3) * 0.5, "a single 1 in each row"),
         (np.ones((3, 3)), "a single 1 in each row"),
         (np.zeros((3, 3, 3)), "must be \\(N,\\)"),
-        (np.array(["", "a"]), "1 to 100 characters"),
+        (np.array(["", "a"]), "1 to 100 characters, not 0"),
         (np.array(["a" * 101]), "1 to 100 characters"),
         (np.array([b"a", None, 2], object), "mixture"),
         (np.array([1, 2], "M8[s]"), "whole numbers or names"),
