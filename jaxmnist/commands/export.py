@@ -44,6 +44,6 @@ def main(arguments: list[str], program: str = "jaxmnist export") -> None:
     )
     if found["transposed"]:
         print(
-            "The search had --transpose: swap rows and columns of images as they lie in its files"
-            " before you give them to the exported network."
+            "The training images were transposed: transpose images before you give them to the"
+            " exported network."
         )

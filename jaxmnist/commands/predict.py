@@ -41,7 +41,8 @@ def main(arguments: list[str], program: str = "jaxmnist predict") -> int:
     pictures, status = _read(given.files, preparation)
     if not pictures:
         return status
-    lines = [preparation.swapped] if preparation.swapped else []
+    transposition = preparation.describe_transposition()
+    lines = [transposition] if transposition else []
     if any(picture.prepared for picture in pictures):
         how = {"auto": "like the training images", "resize": "as --prepare says"}
         like = how.get(given.prepare, "like MNIST's digits")

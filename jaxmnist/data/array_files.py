@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmnist.data.archives import read_images
-from jaxmnist.data.arrays import OVER, arranged_images, check_images, check_levels
+from jaxmnist.data.arrays import OVER, arranged_images, check_images, check_levels, square_shape
 from jaxmnist.data.contents import NPY, ZIP, head_of
 from jaxmnist.data.idx import is_idx
 from jaxmnist.data.preparation import Preparation
@@ -15,7 +15,7 @@ from jaxmnist.data.tables import read_rows
 from jaxmnist.errors import UsageError
 
 HEAD = 2**16  # bytes at a file's start that say whether it is CSV
-TRANSPOSED = "rows and columns swapped, as in training"
+TRANSPOSED = "transposed, as in training"
 
 
 def read_stack(
@@ -58,15 +58,19 @@ def _is_csv(path: Path, head: bytes) -> bool:
     first = head.split(b"\n", 1)[0]
     if path.name.lower().endswith((".csv", ".csv.gz")):
         return b"\0" not in head
-    printed = all(byte in b"\t\r" or 32 <= byte < 127 for byte in first)
-    return printed and max(map(first.count, b",;\t")) >= 35
+    try:
+        text = first.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return False
+    printed = all(c.isprintable() or c in "\t\r" for c in text)
+    return printed and max(map(text.count, ",;\t")) >= 35
 
 
 def _stack(
     path: Path, array: np.ndarray, preparation: Preparation
 ) -> tuple[np.ndarray, bool, tuple[str, ...]]:
     """One image or a stack of them as a stack, checked; see `read_stack`."""
-    image_shape = height, width, channels = preparation.image_shape
+    height, width, channels = preparation.image_shape
     swapped = preparation.source.transposed and not preparation.source.pictures
     if swapped:
         height, width = width, height
@@ -75,11 +79,12 @@ def _stack(
     shapes = {last, first, (height, width) if channels == 1 else last}
     single = found in shapes and found[1:] not in shapes
     stack = array[None] if single else array
-    rows = found[1:] == (height * width * channels,) and height == width
+    rows = len(found) == 2 and square_shape(found[1]) == last
     if not rows and stack.shape[1:] not in shapes:
         raise UsageError(
-            f"{path}: is an array {found}; this network takes images {image_shape}, or a stack of"
-            f" them, {('N', *image_shape)}".replace("'", "")
+            f"{path}: is an array {found}; this network takes images {last}, or a stack of them,"
+            f" {('N', *last)}".replace("'", "")
+            + ", which are transposed" * swapped
         )
     steps: tuple[str, ...] = ()
     if rows:

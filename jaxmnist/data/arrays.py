@@ -39,8 +39,8 @@ class Source:
     """What was decided for all files of a dataset together; prediction reads files the same way.
 
     pictures: whether they were pictures, and not arrays or tables.
-    transposed: whether rows and columns were swapped.
-    label: "first" or "last", the column of the labels that the values of a table decided; or None.
+    transposed: whether all images were transposed.
+    label: "first" or "last", where the columns of tables have the labels; or None.
     bits: how pictures with levels of more than 8 bits became 8 bits: as numbers of so many bits, or
       for 1 as fractions from 0 to 1; 0 if their levels were kept; None if there were none.
     black: the level of kept levels that became 0, the smallest one of the training pictures.
@@ -148,7 +148,8 @@ def check(source: str, found: Found, *, transpose: bool = False) -> Arrays:
         arranged, note = arranged_images(pixels)
         images[part] = check_images(f"{source}: x_{part}", arranged)
         notes += [f"note: {source}: {note}"] if note and part == "train" else []
-    labels, names = read_labels(source, {part: labels for part, (_, labels) in given.items()})
+    found_labels = {part: labels for part, (_, labels) in given.items()}
+    labels, names = read_labels(source, found_labels, are_folders=found.source.pictures)
     images = _fitting(source, images, labels)
     if "test" not in images:
         chosen = held_out(images["train"], labels["train"], scale_of(source, images["train"]))
@@ -179,13 +180,15 @@ def check(source: str, found: Found, *, transpose: bool = False) -> Arrays:
 
 
 def transposed(arrays: Arrays) -> Arrays:
-    """Return a dataset with rows and columns of all images swapped."""
+    """Return a dataset whose images are transposed."""
     images: dict[str, Any] = {
         name: np.ascontiguousarray(array.swapaxes(1, 2))
         for name in ("x_train", "x_validation", "x_test")
         if (array := getattr(arrays, name)) is not None
     }
-    return arrays._replace(**images, source=replace(arrays.source, transposed=True))
+    return arrays._replace(
+        **images, source=replace(arrays.source, transposed=not arrays.source.transposed)
+    )
 
 
 def _fitting(

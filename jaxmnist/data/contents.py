@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import zlib
+from collections.abc import Sequence
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, cast
@@ -26,6 +27,7 @@ KNOWN = tuple(
         (rb"(?i)\s*<(!doctype|html|\?xml|head|!--)", "is a web page, not data: download it again"),
         (rb"\x89HDF\r\n", f"is an HDF5 file (or MATLAB 7.3), which is not read: {CONVERT}"),
         (rb"\x80[\x02-\x05]", f"is a pickle, which can run code and is not read: {CONVERT}"),
+        (rb"\xff\xfe|\xfe\xff", "is text in UTF-16: save it as UTF-8"),
         (rb"PAR1", f"is a Parquet file, which is not read: {CONVERT}"),
         (rb"ARROW1", f"is an Arrow file, which is not read: {CONVERT}"),
         (rb"\xfd7zXZ", f"is an xz archive: {UNPACK}"),
@@ -56,7 +58,8 @@ def visible(folder: Path, root: Path | None = None) -> tuple[list[str], list[str
 
     Args:
       folder: to be listed.
-      root: the folder that a person named, which links must not lead out of; None for `folder`.
+      root: the folder that a person named, which links must not lead out of; None if only names
+        are wanted.
 
     Raises:
       UsageError: the folder can't be read, or a link leads out of `root`.
@@ -66,22 +69,43 @@ def visible(folder: Path, root: Path | None = None) -> tuple[list[str], list[str
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not is_hidden(entry.name):
-                    if entry.is_symlink():
-                        check_link(Path(entry.path), root or folder)
-                    (folders if entry.is_dir() else files).append(entry.name)
+                if is_hidden(entry.name):
+                    continue
+                if root is not None:
+                    check_link(Path(entry.path), root)
+                # A link that leads nowhere, or in a circle, counts as a file that can't be read.
+                (folders if os.path.isdir(entry.path) else files).append(entry.name)
     except OSError as error:
         raise UsageError(f"{folder}: can't be read: {reason(error)}") from None
     return sorted(folders), sorted(files)
 
 
+def files_below(folder: Path, root: Path, above: Sequence[str] = ()) -> list[Path]:
+    """Return the files in a folder and in the folders in it, sorted, without hidden ones.
+
+    Args:
+      folder, root: as those of `visible`, which raises.
+      above: the real paths of the folders above, into which links must not lead again.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        return []
+    inner, files = visible(folder, root)
+    below = [file for name in inner for file in files_below(folder / name, root, (*above, real))]
+    return sorted([folder / name for name in files] + below)
+
+
 def check_link(path: Path, root: Path) -> None:
-    """Raise `UsageError` if a link leads out of a folder: data of others may not read our files."""
+    """Raise `UsageError` if a path is a link that leads out of a folder.
+
+    Data from somebody else must not make us read other files.
+    """
+    if not path.is_symlink() or not path.exists():
+        return
     top = os.path.realpath(root)
     if os.path.commonpath([top, os.path.realpath(path)]) != top:
         raise UsageError(
-            f"{path}: is a link that leads out of {root}, and is not followed: put the file or"
-            " folder itself there"
+            f"{path}: is a symbolic link to a place outside {root}; put a copy there instead"
         )
 
 

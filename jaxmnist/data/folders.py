@@ -11,23 +11,27 @@ from pathlib import Path
 import numpy as np
 
 from jaxmnist.data.arrays import Found, Part, Source
-from jaxmnist.data.contents import reason, visible
+from jaxmnist.data.contents import files_below, reason, visible
 from jaxmnist.data.names import PARTS, listed
 from jaxmnist.data.picture_files import (
+    LEAST_LEVEL,
     NotAPicture,
     Raster,
     bits_of,
+    colour_name,
     common_ground,
     converted,
     in_channels,
-    named,
     read_rasters,
 )
 from jaxmnist.errors import UsageError
 from jaxmnist.reading import largest_file
 
-PICTURE_NAME = re.compile(
-    r"\.(png|jpe?g|jpe|jfif|bmp|gif|webp|tiff?|p[bgnp]m|hei[cf]|avif|jp2)$", re.IGNORECASE
+# Names of files that nobody means as pictures.
+OTHER_NAME = re.compile(
+    r"\.(txt|md|rst|json|ya?ml|toml|ini|cfg|xml|csv|tsv|html?|pdf|docx?|xlsx?|py|ipynb|sh|log|pkl"
+    r"|npy|npz|mat|h5|hdf5|pth?|onnx|safetensors|zip|gz|tar|db)$",
+    re.IGNORECASE,
 )
 # Names that a part may have, also those that are no part's here, as Kaggle's test1.
 LIKE_PART = re.compile(rf"({'|'.join(PARTS)})([-_ ]?(\d+|set|data|imgs?|images?|pictures?))*")
@@ -40,7 +44,7 @@ class _Reading:
 
     shape: (H, W) of all pictures, which is that of the file `first`.
     size: bytes of pixels.
-    left_out: what is wrong with each file that is left out, by the name of its class, or "".
+    left_out: why files are left out, and how many, by the name of their class, or "".
     files: the number of files of each class.
     """
 
@@ -48,21 +52,22 @@ class _Reading:
     shape: tuple[int, int] | None = None
     first: Path | None = None
     size: int = 0
-    left_out: dict[str, list[str]] = field(default_factory=dict)
+    left_out: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
     files: Counter[str] = field(default_factory=Counter)
 
-    def leave_out(self, name: str, lines: list[str]) -> None:
-        """Leave out files or folders of a class."""
-        if lines:
-            self.left_out.setdefault(name, []).extend(lines)
+    def leave_out(self, name: str, line: str, count: int = 1) -> None:
+        """Leave out so many files of a class, or something outside the classes."""
+        self.left_out.setdefault(name, []).append((line, count))
 
     def notes(self) -> list[str]:
         """A note for each class of which something is left out."""
         notes = []
         for name, lines in sorted(self.left_out.items())[:MOST_NOTES]:
-            of = f"class {name}: {len(lines)} of {self.files[name]} files are left out"
-            what = of if name else f"{len(lines)} left out beside the classes"
-            notes.append(f"note: {what}{'; the first' * (len(lines) > 1)}: {lines[0]}")
+            count = sum(count for _, count in lines)
+            what = f"class {name}: {count} of {self.files[name]} files are left out"
+            if not name:
+                what = f"files or folders outside the classes are left out: {count}"
+            notes.append(f"note: {what}; {'the first: ' * (count > 1)}{lines[0][0]}")
         if (more := len(self.left_out) - MOST_NOTES) > 0:
             notes.append(f"note: files of {more} more classes are left out")
         return notes
@@ -107,9 +112,10 @@ def _parts(folder: Path, root: Path) -> tuple[dict[str, Path], list[str]]:
         else:
             parts[part] = folder / name
     if not parts:
-        if names and all(LIKE_PART.fullmatch(name.lower()) for name in names):
+        lower = [name.lower() for name in names]
+        if not PARTS.keys().isdisjoint(lower) and all(map(LIKE_PART.fullmatch, lower)):
             raise UsageError(
-                f"{folder}: {listed(names)} hold no folders of classes: put the pictures of each"
+                f"{folder}: {listed(names)} contain no class folders: put the pictures of each"
                 f" class into a folder of its own, such as {names[-1]}/cat/1.png"
             )
         return {"train": folder}, []
@@ -117,7 +123,8 @@ def _parts(folder: Path, root: Path) -> tuple[dict[str, Path], list[str]]:
         found = parts[min(parts)].name
         raise UsageError(f"{folder}: has a folder {found}, but no folder train with classes in it")
     if others:
-        notes.append(f"note: beside the parts, these folders are left out: {listed(others)}")
+        found = listed(others)
+        notes.append(f"note: folders other than train, validation and test are left out: {found}")
     return parts, notes
 
 
@@ -128,19 +135,32 @@ def _read_parts(folder: Path, root: Path) -> Found:
     notes += reading.notes()
     rasters = [raster for found, _ in read.values() for raster in found]
     steps = Counter(step for raster in rasters for step in raster.steps)
-    source = Source(pictures=True, bits=bits_of(rasters))
+    source = Source(pictures=True, bits=bits_of(rasters, keep=True))
+    reduced = [int(r.pixels.max()) for r in rasters if r.is_reduced and r.alpha is None]
+    if 0 < max(reduced, default=0) < LEAST_LEVEL:
+        raise UsageError(
+            f"{folder}: its colours of 16 bits are so dark that 8 bits would lose their levels:"
+            " save the pictures as greyscale, or with 8 bits a colour"
+        )
     if clear := sum(raster.alpha is not None for raster in rasters):
-        background = common_ground(rasters)
+        background = common_ground(rasters, source.bits)
         source = replace(source, background=background)
-        steps[f"transparency is replaced by {named(background)}"] = clear
+        steps[f"transparency is replaced by {colour_name(background)}"] = clear
     if deep := sum(raster.is_deep for raster in rasters):
-        how = f"are read as {source.bits} bits, and become 8"
+        step = f"levels of {source.bits} bits are converted to 8 bits"
         if source.bits == 0:
             source = replace(source, black=min(float(r.pixels.min()) for r in read["train"][0]))
-            how = f"are kept, less the smallest, {source.black:g}"
+            step = f"levels of more than 8 bits are kept; the smallest, {source.black:g}, becomes 0"
         elif source.bits == 1:
-            how = "become 8 bits"
-        steps[f"levels of more than 8 bits {how}"] = deep
+            step = "fractions are converted to 8 bits"
+        if source.bits != 8:
+            steps[step] = deep
+        kinds = {raster.pixels.dtype.kind: raster for raster in rasters if raster.is_deep}
+        if len(kinds) == 2 and source.bits == 0 and kinds["f"].pixels.max() <= 1:
+            raise UsageError(
+                f"{folder}: some pictures have fractions as levels and others whole numbers:"
+                " use the same scale for all"
+            )
     notes += [f"note: {count} pictures: {step}" for step, count in steps.items()]
     pixels = {
         part: [converted(raster, source) for raster in found] for part, (found, _) in read.items()
@@ -158,7 +178,8 @@ def _read_classes(folder: Path, reading: _Reading) -> tuple[list[Raster], list[s
     rasters: list[Raster] = []
     labels: list[str] = []
     classes, others = visible(folder, reading.root)
-    reading.leave_out("", [f"{folder / name} lies in no class's folder" for name in others])
+    for name in others:
+        reading.leave_out("", f"{folder / name} is not in a class folder")
     for name in classes:
         read = _read_class(folder / name, reading)
         rasters += read
@@ -172,7 +193,7 @@ def _read_class(folder: Path, reading: _Reading) -> list[Raster]:
     """Read the pictures of one class; none of a folder without files that are meant as pictures."""
     inner, files = visible(folder, reading.root)
     rasters: list[Raster] = []
-    wrong = []
+    wrong: list[str] = []
     for file in files:
         path = folder / file
         try:
@@ -188,37 +209,28 @@ def _read_class(folder: Path, reading: _Reading) -> list[Raster]:
             f"{folder}: has no pictures but the folder {inner[0]}; --data-dir must name the folder"
             " that holds the folders of classes"
         )
-    if not rasters and any(map(PICTURE_NAME.search, files)):
+    if not rasters and not all(map(OTHER_NAME.search, files)):
         raise UsageError(
-            f"{folder}: none of its {len(files)} files can be read, so that the class would be"
-            f" missing; the first: {wrong[0]}: repair them, or remove the folder"
+            f"{folder}: none of its {len(files)} files is a readable picture (first: {wrong[0]}):"
+            " repair them, or remove the folder"
         )
     if not rasters:
-        reading.leave_out("", [f"{folder} has no pictures"])
+        reading.leave_out("", f"{folder} has no pictures")
         return []
     reading.files[folder.name] += len(files)
+    for line in wrong:
+        reading.leave_out(folder.name, line)
     for name in inner:
-        below = sum(len(visible(place, reading.root)[1]) for place in _below(folder / name))
-        reading.files[folder.name] += below
-        wrong += [f"{folder / name} is a folder in a class's, with {below} files"] * below
-    reading.leave_out(folder.name, wrong)
+        if below := len(files_below(folder / name, reading.root)):
+            reading.files[folder.name] += below
+            line = f"{folder / name} is a subfolder of a class, with {below} files"
+            reading.leave_out(folder.name, line, below)
     return rasters
-
-
-def _below(folder: Path) -> list[Path]:
-    """A folder and all folders in it, links aside."""
-    return [
-        folder,
-        *(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()),
-    ]
 
 
 def _read(path: Path, reading: _Reading) -> list[Raster]:
     """Read the pictures of a file, all of the size of the first."""
-    if not path.is_file():  # a pipe would block
-        raise OSError("is no regular file")
-    with path.open("rb") as file:
-        rasters = read_rasters(path, file)
+    rasters = read_rasters(path)
     for raster in rasters:
         shape = raster.pixels.shape[:2]
         if reading.shape is None:
@@ -229,7 +241,7 @@ def _read(path: Path, reading: _Reading) -> list[Raster]:
                 f"{reading.first} is {height}×{width} pixels and {path} {shape[0]}×{shape[1]}:"
                 " resize the pictures to one size, such as 28×28"
             )
-        reading.size += raster.pixels.nbytes
+        reading.size += raster.pixels.nbytes + (0 if raster.alpha is None else raster.alpha.nbytes)
         if reading.size > largest_file():
             raise UsageError(f"{path}: the pictures up to this one are more than can be loaded")
     return rasters

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jaxmnist.data.archives import read_array_files, read_npz
 from jaxmnist.data.arrays import Arrays, Found, check
-from jaxmnist.data.contents import NPY, ZIP, head_of, visible, what_it_is
+from jaxmnist.data.contents import NPY, ZIP, check_link, head_of, visible, what_it_is
 from jaxmnist.data.folders import read_class_folders
 from jaxmnist.data.idx import is_idx
 from jaxmnist.data.matlab import MATLAB, read_matlab
@@ -20,6 +20,7 @@ from jaxmnist.errors import UsageError
 
 ARRAY_FILE = re.compile(r"(\.npy|\.npz|[-.]idx\d[-.a-z]*)(\.gz)?$", re.IGNORECASE)
 ARCHIVE = re.compile(r"\.(npz|mat)$", re.IGNORECASE)  # files with a whole dataset
+PICTURE_NAME = re.compile(r"\.(png|jpe?g|bmp|gif|webp|tiff?|p[bgnp]m)$", re.IGNORECASE)
 TABLE = re.compile(r"\.csv(\.gz)?$", re.IGNORECASE)
 DEEPEST = 2  # folders in each other above the data, as torchvision's MNIST/raw
 MOST_FOLDERS = 100  # that are looked into
@@ -49,7 +50,7 @@ def _read(path: Path) -> Found:
         names = visible(path.parent)[1]
         starting = [name for name in names if name.startswith((f"{path.name}-", f"{path.name}_"))]
         if found := _array_files(path.parent, starting):
-            return read_array_files(path.parent, found)
+            return _read_beside(path, found)
     is_name = re.fullmatch(r"[a-z][a-z0-9_]*", str(path))
     mend = f"; a dataset is named by --dataset {path}" if is_name else ""
     raise UsageError(f"--data-dir {path}: no such folder or file{mend}")
@@ -67,7 +68,7 @@ def _read_file(path: Path) -> Found:
             beside = visible(path.parent)[1]
             same = [other for other in beside if (p := parse(other)) and p.dataset == name.dataset]
             if found := _array_files(path.parent, same):
-                return read_array_files(path.parent, found)
+                return _read_beside(path, found)
         raise UsageError(
             f"{path}: is a single array; give the others the names x_train, y_train, x_test and"
             " y_test and name their folder"
@@ -75,6 +76,13 @@ def _read_file(path: Path) -> Found:
     if known := what_it_is(head):
         raise UsageError(f"{path}: {known}")
     return read_table(path)
+
+
+def _read_beside(path: Path, found: dict[str, tuple[str, str]]) -> Found:
+    """Read array files in the folder of `path`, which a person named."""
+    for name in {name for pair in found.values() for name in pair} - {path.name}:
+        check_link(path.parent / name, path.parent)
+    return read_array_files(path.parent, found)
 
 
 def _read_folder(folder: Path) -> Found:
@@ -146,6 +154,7 @@ def _has_pictures(folder: Path, root: Path) -> bool:
     """Whether a folder has folders named like parts, or folders with other files than arrays."""
     for name in visible(folder, root)[0][:MOST_FOLDERS]:
         files = visible(folder / name, root)[1]
-        if not _has_files(files) and (files or name.lower() in PARTS):
+        pictures = any(PICTURE_NAME.search(file) for file in files)
+        if pictures or (not _has_files(files) and (files or name.lower() in PARTS)):
             return True
     return False

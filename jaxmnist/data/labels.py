@@ -10,14 +10,16 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import numpy as np
 
 from jaxmnist.errors import UsageError, printable
+from jaxmnist.hyperparameters import shown
 
 LONGEST_NAME = 100  # characters
 LARGEST_LABEL = 2**53  # the whole numbers up to it are exact as floats
+NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
 MISSING = ("nan", "<na>")  # how pandas and NumPy write that there is no label
 
 
 def read_labels(
-    source: str, parts: Mapping[str, np.ndarray]
+    source: str, parts: Mapping[str, np.ndarray], *, are_folders: bool = False
 ) -> tuple[dict[str, np.ndarray], dict[int, str]]:
     """Return labels as int64[N] by part, and the names of those classes that bring one.
 
@@ -29,9 +31,10 @@ def read_labels(
     Args:
       source: what to call the data in errors.
       parts: labels of the parts 'train', 'validation' and 'test': [N], [N, 1], or one-hot [N, K].
+      are_folders: whether they are names of folders, any of which is a class.
 
     Raises:
-      UsageError: anything else; NaN, or -1 where it marks images without a label.
+      UsageError: anything else: fractions, NaN, or -1 where it marks images without a label.
     """
     flat = {part: _flat(f"{source}: y_{part}", labels) for part, labels in parts.items()}
     kinds = {labels.dtype.kind for labels in flat.values()}
@@ -46,17 +49,15 @@ def read_labels(
     for part, labels in flat.items():
         known, places[part] = np.unique(labels, return_inverse=True)
         spelled[part] = [unicodedata.normalize("NFC", str(name)) for name in known]
-        if missing := [name for name in spelled[part] if name.lower() in MISSING]:
-            raise UsageError(
-                f"{source}: y_{part}: {missing[0]!r} stands for a missing label: remove these"
-                " images, or give their labels"
-            )
+        if not are_folders:
+            _check_text(f"{source}: y_{part}", spelled[part])
     numbers = number_names(spelled.values())
     numbered = {
         part: np.array([numbers[name] for name in spelled[part]], np.int64)[of_label].reshape(-1)
         for part, of_label in places.items()
     }
-    _check_labelled(source, numbered)
+    if not are_folders:
+        _check_labelled(source, numbered)
     names: dict[int, str] = {}
     place_of_text = any(_whole_number(name) != number for name, number in numbers.items())
     for name, number in numbers.items():
@@ -86,10 +87,25 @@ def number_names(parts: Iterable[Collection[str]]) -> dict[str, int]:
 
 def _whole_number(text: str) -> int | None:
     """The whole number that a text spells; None if it is another text."""
-    if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text, re.ASCII):
+    if not re.fullmatch(NUMBER, text, re.ASCII):
         return None
     value = float(text)
     return int(value) if value.is_integer() and abs(value) < LARGEST_LABEL else None
+
+
+def _check_text(name: str, labels: Sequence[str]) -> None:
+    """Raise `UsageError` for labels that stand for a missing one, and if all are fractions."""
+    if missing := [label for label in labels if label.lower() in MISSING]:
+        raise UsageError(
+            f"{name}: {missing[0]!r} stands for a missing label: remove these images, or give their"
+            " labels"
+        )
+    if all(re.fullmatch(NUMBER, label, re.ASCII) for label in labels):
+        fractions = [label for label in labels if not float(label).is_integer()]
+        if fractions:
+            raise UsageError(
+                f"{name}: labels must be whole numbers or names, not {shown(fractions[0])}"
+            )
 
 
 def _check_labelled(source: str, parts: Mapping[str, np.ndarray]) -> None:
@@ -161,7 +177,10 @@ def _flat(name: str, labels: np.ndarray) -> np.ndarray:
     if labels.ndim != 1:
         raise UsageError(f"{name}: labels must be (N,), not {labels.shape}")
     if labels.dtype.kind == "S":
-        labels = np.char.decode(labels, "utf-8", "replace")
+        try:
+            labels = np.char.decode(labels, "utf-8")
+        except UnicodeDecodeError:
+            raise UsageError(f"{name}: labels are not text in UTF-8") from None
     if labels.dtype.kind == "U":
         lengths = np.char.str_len(labels)
         if labels.size and not 0 < lengths.min() <= lengths.max() <= LONGEST_NAME:

@@ -1,33 +1,37 @@
 """The one reader of pictures: what a file holds, upright, and how that becomes pixels.
 
-Training and prediction both read files here. What can only be decided for all pictures together,
-the background of transparent ones and the meaning of levels of more than 8 bits, is decided for the
-training pictures and kept with the model (`arrays.Source`).
+Training and prediction both read files here. What can only be decided for all pictures of a dataset
+together, the background of transparent ones and the meaning of levels of more than 8 bits, is kept
+with the model (`arrays.Source`).
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from jaxmnist.data.arrays import Source
 from jaxmnist.errors import UsageError
+from jaxmnist.reading import largest_file
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 NAMES = "PNG, JPEG, BMP, GIF, WebP, TIFF, PPM"
 LARGEST_PICTURE = 64 * 10**6  # pixels; more than a phone's camera takes
 OPAQUE = 255
-PALE = 170  # strokes above this level are put on black where they were on nothing
-LEAST_LEVEL = 64  # of 255; 16 bits of color whose upper 8 stay below it have too few levels
+BRIGHT = 127  # strokes above this level are put on black where they were on nothing
+LEAST_LEVEL = 64  # of 255; colours of 16 bits whose upper 8 stay below it have few levels left
 HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 ORIENTATION = 0x0112  # EXIF's tag
 SUBFILE, REDUCED_OR_MASK = 254, 0b101  # TIFF's tag NewSubfileType: no page of its own
+# More of TIFF's tags: bits and kind of a level, whether 0 is white, values a pixel.
+BITS, FORMAT, PHOTOMETRIC, SAMPLES = 258, 339, 262, 277
+SIGNED, WHITE_IS_ZERO = 2, 0
 # How to turn pixels [h, w, …] upright, by EXIF's orientation (EXIF 2.3).
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda a: a[:, ::-1],
@@ -50,15 +54,17 @@ class NotAPicture(UsageError):
 class Raster:
     """A picture as its file holds it, upright.
 
-    pixels: uint8[h, w] grey or [h, w, 3] RGB; int32 or float32[h, w] for levels of more than 8
+    pixels: uint8[h, w] grey or [h, w, 3] RGB; int64 or float32[h, w] for levels of more than 8
       bits.
     alpha: uint8[h, w], below 255 where the picture is transparent; None if it is opaque.
     steps: a phrase for each thing that was done to it.
+    is_reduced: whether the pixels are the upper 8 of 16 bits a colour, all that Pillow keeps.
     """
 
     pixels: np.ndarray
     alpha: np.ndarray | None = None
     steps: tuple[str, ...] = ()
+    is_reduced: bool = False
 
     @property
     def is_deep(self) -> bool:
@@ -66,7 +72,7 @@ class Raster:
         return self.pixels.dtype != np.uint8
 
 
-def read_rasters(path: Path, file: BinaryIO) -> list[Raster]:
+def read_rasters(path: Path) -> list[Raster]:
     """Read the pictures of a file: the pages of a TIFF file, or the first frame of an animation.
 
     Pages of another size than the first, and those that TIFF marks as previews or masks, are left
@@ -74,18 +80,27 @@ def read_rasters(path: Path, file: BinaryIO) -> list[Raster]:
 
     Raises:
       NotAPicture: the file is no picture, or one of another format.
-      UsageError: it is too large, or its levels can't be read. Damaged files raise whatever Pillow
-        raises.
+      UsageError: it is too large. Damaged files raise whatever Pillow raises.
     """
-    try:
-        picture = _open(path, file)
-    except Image.DecompressionBombError:
-        raise _too_large(path) from None
-    pages = getattr(picture, "n_frames", 1)
-    if pages == 1:
-        return [_raster(path, picture)]
-    if picture.format != "TIFF":
-        return [_raster(path, picture, "only the first frame is used")]
+    if not path.is_file():  # a pipe would block
+        raise OSError("is no regular file")
+    with path.open("rb") as file:
+        try:
+            picture = _open(path, file)
+        except Image.DecompressionBombError:
+            raise _too_large(path) from None
+        pages = getattr(picture, "n_frames", 1)
+        if pages == 1:
+            return [_raster(path, picture)]
+        if picture.format != "TIFF":
+            return [_raster(path, picture, "only the first frame is used")]
+        if pages * picture.width * picture.height > largest_file():
+            raise UsageError(f"{path}: its {pages} pages are more than can be loaded")
+        return _pages(path, picture, pages)
+
+
+def _pages(path: Path, picture: Image.Image, pages: int) -> list[Raster]:
+    """The pages of a TIFF file; see `read_rasters`."""
     found: list[Raster] = []
     size, left_out = picture.size, 0
     for page in range(pages):
@@ -96,10 +111,10 @@ def read_rasters(path: Path, file: BinaryIO) -> list[Raster]:
         else:
             left_out += 1
     if not found:
-        raise UsageError(f"{path}: has only previews and masks")
+        raise ValueError("has only previews and masks")
     if left_out:
-        step = f"{left_out} of {pages} pages, previews or of another size, are left out"
-        found[0] = Raster(found[0].pixels, found[0].alpha, (*found[0].steps, step))
+        step = f"{left_out} of {pages} pages are left out: previews, or of another size"
+        found[0] = replace(found[0], steps=(*found[0].steps, step))
     return found
 
 
@@ -116,15 +131,14 @@ def _open(path: Path, file: BinaryIO) -> Image.Image:
         try:
             importlib.import_module("pillow_heif").register_heif_opener()
         except ImportError:
-            raise UsageError(
-                f"{path}: is an HEIC photo: python -m pip install pillow-heif, or convert it to"
-                " JPEG"
+            raise ValueError(
+                "is an HEIC photo: python -m pip install pillow-heif, or convert it to JPEG"
             ) from None
         formats = ("HEIF",)
     try:
         return Image.open(file, formats=formats)
     except UnidentifiedImageError:
-        raise NotAPicture(f"{path}: is not a readable image: {NAMES} is needed") from None
+        raise NotAPicture(f"{path}: is not a picture; {NAMES} can be read") from None
 
 
 def _raster(path: Path, picture: Image.Image, *steps: str) -> Raster:
@@ -135,44 +149,59 @@ def _raster(path: Path, picture: Image.Image, *steps: str) -> Raster:
     picture.load()
     upright = UPRIGHT.get(picture.getexif().get(ORIENTATION, 1))
     pixels, alpha = _pixels(picture)
-    if ";16" in tiles and pixels.dtype == np.uint8:  # Pillow keeps the upper 8 bits of a color
-        if pixels.max() < LEAST_LEVEL:
-            raise UsageError(
-                f"{path}: its 16 bits a color use few of their levels, which would be lost: save it"
-                " as grey, or with 8 bits a color"
-            )
-        steps += ("the upper 8 of 16 bits a color are used",)
+    deep = ";16" in tiles if picture.format in ("PNG", "TIFF") else "'RGB', 65535" in tiles
+    reduced = deep and pixels.dtype == np.uint8
+    if reduced:
+        steps += ("colours of 16 bits are reduced to 8 bits",)
     if upright is not None:
         pixels, alpha = upright(pixels), None if alpha is None else upright(alpha)
-        steps += ("turned upright by the EXIF orientation",)
-    return Raster(pixels, alpha, steps)
+        steps += ("rotated by its EXIF orientation",)
+    return Raster(pixels, alpha, steps, reduced)
 
 
 def _pixels(picture: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     """The pixels and the alpha of a `Raster`, not yet upright."""
     alpha = None
+    tags = getattr(picture, "tag_v2", {})
+    if picture.format == "TIFF":
+        _check_tiff(tags, picture.mode)
     if picture.mode.startswith("I") or picture.mode == "F":
-        pixels = np.array(picture).astype(np.float32 if picture.mode == "F" else np.int32)
-        if not np.isfinite(pixels).all():
+        pixels = np.array(picture)
+        if picture.mode == "F" and not np.isfinite(pixels).all():
             raise ValueError("has pixels that are not finite numbers")
+        if picture.mode != "F":
+            is_unsigned = tags.get(BITS, (0,))[0] == 32 and tags.get(FORMAT, (1,))[0] == 1
+            pixels = (pixels.view(np.uint32) if is_unsigned else pixels).astype(np.int64)
+        if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+            pixels = 2 ** tags.get(BITS, (16,))[0] - 1 - pixels
         if "transparency" in picture.info:
             alpha = np.uint8(OPAQUE) * (pixels != picture.info["transparency"])
     elif picture.has_transparency_data:
         both = np.array(picture.convert("RGBA"))
-        pixels, alpha = both[..., :3], both[..., 3]
+        pixels, alpha = both[..., :3].copy(), both[..., 3].copy()
     else:
         grey = picture.mode in ("1", "L", "LA", "La")
         pixels = np.array(picture.convert("L" if grey else "RGB"))
     if pixels.ndim == 3 and (pixels[..., :1] == pixels[..., 1:]).all():
-        pixels = pixels[..., 0]
+        pixels = pixels[..., 0].copy()
     return pixels, None if alpha is None or alpha.min() == OPAQUE else alpha
 
 
-def bits_of(rasters: Sequence[Raster]) -> int | None:
+def _check_tiff(tags: Mapping[int, Any], mode: str) -> None:
+    """Raise `ValueError` for TIFF's kinds of levels that Pillow reads as other ones."""
+    if tags.get(FORMAT, (1,))[0] == SIGNED and tags.get(BITS, (1,))[0] == 8:
+        raise ValueError("has signed levels of 8 bits, which are not read: save it with 16 bits")
+    if tags.get(SAMPLES, 1) == 2 and mode not in ("LA", "La", "PA"):
+        raise ValueError("has two values a pixel, which are neither grey nor RGB")
+
+
+def bits_of(rasters: Sequence[Raster], *, keep: bool) -> int | None:
     """How levels of more than 8 bits in all of these pictures are to be read; see `arrays.Source`.
 
-    Where all pictures have such levels, these are kept, unless they come from 8 bits: 65535 is
-    257 × 255.
+    Args:
+      rasters: the pictures.
+      keep: whether levels may be kept. They are where all pictures have such levels and none is
+        transparent, unless the levels come from 8 bits: 65535 is 257 × 255.
     """
     deep = [raster for raster in rasters if raster.is_deep]
     if not deep:
@@ -182,9 +211,9 @@ def bits_of(rasters: Sequence[Raster]) -> int | None:
     largest = max(float(pixels.max(initial=0)) for pixels in levels)
     if largest < 2**16 and all((pixels % 257 == 0).all() for pixels in levels):
         return 16
-    if len(deep) == len(rasters) and all(raster.alpha is None for raster in deep):
+    if keep and len(deep) == len(rasters) and all(raster.alpha is None for raster in deep):
         return 0
-    if largest <= 1 and any(raster.pixels.dtype == np.float32 for raster in deep):
+    if largest <= 1 and any(raster.pixels.dtype.kind == "f" for raster in deep):
         return 1
     return next((n for n in (8, 10, 12, 14, 16) if largest < 2**n), int(largest).bit_length())
 
@@ -200,24 +229,27 @@ def ground_of(raster: Raster) -> RGB:
     if 2 * len(solid) > raster.alpha.size and not raster.is_deep:
         colour = np.broadcast_to(np.median(solid, axis=0), 3)
         return int(colour[0]), int(colour[1]), int(colour[2])
-    return common_ground([raster])
+    return common_ground([raster], bits_of([raster], keep=False))
 
 
-def common_ground(rasters: Sequence[Raster]) -> RGB:
-    """The background of pictures, as far as they are transparent: black under pale strokes."""
+def common_ground(rasters: Sequence[Raster], bits: int | None) -> RGB:
+    """The background of pictures, as far as they are transparent: black under pale strokes.
+
+    bits: how levels of more than 8 bits are read; see `arrays.Source`.
+    """
     total = weight = 0.0
     for raster in rasters:
         if raster.alpha is not None:
             alpha = raster.alpha.astype(np.float64)
             grey = raster.pixels if raster.pixels.ndim == 2 else raster.pixels.mean(2)
-            if raster.is_deep:
-                grey = eight_bits(grey, bits_of([raster]) or 16)
+            if raster.is_deep and bits:
+                grey = eight_bits(grey, bits)
             total += float((grey * alpha).sum())
             weight += float(alpha.sum())
-    return (0, 0, 0) if total > PALE * weight else (255, 255, 255)
+    return (0, 0, 0) if total > BRIGHT * weight else (255, 255, 255)
 
 
-def named(colour: RGB) -> str:
+def colour_name(colour: RGB) -> str:
     """A background as a word."""
     known = {(255, 255, 255): "white", (0, 0, 0): "black"}
     return known.get(colour, "the colour of the rest")
@@ -233,7 +265,7 @@ def converted(raster: Raster, source: Source) -> np.ndarray:
     """The pixels of a picture: uint8[h, w] or [h, w, 3]; float32[h, w] where levels are kept.
 
     Args:
-      raster: the picture.
+      raster: the picture. If it is transparent its levels aren't kept.
       source: how levels of more than 8 bits are read, and what replaces transparency.
     """
     pixels, background = raster.pixels, source.background

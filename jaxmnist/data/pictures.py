@@ -14,17 +14,18 @@ import numpy as np
 from PIL import Image
 
 from jaxmnist.data.array_files import TRANSPOSED, read_stack
-from jaxmnist.data.arrays import ARRAYS, EIGHT_BITS, Source
-from jaxmnist.data.contents import check_link, is_hidden, reason
+from jaxmnist.data.arrays import ARRAYS, EIGHT_BITS, OVER, Source, check_levels
+from jaxmnist.data.contents import files_below, reason
 from jaxmnist.data.ink import find_ink
 from jaxmnist.data.picture_files import (
+    NAMES,
     NotAPicture,
     Raster,
     bits_of,
+    colour_name,
     converted,
     ground_of,
     in_channels,
-    named,
     read_rasters,
 )
 from jaxmnist.data.placing import place
@@ -33,8 +34,6 @@ from jaxmnist.errors import UsageError, local_path
 
 logger = logging.getLogger("jaxmnist")
 ALIKE = 64  # levels; a picture of the right size with a border as near to the ground is an image
-GREY = Raster(np.zeros((1, 1), np.uint8))  # beside it, levels of more than 8 bits aren't kept
-NAMES = "PNG, JPEG, BMP, GIF, WebP, TIFF, PPM, IDX, .npy, .npz or .csv"
 
 
 @dataclass(frozen=True, eq=False)  # arrays don't compare to a single truth value
@@ -100,19 +99,10 @@ def files_of(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
 
-    def refuse(error: OSError) -> None:
-        raise UsageError(f"{error.filename or path}: can't be read: {reason(error)}")
-
-    found = []
-    for folder, inner, names in os.walk(path, onerror=refuse):
-        inner[:] = [name for name in inner if not is_hidden(name)]
-        for name in (*inner, *names):
-            if not is_hidden(name) and os.path.islink(os.path.join(folder, name)):
-                check_link(Path(folder, name), path)
-        found += [Path(folder, name) for name in names if not is_hidden(name)]
+    found = files_below(path, path)
     if not found:
         raise UsageError(f"{path}: has no files")
-    return sorted(found)
+    return found
 
 
 def read_file(path: Path, preparation: Preparation) -> list[Picture]:
@@ -133,7 +123,7 @@ def read_file(path: Path, preparation: Preparation) -> list[Picture]:
         if not stat.S_ISREG(path.stat().st_mode):
             raise UsageError(f"{path}: is a folder or a device, not a file with an image")
         # Whatever Pillow and NumPy warn about is either harmless here or refused below.
-        with path.open("rb") as file, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             arrays = read_stack(path, preparation)
             if arrays is not None:
@@ -143,9 +133,11 @@ def read_file(path: Path, preparation: Preparation) -> list[Picture]:
                     f"{path}: is not an array (.npy, .npz, .csv); this network's images have"
                     f" {channels} channels, and pictures give only 1 or 3"
                 )
-            rasters = read_rasters(path, file)
+            rasters = read_rasters(path)
     except NotAPicture:
-        raise UsageError(f"{path}: is not a readable image: {NAMES} is needed") from None
+        raise UsageError(
+            f"{path}: is not a readable image: {NAMES}, IDX, .npy, .npz or .csv is needed"
+        ) from None
     except UsageError:
         raise
     except Exception as error:  # given damaged bytes, decoders raise anything
@@ -171,61 +163,87 @@ def _as_they_are(
 def _prepared(name: str, raster: Raster, preparation: Preparation) -> Picture:
     """Make an image of a picture."""
     height, width, channels = preparation.image_shape
-    placing, source, scale = preparation.placing, preparation.source, preparation.scale
-    pixels, steps = _pixels(raster, source)
+    source, scale = preparation.source, preparation.scale
+    pixels, steps = _pixels(name, raster, source)
     if source.pictures and source.transposed:
         pixels = pixels.swapaxes(0, 1)
         steps += (TRANSPOSED,)
-    more: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
-    same_size = pixels.shape[:2] == (height, width)
-    is_kept = pixels.dtype != np.uint8  # levels of more than 8 bits, as training kept them
-    # Pixels of the training pictures' kind are on their scale; others are brought to it.
-    alike = source.pictures and (is_kept or source.bits != 0)
-    if source.pictures and same_size and (channels == 3 or pixels.ndim == 2):
-        image = in_channels(pixels, channels).astype(np.float32)
+    white = _white(pixels, preparation)
+    suitable = pixels.shape[:2] == (height, width) and (channels == 3 or pixels.ndim == 2)
+    if source.pictures and preparation.as_trained and suitable and white == scale:
+        image = in_channels(pixels, channels)
+        check_levels(name, image, scale)
     else:
-        if is_kept:
-            pixels = np.rint(pixels * (EIGHT_BITS / scale)).clip(0, EIGHT_BITS).astype(np.uint8)
-            is_kept = alike = False
-        if placing is None or (same_size and _is_image(pixels, placing)):
-            image, more = _resized(pixels, preparation)
-            if placing is None and preparation.colour and _is_grey(pixels):
-                doubts = ("it has no colours, and the training images have",)
+        if white != EIGHT_BITS:
+            pixels = np.rint(pixels * (EIGHT_BITS / white)).clip(0, EIGHT_BITS).astype(np.uint8)
+        image, more, doubts = _resized_or_placed(name, pixels, preparation)
+        steps += more
+        if scale == EIGHT_BITS:
+            image = np.rint(image).astype(np.uint8)
         else:
-            image, more, doubts = _placed(name, pixels, placing, height, width)
-            alike = False
-        if channels == 3 and image.ndim == 2:
-            image = np.repeat(image[..., None], 3, -1)
-    image = image.reshape(height, width, channels)
-    if not alike and scale != EIGHT_BITS:
-        image = image * np.float32(scale / EIGHT_BITS)
-        more = (*more, f"white is {scale:g}, as in the training images")
-    elif not is_kept:
-        image = np.rint(image).astype(np.uint8)
+            image = image * np.float32(scale / EIGHT_BITS)
+            steps += (f"white is {scale:g}, as in the training images",)
     unusual = preparation.unusual(image)
     doubts += (unusual,) if unusual else ()
-    return Picture(name, image, steps + more, doubts)
+    return Picture(name, image, steps, doubts)
 
 
-def _pixels(raster: Raster, source: Source) -> tuple[np.ndarray, tuple[str, ...]]:
+def _pixels(name: str, raster: Raster, source: Source) -> tuple[np.ndarray, tuple[str, ...]]:
     """The pixels of a picture, as training read its like, and the steps.
 
     uint8[h, w] or uint8[h, w, 3]; or, if training kept levels of more than 8 bits, float32[h, w].
     """
     steps = raster.steps
+    largest = float(raster.pixels.max())
     if not source.pictures:
         source = ARRAYS
-    if raster.is_deep and source.bits is None:
-        bits = bits_of([raster]) or bits_of([raster, GREY])
-        if bits not in (1, 16):
-            steps += (f"read as {bits} bits a pixel: its levels reach {raster.pixels.max():g}",)
-        source = replace(source, bits=bits)
+    if raster.is_deep and (source.bits is None or (source.bits == 0 and raster.alpha is not None)):
+        source = replace(source, bits=bits_of([raster], keep=False))
+        if source.bits not in (1, 16):
+            steps += (
+                f"read as {source.bits} bits a pixel: its levels reach {raster.pixels.max():g}",
+            )
+    largest = float(raster.pixels.max())
+    if raster.is_deep and source.bits and largest > 2**source.bits - 1:
+        raise UsageError(
+            f"{name}: its levels reach {largest:g}, and the training pictures have"
+            f" {source.bits} bits: use the same scale for both"
+        )
     if raster.alpha is not None:
         background = source.background or ground_of(raster)
         source = replace(source, background=background)
-        steps += (f"transparency replaced by {named(background)}",)
+        steps += (f"transparency replaced by {colour_name(background)}",)
     return converted(raster, source), steps
+
+
+def _white(pixels: np.ndarray, preparation: Preparation) -> float:
+    """The scale of a picture's levels: that of the training images if it is a picture like theirs.
+
+    A picture of 8 bits with levels far above theirs, such as 255 where they have 0 and 1, isn't.
+    """
+    source, scale = preparation.source, preparation.scale
+    if pixels.dtype != np.uint8:
+        return scale
+    alike = source.pictures and source.bits != 0 and float(pixels.max()) <= OVER * scale
+    return scale if alike else EIGHT_BITS
+
+
+def _resized_or_placed(
+    name: str, pixels: np.ndarray, preparation: Preparation
+) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
+    """Make float32[H, W, C] from 0 to 255 of a picture's pixels of 8 bits; steps and warnings."""
+    height, width, channels = preparation.image_shape
+    placing = preparation.placing
+    doubts: tuple[str, ...] = ()
+    same_size = pixels.shape[:2] == (height, width)
+    if placing is None or (same_size and _is_image(pixels, placing)):
+        image, steps = _resized(pixels, preparation)
+        if placing is None and preparation.colour and _is_grey(pixels):
+            doubts = ("it has no colours, and the training images have",)
+    else:
+        image, steps, doubts = _placed(name, pixels, placing, height, width)
+    return in_channels(image, channels), steps, doubts
 
 
 def _placed(

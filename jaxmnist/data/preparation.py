@@ -65,6 +65,7 @@ class Preparation:
     colour: whether the training images have colours, or None if that isn't known.
     brightness: the range of the training images' means, as fractions of the scale, or None.
     source: what was decided for all files of the training images.
+    as_trained: whether pictures like the training pictures are used as they are.
     """
 
     image_shape: tuple[int, int, int]
@@ -73,6 +74,7 @@ class Preparation:
     colour: bool | None = None
     brightness: tuple[float, float] | None = None
     source: Source = ARRAYS
+    as_trained: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """What the training images say, without shape and scale; see `from_json`."""
@@ -117,20 +119,14 @@ class Preparation:
         centre = "centre of mass" if placing.centre == "mass" else "bounding box"
         return f"{ink} ink on a {ground} ground, scaled into {side}×{side}, centred by {centre}"
 
-    @property
-    def swapped(self) -> str | None:
-        """Which files have rows and columns swapped, as a sentence; None if none have."""
+    def describe_transposition(self) -> str | None:
+        """Which files are transposed, as a sentence; None if none are."""
         if not self.source.transposed:
             return None
-        if self.source.pictures:
-            return (
-                "The search had --transpose: rows and columns of pictures are swapped; arrays and"
-                " tables must be upright."
-            )
-        return (
-            "The search had --transpose: rows and columns of arrays and tables are swapped;"
-            " pictures must be upright."
-        )
+        which = "pictures are transposed too; give arrays and tables upright"
+        if not self.source.pictures:
+            which = "arrays and tables are transposed too; give pictures upright"
+        return f"The training images were transposed: {which}."
 
     def unusual(self, image: np.ndarray) -> str | None:
         """What shows that an image [H, W, C] isn't like the training images; None if nothing."""
@@ -187,10 +183,7 @@ def preparation_for(model: Takes, word: str = "auto", option: str = "prepare") -
         return known
     placing = {"mnist": MNIST, "inverted": INVERTED}.get(word)
     known = known or Preparation(model.image_shape, model.scale)
-    # What makes digits of pictures looks at each picture for itself.
-    pictures = known.source.pictures and placing is None
-    source = dataclasses.replace(known.source, pictures=pictures)
-    return dataclasses.replace(known, placing=placing, source=source)
+    return dataclasses.replace(known, placing=placing, as_trained=placing is None)
 
 
 def preparation_of(images: np.ndarray, scale: float, source: Source = ARRAYS) -> Preparation:

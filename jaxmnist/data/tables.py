@@ -1,9 +1,9 @@
 """Images in tables: a CSV file with a row for each image, as on Kaggle.
 
-A row has a label and the image's pixels, row by row. The label is the column that a header names
-`label`, `class`, `target` or `y`, or the only one that is not named like a pixel; else it is the
-first or the last column, whichever holds other values than the pixel beside it. A column `id` or
-`index` is left out.
+A row has a label and the image's pixels, row by row. The label column is the one named `label`,
+`labels`, `class`, `target` or `y`. Otherwise it is the one column whose name differs from the rest.
+Otherwise it is the first or the last column, chosen by its values. A column `id` or `index` is left
+out.
 """
 
 from __future__ import annotations
@@ -31,10 +31,15 @@ from jaxmnist.hyperparameters import shown
 from jaxmnist.reading import largest_file
 
 LABEL_COLUMNS = ("label", "labels", "class", "target", "y")
-OTHER_COLUMNS = ("", "id", "index", "unnamed: 0")
+OTHER_COLUMNS = ("", "id", "index", "unnamed: 0", "imageid", "image_id", "filename", "file", "path")
 LONGEST_LINE = 2**22  # characters
 MOST_BLANK = 2**22  # characters, of all blank lines
 ROWS = 2048  # that are read together
+# Rows from which values decide which column has the labels: where nothing else is known, by
+# constant columns too, and against what is known.
+SEVERAL, MANY, ENOUGH = 3, 10, 20
+WHOLE = 0.9  # of a column of labels are whole numbers; others are mistakes, which are told
+PIXELS = 0.5  # neighbouring pixels differ less by the statistic of Kolmogorov and Smirnov
 KOLMOGOROV = 1.36  # of two samples of n: they differ at the 5 % level above KOLMOGOROV √(2 / n)
 DTYPES = (np.uint8, np.int64, np.float64)  # of pixels; the first that holds all of them
 
@@ -55,7 +60,7 @@ class Rows(NamedTuple):
     pixels: images [N, H, W, C], uint8, int64 or float64.
     labels: text [N] as the file spells them; None if there are none.
     column: which column has the labels, as the end of a sentence; empty if there are none.
-    end: "first" or "last", if the file's values decided that; else None.
+    end: "first" or "last", if the labels are in the first or the last column; else None.
     """
 
     pixels: np.ndarray
@@ -87,12 +92,12 @@ def read_table_files(folder: Path, parts: Mapping[str, Sequence[str]]) -> Found:
             rows = read_rows(path, end)
             if rows.labels is not None:
                 read[part] = rows.pixels, rows.labels
-                notes.append(f"note: {path}: the labels are in {rows.column}")
+                notes.append(f"note: {path}: labels are read from {rows.column}")
                 end = end or rows.end
             elif part == "train":
                 raise UsageError(f"{path}: has no column of labels")
             else:
-                notes.append(f"note: {path} has no labels, so that it is no {part} part")
+                notes.append(f"note: {path} has no labels, and is not used as the {part} part")
     return _found(str(folder), read, notes, end)
 
 
@@ -101,7 +106,7 @@ def read_table(path: Path) -> Found:
     rows = read_rows(path)
     if rows.labels is None:
         raise UsageError(f"{path}: has no column of labels")
-    note = f"note: {path}: the labels are in {rows.column}"
+    note = f"note: {path}: labels are read from {rows.column}"
     return _found(str(path), {"train": (rows.pixels, rows.labels)}, [note], rows.end)
 
 
@@ -118,12 +123,13 @@ def _found(source: str, parts: Mapping[str, Part], notes: list[str], end: str | 
 def read_rows(path: Path, label: str | None = None) -> Rows:
     """Read a CSV file, gzipped or not.
 
-    Memory holds the pixels and a few thousand rows of text.
+    Memory holds the pixels and a few thousand rows of text; where the values have to decide which
+    column has the labels, also four columns of text.
 
     Args:
       path: the file.
-      label: "first" or "last", the column of the labels where no header names it; None to decide
-        by the values.
+      label: "first" or "last", which column has the labels where neither a header nor the values
+        say it; None if that isn't known.
 
     Raises:
       UsageError: the file can't be read, a row is not like the first (the line is named), or the
@@ -133,26 +139,28 @@ def read_rows(path: Path, label: str | None = None) -> Rows:
     if known := what_it_is(head):
         raise UsageError(f"{path}: {known}")
     if b"\0" in head:
-        raise UsageError(f"{path}: is in no format that is read")
+        raise UsageError(f"{path}: is not in a supported format")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", DeprecationWarning)
             with _opened(path) as text:
                 form = _Form.of(path, next(_lines(path, text), None))
-            if len(form.candidates) == 2 and label is None:
+            if len(form.candidates) == 2:
                 with _opened(path) as text:
-                    label = _labelled_end(path, form, _lines(path, text))
+                    label = _labelled_end(path, form, _lines(path, text), label)
             with _opened(path) as text:
                 return _Table(path, form, label).read(_lines(path, text))
     except UsageError:
         raise
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: is not text in UTF-8: save it as CSV UTF-8") from None
     except Exception as error:  # given damaged bytes, gzip raises more than OSError
         raise UsageError(f"{path}: can't be read: {reason(error)}") from None
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[str]]:
-    with open_file(path) as file, io.TextIOWrapper(file, "utf-8-sig", "replace") as text:
+    with open_file(path) as file, io.TextIOWrapper(file, "utf-8-sig") as text:
         yield text
 
 
@@ -163,7 +171,7 @@ def _lines(path: Path, text: IO[str]) -> Iterator[tuple[int, str]]:
         number += 1
         if len(line) == LONGEST_LINE:
             raise UsageError(f"{path}: line {number}: is too long for a row of pixels")
-        if row := line.strip():
+        if row := line.strip(" \r\n"):
             yield number, row.replace('"', "")
         else:
             blank += len(line)
@@ -199,6 +207,7 @@ class _Form:
         header = tuple(fields) if _is_header(fields) else ()
         names = [name.lower() for name in header]
         skipped = frozenset(i for i, name in enumerate(names) if name in OTHER_COLUMNS)
+        skipped |= {width - 1} if fields[-1] == "" else set()  # each row ends with a separator
         labels = [i for i, name in enumerate(names) if name in LABEL_COLUMNS]
         if len(labels) > 1:
             raise UsageError(f"{path}: has {len(labels)} columns of labels in its header")
@@ -216,25 +225,30 @@ class _Form:
     def named(self, column: int) -> str:
         """A column as the end of a sentence."""
         if self.header and not _is_number(self.header[column]):
-            return f"the column {shown(self.header[column])}"
+            return f"column {shown(self.header[column])}"
         ends = {0: "the first column", self.width - 1: "the last column"}
         return ends.get(column, f"column {column + 1}")
+
+    def end(self, column: int) -> str | None:
+        """ "first" or "last", if a column is that among those that aren't skipped."""
+        left = [i for i in range(self.width) if i not in self.skipped]
+        return {left[0]: "first", left[-1]: "last"}.get(column)
 
 
 def _is_header(fields: Sequence[str]) -> bool:
     """Whether a first line has names of columns.
 
-    Names may be numbers, where columns are counted, or where pandas has taken a row for the header
-    and told equal values apart as 0, 0.1, 0.2.
+    Names may be numbers, where columns are counted, but for one at either end; or where pandas has
+    taken a row for the header and told equal values apart as 0, 0.1, 0.2.
     """
-    texts = [field for field in fields if not _is_number(field)]
-    if len(texts) > 1:
+    if sum(not _is_number(field) for field in fields) > 1:
         return True
-    if texts and texts[0].lower() not in (*LABEL_COLUMNS, *OTHER_COLUMNS):
-        return False
-    numbers = [field for field in fields if _is_number(field)]
-    count = len(numbers)
-    if numbers in ([str(i) for i in range(k, count + k)] for k in (0, 1)):
+    return any(_are_names(names) for names in (fields, fields[1:], fields[:-1]))
+
+
+def _are_names(numbers: Sequence[str]) -> bool:
+    """Whether numbers count the columns, or have been made different by pandas."""
+    if list(numbers) in ([str(i) for i in range(k, len(numbers) + k)] for k in (0, 1)):
         return True
     seen: Counter[str] = Counter()
     for number in numbers:
@@ -242,26 +256,36 @@ def _is_header(fields: Sequence[str]) -> bool:
         if again != (str(seen[value]) if seen[value] else ""):
             return False
         seen[value] += 1
-    return count > len(seen)
+    return len(numbers) > len(seen)
 
 
 def _unlike_pixels(names: Sequence[str], columns: Sequence[int]) -> list[int]:
-    """The one of these columns whose name, without digits, is another than that of all others."""
+    """The one of these columns whose name, without digits, differs from those of all others."""
     stems = {i: re.sub(r"\d+", "", names[i]) for i in columns} if names else {}
-    common = Counter(stems.values()).most_common(1)
-    odd = [i for i, stem in stems.items() if stem != common[0][0]]
+    if all(_is_number(names[i]) for i in stems):
+        return []
+    count = Counter(stems.values())
+    odd = [i for i, stem in stems.items() if count[stem] == 1]
     return odd if len(odd) == 1 else []
 
 
-def _labelled_end(path: Path, form: _Form, lines: Iterator[tuple[int, str]]) -> str:
+def _labelled_end(
+    path: Path, form: _Form, lines: Iterator[tuple[int, str]], known: str | None
+) -> str:
     """Whether the "first" or the "last" of a file's candidates has the labels.
 
-    Labels have other values than the pixel beside them, and a pixel has about the same ones: of
-    both columns the distribution is compared with the neighbour's, by the statistic of Kolmogorov
-    and Smirnov, the largest difference of the two empirical distribution functions. Text is a
-    label, and fractions are none.
+    Text is a label, and a column of fractions is none. Of two columns of which one varies, the
+    other is a pixel's. Labels have other values than the pixel beside them, and a pixel has about
+    the same ones: distributions are compared by the statistic of Kolmogorov and Smirnov, the
+    largest difference of the two empirical distribution functions.
 
-    Raises `UsageError` if both or none could be labels.
+    Args:
+      path, form, lines: the file.
+      known: what other tables of the dataset, or training, say; it holds where few rows or their
+        values don't decide.
+
+    Raises:
+      UsageError: it can't be told.
     """
     if form.header:
         next(lines)
@@ -282,19 +306,24 @@ def _labelled_end(path: Path, form: _Form, lines: Iterator[tuple[int, str]]) -> 
     text = [not all(map(_is_number, columns[label])) for label, _ in ends]
     if text[0] != text[1]:
         return "first" if text[0] else "last"
-    if not any(text):
-        labels, pixels = (
-            np.array([columns[i] for i in side], float) for side in zip(*ends, strict=True)
-        )
-        whole = [bool((values == np.floor(values)).all()) for values in labels]
-        if whole[0] != whole[1]:
-            return "first" if whole[0] else "last"
+    rows = len(columns[left[0]])
+    if not any(text) and rows >= (ENOUGH if known else SEVERAL):
+        both = (np.array([columns[i] for i in side], float) for side in zip(*ends, strict=True))
+        labels, pixels = (np.nan_to_num(side, posinf=0, neginf=0) for side in both)
+        whole = [(values == np.floor(values)).mean() > WHOLE for values in labels]
+        varied = [rows < MANY or np.ptp(values) > 0 for values in labels]
+        for able in (whole, varied):
+            if able[0] != able[1]:
+                return "first" if able[0] else "last"
         first, last = map(_distance, labels, pixels)
-        if abs(first - last) > min(0.99, KOLMOGOROV * math.sqrt(2 / max(1, len(labels[0])))):
+        least = min(0.99, KOLMOGOROV * math.sqrt(2 / rows))
+        if abs(first - last) > least and min(first, last) < PIXELS:
             return "first" if first > last else "last"
+    if known:
+        return known
     raise UsageError(
-        f"{path}: the labels may be in the first or in the last column: add a first line with names"
-        " of the columns, such as label,p0,p1"
+        f"{path}: cannot tell whether the first or the last column holds the labels: add a header"
+        " such as label,p0,p1"
     )
 
 
@@ -307,15 +336,12 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 class _Table:
-    """A CSV file of a known form; `label` is its column, None if there is none."""
+    """A CSV file of a known form; of two candidates `end` says which has the labels."""
 
     def __init__(self, path: Path, form: _Form, end: str | None) -> None:
         self.path, self.form = path, form
-        self.by_values = len(form.candidates) == 2
-        self.end = end
-        self.label: int | None = None
-        if form.candidates:
-            self.label = form.candidates[-1 if self.by_values and end == "last" else 0]
+        candidates = form.candidates
+        self.label = candidates[-1 if end == "last" else 0] if candidates else None
 
     def read(self, lines: Iterator[tuple[int, str]]) -> Rows:
         """Read all rows."""
@@ -335,15 +361,8 @@ class _Table:
         pixels = np.concatenate(blocks).reshape(-1, *self.form.shape)
         if self.label is None:
             return Rows(pixels, None, "", None)
-        spelled = set(labels)
-        wrong = [label for label in spelled if _is_number(label) and not float(label).is_integer()]
-        if wrong and all(map(_is_number, spelled)):
-            raise UsageError(
-                f"{self.path}: labels must be whole numbers or names, not {shown(min(wrong))}, in"
-                f" {self.form.named(self.label)}"
-            )
-        end = self.end if self.by_values else None
-        return Rows(pixels, np.array(labels), self.form.named(self.label), end)
+        column = self.form.named(self.label)
+        return Rows(pixels, np.array(labels), column, self.form.end(self.label))
 
     def _block(self, rows: list[tuple[int, str]]) -> tuple[np.ndarray, list[str]]:
         """Return the pixels [n, D] and labels of some rows."""
@@ -358,6 +377,8 @@ class _Table:
             label = None
             if self.label == 0 and not skipped:  # the usual case, and the fast one
                 label, _, line = line.partition(separator)
+            elif self.label == self.form.width - 1 and not skipped:
+                line, _, label = line.rpartition(separator)
             elif self.label is not None or skipped:
                 fields = line.split(separator)
                 label = None if self.label is None else fields[self.label]

@@ -91,12 +91,11 @@ def test_what_is_no_picture_is_left_out_and_said(tmp_path):
     (tmp_path / "readme.md").write_text("x")
     found = read_files(tmp_path)
     assert len(found.x_train) + len(found.x_test) == 24
-    assert [note.replace(str(tmp_path), "") for note in found.notes[:3]] == [
-        "note: 1 left out beside the classes: /readme.md lies in no class's folder",
-        "note: class a: 1 of 9 files are left out: /a/notes.txt is no picture",
-        "note: class c: 1 of 9 files are left out: /c/cut.png can't be read: "
-        + found.notes[2].partition("read: ")[2],
-    ]
+    first, second, third = (note.replace(str(tmp_path), "") for note in found.notes[:3])
+    outside = "note: files or folders outside the classes are left out: 1; "
+    assert first == f"{outside}/readme.md is not in a class folder"
+    assert second == "note: class a: 1 of 9 files are left out; /a/notes.txt is no picture"
+    assert third.startswith("note: class c: 1 of 9 files are left out; /c/cut.png can't be read: ")
 
 
 @pytest.mark.parametrize("end", ["png", "jpg", "gif", "webp", "bmp", "tif"])
@@ -122,7 +121,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     fill(tmp_path)
     os.mkfifo(tmp_path / "2" / "pipe.png")
     (tmp_path / "2" / "link.png").symlink_to("nowhere")
-    assert "class 2: 2 of 10 files are left out" in read_files(tmp_path).notes[0]
+    assert "class 2: 2 of 10 files are left out; the first: " in read_files(tmp_path).notes[0]
 
 
 def test_sizes_must_be_equal(tmp_path):
@@ -177,18 +176,20 @@ def test_folders_that_hold_no_classes(tmp_path):
         split("x", read_files(tmp_path), validation_split=0.1, seed=0)
 
 
-@pytest.mark.parametrize("names", [("train", "test1"), ("train", "test"), ("training_images",)])
+@pytest.mark.parametrize("names", [("train", "test1"), ("train", "test")])
 def test_parts_without_folders_of_classes(tmp_path, names):
     """As in 'Dogs vs. Cats', whose classes stand in the names of files."""
     fill(tmp_path, names=names)
-    with pytest.raises(UsageError, match=r"hold no folders of classes: put .* such as tr.*/cat/1"):
+    with pytest.raises(UsageError, match=r"contain no class folders: put .* such as train/cat/1"):
         read_files(tmp_path)
+    fill(tmp_path / "classes", names=("train_1", "train_2"))  # two kinds of trains
+    assert set(read_files(tmp_path / "classes").names.values()) == {"train_1", "train_2"}
 
 
 def test_folders_beside_the_parts_are_said(tmp_path):
     fill(tmp_path / "train")
     fill(tmp_path, GREY[:3], ("test1",))
-    note = "note: beside the parts, these folders are left out: test1"
+    note = "note: folders other than train, validation and test are left out: test1"
     assert note in read_files(tmp_path).notes
 
 
@@ -197,7 +198,7 @@ def test_a_class_whose_pictures_are_all_unreadable(tmp_path, content):
     fill(tmp_path, names=("a", "b", "c"))
     for path in (tmp_path / "c").iterdir():
         path.write_bytes(path.read_bytes()[:40] if content is None else content)
-    with pytest.raises(UsageError, match=r"/c: none of its 8 files can be read, .*c/002.png"):
+    with pytest.raises(UsageError, match=r"/c: none of its 8 files is a readable .*c/002"):
         read_files(tmp_path)
 
 
@@ -208,7 +209,7 @@ def test_a_folder_that_is_meant_as_no_class(tmp_path):
     (tmp_path / "notes" / "1.json").write_text("{}")
     found = read_files(tmp_path)
     assert dict(found.names) == {0: "a", 1: "b"}
-    start = "note: 2 left out beside the classes; the first: "
+    start = "note: files or folders outside the classes are left out: 2; the first: "
     assert found.notes[0] == f"{start}{tmp_path}/empty has no pictures"
 
 
@@ -217,7 +218,7 @@ def test_a_folder_in_a_classs_folder_is_counted(tmp_path):
     fill(tmp_path / "a", GREY[:7], ("extra",))
     fill(tmp_path / "a" / "extra", GREY[:2], ("deeper",))
     note = "note: class a: 9 of 21 files are left out; the first: "
-    line = f"{tmp_path}/a/extra is a folder in a class's, with 9 files"
+    line = f"{tmp_path}/a/extra is a subfolder of a class, with 9 files"
     assert read_files(tmp_path).notes[0] == note + line
 
 
@@ -263,11 +264,29 @@ def test_links_that_lead_out_are_not_followed(tmp_path):
         folder = fill(tmp_path / f"data{k}", names=("a", "b"))
         (folder / place).symlink_to(target)
         for read in (read_files, files_of):
-            with pytest.raises(UsageError, match=f"{place}: is a link that leads out of {folder}"):
+            with pytest.raises(UsageError, match=f"{place}: is a symbolic link to a place outside"):
                 read(folder)
     folder = fill(tmp_path / "inside", names=("a", "b"))
     (folder / "a" / "again.png").symlink_to(Path("000.png"))
+    (folder / "c").symlink_to(Path("a"))
+    (folder / "b" / "up").symlink_to(folder)  # a circle
+    (folder / "b" / "nowhere.png").symlink_to("/nowhere/at/all")
     (tmp_path / "named").symlink_to(folder)  # a person's own link
     found = read_files(tmp_path / "named")
-    assert len(found.x_train) + len(found.x_test) == 25
-    assert len(files_of(tmp_path / "named")) == 25
+    assert len(found.x_train) + len(found.x_test) == 13 + 12 + 13
+    assert len(files_of(tmp_path / "named")) == 13 + 13 + 13
+    # What lies beside a file that a person named isn't followed, unless it is read too.
+    for name in ("x_train", "y_train"):
+        np.save(tmp_path / f"{name}.npy", GREY if name == "x_train" else np.arange(24) % 2)
+    (tmp_path / "elsewhere").symlink_to("/usr")
+    assert len(read_files(tmp_path / "x_train.npy").y_train) > 18
+    with pytest.raises(UsageError, match="no such folder or file"):
+        read_files(tmp_path / "typo")
+    (tmp_path / "apart").mkdir()
+    (tmp_path / "y_train.npy").rename(tmp_path / "apart" / "labels.npy")
+    (tmp_path / "y_train.npy").symlink_to(tmp_path / "apart" / "labels.npy")
+    read_files(tmp_path / "x_train.npy")  # it leads to a place inside
+    (tmp_path / "apart" / "x_train.npy").symlink_to(tmp_path / "x_train.npy")
+    (tmp_path / "apart" / "y_train.npy").symlink_to("labels.npy")
+    with pytest.raises(UsageError, match=r"x_train.npy: is a symbolic link to a place outside"):
+        read_files(tmp_path / "apart" / "y_train.npy")

@@ -221,7 +221,7 @@ CONTENTS = {
     "pointer.npz": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     "empty.npz": (b"", "is empty"),
     "one.png": (b"\x89PNG\r\n\x1a\n" + bytes(40), "single picture"),
-    "some.bin": (bytes(range(100)), "is in no format that is read"),
+    "some.bin": (bytes(range(100)), "is not in a supported format"),
     "text.txt": (b"hello\n", "1 columns"),
     "gzipped.npz": (gzip.compress(pickle.dumps([1])), "is a pickle"),
 }

@@ -115,7 +115,7 @@ KINDS: dict[str, tuple[Callable[[np.ndarray], Image.Image], str]] = {
     "vignette": (lambda d: paper(d, 235 * np.cos(np.hypot(X - 0.5, Y - 0.5)) ** 4), "dark ink"),
     "pencil": (lambda d: grey(225 - 45 * coverage(d) + GRAIN), "faint"),
     "white on clear": (lambda d: strokes(d, 255), "transparency replaced by black"),
-    "grey on clear": (lambda d: strokes(d, 128), "transparency replaced by white"),
+    "grey on clear": (lambda d: strokes(d, 110), "transparency replaced by white"),
     "pale on clear": (lambda d: strokes(d, 190), "transparency replaced by black"),
     "black on clear": (lambda d: strokes(d, 0), "transparency replaced by white"),
     "round corners": (round_corners, "transparency replaced by the colour of the rest"),

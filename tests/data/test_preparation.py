@@ -159,7 +159,8 @@ def test_words() -> None:
 
     model = Model()
     assert preparation_for(model) is model.preparation
-    assert preparation_for(model, "mnist") == dataclasses.replace(model.preparation, placing=MNIST)
+    changed = dataclasses.replace(model.preparation, placing=MNIST, as_trained=False)
+    assert preparation_for(model, "mnist") == changed
     assert preparation_for(model, "resize").placing is None
     with pytest.raises(UsageError, match=r"^prepare must be one of auto, mnist, inverted, resize"):
         preparation_for(model, "invert")

@@ -227,9 +227,8 @@ def test_arrays_and_tables(form, transpose, tmp_path, mnist):
     Image.fromarray(digits[0]).save(tmp_path / "picture.png")
     (picture,) = read_file(tmp_path / "picture.png", data.preparation)
     assert (picture.image[..., 0] == digits[0]).all()
-    assert bool(data.preparation.swapped) == transpose
-    if transpose:
-        assert "pictures must be upright" in data.preparation.swapped
+    sentence = data.preparation.describe_transposition()
+    assert (sentence is not None and "give pictures upright" in sentence) == transpose
 
 
 def test_images_that_are_not_square_are_transposed(tmp_path):
@@ -254,7 +253,7 @@ def test_a_column_of_labels_that_training_found(tmp_path):
     (picture,) = read_file(tmp_path / "row.csv", data.preparation)
     assert picture.image.ravel().tolist() == rows[7][:64]
     unknown = Preparation(data.image_shape, source=Source())
-    with pytest.raises(UsageError, match="may be in the first or in the last column"):
+    with pytest.raises(UsageError, match="cannot tell whether the first or the last column"):
         read_file(tmp_path / "row.csv", unknown)
 
 
@@ -267,10 +266,10 @@ def test_colors_of_16_bits(tmp_path):
             path = folder / "ab"[k % 2] / f"{k}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(png_16_rgb(rng.integers(0, largest + 1, (9, 9, 3))))
-    with pytest.raises(UsageError, match=r"its 16 bits a color use few of their levels"):
+    with pytest.raises(UsageError, match=r"colours of 16 bits are so dark that"):
         read_files(tmp_path / "4095")
     found = read_files(tmp_path / "65535")
-    assert "8 pictures: the upper 8 of 16 bits a color are used" in found.notes[0]
+    assert "8 pictures: colours of 16 bits are reduced to 8 bits" in found.notes[0]
 
 
 def png_16_rgb(pixels: np.ndarray) -> bytes:

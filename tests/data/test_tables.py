@@ -75,15 +75,15 @@ def test_a_folder_as_kaggle_has_it(tmp_path):
     found = read_files(tmp_path)
     train, test = f"note: {tmp_path}/train.csv", f"note: {tmp_path}/test.csv"
     assert found.notes[:2] == (
-        f"{train}: the labels are in the column 'label'",
-        f"{test} has no labels, so that it is no test part",
+        f"{train}: labels are read from column 'label'",
+        f"{test} has no labels, and is not used as the test part",
     )
     assert len(found.x_test) == 9  # 15 % of 20 in each of three classes
     written(tmp_path / "test.csv", rows(PIXELS[:6], LABELS[:6]))
     found = read_files(tmp_path)
     assert found.notes == (
-        f"{train}: the labels are in the column 'label'",
-        f"{test}: the labels are in the column 'label'",
+        f"{train}: labels are read from column 'label'",
+        f"{test}: labels are read from column 'label'",
     )
     assert np.array_equal(found.x_test.reshape(6, -1), PIXELS[:6])
     assert split("a", found, validation_split=0.2, seed=0).image_shape == (8, 8, 1)
@@ -171,12 +171,12 @@ def test_the_values_tell_the_column_of_the_labels(tmp_path, last, images, labels
 def test_a_label_is_asked_for_where_values_do_not_tell(tmp_path):
     noise = RNG.integers(0, 10, (200, 65))
     text = "\n".join(",".join(map(str, row)) for row in noise)
-    with pytest.raises(UsageError, match="may be in the first or in the last column: add a first"):
+    with pytest.raises(UsageError, match="cannot tell whether the first or the last column"):
         read_files(written(tmp_path / "a.csv", text))
     named = ",".join([*(f"p{k}" for k in range(64)), "what"])
     found = read_rows(written(tmp_path / "b.csv", f"{named}\n{text}"))
     assert found.labels.tolist() == [str(label) for label in noise[:, 64]]
-    assert found.column == "the column 'what'"
+    assert found.column == "column 'what'"
 
 
 def mangled(fields) -> list[str]:
@@ -224,5 +224,5 @@ def test_labels_keep_their_spelling(tmp_path):
     (tmp_path / "a.csv").unlink()
     found = read_files(tmp_path)
     assert found.y_test.tolist() == [7, 8, 9] * 20
-    with pytest.raises(UsageError, match=r"labels must be whole numbers or names, not '0\.5', in"):
+    with pytest.raises(UsageError, match=r"labels must be whole numbers or names, not '0\.5'"):
         read_files(written(tmp_path / "b.csv", rows(labels=["0.5", "1", "2"] * 20)))
