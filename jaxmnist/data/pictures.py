@@ -173,7 +173,7 @@ def _prepared(name: str, raster: Raster, preparation: Preparation) -> Picture:
     suitable = pixels.shape[:2] == (height, width) and (channels == 3 or pixels.ndim == 2)
     if source.pictures and preparation.as_trained and suitable and white == scale:
         image = in_channels(pixels, channels)
-        check_levels(name, image, scale)
+        check_levels(name, image[None], scale)
     else:
         if white != EIGHT_BITS:
             pixels = np.rint(pixels * (EIGHT_BITS / white)).clip(0, EIGHT_BITS).astype(np.uint8)

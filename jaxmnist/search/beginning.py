@@ -24,7 +24,7 @@ from jaxmnist.search.checks import (
 )
 from jaxmnist.search.description import (
     describe_budget,
-    describe_classes,
+    describe_class_counts,
     describe_kept,
     describe_narrowed,
 )
@@ -87,7 +87,7 @@ def begin(settings: SearchSettings, network: Network, dataset: Dataset | None = 
         describe_narrowed(declared, space, dataset.image_shape),
         *dataset.notes,
         dataset.scale_note,
-        describe_classes(dataset),
+        describe_class_counts(dataset),
         describe_budget(len(draws), settings.max_trials, description),
         *describe_network(network, trainable, data),
         describe_kept(settings),

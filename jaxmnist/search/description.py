@@ -35,13 +35,13 @@ def describe_narrowed(
     return f"ranges for images of {height}×{width} pixels: {'; '.join(different)}"
 
 
-def describe_classes(dataset: Dataset) -> str:
+def describe_class_counts(dataset: Dataset) -> str:
     """The classes, the first ten by name, with their numbers of training images."""
     counts = np.bincount(dataset.y_train, minlength=dataset.classes)
     named = zip(dataset.class_names[:MOST_CLASSES], counts.tolist(), strict=False)
     more = dataset.classes - MOST_CLASSES
     return (
-        f"{dataset.classes} classes with their numbers of training images: "
+        f"{dataset.classes} classes (training images): "
         + ", ".join(f"{name} ({count})" for name, count in named)
         + (f" and {more} more" if more > 0 else "")
     )

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmnist import Preparation, Run, TrainedModel, UsageError, read_pictures
+from jaxmnist import Preparation, Run, TrainedModel, UsageError, random_search, read_pictures
+from jaxmnist.commands.export import main as export
 from jaxmnist.commands.parser import run_command
 from jaxmnist.commands.predict import main
 from jaxmnist.data.arrays import Arrays
@@ -210,3 +211,32 @@ def test_a_model_that_knows_no_preparation(
     with pytest.raises(UsageError, match="doesn't say what its training images look like"):
         read_pictures(folder, loaded)
     assert (read_pictures(folder, loaded, "mnist") == images[[0, 2, 1, 3]]).all()
+
+
+def test_a_search_of_transposed_images(
+    options: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str], said: list[str]
+) -> None:
+    """Prediction transposes the same kind of files; it and an export say so; so do class counts."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (120, 12, 9), np.uint8), np.arange(120) % 12
+    np.savez(tmp_path / "data.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    given = {**options, "data_dir": str(tmp_path / "data.npz"), "transpose": True, "quiet": False}
+    given |= {"max_trials": 1, "epochs": 1, "filters": 4, "conv_layers": 1}
+    run = random_search(**given, svm=False, directory=str(tmp_path / "runs"))
+    left = np.bincount(run.load_dataset().y_train)
+    counts = ", ".join(f"{k} ({left[k]})" for k in range(10))
+    assert f"12 classes (training images): {counts} and 2 more" in said
+    capsys.readouterr()
+    path = str(run.directory.path)
+    line = "The training images were transposed: arrays and tables are transposed too; give"
+    assert run_command(main, [path, str(tmp_path / "data.npz"), "--csv"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.startswith(line)
+    rows = list(csv.DictReader(io.StringIO(printed.out)))
+    expected = run.best_model.predict(images.swapaxes(1, 2))
+    assert [int(row["label"]) for row in rows] == expected.tolist()
+    assert run_command(main, [path, str(tmp_path / "data.npz")]) == 0
+    assert capsys.readouterr().out.startswith(line)
+    assert run_command(export, [path, str(tmp_path / "model.safetensors")]) == 0
+    assert "transpose images before you give them to" in capsys.readouterr().out
+    assert json.loads((tmp_path / "model.safetensors.json").read_text())["transposed"] is True

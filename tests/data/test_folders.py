@@ -290,3 +290,42 @@ def test_links_that_lead_out_are_not_followed(tmp_path):
     (tmp_path / "apart" / "y_train.npy").symlink_to("labels.npy")
     with pytest.raises(UsageError, match=r"x_train.npy: is a symbolic link to a place outside"):
         read_files(tmp_path / "apart" / "y_train.npy")
+
+
+def test_any_name_of_a_folder_is_a_class(tmp_path):
+    fill(tmp_path, names=("nan", "-1", "0"))
+    assert set(read_files(tmp_path).names.values()) == {"nan", "-1", "0"}
+
+
+def test_a_photo_that_needs_another_package_is_left_out(tmp_path):
+    fill(tmp_path, names=("a", "b"))
+    (tmp_path / "a" / "x.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))
+    assert "pillow-heif" in read_files(tmp_path).notes[0]
+
+
+def test_tables_beside_the_pictures_of_classes(tmp_path):
+    """As in the German traffic signs."""
+    fill(tmp_path, names=("a", "b"))
+    for name in "ab":
+        (tmp_path / name / f"GT-{name}.csv").write_text("Filename;Width\n")
+    found = read_files(tmp_path)
+    assert "class a: 1 of 13 files are left out" in found.notes[0]
+
+
+def test_what_is_left_out_of_many_classes_is_summed_up(tmp_path):
+    names = [f"{k:02}" for k in range(12)]
+    fill(tmp_path, names=names)
+    for name in names:
+        (tmp_path / name / "x.txt").write_text("x")
+    notes = read_files(tmp_path).notes
+    assert notes[:10] == tuple(
+        f"note: class {name}: 1 of 3 files are left out; {tmp_path}/{name}/x.txt is no picture"
+        for name in names[:10]
+    )
+    assert notes[10] == "note: files of 2 more classes are left out"
+
+
+def test_hidden_files_in_subfolders_are_not_counted(tmp_path):
+    fill(tmp_path, names=("a", "b"))
+    fill(tmp_path / "a" / "extra", GREY[:3], (".git",))
+    assert not any("left out" in note for note in read_files(tmp_path).notes)

@@ -14,8 +14,9 @@ from PIL import Image
 from jaxmnist.data.arrays import Arrays, Source
 from jaxmnist.data.dataset import Dataset, split
 from jaxmnist.data.formats import read_files
+from jaxmnist.data.picture_files import read_rasters
 from jaxmnist.data.pictures import files_of, read_file
-from jaxmnist.data.preparation import Preparation
+from jaxmnist.data.preparation import Preparation, preparation_for
 from jaxmnist.errors import UsageError
 
 ORIENTATION = 0x0112
@@ -101,6 +102,9 @@ KINDS: dict[str, Write] = {
     "8 bits and floats": mixed(plain(lambda d: d), plain(lambda d: np.float32(d / 255), "tif")),
     "clear, pale": clear(255),
     "clear, dark": clear(0),
+    "black keyed out": lambda d, path, _: Image.fromarray(d).save(
+        path.with_suffix(".png"), transparency=0
+    ),
     "clear, LA": clear(255, "LA"),
     "clear, some dark": mixed(clear(255), clear(60)),
     "clear in part": mixed(plain(lambda d: d), clear(255)),
@@ -137,11 +141,10 @@ def load(folder: Path, transpose: bool = False) -> Dataset:
     return split("a", arrays, validation_split=0.2, seed=0)
 
 
-@pytest.mark.parametrize("transpose", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_pictures(kind, transpose, tmp_path, mnist):
+def test_pictures(kind, tmp_path, mnist):
     folder = written(KINDS[kind], tmp_path / "data", mnist)
-    data = load(folder, transpose)
+    data = load(folder, kind in ("RGB", "a black level", "lying png", "pages", "12 bits"))
     trained, read = all_images(data), predicted(folder, data.preparation)
     assert len(read) == COUNT * (3 if kind == "pages" else 1)
     assert sorted(image.tobytes() for image in trained) == sorted(i.tobytes() for i in read)
@@ -153,6 +156,13 @@ def test_pictures(kind, transpose, tmp_path, mnist):
     ("kind", "expected"),
     [
         ("grey", lambda d: d),
+        ("grey as RGB", lambda d: d),
+        ("PPM", lambda d: d),
+        ("palette", lambda d: d),
+        ("one bit", lambda d: (d > 127) * 255.0),
+        ("animation", lambda d: d),
+        ("pages", lambda d: np.concatenate([np.roll(d, shift, 2) for shift in range(3)])),
+        ("black keyed out", lambda d: d),
         ("lying png", lambda d: d),
         ("lying tif", lambda d: d),
         ("upside down", lambda d: d),
@@ -195,6 +205,144 @@ def test_pictures_of_another_kind_than_the_training_pictures(tmp_path, mnist):
     (picture,) = read_file(tmp_path / "twelve.png", grey.preparation)
     assert np.abs(picture.image[..., 0].astype(int) - digit).max() <= 1
     assert picture.steps == ("read as 12 bits a pixel: its levels reach 4080",)
+
+
+@pytest.mark.parametrize(
+    ("trained", "write", "expected", "says"),
+    [
+        ("levels 0 and 1", plain(lambda d: d), lambda d: d / 255, "white is 1, as in the training"),
+        ("12 bits", plain(lambda d: d.astype(np.uint16) * 257), None, "its pixels reach 65535"),
+        ("8 and 12 bits", plain(lambda d: d.astype(np.uint16) * 256), None, "have 12 bits: use"),
+        ("a black level", clear(255), lambda d: d * (300 / 255), "white is 300, as in the"),
+        ("8 and 12 bits", plain(lambda d: d.astype(np.uint16) * 16), lambda d: d, ""),
+    ],
+)  # fmt: skip
+def test_the_scale_of_pictures(trained, write, expected, says, tmp_path, mnist):
+    """A picture on another scale than the training pictures is brought to theirs, or refused."""
+    data = load(written(KINDS[trained], tmp_path / "data", mnist))
+    digit = mnist.x_train[30, :, :, 0]
+    write(digit, tmp_path / "one", 0)
+    (path,) = tmp_path.glob("one.*")
+    if expected is None:
+        with pytest.raises(UsageError, match=says):
+            read_file(path, data.preparation)
+        return
+    (picture,) = read_file(path, data.preparation)
+    assert picture.image[..., 0] == pytest.approx(expected(digit.astype(float)), abs=1.01)
+    assert says in ", ".join(picture.steps)
+
+
+def test_a_larger_picture_of_dark_training_pictures(tmp_path, mnist):
+    """Its levels are on their scale, whatever happens to its size."""
+    data = load(written(KINDS["levels 0 and 1"], tmp_path / "data", mnist))
+    large = (mnist.x_train[30, :, :, 0] > 127).repeat(3, 0).repeat(3, 1)
+    Image.fromarray(large.astype(np.uint8)).save(tmp_path / "large.png")
+    for word in ("auto", "resize"):
+        model = preparation_for(Taker(data), word)
+        (picture,) = read_file(tmp_path / "large.png", model)
+        assert picture.image.max() == pytest.approx(1, abs=0.05)
+
+
+class Taker:
+    """What takes images like these data, as a trained model does."""
+
+    def __init__(self, data: Dataset) -> None:
+        self.image_shape, self.scale, self.preparation = (
+            data.image_shape,
+            data.scale,
+            data.preparation,
+        )
+
+
+@pytest.mark.parametrize("word", ["auto", "mnist", "inverted", "resize"])
+def test_what_is_transposed_does_not_depend_on_the_preparation(word, tmp_path, mnist):
+    """Pictures, after training on pictures; arrays are upright."""
+    data = load(written(KINDS["grey"], tmp_path / "data", mnist), True)
+    preparation = preparation_for(Taker(data), word)
+    digit = mnist.x_train[30, :, :, 0]
+    np.save(tmp_path / "array.npy", digit.T)
+    Image.fromarray(digit).save(tmp_path / "picture.png")
+    (array,) = read_file(tmp_path / "array.npy", preparation)
+    (picture,) = read_file(tmp_path / "picture.png", preparation)
+    assert np.array_equal(array.image[..., 0], digit.T)
+    likeness = np.corrcoef(picture.image.ravel(), digit.T.ravel())[0, 1]
+    assert abs(likeness) > 0.7
+    assert "give arrays and tables upright" in str(preparation.describe_transposition())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"bits": -1},
+        {"bits": 65},
+        {"bits": 1.5},
+        {"label": "second"},
+        {"background": [0, 0]},
+        {"background": [0, 0, 256]},
+        {"pictures": 1},
+        {"black": "0"},
+    ],
+)
+def test_a_damaged_source_is_refused(wrong):
+    source = Source(True, False, "last", 12, 0.0, (1, 2, 3))
+    assert Source.from_json(source.to_json()) == source
+    with pytest.raises(ValueError, match="not a source"):
+        Source.from_json({**source.to_json(), **wrong})
+
+
+def tiff(*pages: np.ndarray, **tags: int) -> bytes:
+    """A TIFF file, written from the format's description; tags by number, of the last page."""
+    content = b"II*\0" + struct.pack("<I", 8)
+    for k, pixels in enumerate(pages):
+        height, width = pixels.shape[:2]
+        samples = pixels.shape[2] if pixels.ndim == 3 else 1
+        kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
+        found = {256: width, 257: height, 258: 8 * pixels.itemsize, 259: 1, 262: 1, 277: samples}
+        found |= {278: height, 279: pixels.nbytes, 339: kind}
+        found |= {int(tag[1:]): value for tag, value in tags.items()} if k == len(pages) - 1 else {}
+        found[273] = len(content) + 2 + 12 * (len(found) + 1) + 4
+        end = found[273] + pixels.nbytes if k < len(pages) - 1 else 0
+        content += struct.pack("<H", len(found))
+        for tag, value in sorted(found.items()):
+            content += struct.pack("<HHII", tag, 4, 1, value)
+        content += struct.pack("<I", end) + pixels.tobytes()
+    return content
+
+
+def test_kinds_of_tiff(tmp_path, mnist):
+    """White may be 0; levels may have signs or 32 bits; a page may be a mask."""
+    digit = mnist.x_train[30, :, :, 0]
+    path = tmp_path / "a.tif"
+    deep = digit.astype(np.uint16) * 257
+    for content, expected in (
+        (tiff(digit), digit),
+        (tiff(65535 - deep, t262=0), deep),
+        (tiff(digit.astype(np.uint32) << 24), digit.astype(np.int64) << 24),
+        (tiff(digit.astype(np.int32) - 300), digit.astype(np.int64) - 300),
+        (tiff(digit.astype(np.float32) / 7), digit.astype(np.float32) / 7),
+        (tiff(digit, digit // 2, t254=4), digit),
+        (tiff(digit, digit // 2, t254=1), digit),
+    ):
+        path.write_bytes(content)
+        (raster,) = read_rasters(path)
+        assert np.array_equal(raster.pixels, expected)
+    assert raster.steps == ("1 of 2 pages are left out: previews, or of another size",)
+    path.write_bytes(tiff(digit, digit // 2))
+    assert [r.pixels.max() for r in read_rasters(path)] == [digit.max(), digit.max() // 2]
+    path.write_bytes(tiff(digit.astype(np.int8)))
+    with pytest.raises(ValueError, match="signed levels of 8 bits"):
+        read_rasters(path)
+    path.write_bytes(tiff(np.dstack([digit, digit])))
+    with pytest.raises((ValueError, OSError), match=r"two values a pixel|is not a pict"):
+        read_rasters(path)
+
+
+def test_pages_are_counted_before_they_are_read(tmp_path, monkeypatch):
+    film = [Image.new("L", (40, 40), k) for k in range(20)]
+    film[0].save(tmp_path / "a.tif", save_all=True, append_images=film[1:])
+    monkeypatch.setattr("jaxmnist.reading.LARGEST_FILE", 40 * 40 * 20 - 1)
+    with pytest.raises(UsageError, match="its 20 pages are more than can be loaded"):
+        read_rasters(tmp_path / "a.tif")
 
 
 def tables(images: np.ndarray, path: Path, form: str) -> Path:
@@ -266,10 +414,22 @@ def test_colors_of_16_bits(tmp_path):
             path = folder / "ab"[k % 2] / f"{k}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(png_16_rgb(rng.integers(0, largest + 1, (9, 9, 3))))
+    dark = tmp_path / "65535" / "a" / "dark.png"
+    dark.write_bytes(png_16_rgb(np.zeros((9, 9, 3), int)))  # one may be dark
     with pytest.raises(UsageError, match=r"colours of 16 bits are so dark that"):
         read_files(tmp_path / "4095")
     found = read_files(tmp_path / "65535")
-    assert "8 pictures: colours of 16 bits are reduced to 8 bits" in found.notes[0]
+    assert "9 pictures: colours of 16 bits are reduced to 8 bits" in found.notes[0]
+
+
+def test_a_bmp_of_16_bits_a_pixel_is_no_picture_of_16_bits_a_colour(tmp_path):
+    pixels = np.full((4, 4), 0b00001_000001_00001, "<u2").tobytes()
+    header = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 16, 3, len(pixels), 0, 0, 0, 0)
+    masks = struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    start = struct.pack("<2sIHHI", b"BM", 14 + 40 + 12 + len(pixels), 0, 0, 14 + 40 + 12)
+    (tmp_path / "a.bmp").write_bytes(start + header + masks + pixels)
+    (raster,) = read_rasters(tmp_path / "a.bmp")
+    assert (raster.steps, raster.is_reduced) == ((), False)
 
 
 def png_16_rgb(pixels: np.ndarray) -> bytes:

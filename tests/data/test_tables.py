@@ -168,6 +168,68 @@ def test_the_values_tell_the_column_of_the_labels(tmp_path, last, images, labels
     assert found.end == ("last" if last else "first")
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("border", ["dead column", "black borders", "one class"])
+def test_images_whose_ends_differ(tmp_path, last, border):
+    """A sensor's dead column has other values than its neighbours, as labels have."""
+    pixels, labels = texture(400), np.arange(400) % 10
+    if border == "dead column":
+        pixels[:, :, 0], pixels[:, :, -1] = 0, RNG.integers(0, 2, (400, 8))
+    elif border == "black borders":
+        pixels[:, :, 0] = pixels[:, :, -1] = 0
+    else:
+        pixels, labels = digits(400), (np.arange(400) % 20 == 0).astype(int)
+    pixels = pixels.reshape(400, 64)
+    columns = (pixels, labels[:, None]) if last else (labels[:, None], pixels)
+    text = "\n".join(",".join(map(str, row)) for row in np.hstack(columns))
+    written(tmp_path / "a.csv", text)
+    try:
+        assert read_rows(tmp_path / "a.csv").labels.tolist() == [str(k) for k in labels]
+    except UsageError as error:
+        assert "cannot tell" in str(error)
+        assert border != "black borders"
+
+
+def test_a_wrong_label_is_named_and_decides_nothing(tmp_path):
+    for wrong in ("nan", "7.5"):
+        labels = [*map(str, np.arange(199) % 3), wrong]
+        text = rows(digits(200).reshape(200, 64), labels, header=None)
+        with pytest.raises(UsageError, match=f"y_train: .*'{wrong}'"):
+            read_files(written(tmp_path / "a.csv", text))
+
+
+def test_a_test_file_may_have_its_labels_elsewhere(tmp_path):
+    pixels, labels = digits(60).reshape(60, 64), LABELS[:, None]
+    for name, columns in (("train", (labels, pixels)), ("test", (pixels, labels))):
+        text = "\n".join(",".join(map(str, row)) for row in np.hstack(columns))
+        written(tmp_path / f"{name}.csv", text)
+    found = read_files(tmp_path)
+    assert found.y_train.tolist() == found.y_test.tolist() == LABELS.tolist()
+    # A few rows don't decide: their labels are where those of the training table are.
+    written(tmp_path / "test.csv", rows(pixels[:5], LABELS[:5], header=None))
+    assert read_files(tmp_path).y_test.tolist() == LABELS[:5].tolist()
+
+
+def test_other_forms_of_text(tmp_path):
+    labels = ["\u00e4", "\u00f6", "\u00fc"] * 20
+    path = tmp_path / "a.csv"
+    path.write_bytes(rows(labels=labels).encode("cp1252"))
+    with pytest.raises(UsageError, match="is not text in UTF-8: save it as CSV UTF-8"):
+        read_files(path)
+    path.write_bytes(rows(labels=labels).encode("utf-16"))
+    with pytest.raises(UsageError, match="is text in UTF-16: save it as UTF-8"):
+        read_files(path)
+    np.savez(tmp_path / "a.npz", x=PIXELS, y=np.array([label.encode("cp1252") for label in labels]))
+    with pytest.raises(UsageError, match="labels are not text in UTF-8"):
+        read_files(tmp_path / "a.npz")
+    indexed = "\n".join(
+        f"{i or ''}\t{line}" for i, line in enumerate(rows(separator="\t").splitlines())
+    )
+    assert len(read_rows(written(path, indexed)).pixels) == 60  # pandas' index, in tabs
+    trailing = rows().replace("\n", ",\n")
+    assert np.array_equal(read_rows(written(path, trailing)).pixels.reshape(60, 64), PIXELS)
+
+
 def test_a_label_is_asked_for_where_values_do_not_tell(tmp_path):
     noise = RNG.integers(0, 10, (200, 65))
     text = "\n".join(",".join(map(str, row)) for row in noise)
@@ -196,6 +258,10 @@ def mangled(fields) -> list[str]:
         ["label", *map(str, range(1, 65))],
         mangled([3, *digits(1).ravel()]),
         ["label", *mangled(digits(1).ravel())],
+        ["F", *mangled(digits(1).ravel())],
+        ["digit", *map(str, range(64))],
+        ["0", *map(str, range(64))],
+        ["digit", *(f"{name}{k}" for k in range(21) for name in ("red", "green", "blue")), "red21"],
         [str(k) for k in range(65)],
         [str(k) for k in range(1, 66)],
     ],
@@ -205,6 +271,18 @@ def test_headers_of_numbers(tmp_path, header):
     assert len(found.x_train) + len(found.x_test) == 60
     assert found.x_train.dtype == np.uint8
     assert set(found.names.values()) == {"0", "1", "2"}
+    every = read_rows(tmp_path / "a.csv")
+    assert every.labels.tolist() == [str(k) for k in LABELS]
+    assert every.pixels[:, 0, 0].max() <= 255
+
+
+@pytest.mark.parametrize("header", [[*map(str, range(64)), "0"], [*map(str, range(1, 65)), "kind"]])
+def test_headers_of_numbers_before_a_label(tmp_path, header):
+    columns = np.hstack([digits(60).reshape(60, 64), LABELS[:, None]])
+    text = "\n".join(",".join(map(str, row)) for row in [header, *columns])
+    found = read_rows(written(tmp_path / "a.csv", text))
+    assert found.labels.tolist() == [str(k) for k in LABELS]
+    assert len(found.pixels) == 60
 
 
 def test_rows_that_are_no_header(tmp_path):
