@@ -16,8 +16,9 @@ from jaxmnist.models.study.space import DEFINITION
 from jaxmnist.settings import KEEP, SearchSettings, usual_settings
 
 LARGEST = 2**26  # bytes of a file
-# What search.json says of a session, and not of the search.
-OF_A_SESSION = ("overwrite", "quiet", "verbose")
+# What search.json says of a session, and not of the search; a file of somebody else must not name
+# code to run: a network's file, a folder of compiled programs, a cluster whose pickles are loaded.
+OF_A_SESSION = ("overwrite", "quiet", "verbose", "cache", "ray")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,15 @@ class Config:
             options={name: value for name, value in self.options.items() if name not in names},
             needs={flags: say for flags, say in self.needs.items() if not {*flags} & {*names}},
         )
+
+    def network(self) -> str | None:
+        """The file of the network as the file names it; `UsageError` if it must be given."""
+        if say := self.needs.get(("model",)):
+            raise UsageError(f"{self.path}: {say}")
+        model = self.options.get("model")
+        if not isinstance(model, str | None):
+            raise UsageError(f"--model must be the name of a file, not {shown(model)}")
+        return model
 
     def check(self, parameters: Iterable[str]) -> None:
         """Raise `UsageError` for a key that is no word of the command line, or what is missing.
@@ -122,7 +132,10 @@ def read_config(given: str) -> Config:
 
 
 def _of_run(path: str, content: bytes) -> Config:
-    """The settings of search.json that differ from their defaults, with the ranges."""
+    """The settings of search.json that differ from their defaults, with the ranges.
+
+    It never names code that is run: a network of one's own has to be given again.
+    """
     # Imported here: NumPy takes a tenth of a second, which --help shouldn't wait for.
     from jaxmnist.whole_files import DamagedFile, fits, json_content
 
@@ -149,8 +162,13 @@ def _of_run(path: str, content: bytes) -> Config:
     if search["data"]["in_memory"]:
         say = "its data were arrays in memory: name data by --data-dir or --dataset"
         needs["data_dir", "dataset"] = say
-    if search["identity"]["network"] != DEFINITION.name and "model" not in options:
-        needs["model",] = "its network was a function in Python: name its file by --model"
+    model = options.pop("model", None)
+    if search["identity"]["network"] != DEFINITION.name or model is not None:
+        file = f" of {shown(model)}" if isinstance(model, str) else ""
+        needs["model",] = (
+            f"its network is a function{file}, and a search.json runs no code: name its file by"
+            " --model"
+        )
     return Config(path, options, {name: name for name in options}, needs)
 
 

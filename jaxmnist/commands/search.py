@@ -10,8 +10,6 @@ from pathlib import Path
 from jaxmnist.api import dry_run, own_network, run_search, settings_of
 from jaxmnist.commands.config import Config, read_config
 from jaxmnist.commands.parser import Parser, add_ranges, add_settings, first_of
-from jaxmnist.errors import UsageError
-from jaxmnist.hyperparameters import shown
 from jaxmnist.models.questions import Definition
 from jaxmnist.models.space import Space, ranges_of
 from jaxmnist.models.study.space import DEFINITION
@@ -32,10 +30,7 @@ def main(arguments: list[str], program: str = "python -m jaxmnist.search") -> No
     config = Config() if path is None else read_config(path)
     config = config.without(() if model is None else ("model",))
     with config.named():
-        model = config.options.get("model") if model is None else model
-        if not isinstance(model, str | None):
-            raise UsageError(f"--model must be the name of a file, not {shown(model)}")
-        network = own_network(model)
+        network = own_network(config.network() if model is None else model)
         definition = network.definition if network else DEFINITION
         space = Space(definition)
     given = vars(parser_of(definition, space, program).parse_args(arguments))

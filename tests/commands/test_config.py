@@ -210,18 +210,45 @@ def test_a_run_s_settings_are_never_to_overwrite(options, tmp_path):
 
 
 def test_a_run_of_another_network(finished, tmp_path, settings_of, capsys):
-    """Of data or a network that only Python had, one line says what to name."""
+    """Of data in memory or a network of one's own, one line says what to name."""
     path = tmp_path / "search.json"
     content = read_json(finished.directory.path / "search.json")
     for section, value, says in (
         ("data", {"in_memory": True}, "its data were arrays in memory: name data by --data-dir"),
-        ("identity", {"network": "mine"}, "its network was a function in Python: name its file"),
+        ("identity", {"network": "mine"}, "its network is a function, and a search.json runs no"),
     ):
         write_json(path, {**content, section: {**content[section], **value}})
         assert run_command(search.main, ["--config", str(path)]) == 2
         assert says in capsys.readouterr().err
     write_json(path, {**content, "data": {**content["data"], "in_memory": True}})
     assert settings_of("", "--config", str(path), "--dataset", "mnist").dataset == "mnist"
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_a_search_json_names_no_code(finished, tmp_path, dry):
+    """Neither a network's file, nor a folder of compiled programs, nor a cluster."""
+    (tmp_path / "theirs.py").write_text(f"open('ran', 'w').close()\n{NETWORK}")
+    (tmp_path / "ours.py").write_text(NETWORK)
+    content = read_json(finished.directory.path / "search.json")
+    for section, changes in (
+        ("settings", {"model": str(tmp_path / "theirs.py"), "ranges": {}}),
+        ("identity", {"network": "build_model"}),
+    ):
+        content = {**content, section: {**content[section], **changes}}
+    settings = {**content["settings"], "cache": "theirs", "ray": "127.0.0.1:1"}
+    settings |= {"directory": "runs", "max_trials": 1, "epochs": 1}
+    settings |= {"svm": False, "report": False, "tensorboard": False}
+    write_json(tmp_path / "search.json", {**content, "settings": settings})
+    line = ["--config", tmp_path / "search.json", *(["--dry-run"] if dry else [])]
+    done = command("search", *line, "--width", 3, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"jaxmnist: {tmp_path / 'search.json'}: its network is a function")
+    assert done.stderr.endswith("theirs.py', and a search.json runs no code: name its file by --model\n")
+    assert done.stderr.count("\n") == 1
+    done = command("search", *line, "--width", 3, "--model", "ours.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not {path.name for path in tmp_path.iterdir()} & {"ran", "theirs"}
+    assert (tmp_path / "runs").exists() != dry
 
 
 @pytest.mark.parametrize(
