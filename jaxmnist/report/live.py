@@ -212,6 +212,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
 
     def _write_winner(self) -> None:
         if self._tensorboard:
+            self._directory.check_there()
             run = self._run()
             test = Evaluation.from_json(run.result("best/test.json"))
             summary = run.best_model.summary()

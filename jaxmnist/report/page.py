@@ -28,7 +28,7 @@ from jaxmnist.runs.layers import summary
 from jaxmnist.runs.ledger import Looks
 from jaxmnist.runs.times import read_times
 from jaxmnist.runs.trial import History, Trial
-from jaxmnist.whole_files import write_bytes
+from jaxmnist.whole_files import write_bytes, write_together
 
 RELOAD = 30  # seconds between reloads while the search runs
 NO_IMAGES: dict[str, Any] = {"mistakes": None, "features": None}
@@ -43,8 +43,13 @@ def write_page(
 
     The other options are those of `make_page`.
     """
-    path = output or run.directory.page_path
-    write_bytes(path, make_page(run, dataset, **options).encode())
+    content = make_page(run, dataset, **options).encode()
+    if output is not None:
+        write_bytes(output, content)
+        return output
+    path = run.directory.page_path
+    run.directory.check_there()
+    write_together({path: content})  # creates no folder: the run may have vanished with its disk
     return path
 
 

@@ -72,7 +72,8 @@ class TensorBoard:
         if folder.is_symlink():
             folder.unlink()  # it may point outside the run directory
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)  # without the run's, which may have vanished with its disk
+        folder.mkdir(exist_ok=True)
         self._writers[index] = EventsWriter(str(folder / "events"))
         experiment, began, _ = _hparams(columns(self._space, hyperparameters))
         self._write(index, experiment)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxmnist.errors import UsageError, disk_error, local_path, printable
+from jaxmnist.errors import EnvironmentFailure, UsageError, disk_error, local_path, printable
 from jaxmnist.runs.keys import REFIT, Rerun, TrialKey, index_of
 from jaxmnist.runs.ledger import Looks, kept_looks, ledger_path, read_lines
 from jaxmnist.runs.trial import Trial
@@ -57,6 +57,11 @@ STACKING_SHAPE = {"way": str, "lanes": int, "padding": {str: int}}
 def exists(path: Path) -> bool:
     """Return whether a run has been started in a folder."""
     return os.path.lexists(path / "search.json")
+
+
+def gone(path: Path) -> EnvironmentFailure:
+    """Return the error to raise where a run directory was expected."""
+    return EnvironmentFailure(f"{path}: was moved or deleted, or its disk is gone")
 
 
 def read_search(path: Path) -> dict[str, Any]:
@@ -131,6 +136,11 @@ class RunDirectory:
 
     def __fspath__(self) -> str:
         return str(self.path)
+
+    def check_there(self) -> None:
+        """Raise `EnvironmentFailure` if the run is no longer at its path."""
+        if not exists(self.path):
+            raise gone(self.path)
 
     def folder(self, *parts: str) -> Path:
         """Return a folder of the run; `UsageError` if a link, which may lead out, is on the way."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxmnist.errors import EnvironmentFailure, UsageError, local_path, printable
+from jaxmnist.errors import JaxmnistError, UsageError, local_path, printable
 from jaxmnist.runs import ledger, lock
 from jaxmnist.runs.directory import (
     CONTENTS,
@@ -23,6 +23,7 @@ from jaxmnist.runs.directory import (
     RunDirectory,
     check_ours,
     exists,
+    gone,
     read_search,
     threads_of,
 )
@@ -61,7 +62,7 @@ class WritableRunDirectory(RunDirectory):
     def check_there(self) -> None:
         """Raise `EnvironmentFailure` if the locked folder is no longer the one at its path."""
         if not lock.held(self.path / "lock", self._lock):
-            raise EnvironmentFailure(f"{self.path}: was moved or deleted, or its disk is gone")
+            raise gone(self.path)
 
     def write_search(self) -> list[str]:
         """Write search.json; its `sessions` list the versions and devices that the run has used.
@@ -111,6 +112,7 @@ class WritableRunDirectory(RunDirectory):
 
     def set_aside(self, path: Path) -> Path:
         """Move a damaged file to damaged/; returns its new path."""
+        self.check_there()
         target = self.folder("damaged") / f"{time.time_ns()}-{path.parent.name}-{path.name}"
         with disk(target):
             target.parent.mkdir(exist_ok=True)
@@ -281,7 +283,13 @@ def _locked(path: Path) -> Iterator[tuple[Path, int]]:
         path.mkdir(parents=True, exist_ok=True)
     with lock.hold(path / "lock") as held:
         _complete_ledger(path)
-        yield path, held
+        try:
+            yield path, held
+        except (JaxmnistError, OSError):
+            # Whatever a run lacks that has vanished: that it has is what there is to say.
+            if not lock.held(path / "lock", held):
+                raise gone(path) from None
+            raise
 
 
 def _complete_ledger(path: Path) -> None:

@@ -242,8 +242,12 @@ def test_a_search_json_names_no_code(finished, tmp_path, dry):
     line = ["--config", tmp_path / "search.json", *(["--dry-run"] if dry else [])]
     done = command("search", *line, "--width", 3, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"jaxmnist: {tmp_path / 'search.json'}: its network is a function")
-    assert done.stderr.endswith("theirs.py', and a search.json runs no code: name its file by --model\n")
+    assert done.stderr.startswith(
+        f"jaxmnist: {tmp_path / 'search.json'}: its network is a function"
+    )
+    assert done.stderr.endswith(
+        "theirs.py', and a search.json runs no code: name its file by --model\n"
+    )
     assert done.stderr.count("\n") == 1
     done = command("search", *line, "--width", 3, "--model", "ours.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -24,6 +24,7 @@ from processes import facts, flags, looks_of
 from jaxmnist import EnvironmentFailure, JaxmnistError, Run, UsageError, random_search
 from jaxmnist.errors import Stopped, one_line
 from jaxmnist.report.console import Console
+from jaxmnist.report.page import write_page
 from jaxmnist.signals import signals, signals_call
 
 
@@ -101,13 +102,19 @@ def test_the_command_on_a_full_disk(disk, options):
 
 
 def at(kind: str, index: int, happens: Callable[[], object]) -> type[Console]:
-    """A console that makes something happen when an event of a trial is reported."""
+    """A console that makes something happen when an event of a trial, or a stage, is reported."""
 
     def event(self, event):
+        Console.event(self, event)
         if type(event).__name__ == kind and event.index == index:
             happens()
 
-    return type("Watching", (Console,), {"event": event})
+    def stage(self, name):
+        Console.stage(self, name)
+        if name == kind:
+            happens()
+
+    return type("Watching", (Console,), {"event": event, "stage": stage})
 
 
 def test_a_disk_that_becomes_read_only(disk, finished, options, monkeypatch):
@@ -133,25 +140,46 @@ def test_a_disk_that_becomes_read_only(disk, finished, options, monkeypatch):
     assert facts(random_search(**options, svm=False, directory=str(disk))) == facts(finished)[:2]
 
 
-def test_a_disk_that_vanishes(disk, options, monkeypatch):
-    """Nothing is written to the place that its mount leaves behind."""
+# When a run's disk vanishes: at an event of a trial, or as a stage begins.
+MOMENTS = ("EpochFinished", "TrialFinished", "training", "test", "SVM", "page")
+
+
+@pytest.mark.parametrize("moment", slow_after(2, MOMENTS))
+@pytest.mark.parametrize("of", ["all runs", "the run"])
+def test_a_disk_that_vanishes(disk, options, monkeypatch, moment, of):
+    """Nothing is written to the place that its mount leaves behind: no page, and no TensorBoard."""
 
     def vanish() -> None:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
+        subprocess.run(["umount", "-l", str(disk)], check=disk.is_mount())
 
-    monkeypatch.setattr("jaxmnist.report.show.Console", at("TrialFinished", 0, vanish))
-    with pytest.raises(EnvironmentFailure, match="was moved or deleted, or its disk is gone"):
-        random_search(**{**options, "max_trials": 1}, directory=str(disk))
+    monkeypatch.setattr("jaxmnist.report.show.Console", at(moment, 0, vanish))
+    given = {**options, "max_trials": 1, "report": True, "tensorboard": True}
+    given["directory"] = str(disk if of == "all runs" else disk.parent)
+    given["project_name"] = "small" if of == "all runs" else disk.name
+    gone = "was moved or deleted, or its disk is gone"
+    if moment == "page":  # all has ended, but the verdict reads what was kept
+        gone = "has no best/test.json"
+    with pytest.raises(JaxmnistError, match=gone):
+        random_search(**given)
     assert list(disk.iterdir()) == []
 
 
-def test_a_run_that_is_deleted_while_it_is_in_use(options, tmp_path, monkeypatch):
+@pytest.mark.parametrize("moment", slow_after(1, MOMENTS[1:4]))
+def test_a_run_that_is_deleted_while_it_is_in_use(options, tmp_path, monkeypatch, moment):
     run = tmp_path / "small"
-    monkeypatch.setattr(
-        "jaxmnist.report.show.Console", at("TrialFinished", 0, lambda: shutil.rmtree(run))
-    )
+    monkeypatch.setattr("jaxmnist.report.show.Console", at(moment, 0, lambda: shutil.rmtree(run)))
+    given = {**options, "max_trials": 1, "report": True, "tensorboard": True}
     with pytest.raises(EnvironmentFailure, match="was moved or deleted"):
-        random_search(**{**options, "max_trials": 1}, directory=str(tmp_path))
+        random_search(**given, directory=str(tmp_path))
+    assert not run.exists()
+
+
+def test_a_page_of_a_run_that_has_vanished(finished, tmp_path, monkeypatch):
+    """`jaxmnist report`, which holds no lock, while the run is deleted: it is not made again."""
+    shutil.copytree(finished.directory.path, run := tmp_path / "small")
+    monkeypatch.setattr("jaxmnist.report.page.make_page", lambda *_, **__: str(shutil.rmtree(run)))
+    with pytest.raises(EnvironmentFailure, match="was moved or deleted"):
+        write_page(Run(run))
     assert not run.exists()
 
 
