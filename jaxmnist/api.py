@@ -13,6 +13,7 @@ from jaxmnist.errors import UsageError
 from jaxmnist.models.space import Space
 from jaxmnist.models.study.space import DEFINITION
 from jaxmnist.settings import IN_MEMORY, SearchSettings, usual_settings
+from jaxmnist.threads import enough_threads
 from jaxmnist.training_settings import DECAYING, TRAINING, USUAL_RECIPE
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ def random_search(
             if options[name] is None:
                 del options[name]
         settings = settings_of(options, space)
-        return run_search(settings, network, data=data, listener=listener, silent=quiet)
+        with enough_threads():
+            return run_search(settings, network, data=data, listener=listener, silent=quiet)
     except UsageError as problem:
         line = with_keywords(str(problem), names)
         if type(problem) is not UsageError or line == str(problem):

@@ -88,4 +88,6 @@ def disk_error(what: str, error: OSError) -> JaxmnistError:
     """Return the error to raise for a file-system error: `UsageError` or `EnvironmentFailure`."""
     mistakes = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR)
     mistaken = error.errno in (*mistakes, errno.EEXIST, errno.EISDIR, errno.ELOOP)
-    return (UsageError if mistaken else EnvironmentFailure)(f"{what}: {error.strerror or error}")
+    mend = "; raise the limit on open files (ulimit -n)" if error.errno == errno.EMFILE else ""
+    kind = UsageError if mistaken else EnvironmentFailure
+    return kind(f"{what}: {error.strerror or error}{mend}")

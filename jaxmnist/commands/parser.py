@@ -16,8 +16,10 @@ from jaxmnist import __version__
 from jaxmnist.checked import flag, nearest
 from jaxmnist.errors import JaxmnistError, Stopped, UsageError, disk_error, one_line
 from jaxmnist.hyperparameters import shown
+from jaxmnist.runs.machine import cores
 from jaxmnist.settings import GROUPS, SearchSettings
 from jaxmnist.signals import signals, stopped_by
+from jaxmnist.threads import check_threads, enough_threads
 from jaxmnist.training_settings import RECIPES, TRAINING, USUAL_RECIPE
 
 SPACE = """A RANGE is first:last, first:last:step, first:last:log, values such as
@@ -68,6 +70,7 @@ class Parser(argparse.ArgumentParser):
         """
         found, unknown = self.parse_known_args(args, namespace)
         if not unknown:
+            check_threads(cores())  # for OpenBLAS, which NumPy starts as it is imported
             return found
         first = next((word for word in unknown if word.startswith("-") and word != "-"), None)
         if first is None:
@@ -223,7 +226,7 @@ def run_command(
             stream.reconfigure(errors="replace")
     status = None
     try:
-        with signals(advice):
+        with signals(advice), enough_threads():
             with suppress(SystemExit):  # from --help and --version
                 status = main(sys.argv[1:] if arguments is None else arguments)
             if sys.stdout is not None:

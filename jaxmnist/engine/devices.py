@@ -12,10 +12,12 @@ from types import ModuleType
 
 from jaxmnist.errors import EnvironmentFailure, UsageError, one_line
 from jaxmnist.runs.machine import cores
+from jaxmnist.threads import check_threads
 
 # XLA's variables for the size of its thread pool on a CPU; the first one that is set is used
 # (`DefaultThreadPoolSize` in its sources; undocumented).
 POOL_SIZE = ("PJRT_NPROC", "NPROC")
+THREADS = 20  # that a search starts at least, beside twice the size of the pool
 # JAX's debugging settings and their default values.
 DEBUGGING = {
     "jax_check_tracer_leaks": False,
@@ -52,9 +54,11 @@ def start_jax() -> str:
     """Start JAX if necessary, and return its platform: 'cpu', 'gpu' or 'tpu'.
 
     Raises:
-      EnvironmentFailure: the platform can't be started.
+      EnvironmentFailure: the platform can't be started, or has too few threads to work with.
     """
     jax = import_jax()
+    if not _is_started():
+        check_threads(THREADS + 2 * pool_size())
     try:
         platform: str = jax.default_backend()
         jax.local_devices()

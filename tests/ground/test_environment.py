@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 import os
 import pty
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -138,6 +141,69 @@ def test_a_disk_that_becomes_read_only(disk, finished, options, monkeypatch):
     monkeypatch.undo()
     subprocess.run(["umount", str(run_folder)], check=True)
     assert facts(random_search(**options, svm=False, directory=str(disk))) == facts(finished)[:2]
+
+
+def resume(options: dict, folder: Path) -> Run:
+    """Repeat a search that has failed: what it had computed counts, and nothing was damaged."""
+    done = {t.index: t.history for t in Run(folder / "small").trials if t.status == "completed"}
+    run = random_search(**options, directory=str(folder))
+    assert [t.attempts for t in run.trials if t.index in done] == [1] * len(done)
+    assert not (folder / "small" / "damaged").exists()
+    return run
+
+
+@pytest.mark.parametrize("moment", ["SVM", "training"])
+def test_threads_that_cannot_be_started(finished, options, tmp_path, monkeypatch, moment):
+    """Whoever needs one: a library in the middle of the SVM, or the search for a trial."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        exhaust = partial(patch.setattr, threading, "_start_new_thread", refuse)
+        patch.setattr("jaxmnist.report.show.Console", at(moment, 0, exhaust))
+        with pytest.raises(EnvironmentFailure, match="no more threads can be started: raise the"):
+            random_search(**options, directory=str(tmp_path))
+    assert facts(resume(options, tmp_path)) == facts(finished)
+
+
+@pytest.mark.parametrize("limit", [1, 12])
+def test_a_command_with_too_few_threads(options, tmp_path, limit):
+    """As another user, since root has no limit: for NumPy none, and then too few for JAX."""
+    rights = "+dac_override,+dac_read_search"  # to read what root reads
+    user = ["setpriv", "--reuid=54321", "--clear-groups"]
+    user += [f"--inh-caps={rights}", f"--ambient-caps={rights}"]
+    line = [*user, "prlimit", f"--nproc={limit}", sys.executable, "-m", "jaxmnist.search"]
+    if subprocess.run([*user, "true"], capture_output=True, check=False).returncode:
+        assert "CI" not in os.environ, "no other user's rights can be taken, and CI must see this"
+        pytest.skip("no other user's rights can be taken here")
+    line += [*flags(options), "--directory", str(tmp_path / "runs")]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "threads are needed, and no more than" in done.stderr
+    assert "ulimit -u" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("moment", slow_after(1, ["TrialFinished", "training", "test", "SVM"]))
+def test_files_that_cannot_be_opened(finished, options, tmp_path, monkeypatch, moment):
+    """The process has as many open files as it may have."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def exhaust() -> None:
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxmnist.report.show.Console", at(moment, 0, exhaust))
+        try:
+            with pytest.raises(EnvironmentFailure, match=r"Too many open files.*ulimit -n"):
+                random_search(**options, directory=str(tmp_path))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert facts(resume(options, tmp_path)) == facts(finished)
 
 
 # When a run's disk vanishes: at an event of a trial, or as a stage begins.
