@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import traceback
 from typing import Any
 
 
@@ -22,9 +23,17 @@ def one_line(error: BaseException, named: bool = False) -> str:
     kind = type(error).__name__
     try:
         text = " ".join(str(error).split())[:300]
-    except Exception:  # a person's own exception may raise when it is asked for its text
+    except BaseException:  # a person's own exception may raise anything when asked for its text
         text = ""
     return (f"{kind}: {text}" if named else text) if text else kind
+
+
+def whole_traceback(error: BaseException) -> str:
+    """Return an exception's traceback as text; of one that can't be printed, the places alone."""
+    try:
+        return "".join(traceback.format_exception(error))
+    except BaseException:  # as in `one_line`
+        return "".join(traceback.format_tb(error.__traceback__)) + one_line(error, named=True)
 
 
 class JaxmnistError(Exception):

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxmnist.errors import Stopped
@@ -50,6 +50,24 @@ def signals(advice: str = "") -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@dataclass(frozen=True)
+class _Notes:
+    """A signal handler that calls `action` the first time, and then the handler before it."""
+
+    action: Callable[[], None]
+    before: dict[int, Callable[[int, Any], Any]] = field(default_factory=dict)
+    came: list[tuple[int, float]] = field(default_factory=list)
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if not self.came:
+            self.came.append((number, time.monotonic()))
+            self.action()
+        # Closing a terminal sends SIGHUP twice, from the shell and from the terminal; a Ctrl-C may
+        # come from the terminal and from the parent process. Neither is a second request.
+        elif number != self.came[0][0] or time.monotonic() - self.came[0][1] > TWICE:
+            self.before[number](number, frame)
+
+
 @contextmanager
 def signals_call(action: Callable[[], None]) -> Iterator[None]:
     """Call `action` on a signal that would end the process, and raise when the context ends.
@@ -58,18 +76,8 @@ def signals_call(action: Callable[[], None]) -> Iterator[None]:
     are left alone. Work in progress finishes first. A second signal does what it would have done
     without this context.
     """
-    came: list[tuple[int, float]] = []
-
-    def note(number: int, frame: Any) -> None:
-        if not came:
-            came.append((number, time.monotonic()))
-            action()
-        # Closing a terminal sends SIGHUP twice, from the shell and from the terminal; a Ctrl-C may
-        # come from the terminal and from the parent process. Neither is a second request.
-        elif number != came[0][0] or time.monotonic() - came[0][1] > TWICE:
-            before[number](number, frame)
-
-    before: dict[int, Callable[[int, Any], Any]] = {}
+    note = _Notes(action)
+    before, came = note.before, note.came
     if threading.current_thread() is threading.main_thread():  # only it receives signals
         for number in _numbers():
             handler = signal.getsignal(number)
@@ -86,6 +94,15 @@ def signals_call(action: Callable[[], None]) -> Iterator[None]:
             raise KeyboardInterrupt
         if came:
             raise Stopped(came[0][0])
+
+
+def may_interrupt() -> bool:
+    """Return whether Ctrl-C can raise an exception here: not in a command, nor in other threads."""
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    handler = signal.getsignal(signal.SIGINT)
+    handler = handler.before[signal.SIGINT] if isinstance(handler, _Notes) else handler
+    return callable(handler) and not isinstance(handler, _EndsProcess)
 
 
 def _numbers() -> list[int]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import operator
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -42,7 +41,7 @@ from jaxmnist.engine.programs import Compilers, Programs
 from jaxmnist.engine.stacking import Stacking, choose, round_up
 from jaxmnist.engine.training import TrainingState, Weights, start_epoch, trained_weights
 from jaxmnist.engine.workers import Events, Interrupted
-from jaxmnist.errors import NetworkError, one_line
+from jaxmnist.errors import NetworkError, one_line, whole_traceback
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import Network
 from jaxmnist.runs.keys import TrialKey
@@ -242,7 +241,7 @@ class Engine:
             error, refused, whole = str(failure), True, failure.traceback
         except Exception as failure:
             error, refused = one_line(failure, named=True), False
-            whole = "".join(traceback.format_exception(failure))
+            whole = whole_traceback(failure)
         finally:
             programs.release(group)
         if len(group.trials) == 1:

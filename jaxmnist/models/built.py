@@ -100,7 +100,7 @@ class Built:
 
     def variables(self, seed: int, index: int) -> dict[str, Any]:
         """The initial variables of a trial, computed and kept on the host."""
-        with jax.default_device(jax.devices("cpu")[0]):
+        with in_own_code(), jax.default_device(jax.devices("cpu")[0]):
             found: dict[str, Any] = jax.device_get(
                 self.init(jax.random.fold_in(a_key(seed), index))
             )

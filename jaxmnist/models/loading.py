@@ -14,7 +14,15 @@ from typing import Any
 
 import jax
 
-from jaxmnist.errors import JaxmnistError, NetworkError, UsageError, local_path, one_line
+from jaxmnist.errors import (
+    JaxmnistError,
+    NetworkError,
+    UsageError,
+    local_path,
+    one_line,
+    whole_traceback,
+)
+from jaxmnist.signals import may_interrupt
 
 FUNCTION = "build_model"  # unless another one is named
 
@@ -48,9 +56,11 @@ def load_function(given: str) -> Callable[[Any], Any]:
     sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as problem:
-        del sys.modules[path.stem]
-        line = getattr(problem, "lineno", None)  # of a mistake in the syntax
+    except BaseException as problem:
+        if _is_ctrl_c(problem):
+            raise
+        sys.modules.pop(path.stem, None)
+        line = problem.lineno if isinstance(problem, SyntaxError) else None
         said = f"line {line}: {one_line(problem, named=True)}" if line else located(problem)
         raise UsageError(f"--model {name}: {said}") from problem
     found = getattr(module, function, None)
@@ -72,15 +82,37 @@ def in_own_code() -> Iterator[None]:
         place = _place(problem)
         if problem.traceback or not place:
             raise
-        whole = "".join(traceback.format_exception(problem))
+        whole = whole_traceback(problem)
         raise NetworkError(f"{place}{problem}", whole) from (problem.__cause__ or problem)
     except (JaxmnistError, MemoryError, jax.errors.JaxRuntimeError):
         raise
-    except (Exception, SystemExit) as problem:
+    except BaseException as problem:
+        if _is_ctrl_c(problem):
+            raise
         known = _remedy(problem)
         line = f"{located(problem)}; {known}" if known else located(problem)
-        whole = "".join(traceback.format_exception(problem))
-        raise NetworkError(line, whole) from problem
+        raise NetworkError(line, whole_traceback(problem)) from problem
+
+
+@contextmanager
+def only_exceptions() -> Iterator[None]:
+    """Runs a person's own code where its exceptions are looked at: others become `NetworkError`s.
+
+    Such as SystemExit, which nothing would hold up on its way.
+    """
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as problem:
+        if _is_ctrl_c(problem):
+            raise
+        raise NetworkError(located(problem), whole_traceback(problem)) from problem
+
+
+def _is_ctrl_c(problem: BaseException) -> bool:
+    """Whether a person may have stopped the program; their code may raise the same itself."""
+    return isinstance(problem, KeyboardInterrupt) and may_interrupt()
 
 
 def located(problem: BaseException) -> str:
@@ -101,7 +133,7 @@ def _place(problem: BaseException) -> str:
 
 def _remedy(problem: BaseException) -> str:
     """What to do about an exception of a known kind; nothing about others."""
-    if isinstance(problem, NameError) and "unbound axis name" in str(problem):
+    if isinstance(problem, NameError) and "unbound axis name" in one_line(problem):
         return (
             "each trial trains on one device, without named axes: leave axis_name out, in"
             " BatchNorm too"

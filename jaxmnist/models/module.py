@@ -25,6 +25,7 @@ from flax.core import unfreeze
 
 from jaxmnist.errors import JaxmnistError, NetworkError
 from jaxmnist.models import jaxprs
+from jaxmnist.models.loading import only_exceptions
 from jaxmnist.models.network import a_key, stream_key
 
 # Names of the flag for training, and its value in training.
@@ -191,6 +192,7 @@ class PlainModule:
         """Whether it is an NNX module."""
         return isinstance(self.module, nnx.bridge.ToLinen)
 
+    @only_exceptions()
     def _call(
         self,
         method: Callable[..., Any],

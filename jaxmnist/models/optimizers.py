@@ -39,7 +39,7 @@ def traced(found: optax.GradientTransformation, shapes: Any) -> list[Any]:
         try:
             return [start, jax.make_jaxpr(found.update)(shapes, state, shapes)]
         except TypeError as problem:
-            if "argument" not in str(problem):
+            if "argument" not in one_line(problem):
                 raise
             raise NetworkError(
                 "the optimizer's update needs more arguments than gradients, state and weights"
