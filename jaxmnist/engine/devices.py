@@ -8,7 +8,10 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
+from functools import lru_cache
 from types import ModuleType
+from typing import Any
 
 from jaxmnist.errors import EnvironmentFailure, UsageError, one_line
 from jaxmnist.runs.machine import cores
@@ -54,6 +57,7 @@ def start_jax() -> str:
     """Start JAX if necessary, and return its platform: 'cpu', 'gpu' or 'tpu'.
 
     Raises:
+      UsageError: this process was forked from one in which JAX had started.
       EnvironmentFailure: the platform can't be started, or has too few threads to work with.
     """
     jax = import_jax()
@@ -61,7 +65,7 @@ def start_jax() -> str:
         check_threads(THREADS + 2 * pool_size())
     try:
         platform: str = jax.default_backend()
-        jax.local_devices()
+        client = jax.local_devices()[0].client
     except Exception as error:  # RuntimeError, or AssertionError for a missing plugin
         asked = os.environ.get("JAX_PLATFORMS") or jax.config.values.get("jax_platforms")
         named = f" with JAX_PLATFORMS={asked}" if asked else ""
@@ -69,7 +73,35 @@ def start_jax() -> str:
             f"JAX has no device to compute on{named}: {one_line(error, named=True)}; install the"
             " packages for that platform, or set JAX_PLATFORMS=cpu"
         ) from None
+    if _is_forked(client):
+        raise UsageError(
+            "this process was forked from one in which JAX had started, and would wait for ever for"
+            " JAX's threads, which are not in it: start it by multiprocessing's method 'spawn', or"
+            " fork it before JAX starts"
+        )
     return platform
+
+
+@lru_cache(maxsize=1)
+def _process_of(client: Any) -> int:
+    """The process in which a client of JAX was seen first; a forked one inherits the answer."""
+    return os.getpid()
+
+
+def _is_forked(client: Any) -> bool:
+    """Whether a client of JAX was started by another process, from which this one was forked.
+
+    If nobody has looked at it before the fork, no threads but Python's own show it: XLA has ten and
+    more, and a forked process begins with the one that forked.
+    """
+    if _process_of(client) != os.getpid():
+        return True
+    try:
+        threads = {int(name) for name in os.listdir("/proc/self/task")}
+    except OSError:  # not Linux
+        return False
+    known = {thread.native_id for thread in threading.enumerate()}
+    return threads <= known | {threading.get_native_id()}
 
 
 def device_name() -> str:

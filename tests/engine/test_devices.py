@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -146,6 +147,61 @@ def test_a_run_that_goes_on_on_fewer_cores(options, tmp_path):
         assert (parts.directory.path / name).read_bytes() == wanted
     # Another number of threads gives another run, so this test is able to fail.
     assert facts(search("one", 3, threads="1")) != facts(whole)
+
+
+FORKED = """
+import json, multiprocessing, os, signal, sys, warnings
+import jax, numpy
+import jaxmnist
+given = json.loads(sys.argv[1])
+def search(what):
+    signal.alarm(60)  # ends a process that hangs
+    try:
+        run = jaxmnist.random_search(**given, directory=f"runs-{what}")
+        print(what, "completed", len(run.trials), flush=True)
+    except jaxmnist.UsageError as problem:
+        print(what, problem, flush=True)
+def fork(what, before=lambda: None):
+    if not (child := os.fork()):
+        before()
+        search(what)
+        os._exit(0)
+    os.waitpid(child, 0)
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    fork("before JAX starts")
+    jax.devices()
+    fork("after")
+    process = multiprocessing.get_context("fork").Process(target=search, args=["multiprocessing"])
+    process.start()
+    process.join()
+    search("here")
+    matrix = numpy.ones((500, 500))
+    fork("with threads of another library", lambda: matrix @ matrix)
+    process = multiprocessing.get_context("spawn").Process(target=search, args=["spawned"])
+    process.start()
+    process.join()
+"""
+
+
+def test_processes_that_are_forked(options, tmp_path):
+    """A search in a child without JAX's threads would hang; others are none of that kind."""
+    (tmp_path / "forked.py").write_text(FORKED)
+    line = [sys.executable, "forked.py", json.dumps({**options, "max_trials": 1, "svm": False})]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stderr == ""
+    refused = "this process was forked from one in which JAX had started"
+    wanted = {
+        "before JAX starts": "completed 1",
+        "after": refused,
+        "multiprocessing": refused,
+        "here": "completed 1",
+        "with threads of another library": refused,
+        "spawned": "completed 1",
+    }
+    ends = done.stdout.splitlines()
+    for (what, end), line in zip(wanted.items(), ends, strict=True):
+        assert line.startswith(f"{what} {end}")
 
 
 def test_only_settings_that_differ_are_named():
