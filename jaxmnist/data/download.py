@@ -54,7 +54,7 @@ def load_named(name: str) -> Arrays:
       EnvironmentFailure: it can't be downloaded or prepared here.
     """
     with _tamed_tfds() as tfds:
-        data_dir = Path(tfds.core.constants.get_default_data_dir()).expanduser()
+        data_dir = _data_dir(tfds)
         builder = _find_builder(tfds, name, data_dir)
         urls = _idx_urls(builder)
         if urls:
@@ -66,6 +66,47 @@ def load_named(name: str) -> Arrays:
             arrays = _read_prepared(tfds, name, builder)
         names = getattr(builder.info.features["label"], "names", None) or ()
         return arrays._replace(names={k: printable(str(name)) for k, name in enumerate(names)})
+
+
+def check_downloaded(name: str | None) -> None:
+    """Raise `UsageError` unless a dataset can be loaded by its name without the network.
+
+    No connection is opened, and no folder made. `name`: None for mnist, which is in the package.
+    """
+    if name in (None, "mnist"):
+        return
+    with _tamed_tfds() as tfds:
+        data_dir = _data_dir(tfds)
+        builder = _find_builder(tfds, name, data_dir)
+        urls = _idx_urls(builder)
+        if urls is None:
+            there = builder.is_prepared()
+        else:
+            infos = builder.url_infos
+            files = [(url, infos[url].checksum, infos[url].filename) for url in urls.values()]
+            there = all(_is_kept(tfds, name, data_dir / "downloads", *file) for file in files)
+    if not there:
+        raise UsageError(
+            f"{name} is not on this machine, in {data_dir}: jaxmnist search --dataset {name}"
+            " --dry-run downloads it"
+        )
+
+
+def _is_kept(
+    tfds: Any, name: str, downloads: Path, url: str, checksum: str, filename: str | None
+) -> bool:
+    """Whether a file that tfds downloads is where its `DownloadManager` looks for it."""
+    resource = tfds.core.download.resource
+    if filename and (downloads / "manual" / filename).exists():
+        return True
+    kept = resource.get_dl_fname(url, checksum)
+    return any(
+        resource.is_locally_cached(folder / kept) for folder in (downloads / name, downloads)
+    )
+
+
+def _data_dir(tfds: Any) -> Path:
+    return Path(tfds.core.constants.get_default_data_dir()).expanduser()
 
 
 @contextlib.contextmanager
@@ -89,12 +130,18 @@ def _tamed_tfds() -> Iterator[Any]:
     downloader.MAX_RETRIES = 0
     downloader._open_url = functools.partial(before[1], timeout=(CONNECT_SECONDS, READ_SECONDS))
     tqdm_utils._active = before[2] and sys.stderr.isatty()
+    # It would look on Google's storage for a description of what isn't prepared, and leaves an
+    # empty folder among the temporary files each time.
+    info = tfds.core.DatasetInfo
+    described = info.initialize_from_bucket
+    info.initialize_from_bucket = lambda self: None
     logging.set_verbosity(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # hides its banners
             yield tfds
     finally:
         downloader.MAX_RETRIES, downloader._open_url, tqdm_utils._active = before
+        info.initialize_from_bucket = described
         logging.set_verbosity(verbosity)
 
 

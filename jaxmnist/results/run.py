@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxmnist.checked import check_whole
 from jaxmnist.data.dataset import Dataset, dataset_in_memory, load_dataset
+from jaxmnist.data.download import check_downloaded
 from jaxmnist.engine.devices import set_pool_size
 from jaxmnist.errors import UsageError, printable
 from jaxmnist.hyperparameters import Hyperparameters
@@ -483,7 +484,7 @@ class Run:
           data: the arrays, if they lie nowhere; see `random_search`.
 
         Raises:
-          UsageError: the data are not there, or have changed since.
+          UsageError: the data are not on this machine, or have changed since.
         """
         settings = self.settings
         if data_dir is not None:
@@ -498,6 +499,8 @@ class Run:
                 f"{self.directory.path}: its data are not at {settings.data_dir} any more; name"
                 " their place with --data-dir"
             )
+        if data is None and settings.data_dir is None:
+            check_downloaded(settings.dataset)  # a run of somebody else downloads nothing
         dataset = load_dataset(settings) if data is None else dataset_in_memory(data, settings)
         if dataset.fingerprint != self.search["identity"]["data"]:
             raise UsageError(

@@ -9,10 +9,12 @@ import importlib.abc
 import importlib.util
 import io
 import os
+import shutil
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -20,11 +22,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from processes import command
 
 import jaxmnist.data.download as download
-from jaxmnist.data.download import load_named
+from jaxmnist.data.download import check_downloaded, load_named
 from jaxmnist.data.idx import IDX_NAMES
 from jaxmnist.errors import EnvironmentFailure, UsageError
+from jaxmnist.whole_files import read_json, write_json
 
 SHAPES = {"x_train": (6, 4, 5), "y_train": (6,), "x_test": (3, 4, 5), "y_test": (3,)}
 
@@ -134,6 +138,82 @@ def test_idx_datasets_are_downloaded_once(server, publish, arrays, files, data_d
         np.testing.assert_array_equal(found.y_test, arrays["y_test"].astype(np.int64), strict=True)
     assert len(list((data_dir / "downloads" / "fashion_mnist").glob("*.gz"))) == 4
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """What was asked of the network since; it doesn't answer."""
+    asked = []
+
+    def refuse(*address, **_):
+        asked.append(address)
+        raise OSError("no network")
+
+    for name in ("getaddrinfo", "create_connection"):
+        monkeypatch.setattr(socket, name, refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    return asked
+
+
+def test_what_is_on_this_machine(server, publish, data_dir, files):
+    """Where it would be loaded without the network; of four files not with three."""
+    check_downloaded(None)
+    check_downloaded("mnist")
+    publish(server.url)
+    load_named("fashion_mnist")
+    check_downloaded("fashion_mnist")
+    path = next((data_dir / "downloads" / "fashion_mnist").glob("*t10k-labels*.gz"))
+    content = path.read_bytes()
+    path.unlink()
+    with pytest.raises(UsageError, match=r"fashion_mnist is not on this machine, in .*tfds: "):
+        check_downloaded("fashion_mnist")
+    (manual := data_dir / "downloads" / "manual").mkdir()
+    (manual / "t10k-labels-idx1-ubyte.gz").write_bytes(content)
+    check_downloaded("fashion_mnist")
+    load_named("fashion_mnist")
+    assert len(server.asked) == 4
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "kmnist", "emnist/letters", "cifar10"])
+def test_what_is_not_on_this_machine(offline, tmp_path, monkeypatch, name):
+    """The line names the command that downloads it; no connection is tried and no folder made."""
+    monkeypatch.setenv("HOME", str(home := tmp_path / "home"))
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    home.mkdir()
+    with pytest.raises(UsageError) as error:
+        check_downloaded(name)
+    assert str(error.value).startswith(f"{name} is not on this machine, in ")
+    assert f"jaxmnist search --dataset {name} --dry-run downloads it" in str(error.value)
+    assert offline == []
+    assert list(tmp_path.rglob("*")) == [home]
+
+
+def test_a_prepared_dataset_is_on_this_machine(offline, prepare):
+    prepare()
+    check_downloaded("tiny_pictures")
+    assert offline == []
+
+
+def test_a_run_downloads_nothing(offline, finished, tmp_path, monkeypatch):
+    """Its data set isn't here: its page has a note, and other commands a line."""
+    monkeypatch.setenv("HOME", str(home := tmp_path / "home"))
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    home.mkdir()
+    shutil.copytree(finished.directory.path, run := tmp_path / "run")
+    content = read_json(run / "search.json")
+    settings = {**content["settings"], "data_dir": None, "dataset": "fashion_mnist"}
+    write_json(run / "search.json", {**content, "settings": settings})
+    ends = {name: command(name, run) for name in ("report", "evaluate", "svm")}
+    assert ends.pop("report").returncode == 0
+    wanted = "fashion_mnist is not on this machine"
+    assert wanted in (run / "report.html").read_text()
+    for done in ends.values():
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"jaxmnist: {wanted}")
+        assert done.stderr.count("\n") == 1
+    assert offline == []
+    assert list(home.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist"])
