@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import threading
+from enum import Enum
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,47 @@ from jaxmnist.threads import check_threads
 # XLA's variables for the size of its thread pool on a CPU; the first one that is set is used
 # (`DefaultThreadPoolSize` in its sources; undocumented).
 POOL_SIZE = ("PJRT_NPROC", "NPROC")
+# Beside versions and devices, results depend on these: variables that XLA and libraries below it
+# read, those that NumPy and its library read for one processor, and settings of JAX, whether it has
+# them from the environment or from the program.
+OF_XLA = (
+    "XLA_FLAGS",
+    "LIBTPU_INIT_ARGS",
+    "NVIDIA_TF32_OVERRIDE",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_MAX_CPU_ISA",
+)
+OF_NUMPY = ("OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES")
+SETTINGS = (
+    "jax_allow_f16_reductions",
+    "jax_bcoo_cusparse_lowering",
+    "jax_compiler_enable_remat_pass",
+    "jax_default_device",
+    "jax_default_dtype_bits",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_disable_most_optimizations",
+    "jax_eager_constant_folding",
+    "jax_enable_custom_prng",
+    "jax_enable_pgle",
+    "jax_enable_x64",
+    "jax_exec_time_optimization_effort",
+    "jax_explicit_x64_dtypes",
+    "jax_high_dynamic_range_gumbel",
+    "jax_memory_fitting_effort",
+    "jax_memory_fitting_level",
+    "jax_numpy_dtype_promotion",
+    "jax_optimization_level",
+    "jax_pjrt_client_create_options",
+    "jax_random_seed_offset",
+    "jax_softmax_custom_jvp",
+    "jax_threefry_gpu_kernel_lowering",
+    "jax_threefry_partitionable",
+    "jax_use_direct_linearize",
+    "jax_use_shardy_partitioner",
+    "jax_xla_profile_version",
+)
 THREADS = 20  # that a search starts at least, beside twice the size of the pool
 # JAX's debugging settings and their default values.
 DEBUGGING = {
@@ -142,6 +184,27 @@ def _is_started() -> bool:
         return bool(xla_bridge.backends_are_initialized())
     except (ImportError, AttributeError):
         return True
+
+
+def environment() -> dict[str, Any]:
+    """What results depend on: variables, and settings that this JAX has; None where none is set."""
+    names = (*OF_XLA, *OF_NUMPY)
+    variables = {name: " ".join(os.environ.get(name, "").split()) or None for name in names}
+    values = import_jax().config.values
+    return variables | {name: _plain(values[name]) for name in SETTINGS if name in values}
+
+
+def variables_for_nodes() -> dict[str, str]:
+    """The variables of this process that the tasks of a cluster need for the same results."""
+    names = (*OF_XLA, *map(str.upper, SETTINGS))
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def _plain(value: Any) -> bool | int | float | str | None:
+    """A setting as JSON has it."""
+    if isinstance(value, Enum):
+        return str(value.name)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 def debugging_settings() -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.engine.cache import LOG_LEVEL
-from jaxmnist.engine.devices import POOL_SIZE, pool_size
+from jaxmnist.engine.devices import POOL_SIZE, pool_size, variables_for_nodes
 from jaxmnist.engine.estimates import multiplications
 from jaxmnist.engine.events import Checkpoint, Event, StackingChosen, TrialLost, TrialStarted
 from jaxmnist.engine.jobs import Assignment, Job
@@ -135,7 +135,7 @@ class RayEngine:
         buffers: list[pickle.PickleBuffer] = []
         packed = cloudpickle.dumps(work, protocol=5, buffer_callback=buffers.append)
         # XLA's warnings of programs from the cache are silenced as in `cache.keep_programs`.
-        pool = {POOL_SIZE[0]: str(pool_size()), LOG_LEVEL: "3"}
+        pool = {POOL_SIZE[0]: str(pool_size()), LOG_LEVEL: "3", **variables_for_nodes()}
         return Job(
             self.address,
             packed,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from typing import Any
+
+VECTORS = re.compile("sse|avx|fma|f16c|amx|asimd|sve|bf16|i8mm")
 
 
 def cores() -> int:
@@ -30,12 +33,23 @@ def machine() -> dict[str, Any]:
     return found
 
 
+def instructions() -> str:
+    """Return the vector instructions that the processor has, which compilers choose by."""
+    words = _cpuinfo("flags", "Features").split()
+    return " ".join(sorted({word for word in words if VECTORS.match(word)}))
+
+
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(*names: str) -> str:
+    """Return the first value that Linux has of the processor by one of these names; else ''."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             for line in file:
-                if line.startswith("model name"):
+                if line.startswith(names):
                     return line.partition(":")[2].strip()
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    return ""

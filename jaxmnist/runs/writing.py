@@ -35,6 +35,7 @@ from jaxmnist.whole_files import (
     DamagedFile,
     MissingFile,
     disk,
+    fits,
     read_json,
     sealed_bytes,
     unfinished,
@@ -43,6 +44,8 @@ from jaxmnist.whole_files import (
 )
 
 logger = logging.getLogger("jaxmnist")
+# What search.json has of each session that differed from the one before.
+SESSION = ("versions", "device", "environment")
 T = TypeVar("T")
 
 
@@ -67,19 +70,21 @@ class WritableRunDirectory(RunDirectory):
     def write_search(self) -> list[str]:
         """Write search.json; its `sessions` list the versions and devices that the run has used.
 
-        Returns notes for the user: versions or a device that have changed since the last session.
+        Returns notes for the user: what results depend on and has changed since the last session.
         """
         search = self._search
-        session = {key: search[key] for key in ("versions", "device")}
+        session = {key: search[key] for key in SESSION if key in search}
         before = read_search(self.path) if exists(self.path) else {"sessions": [session]}
         sessions = before["sessions"]
         changes = [
-            f"{key} was {sessions[-1][section].get(key)}, is now {value}: new results may differ"
+            f"{key} was {_said(old[key])}, is now {_said(value)}: new results may differ"
             for section, values in session.items()
+            if isinstance(old := sessions[-1].get(section), dict)
             for key, value in values.items()
-            if sessions[-1][section].get(key) != value
+            if key in old and old[key] != value
         ]
         sessions = [*sessions, session] if changes else sessions
+        changes += _changed_lanes(before, search)
         now = threads_of(search)
         threads = threads_of(before) or now
         if threads != now:
@@ -239,6 +244,29 @@ class WritableRunDirectory(RunDirectory):
     def looks_to_keep(self, test_sha256: str) -> list[dict[str, str]]:
         """Return the field `looks` of a result: all evaluations on these images known so far."""
         return [look.to_json() for look in self.read_looks(test_sha256).found]
+
+
+def _said(value: Any) -> str:
+    return "not set" if value is None else str(value)
+
+
+def _changed_lanes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return a note if `--lanes` has changed so that trials share programs in another way.
+
+    An accelerator shares them as the run has recorded it, unless another number is asked for; on a
+    CPU each is alone unless a number is asked for.
+    """
+    recorded = (before.get("stacking") or {}).get("lanes")
+    given, used = [], []
+    for search in (before, now):
+        if not fits(search, {"settings": dict, "device": {"kind": str}}):
+            return []
+        given.append(search["settings"].get("lanes"))
+        cpu = search["device"]["kind"].startswith("cpu")
+        used.append(given[-1] or (None if cpu else recorded))
+    if used[0] == used[1]:
+        return []
+    return [f"--lanes was {_said(given[0])}, is now {_said(given[1])}: new results may differ"]
 
 
 @contextmanager

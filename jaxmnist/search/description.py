@@ -11,9 +11,9 @@ import numpy as np
 
 from jaxmnist import __version__
 from jaxmnist.data.dataset import Dataset
-from jaxmnist.engine.devices import device_name, pool_size
+from jaxmnist.engine.devices import device_name, environment, pool_size
 from jaxmnist.models.space import Space, SpaceDescription, ranges_of
-from jaxmnist.runs.machine import machine
+from jaxmnist.runs.machine import instructions, machine
 from jaxmnist.settings import KEEP, SearchSettings
 
 MOST_CLASSES = 10  # that are named at the start of a search
@@ -85,6 +85,7 @@ def describe_search(
     settings: SearchSettings, dataset: Dataset, network: str, space: SpaceDescription
 ) -> dict[str, Any]:
     """The content of search.json; a search with a different `identity` is a different run."""
+    here = machine()
     return {
         "identity": {
             "data": dataset.fingerprint,
@@ -117,7 +118,10 @@ def describe_search(
             "kind": device_name(),
             "devices": jax.local_device_count(),
             "machine": platform.machine(),
+            "processor": here["processor"],
+            "instructions": instructions(),
         },
+        "environment": environment(),
         "threads": pool_size(),
-        "machine": machine(),
+        "machine": here,
     }

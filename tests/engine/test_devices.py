@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import pytest
 from conftest import slow_after, writing
-from processes import facts, flags, process
+from processes import command, facts, flags, process
 
 import jaxmnist
 from jaxmnist import Run
@@ -213,6 +213,86 @@ def test_only_settings_that_differ_are_named():
     finally:
         jax.config.update("jax_debug_nans", False)
         jax.config.update("jax_numpy_rank_promotion", "allow")
+
+
+def notes(done) -> list[str]:
+    """What a search says of results that may differ."""
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.splitlines() if "may differ" in line]
+
+
+OF_RESULTS = [
+    ("XLA_FLAGS", "--xla_cpu_enable_fast_math=true", "XLA_FLAGS was not set, is now {}"),
+    ("JAX_ENABLE_X64", "1", "jax_enable_x64 was False, is now True"),
+    ("JAX_DEFAULT_MATMUL_PRECISION", "highest", "jax_default_matmul_precision was not set, is now"),
+    ("JAX_THREEFRY_PARTITIONABLE", "0", "jax_threefry_partitionable was True, is now False"),
+    ("NVIDIA_TF32_OVERRIDE", "0", "NVIDIA_TF32_OVERRIDE was not set, is now 0"),
+]
+
+
+@pytest.mark.parametrize("setting", slow_after(2, OF_RESULTS))
+def test_a_setting_on_which_results_depend(setting, finished, options, tmp_path):
+    """It is told when a run goes on with another one, then no more; and when it is gone again."""
+    shutil.copytree(finished.directory.path, tmp_path / "small")
+    variable, value, says = setting
+    line = [*flags({**options, "quiet": False}), "--directory", tmp_path]
+    (note,) = notes(process("search", *line, env={**os.environ, variable: value}))
+    assert note.startswith(f"note: {says.format(value)}")
+    assert notes(process("search", *line, env={**os.environ, variable: value})) == []
+    (note,) = notes(command("search", *line))
+    assert note.startswith(f"note: {says.split(' was ')[0]} was ")
+    sessions = read_json(tmp_path / "small" / "search.json")["sessions"]
+    assert len(sessions) == 3
+    assert sessions[0] == sessions[2] != sessions[1]
+
+
+def test_another_processor(finished, options, tmp_path):
+    shutil.copytree(finished.directory.path, tmp_path / "small")
+    path = tmp_path / "small" / "search.json"
+    search = read_json(path)
+    here = search["device"]
+    assert here["processor"] == search["machine"]["processor"]
+    there = {**here, "processor": "Another CPU", "instructions": "avx2"}
+    session = {**search["sessions"][0], "device": there}
+    write_json(path, {**search, "device": there, "sessions": [session]})
+    line = [*flags({**options, "quiet": False}), "--directory", tmp_path]
+    first, second = notes(command("search", *line))
+    assert first.startswith(f"note: processor was Another CPU, is now {here['processor']}: new")
+    assert second.startswith(f"note: instructions was avx2, is now {here['instructions']}: new")
+
+
+def test_lanes_that_change_results(options, tmp_path):
+    """On a CPU a trial is alone unless lanes are asked for, whatever an earlier session did."""
+    given = {**options, "quiet": False, "max_trials": 2, "epochs": 1, "svm": False}
+    said = []
+    for lanes in (None, 2, 2, None, None, 2):
+        more = {} if lanes is None else {"lanes": lanes}
+        said += [notes(command("search", *flags({**given, **more}), "--directory", tmp_path))]
+    more, fewer = "--lanes was not set, is now 2", "--lanes was 2, is now not set"
+    assert said == [
+        [f"note: {line}: new results may differ"] if line else []
+        for line in ("", more, "", fewer, "", more)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "recorded", "now", "told"),
+    [(None, 32, None, 0), (None, 32, 32, 0), (32, 32, None, 0), (None, 32, 8, 1), (8, 8, 32, 1)],
+)
+def test_lanes_on_an_accelerator(finished, tmp_path, before, recorded, now, told):
+    """They stay as the run has recorded them, unless another number is asked for."""
+    shutil.copytree(finished.directory.path, tmp_path / "small")
+    path = tmp_path / "small" / "search.json"
+    search = read_json(path)
+    search["device"] = search["sessions"][0]["device"] = {"kind": "gpu NVIDIA H100"}
+
+    def asked(lanes: int | None) -> dict:
+        return {**search, "settings": {**search["settings"], "lanes": lanes}}
+
+    stacking = {"way": "grouped", "lanes": recorded, "padding": {}}
+    write_json(path, {**asked(before), "stacking": stacking})
+    lines = writing(tmp_path / "small", asked(now)).write_search()
+    assert [line.startswith("--lanes was ") for line in lines] == [True] * told
 
 
 def test_a_difference_is_told_where_jax_runs_already(finished, tmp_path):
