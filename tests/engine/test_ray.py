@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from processes import facts, flags
+from processes import facts, flags, process
 from raylets import Raylets
 
 from jaxmnist import EnvironmentFailure, Run, UsageError, random_search
@@ -121,6 +121,17 @@ def test_histories_equal_those_of_one_machine(cluster, options, finished, tmp_pa
     assert {trial.node for trial in run.trials} == {host, f"{host}-2"}
     assert {trial.device for trial in run.trials} == {"cpu"}
     assert f"trials run on node {host} (1 core)" in said
+
+
+def test_variables_on_which_results_depend_reach_the_nodes(cluster, options, finished, tmp_path):
+    environment = {**os.environ, "JAX_ENABLE_X64": "1"}
+    found = []
+    for name, more in (("here", []), ("nodes", ["--ray", cluster.address])):
+        line = [*flags(options), *more, "--directory", tmp_path / name]
+        done = process("search", *line, env=environment)
+        assert done.returncode == 0, done.stderr
+        found.append(facts(Run(tmp_path / name / "small")))
+    assert found[0] == found[1] != facts(finished)
 
 
 def test_a_network_of_ones_own_needs_no_file_on_the_nodes(cluster, options, tmp_path):
