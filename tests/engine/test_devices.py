@@ -184,6 +184,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_processes_that_are_forked(options, tmp_path):
     """A search in a child without JAX's threads would hang; others are none of that kind."""
     (tmp_path / "forked.py").write_text(FORKED)
@@ -230,7 +231,7 @@ OF_RESULTS = [
 ]
 
 
-@pytest.mark.parametrize("setting", slow_after(2, OF_RESULTS))
+@pytest.mark.parametrize("setting", slow_after(1, OF_RESULTS))
 def test_a_setting_on_which_results_depend(setting, finished, options, tmp_path):
     """It is told when a run goes on with another one, then no more; and when it is gone again."""
     shutil.copytree(finished.directory.path, tmp_path / "small")
