@@ -6,26 +6,27 @@ import math
 import os
 import warnings
 import zlib
-from io import SEEK_CUR, SEEK_END, SEEK_SET, BufferedIOBase, BytesIO, RawIOBase
-from typing import IO, TYPE_CHECKING
+from io import BufferedIOBase, BytesIO
+from typing import IO
 
 import numpy as np
 
 from jaxmnist.errors import UsageError
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
 LARGEST_FILE = 8 * 2**30  # bytes, uncompressed; see `largest_file`
 LARGEST_CODE_POINT = 0x10FFFF  # of Unicode
 PIECE = 2**20  # bytes to read at a time where only a header states how many there are
-PACKED_PIECE = 2**14  # packed bytes to read at a time
 # A packed file that unpacks to both more bytes than the first number, and more than the second for
 # each of its bytes, is refused: that is how a small file takes all memory. zlib reaches 1030 for
 # each byte. MNIST's images have 2, binary ones as float64 120, one-hot rows of 62 classes 280, a
 # digit on an empty 256×256 canvas 260.
 UNPACKED, TIMES = 64 * 2**20, 500
-UNPACK = "unpack it and name what comes out of it"
+# 3.0 differs from 2.0 only in how it encodes names of fields, which are refused.
+HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    (3, 0): np.lib.format.read_array_header_2_0,
+}
 LONGEST_HEADER = 10_000  # bytes, of a .npy file's; NumPy reads no longer ones either
 
 
@@ -66,102 +67,13 @@ def read_stated(name: str, file: BufferedIOBase | IO[bytes], size: int) -> bytea
     return content
 
 
-def check_unpacked(name: str, unpacked: int, packed: int, mend: str = UNPACK) -> None:
+def check_unpacked(name: str, unpacked: int, packed: int) -> None:
     """Raise `UsageError` if so many packed bytes unpack to far more than images do."""
     if unpacked > max(UNPACKED, TIMES * packed):
         raise UsageError(
             f"{name}: unpacks to over {TIMES} times its size, as images hardly do; if you trust"
-            f" it, {mend}"
+            " it, store it without compression"
         )
-
-
-class Unpacked(RawIOBase):
-    """What a gzip file holds, or a zlib stream inside a file, unpacked as it is read.
-
-    Reading raises `UsageError` as soon as it has unpacked to too much, see `check_unpacked`;
-    `EOFError` if the file is cut short; and `zlib.error` if it is damaged.
-
-    Args:
-      name: what to call it in errors.
-      file: it is read from its position on, and closed together with a gzip file.
-      size: bytes of the zlib stream; None for a gzip file, which may have several members.
-      mend: what to do about a file that unpacks to too much.
-    """
-
-    def __init__(
-        self, name: str, file: IO[bytes], size: int | None = None, mend: str = UNPACK
-    ) -> None:
-        self._name, self._file, self._size, self._mend = name, file, size, mend
-        self._start = file.tell()
-        self._begin()
-
-    def _begin(self) -> None:
-        self._file.seek(self._start)
-        self._position = self._taken = 0  # bytes unpacked, bytes read
-        self._packed = b""
-        self._next_stream()
-
-    def _next_stream(self) -> None:
-        # 16 more than the bits of the largest window stand for gzip.
-        self._unpacker = zlib.decompressobj(zlib.MAX_WBITS + (16 if self._size is None else 0))
-
-    def _take(self) -> bool:
-        """Read further packed bytes; False if there are none."""
-        left = PACKED_PIECE if self._size is None else self._size - self._taken
-        self._packed = self._file.read(min(PACKED_PIECE, left))
-        self._taken += len(self._packed)
-        return bool(self._packed)
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        """Unpack as many bytes as are at hand, at most as many as the buffer has room for."""
-        room = memoryview(buffer).cast("B")
-        content = b""
-        while len(room) and not content:
-            if self._unpacker.eof:
-                if self._size is not None or not (self._packed or self._take()):
-                    break
-                self._packed = self._packed.lstrip(b"\0")  # zeros may follow a gzip file
-                if self._packed:
-                    self._next_stream()
-                continue
-            content = self._unpacker.decompress(self._packed, len(room))
-            # zlib may have more at hand when all packed bytes are with it.
-            used_up = not content and not self._unpacker.eof
-            self._packed = self._unpacker.unconsumed_tail or self._unpacker.unused_data
-            if used_up and not self._packed and not self._take():
-                raise EOFError("is cut short")
-        room[: len(content)] = content
-        self._position += len(content)
-        check_unpacked(self._name, self._position, self._taken, self._mend)
-        return len(content)
-
-    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
-        """Go to a position; backwards, all is unpacked anew."""
-        if whence == SEEK_END:
-            while self.read(PIECE):
-                pass
-        offset += self._position if whence in (SEEK_CUR, SEEK_END) else 0
-        if offset < 0:
-            raise ValueError("is damaged: it leads to a place before its beginning")
-        if offset < self._position:
-            self._begin()
-        while self._position < offset and self.read(min(PIECE, offset - self._position)):
-            pass
-        return self._position
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def close(self) -> None:
-        """Close it, and the gzip file."""
-        if self._size is None:
-            self._file.close()
-        super().close()
 
 
 def read_npy(name: str, file: BufferedIOBase | IO[bytes], *, text: bool = False) -> np.ndarray:
@@ -184,7 +96,7 @@ def read_npy(name: str, file: BufferedIOBase | IO[bytes], *, text: bool = False)
     try:
         array = np.frombuffer(content, dtype)
         return array.reshape(shape, order="F" if is_fortran else "C")
-    except (ValueError, TypeError):  # too many axes, or text of no characters
+    except (ValueError, TypeError, OverflowError):  # too many axes, or text of no characters
         raise UsageError(f"{name}: its header states a shape that no array has") from None
 
 
@@ -197,28 +109,15 @@ def _npy_header(
     """
     try:
         version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0), (3, 0)):
-            raise ValueError
-        is_short = version == (1, 0)
-        length = file.read(2 if is_short else 4)
-        size = int.from_bytes(length, "little")
-        if size > LONGEST_HEADER:
-            raise ValueError
-        header = BytesIO(length + file.read(size))
+        parse = HEADERS[version]
+        length = file.read(2 if version == (1, 0) else 4)
+        size = min(int.from_bytes(length, "little"), LONGEST_HEADER)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about files that Python 2 wrote
-            # 3.0 differs from 2.0 only in how it encodes names of fields, which are refused.
-            shape, is_fortran, dtype = (
-                np.lib.format.read_array_header_1_0(header)
-                if is_short
-                else np.lib.format.read_array_header_2_0(header)
-            )
-        if not all(0 <= side < 2**63 for side in shape):
-            raise ValueError
+            return parse(BytesIO(length + file.read(size)))
     except (UsageError, OSError, EOFError, zlib.error):  # it isn't the header
         raise
     except Exception:  # Python's parser raises anything, also RecursionError and MemoryError
         raise UsageError(
             f"{name}: its header isn't that of a NumPy array; save it again with numpy.save"
         ) from None
-    return shape, is_fortran, dtype

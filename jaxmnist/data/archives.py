@@ -10,11 +10,11 @@ from typing import IO, cast
 import numpy as np
 
 from jaxmnist.data.arrays import Found, Part
-from jaxmnist.data.contents import NPY, ZIP, head_of, open_file, reason, what_it_is
+from jaxmnist.data.contents import NPY, UNPACK, ZIP, head_of, open_file, reason, what_it_is
 from jaxmnist.data.idx import is_idx, read_idx, without_origin
 from jaxmnist.data.names import choose, listed, parse
 from jaxmnist.errors import UsageError
-from jaxmnist.reading import UNPACK, check_unpacked, largest_file, read_npy
+from jaxmnist.reading import check_unpacked, largest_file, read_npy
 
 LONGEST_LIST = 16 * 2**20  # bytes of a zip archive's list of members, each of which takes over 46
 PARTS: dict[int, tuple[str, ...]] = {
@@ -32,14 +32,15 @@ def read_npz(path: Path) -> Found:
     """
     try:
         with open_file(path) as file, open_zip(file) as archive:
-            return _read_parts(path, archive)
+            return read_parts(path, archive)
     except UsageError:
         raise
     except Exception as error:  # given damaged bytes, decoders raise anything
         raise UsageError(f"{path}: can't be read: {reason(error)}") from None
 
 
-def _read_parts(path: Path, archive: zipfile.ZipFile) -> Found:
+def read_parts(path: Path, archive: zipfile.ZipFile) -> Found:
+    """Read the arrays of a dataset from an open archive of the file at `path`; see `read_npz`."""
     names = npz_names(archive)
     others = [name for name in archive.namelist() if not name.endswith((".npy", "/"))]
     if others and not names:

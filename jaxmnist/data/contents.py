@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import zlib
 from collections.abc import Sequence
-from io import BufferedReader
+from io import SEEK_END, SEEK_SET
 from pathlib import Path
 from typing import IO, cast
 
 from jaxmnist.errors import UsageError, one_line
-from jaxmnist.reading import UNPACK, Unpacked
+from jaxmnist.reading import PIECE, check_unpacked
 
 GZIP, NPY, ZIP = b"\x1f\x8b", b"\x93NUMPY", b"PK\3\4"
 HEAD = 512  # bytes that are looked at
-BUFFER = 2**16  # bytes that are unpacked together
+UNPACK = "unpack it and name what comes out of it"
 PICTURE = "is a single picture; a folder with a folder of pictures for each class is needed"
 CONVERT = "save its arrays with numpy.savez as x_train, y_train, x_test and y_test"
 # How files begin that are no data, or data in a form that is not read.
@@ -109,17 +110,35 @@ def check_link(path: Path, root: Path) -> None:
         )
 
 
+class _Gzip(gzip.GzipFile):
+    """A gzip file for reading that may not unpack to far more than images do."""
+
+    def _checked(self, content: bytes) -> bytes:
+        check_unpacked(self.name, self.tell(), os.fstat(self.fileno()).st_size)
+        return content
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._checked(super().read(size))
+
+    def read1(self, size: int = -1) -> bytes:
+        return self._checked(super().read1(size))
+
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        while whence == SEEK_END and self.read(PIECE):
+            pass
+        return super().seek(offset, whence)
+
+
 def open_file(path: Path) -> IO[bytes]:
     """Open a file for reading, through gzip if it is gzipped; raises OSError.
 
-    Reading what is gzipped raises as `Unpacked` does.
+    Reading what is gzipped raises `UsageError` if it unpacks to too much, `EOFError`, `zlib.error`.
     """
     if path.exists() and not path.is_file():  # a pipe would block
         raise OSError("is no regular file")
     with path.open("rb") as file:
         zipped = file.read(len(GZIP)) == GZIP
-    file = path.open("rb")
-    return cast(IO[bytes], BufferedReader(Unpacked(str(path), file), BUFFER)) if zipped else file
+    return cast(IO[bytes], _Gzip(path)) if zipped else path.open("rb")
 
 
 def head_of(path: Path, size: int = HEAD) -> bytes:

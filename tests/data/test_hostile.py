@@ -10,11 +10,11 @@ import struct
 import subprocess
 import sys
 import tracemalloc
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 import pytest
@@ -23,11 +23,10 @@ from conftest import PACKAGED
 from processes import process
 from scipy.io import loadmat, savemat
 
-from jaxmnist.data.archives import read_array, read_npz
-from jaxmnist.data.contents import open_file
+from jaxmnist.data.archives import npz_names, read_array, read_npz, read_npz_member
 from jaxmnist.data.formats import read_files
 from jaxmnist.data.idx import read_idx
-from jaxmnist.data.matlab import MATLAB, _Variables, read_matlab
+from jaxmnist.data.matlab import MATLAB, _convert, _unpack, read_matlab
 from jaxmnist.data.pictures import read_file
 from jaxmnist.data.preparation import MNIST, Preparation
 from jaxmnist.data.tables import read_rows
@@ -91,142 +90,103 @@ def numbers(array: np.ndarray, name: bytes = b"") -> bytes:
     return element(14, head(DOUBLE, array.shape, name) + content)
 
 
-def structure(fields: dict[bytes, bytes], name: bytes = b"") -> bytes:
-    names = b"".join(field.ljust(8, b"\0") for field in fields)
-    inner = element(5, struct.pack("<i", 8)) + element(1, names) + b"".join(fields.values())
-    return element(14, head(STRUCTURE, (1, 1), name) + inner)
+def nested(levels: int) -> bytes:
+    """A cell in a cell in a cell."""
+    cell = head(CELL, (1, 1), b"x")
+    sizes = range(len(cell) * levels + 8 * levels, 0, -8 - len(cell))
+    return b"".join(struct.pack("<2I", 14, size - 8) + cell for size in sizes)
 
 
-def nested(levels: int, name: bytes = b"") -> bytes:
-    """A cell in a cell in a cell; the outermost has two."""
-    size = len(numbers(np.ones((1, 1))))
-    heads = []
-    for level in range(levels):
-        begin = head(CELL, (1, 1)) if level < levels - 1 else head(CELL, (1, 2), name)
-        size += len(begin) + (0 if level < levels - 1 else len(numbers(np.ones((1, 1)))))
-        heads.append(struct.pack("<2I", 14, size) + begin)
-        size += 8
-    return b"".join(reversed(heads)) + numbers(np.ones((1, 1))) * 2
-
-
-def packed(variable: bytes) -> bytes:
+def packed(variable: bytes, order: str = "<") -> bytes:
     content = zlib.compress(variable)
-    return struct.pack("<2I", 15, len(content)) + content
+    return struct.pack(f"{order}2I", 15, len(content)) + content
 
 
-@pytest.mark.parametrize("levels", [20_000, 9])
-def test_cells_in_cells_end_in_a_line(tmp_path, levels):
-    """In a process: SciPy's reader ends it with a segmentation fault at the larger number."""
-    labels = numbers(Y[:2, None] + 1.0, b"y")
-    deep = nested(levels, b"x") + labels, packed(nested(levels, b"x")) + packed(labels)
-    emnist = structure({b"train": structure({b"images": nested(levels), b"labels": labels})},
-                       b"dataset")  # fmt: skip
-    paths = [
-        written(tmp_path / f"{k}.mat", START + content)
-        for k, content in enumerate([*deep, emnist, packed(emnist)])
-    ]
-    ended = process("search", "--data-dir", paths[0])
-    assert ended.returncode == 2
-    assert ended.stderr.endswith("0.mat: can't be read: its data are nested over 8 levels deep\n")
-    assert ended.stderr.count("\n") == 1
-    for path in paths:
-        refused(read_files, path, "nested over 8 levels deep")
-    for name in (b"other", b"z"):  # data of another name are nobody's business
-        beside = packed(nested(levels, name)) + numbers(FLAT, b"x") + numbers(Y[:, None], b"y")
-        assert np.array_equal(read_matlab(written(paths[0], START + beside)).train[0], FLAT)
+def converted(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a file, by SciPy in a process."""
+    with open(path, "rb") as file, TemporaryFile() as plain, TemporaryFile() as arrays:
+        _unpack(path, file, plain)
+        _convert(plain, arrays)
+        with zipfile.ZipFile(arrays) as archive:
+            names = npz_names(archive)
+            return {name: read_npz_member(path, archive, name, text=True) for name in names}
 
 
-@pytest.mark.parametrize(
-    "variable",
-    [
-        element(14, head(CELL, (2**31 - 1, 2**31 - 1), b"x")),
-        element(14, head(CELL, (100_000, 1), b"x") + bytes(64)),
-        element(14, head(DOUBLE, (2**31 - 1,) * 4, b"x") + element(9, bytes(64))),
-        element(14, head(DOUBLE, (-40, -8), b"x") + element(9, bytes(2560))),
-        element(14, head(DOUBLE, (40, 64), b"x") + struct.pack("<2I", 9, 2**32 - 1)),
-        element(14, head(DOUBLE, (40, 64), b"x") + element(77, bytes(20480))),
-        element(14, head(DOUBLE, (40, 64), b"x") + element(9, bytes(2560))),
-        element(14, head(4, (40, 64), b"x") + element(16, b"\xff" * 9)),
-        element(14, head(DOUBLE, (2,) * 40, b"x") + element(9, bytes(64))),
-        element(14, element(6, b"") + element(5, b"") + element(1, b"x")),
-        # A structure of many members without fields: SciPy makes an object for each.
-        element(14, head(STRUCTURE, (2**31 - 1, 1), b"dataset") + element(5, b"\1\0\0\0")),
-        element(14, head(STRUCTURE, (1, 1), b"dataset") + element(5, b"\0\0\0\0") * 2),
-        element(14, head(STRUCTURE, (1, 1), b"dataset") + element(5, b"\1\0\0\0")
-                + element(1, b"a" * 10**6)),
-        element(13, b""),
-        numbers(FLAT, b"x")[:-90],
-    ],
-)  # fmt: skip
-def test_what_a_matlab_file_states_is_checked(tmp_path, variable):
-    rest = numbers(Y[:, None], b"y")
-    for content in (rest + variable, packed(rest) + packed(variable)):
-        with takes_at_most(3e6):
-            refused(read_files, written(tmp_path / "a.mat", START + content))
+def same_as_scipy(path: Path) -> None:
+    expected = loadmat(path, simplify_cells=True)
+    found = converted(path)
+    assert found.keys() == {name for name in expected if name[:2] != "__"}
+    for name, array in found.items():
+        assert np.array_equal(array, expected[name])
+        assert array.dtype == expected[name].dtype or array.dtype.kind == "U"
 
 
-def test_numbers_of_every_kind_are_what_scipy_reads(tmp_path):
-    path = tmp_path / "a.mat"
+@pytest.mark.parametrize("packing", [False, True])
+def test_arrays_of_every_kind_are_what_scipy_reads_in_this_process(tmp_path, monkeypatch, packing):
+    """In a working directory whose files have the names of modules, on `sys.path`."""
+    for name in ("numpy", "resource", "scipy", "zipfile"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('here')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
     names = np.array(["cat", "zebra", "ox"])[Y]
-    cells = names.astype(object)[:, None]
-    for packing in (False, True):
-        for dtype in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8", "?", ">f8"):
-            savemat(path, {"x": FLAT.astype(dtype), "y": Y[:, None]}, do_compression=packing)
-            read, expected = read_matlab(path).train, loadmat(path, simplify_cells=True)
-            assert np.array_equal(read[0], expected["x"])
-            assert read[0].dtype == expected["x"].dtype
-            assert np.array_equal(read[1], Y)
-        savemat(path, {"x": X.astype(float) / 7, "y": names}, do_compression=packing)
-        read, expected = read_matlab(path).train, loadmat(path, simplify_cells=True)
-        assert np.array_equal(read[0], X / 7)
-        assert np.array_equal(read[1], expected["y"])
-        savemat(path, {"x": X, "y": cells}, do_compression=packing)
-        assert read_matlab(path).train[1].tolist() == names.tolist()
-        assert read_files(path).names == {0: "cat", 1: "ox", 2: "zebra"}
-        savemat(path, {"x": X * 1j, "y": Y[:, None]}, do_compression=packing)
-        refused(read_files, path, "x is no array of real numbers or of text")
-    zipped = written(tmp_path / "b.mat.gz", gzip.compress(path.read_bytes()))
-    refused(read_files, zipped, "x is no array of real numbers or of text")
+    dtypes = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8", ">f8")
+    arrays = {f"a{dtype[-2:]}": FLAT.astype(dtype) for dtype in dtypes}
+    arrays |= {"file": X / 7, "text": names, "cells": names.astype(object)[:, None]}
+    savemat("a.mat", arrays, do_compression=packing)
+    same_as_scipy(Path("a.mat"))
+    for wrong, what in ((X * 1j, "complex128"), (np.array([X, "a"], object), "records")):
+        savemat("a.mat", {"x": wrong, "y": Y[:, None]}, do_compression=packing)
+        refused(read_files, Path("a.mat"), f"x: is an array of {what}; only plain numbers are read")
 
 
-def test_files_of_matlab_itself_are_what_scipy_reads():
-    """Of versions 5 to 7.4, of either order of bytes, where SciPy brings its tests."""
-    folder = Path(scipy.io.__file__).parent / "matlab" / "tests" / "data"
-    compared = set()
-    for path in sorted(folder.glob("test*.mat")):
-        if not path.read_bytes().startswith(MATLAB):
-            continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            expected = loadmat(path, simplify_cells=True)
-        with open_file(path) as file:
-            variables = _Variables(path, file)
-            assert variables.found.keys() == {name for name in expected if name[:2] != "__"}
-            for name in variables.found:
-                if isinstance(expected[name], np.ndarray) and expected[name].dtype.kind in "uifU":
-                    assert np.array_equal(variables.read(name), expected[name])
-                    compared.add(path.name)
-    if folder.exists():
-        assert len(compared) > 10
-        assert "teststringarray_7.4_GLNX86.mat" in compared
-        assert "test3dmatrix_6.1_SOL2.mat" in compared  # big-endian
-
-
-def test_damaged_matlab_files(tmp_path):
-    """Bits flipped and bytes cut off, in packed variables before they were packed."""
-    emnist = {"dataset": {"train": {"images": FLAT, "labels": Y[:, None]}, "mapping": np.eye(3)}}
-    path = tmp_path / "a.mat"
-    for content in (emnist, {"x": X, "y": np.array(["cat", "dog"] * 20, object)[:, None]}):
-        savemat(path, content)
+@pytest.mark.parametrize("name", ["3dmatrix_6.1_SOL2", "3dmatrix_7.4_GLNX86"])
+def test_files_of_matlab_itself(tmp_path, name):
+    """Of either order of bytes, where SciPy brings its tests."""
+    path = Path(scipy.io.__file__).parent / "matlab" / "tests" / "data" / f"test{name}.mat"
+    if not path.exists():
+        pytest.skip("SciPy has no tests here")
+    same_as_scipy(path)
+    if "SOL2" in name:  # big-endian, and not compressed
         whole = path.read_bytes()
-        for _ in range(100):
-            damaged = bytearray(whole)
-            damaged[RNG.integers(128, min(len(whole), 700))] ^= 1 << int(RNG.integers(8))
-            damaged = damaged[: RNG.integers(128, len(whole))] if RNG.random() < 0.2 else damaged
-            for body in (damaged[128:], packed(bytes(damaged[128:]))):
-                path.write_bytes(whole[:128] + body)
-                with takes_at_most(3e6), contextlib.suppress(UsageError):
-                    read_files(path)
+        same_as_scipy(written(tmp_path / "a.mat", whole[:128] + packed(whole[128:], ">")))
+
+
+def test_what_crashes_scipy_ends_in_a_line(tmp_path):
+    path = written(tmp_path / "a.mat", START + nested(20_000))
+    ended = process("search", "--data-dir", path, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.endswith("can't be read: SciPy's reader crashed on it, or took too long\n")
+    assert ended.stderr.count("\n") == 1
+    refused(read_files, written(path, START + packed(nested(20_000))), "crashed on it")
+    assert os.listdir(tmp_path) == ["a.mat"]
+
+
+# What a file states, and what is said of it.
+STATED = {
+    "cells without end": (element(14, head(CELL, (2**31 - 1, 2**31 - 1), b"x")), "too big"),
+    "many cells": (element(14, head(CELL, (2**28, 1), b"x") + bytes(64)), "too much memory"),
+    "many bytes": (element(14, head(DOUBLE, (40, 64), b"x") + struct.pack("<2I", 9, 2**32 - 1)),
+                   "too much memory"),
+    "packed twice": (packed(packed(numbers(np.zeros(10**8), b"x"))), "too much memory"),
+    "many fields": (element(14, head(STRUCTURE, (1, 1), b"x") + element(5, b"\1\0\0\0")
+                            + element(1, b"a" * 10**6)), "too much memory"),
+    "cut": (numbers(FLAT, b"x")[:-90], "is cut short"),
+    "cut and packed": (packed(numbers(FLAT, b"x"))[:-9], "is cut short"),
+    "nothing packed": (packed(b""), ""),
+    "half a tag": (bytes(3), ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_what_scipy_takes_for_a_matlab_file_is_bounded(tmp_path, monkeypatch, name):
+    variable, says = STATED[name]
+    path = written(tmp_path / "a.mat", START + numbers(Y[:, None], b"y") + variable)
+    with takes_at_most(5e6):
+        refused(read_files, path, says)
+    if name == "many fields":
+        monkeypatch.setattr("jaxmnist.data.matlab.LEAST_SECONDS", 0)
+        monkeypatch.setattr("jaxmnist.data.matlab.LEAST_MEMORY", 2**32)
+        refused(read_files, path, "took too long")
 
 
 # --- Packed files ---------------------------------------------------------------------------------
@@ -261,7 +221,7 @@ def bombs() -> dict[str, tuple]:
         "zip.gz": (read_npz, gzip.compress(b"PK\3\4" + bytes(10**7))),
         "a.mat": (read_matlab, START + packed(numbers(zeros[:10**4] * 1.0, b"x"))
                   + packed(numbers(labels[:10**4, None], b"y"))),
-        "a.mat.gz": (read_matlab, gzip.compress(START + numbers(zeros[:10**4] * 1.0, b"x"))),
+        "a.mat.gz": (read_matlab, gzip.compress(START + packed(numbers(zeros[:10**4], b"x")))),
         "a.csv.gz": (read_rows, gzip.compress((b"0" + b",0" * 64 + b"\n") * 10**5)),
     }  # fmt: skip
 
@@ -274,28 +234,17 @@ def test_a_small_file_takes_no_large_memory(tmp_path, monkeypatch, name):
     read, content = bombs()[name]
     path = written(tmp_path / name, content)
     with takes_at_most(4e6):
-        line = refused(read, path, "times its size, as images hardly do; if you trust it, ")
-    mend = "save it without compression" if name == "a.mat" else "unpack it and name what comes out"
-    assert mend in line
+        refused(read, path, "times its size, as images hardly do; if you trust it, ")
 
 
 def test_the_limits_leave_images_and_labels_alone(tmp_path, monkeypatch):
     """Also where they are larger than 64 MiB, here half a MB."""
     monkeypatch.setattr("jaxmnist.reading.UNPACKED", 5 * 10**5)
-    digits = read_idx(PACKAGED / "t10k-images-idx3-ubyte.gz")
     canvas = np.zeros((60, 256, 256), np.uint8)
-    canvas[:, 100:128, 100:128] = digits[:60]
-    for array in (
-        digits[:3000],
-        (digits[:500] > 127).astype(np.float64),
-        np.eye(62)[RNG.integers(0, 62, 5000)],
-        canvas,
-    ):
+    canvas[:, 100:128, 100:128] = read_idx(PACKAGED / "t10k-images-idx3-ubyte.gz")[:60]
+    for array in (np.eye(62)[RNG.integers(0, 62, 5000)], canvas):
         path = written(tmp_path / "a.npy.gz", gzip.compress(npy(array)))
-        assert array.nbytes > 5 * 10**5
         assert np.array_equal(read_array(path), array)
-        np.savez_compressed(tmp_path / "a.npz", x=array)
-        assert np.array_equal(read_array(tmp_path / "a.npz"), array)
 
 
 def test_memory_is_that_of_the_array(tmp_path):
@@ -340,16 +289,6 @@ def test_a_list_of_members_without_end(tmp_path):
         refused(lambda path: read_file(path, preparation), path, "it lists too many files")
 
 
-def test_names_of_members_lead_nowhere(tmp_path):
-    (tmp_path / "inner").mkdir()
-    np.save(tmp_path / "x_train.npy", X)
-    with zipfile.ZipFile(tmp_path / "inner" / "a.npz", "w") as archive:
-        archive.writestr("../x_train.npy", npy(X))
-        archive.writestr("/y_train.npy", npy(Y))
-    refused(read_files, tmp_path / "inner" / "a.npz", "it has ../x_train, /y_train")
-    assert sorted(os.listdir(tmp_path)) == ["inner", "x_train.npy"]
-
-
 # --- Headers of .npy files ------------------------------------------------------------------------
 
 
@@ -368,8 +307,6 @@ BAD_HEADERS = {
     "parentheses": "(" * 9000,
     "signs": "-" * 9000 + "1",
     "digits": header(shape=f"({'9' * 5000}, 8)"),
-    "large": header(shape=f"({'9' * 4000}, 8)"),
-    "product": header(shape=f"({2**62}, {2**62}, 8)"),
     "empty": header(shape=f"(0, {2**62}, {2**62})"),
     "negative": header(shape="(-40, -8, 8)"),
     "true": header(shape="(True, 40, 8, 8)"),
@@ -380,15 +317,9 @@ BAD_HEADERS = {
     "terminal": "{'\x1b[2J': 1}",
     "zeros": "\0" * 50,
     "escape": header(descr=r"'\d'"),
-    "records": header(descr="[('a', '|u1'), ('b', '<f4')]"),
     "objects": header(descr="'|O'"),
-    "objects in records": header(descr="[('a', '|O')]"),
-    "subarrays": header(descr="('|u1', (8, 8))"),
     "huge subarrays": header(descr="('|u1', (100000, 100000, 100000))"),
-    "no bytes": header(descr="'|S0'"),
     "no text": header(descr="'<U0'"),
-    "nothing": header(descr="'|V0'"),
-    "times": header(descr="'<M8[s]'"),
 }
 
 
@@ -430,9 +361,8 @@ def test_blank_lines(tmp_path):
     assert len(read_rows(path)[0]) == 3000
     for blank in (b"\n", b" " * 1000 + b"\n", b"\r"):
         count = 5 * 10**6 // len(blank)
-        for before in (b"", row.encode() + b"\n"):
-            path.write_bytes(before + blank * count + b"x")
-            refused(read_rows, path, "before it are too many blank lines")
+        path.write_bytes(row.encode() + b"\n" + blank * count + b"x")
+        refused(read_rows, path, "before it are too many blank lines")
 
 
 def test_what_is_no_file_is_not_opened(tmp_path):
