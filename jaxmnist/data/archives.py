@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, cast
 
 import numpy as np
 
 from jaxmnist.data.arrays import Found, Part
-from jaxmnist.data.contents import NPY, UNPACK, ZIP, head_of, open_file, reason, what_it_is
+from jaxmnist.data.contents import NPY, UNPACK, ZIP, head_of, open_file, what_it_is
 from jaxmnist.data.idx import is_idx, read_idx, without_origin
 from jaxmnist.data.names import choose, listed, parse
 from jaxmnist.errors import UsageError
@@ -30,13 +30,8 @@ def read_npz(path: Path) -> Found:
     Their names say what they are; see `names`. Arrays without names, arr_0, arr_1 and so on, are
     recognised by their shapes.
     """
-    try:
-        with open_file(path) as file, open_zip(file) as archive:
-            return read_parts(path, archive)
-    except UsageError:
-        raise
-    except Exception as error:  # given damaged bytes, decoders raise anything
-        raise UsageError(f"{path}: can't be read: {reason(error)}") from None
+    with open_file(path) as file, open_zip(file) as archive:
+        return read_parts(path, archive)
 
 
 def read_parts(path: Path, archive: zipfile.ZipFile) -> Found:
@@ -144,15 +139,15 @@ def read_array(path: Path, *, text: bool = False) -> np.ndarray:
     head = head_of(path)
     if is_idx(head):
         return without_origin(read_idx(path)) if text else read_idx(path)
-    readers: dict[bytes, Callable[..., np.ndarray]] = {NPY: _read_npy, ZIP: _read_only_member}
-    for start, read in readers.items():
-        if head.startswith(start):
-            try:
-                return read(path, text=text)
-            except UsageError:
-                raise
-            except Exception as error:  # given damaged bytes, decoders raise anything
-                raise UsageError(f"{path}: can't be read: {reason(error)}") from None
+    if head.startswith(NPY):
+        with open_file(path) as file:
+            return read_npy(str(path), file, text=text)
+    if head.startswith(ZIP):
+        with open_file(path) as file, open_zip(file) as archive:
+            names = npz_names(archive)
+            if len(names) != 1:
+                raise UsageError(f"{path}: must have a single array; it has {listed(names)}")
+            return read_npz_member(path, archive, names[0], text=text)
     known = what_it_is(head)
     raise UsageError(f"{path}: {known or 'is no IDX, .npy or .npz file with an array'}")
 
@@ -174,19 +169,6 @@ def read_images(path: Path) -> np.ndarray:
                 f" {listed(names)}"
             )
         return read_npz_member(path, archive, suitable[0])
-
-
-def _read_npy(path: Path, *, text: bool) -> np.ndarray:
-    with open_file(path) as file:
-        return read_npy(str(path), file, text=text)
-
-
-def _read_only_member(path: Path, *, text: bool) -> np.ndarray:
-    with open_file(path) as file, open_zip(file) as archive:
-        names = npz_names(archive)
-        if len(names) != 1:
-            raise UsageError(f"{path}: must have a single array; it has {listed(names)}")
-        return read_npz_member(path, archive, names[0], text=text)
 
 
 def read_array_files(folder: Path, chosen: Mapping[str, tuple[str, str]]) -> Found:

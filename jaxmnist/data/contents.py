@@ -5,8 +5,8 @@ from __future__ import annotations
 import gzip
 import os
 import re
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import SEEK_END, SEEK_SET
 from pathlib import Path
 from typing import IO, cast
@@ -129,25 +129,30 @@ class _Gzip(gzip.GzipFile):
         return super().seek(offset, whence)
 
 
-def open_file(path: Path) -> IO[bytes]:
-    """Open a file for reading, through gzip if it is gzipped; raises OSError.
+@contextmanager
+def open_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for reading, through gzip if it is gzipped.
 
-    Reading what is gzipped raises `UsageError` if it unpacks to too much, `EOFError`, `zlib.error`.
+    Raises `UsageError` if it can't be opened, unpacks to too much, or if reading it raises
+    anything inside the context: given damaged bytes, decoders do.
     """
-    if path.exists() and not path.is_file():  # a pipe would block
-        raise OSError("is no regular file")
-    with path.open("rb") as file:
-        zipped = file.read(len(GZIP)) == GZIP
-    return cast(IO[bytes], _Gzip(path)) if zipped else path.open("rb")
+    try:
+        if path.exists() and not path.is_file():  # a pipe would block
+            raise UsageError(f"{path}: is no regular file")
+        with path.open("rb") as plain:
+            zipped = plain.read(len(GZIP)) == GZIP
+        with cast(IO[bytes], _Gzip(path)) if zipped else path.open("rb") as file:
+            yield file
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{path}: can't be read: {reason(error)}") from None
 
 
 def head_of(path: Path, size: int = HEAD) -> bytes:
     """Return the first bytes of a file, unpacked if it is gzipped; `UsageError` if it can't be."""
-    try:
-        with open_file(path) as file:
-            return file.read(size)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UsageError(f"{path}: can't be read: {reason(error)}") from None
+    with open_file(path) as file:
+        return file.read(size)
 
 
 def what_it_is(head: bytes) -> str | None:

@@ -13,7 +13,7 @@ from typing import IO
 
 from jaxmnist.data.archives import open_zip, read_parts
 from jaxmnist.data.arrays import Found
-from jaxmnist.data.contents import open_file, reason
+from jaxmnist.data.contents import open_file
 from jaxmnist.errors import UsageError
 from jaxmnist.reading import PIECE, check_unpacked, largest_file, memory
 
@@ -35,16 +35,11 @@ def read_matlab(path: Path) -> Found:
     Raises:
       UsageError: the file holds something else, is damaged, or unpacks to too much.
     """
-    try:
-        with open_file(path) as file, TemporaryFile() as plain, TemporaryFile() as arrays:
-            _unpack(path, file, plain)
-            _convert(plain, arrays)
-            with open_zip(arrays) as archive:
-                return read_parts(path, archive)
-    except UsageError:
-        raise
-    except Exception as error:  # given damaged bytes, decoders raise anything
-        raise UsageError(f"{path}: can't be read: {reason(error)}") from None
+    with open_file(path) as file, TemporaryFile() as plain, TemporaryFile() as arrays:
+        _unpack(path, file, plain)
+        _convert(plain, arrays)
+        with open_zip(arrays) as archive:
+            return read_parts(path, archive)
 
 
 def _unpack(path: Path, file: IO[bytes], plain: IO[bytes]) -> None:
