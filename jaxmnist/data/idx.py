@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from jaxmnist.data.arrays import Arrays, check_arrays
-from jaxmnist.data.contents import open_file, reason, what_it_is
+from jaxmnist.data.contents import open_file, what_it_is
 from jaxmnist.errors import UsageError
 from jaxmnist.reading import read_stated
 
@@ -48,25 +47,22 @@ def read_idx(path: Path, sha256: str | None = None) -> np.ndarray:
       UsageError: the file can't be read, isn't IDX, is shorter or longer than its header says,
         or has another SHA-256.
     """
-    try:
-        with open_file(path) as file:
-            head = file.read(4)
-            axes = head[3] if len(head) == 4 else 0
-            shape_bytes = file.read(4 * axes)
-            if len(head) < 4 or head[:2] != b"\0\0" or not axes or len(shape_bytes) < 4 * axes:
-                known = what_it_is(head + shape_bytes) if head else None
-                wrong = known or "not an IDX file: its header is wrong or cut short"
-                raise UsageError(f"{path}: {wrong}")
-            if axes > MOST_AXES:
-                raise UsageError(f"{path}: is an IDX file of {axes} axes; images have at most 4")
-            if head[2] not in TYPES:
-                raise UsageError(f"{path}: is an IDX file of the unknown type {head[2]:#x}")
-            dtype = np.dtype(TYPES[head[2]])
-            shape = tuple(int(side) for side in np.frombuffer(shape_bytes, ">u4"))
-            size = math.prod(shape) * dtype.itemsize
-            content = read_stated(str(path), file, size)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UsageError(f"{path}: can't be read: {reason(error)}") from None
+    with open_file(path) as file:
+        head = file.read(4)
+        axes = head[3] if len(head) == 4 else 0
+        shape_bytes = file.read(4 * axes)
+        if len(head) < 4 or head[:2] != b"\0\0" or not axes or len(shape_bytes) < 4 * axes:
+            known = what_it_is(head + shape_bytes) if head else None
+            wrong = known or "not an IDX file: its header is wrong or cut short"
+            raise UsageError(f"{path}: {wrong}")
+        if axes > MOST_AXES:
+            raise UsageError(f"{path}: is an IDX file of {axes} axes; images have at most 4")
+        if head[2] not in TYPES:
+            raise UsageError(f"{path}: is an IDX file of the unknown type {head[2]:#x}")
+        dtype = np.dtype(TYPES[head[2]])
+        shape = tuple(int(side) for side in np.frombuffer(shape_bytes, ">u4"))
+        size = math.prod(shape) * dtype.itemsize
+        content = read_stated(str(path), file, size)
     if sha256 is not None:
         digest = hashlib.sha256(head + shape_bytes)
         digest.update(content)

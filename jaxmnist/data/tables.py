@@ -23,7 +23,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from jaxmnist.data.arrays import Found, Part, Source, square_shape
-from jaxmnist.data.contents import head_of, open_file, reason, what_it_is
+from jaxmnist.data.contents import head_of, open_file, what_it_is
 from jaxmnist.data.labels import LONGEST_NAME
 from jaxmnist.data.names import PARTS, listed
 from jaxmnist.errors import UsageError
@@ -140,28 +140,24 @@ def read_rows(path: Path, label: str | None = None) -> Rows:
         raise UsageError(f"{path}: {known}")
     if b"\0" in head:
         raise UsageError(f"{path}: is not in a supported format")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", DeprecationWarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        with _opened(path) as text:
+            form = _Form.of(path, next(_lines(path, text), None))
+        if len(form.candidates) == 2:
             with _opened(path) as text:
-                form = _Form.of(path, next(_lines(path, text), None))
-            if len(form.candidates) == 2:
-                with _opened(path) as text:
-                    label = _labelled_end(path, form, _lines(path, text), label)
-            with _opened(path) as text:
-                return _Table(path, form, label).read(_lines(path, text))
-    except UsageError:
-        raise
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: is not text in UTF-8: save it as CSV UTF-8") from None
-    except Exception as error:  # given damaged bytes, gzip raises more than OSError
-        raise UsageError(f"{path}: can't be read: {reason(error)}") from None
+                label = _labelled_end(path, form, _lines(path, text), label)
+        with _opened(path) as text:
+            return _Table(path, form, label).read(_lines(path, text))
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[str]]:
     with open_file(path) as file, io.TextIOWrapper(file, "utf-8-sig") as text:
-        yield text
+        try:
+            yield text
+        except UnicodeDecodeError:
+            raise UsageError(f"{path}: is not text in UTF-8: save it as CSV UTF-8") from None
 
 
 def _lines(path: Path, text: IO[str]) -> Iterator[tuple[int, str]]:
