@@ -96,7 +96,7 @@ def read_npy(name: str, file: BufferedIOBase | IO[bytes], *, text: bool = False)
     try:
         array = np.frombuffer(content, dtype)
         return array.reshape(shape, order="F" if is_fortran else "C")
-    except (ValueError, TypeError, OverflowError):  # too many axes, or text of no characters
+    except (ValueError, TypeError):  # negative, too many axes, or text of no characters
         raise UsageError(f"{name}: its header states a shape that no array has") from None
 
 

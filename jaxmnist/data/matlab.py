@@ -52,7 +52,7 @@ def _unpack(path: Path, file: IO[bytes], plain: IO[bytes]) -> None:
         kind, left = struct.unpack(f"{order}2I", tag)
         unpacker = zlib.decompressobj() if kind == COMPRESSED else None
         plain.write(b"" if unpacker else tag)
-        while piece := file.read(min(PIECE, left)):
+        while not (unpacker and unpacker.eof) and (piece := file.read(min(PIECE, left))):
             left -= len(piece)
             while piece:
                 plain.write(unpacker.decompress(piece, PIECE) if unpacker else piece)
@@ -60,8 +60,6 @@ def _unpack(path: Path, file: IO[bytes], plain: IO[bytes]) -> None:
                 check_unpacked(str(path), plain.tell(), packed)
                 if plain.tell() > largest_file():
                     raise UsageError(f"{path}: unpacks to more bytes than can be loaded")
-        if unpacker:
-            plain.write(unpacker.flush())
         if left or (unpacker and not unpacker.eof):
             raise EOFError("it is cut short")
     plain.write(tag)  # SciPy says what is wrong with the rest
