@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -174,9 +175,6 @@ STATED = {
     "many cells": (element(14, head(CELL, (2**28, 1), b"x") + bytes(64)), "too much memory"),
     "many bytes": (element(14, head(DOUBLE, (40, 64), b"x") + struct.pack("<2I", 9, 2**32 - 1)),
                    "too much memory"),
-    "packed twice": (packed(packed(numbers(np.zeros(10**8), b"x"))), "too much memory"),
-    "many fields": (element(14, head(STRUCTURE, (1, 1), b"x") + element(5, b"\1\0\0\0")
-                            + element(1, b"a" * 10**6)), "too much memory"),
     "cut": (numbers(FLAT, b"x")[:-90], "is cut short"),
     "cut and packed": (packed(numbers(FLAT, b"x"))[:-9], "is cut short"),
     "nothing packed": (packed(b""), ""),
@@ -185,15 +183,20 @@ STATED = {
 
 
 @pytest.mark.parametrize("name", STATED)
-def test_what_scipy_takes_for_a_matlab_file_is_bounded(tmp_path, monkeypatch, name):
+def test_what_a_matlab_file_states_is_not_taken(tmp_path, name):
     variable, says = STATED[name]
     path = written(tmp_path / "a.mat", START + numbers(Y[:, None], b"y") + variable)
     with takes_at_most(5e6):
         refused(read_files, path, says)
-    if name == "many fields":
-        monkeypatch.setattr("jaxmnist.data.matlab.LEAST_SECONDS", 0)
-        monkeypatch.setattr("jaxmnist.data.matlab.LEAST_MEMORY", 2**32)
-        refused(read_files, path, "took too long")
+
+
+def test_a_reader_that_is_busy_for_ever_is_ended(tmp_path, monkeypatch):
+    """Within a second, in place of a minute: for each name of a field it looks at all others."""
+    monkeypatch.setattr("jaxmnist.data.matlab.LEAST_SECONDS", 0)
+    monkeypatch.setattr("jaxmnist.data.matlab.LEAST_MEMORY", 2**32)
+    fields = element(5, b"\1\0\0\0") + element(1, b"a" * 10**6)
+    variable = element(14, head(STRUCTURE, (1, 1), b"x") + fields)
+    refused(read_files, written(tmp_path / "a.mat", START + variable), "took too long")
 
 
 # --- Packed files ---------------------------------------------------------------------------------
@@ -211,6 +214,7 @@ def zip_of(*members: bytes, method: int = zipfile.ZIP_DEFLATED) -> bytes:
     return file.getvalue()
 
 
+@cache
 def bombs() -> dict[str, tuple]:
     """Files of some kilobytes that unpack to 10 MB, by name: what reads them, and their bytes."""
     zeros = np.zeros((10**6 // 6, 8, 8), np.uint8)
