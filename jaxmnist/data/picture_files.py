@@ -155,7 +155,7 @@ def _raster(path: Path, picture: Image.Image, *steps: str) -> Raster:
         steps += ("colours of 16 bits are reduced to 8 bits",)
     if upright is not None:
         pixels, alpha = upright(pixels), None if alpha is None else upright(alpha)
-        steps += ("rotated by its EXIF orientation",)
+        steps += ("rotated by the EXIF orientation",)
     return Raster(pixels, alpha, steps, reduced)
 
 

@@ -303,7 +303,7 @@ def test_exif_orientation(form: str, tmp_path: Path, digits: np.ndarray) -> None
         exif[0x0112] = orientation
         Image.fromarray(np.ascontiguousarray(store(sheet))).save(path, exif=exif)
         picture = one(path)
-        told = "rotated by its EXIF orientation" in picture.steps
+        told = "rotated by the EXIF orientation" in picture.steps
         assert told == (orientation != 1)
         assert correlation(picture.image, digits[0]) > 0.85, orientation
 
