@@ -94,6 +94,11 @@ class Dataset:
         return self._sha256("validation")
 
     @cached_property
+    def different_validation(self) -> int:
+        """The number of validation images that are not copies of others."""
+        return len(np.unique(digests(self.x_validation, self.scale)))
+
+    @cached_property
     def test_sha256(self) -> str:
         """The SHA-256 of the test images, as 8 bits, and their labels.
 

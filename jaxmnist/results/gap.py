@@ -16,6 +16,7 @@ from jaxmnist.results.layout import shortened
 from jaxmnist.results.run import Run
 from jaxmnist.results.statistics import signed
 
+COPIES = 0.1  # of the validation images; with more, intervals from their number are too narrow
 MOST_PAIRS = 3  # of renamed classes, that a sentence names
 
 
@@ -169,6 +170,14 @@ def about_gap(run: Run, content: dict[str, Any], test: Evaluation) -> str:
             " are left, so no gap is shown."
         )
         return " ".join([refitted, *about_labels(run.corrected, test)])
+    images = run.validation_images
+    different = run.search["data"].get("validation_different", images)
+    if different < (1 - COPIES) * images:
+        few = (
+            f"Only {different:,} of the {images:,} validation images differ from each other, so the"
+            " gap between validation and test accuracy shows little."
+        )
+        return " ".join([few, *about_labels(run.corrected, test)])
     if not run.finals:
         return describe_gap(run.corrected, test)
     score, images = content["validation_accuracy"], content["validation_images"]

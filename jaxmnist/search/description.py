@@ -100,6 +100,7 @@ def describe_search(
             "in_memory": dataset.in_memory,
             "train": len(dataset.y_train),
             "validation": len(dataset.y_validation),
+            "validation_different": dataset.different_validation,
             "test": len(dataset.y_test),
             "test_sha256": dataset.test_sha256,
             "dtype": str(dataset.x_train.dtype),

@@ -265,11 +265,26 @@ def confused(classes: int, images: int, share: float, seed: int) -> np.ndarray:
     return np.array([rng.multinomial(images, row) for row in chances])
 
 
+@pytest.mark.parametrize(("different", "says"), [(2000, "harder"), (1900, "harder"), (200, "Only")])
+def test_a_gap_to_copies_shows_little(different, says):
+    """An interval from 2000 images is too narrow where these are 200."""
+    data = {"validation_different": different}
+    run = SimpleNamespace(
+        corrected=selected(0.95, 2000, trials=1),
+        finals=(),
+        validation_images=2000,
+        search={"data": data},
+    )
+    said = about_gap(run, {}, on_test(800, 1000))
+    assert says in said
+    assert ("harder" in said) == (says == "harder")
+
+
 @pytest.mark.parametrize("refit", [False, True])
 def test_labels_numbered_otherwise_are_told(refit):
     """Whatever the renaming; of five classes it is the best of all."""
     rng, score = np.random.default_rng(0), selected(0.9, 2000)
-    run = SimpleNamespace(corrected=score, finals=())
+    run = SimpleNamespace(corrected=score, finals=(), validation_images=2000, search={"data": {}})
     for seed in range(20):
         matrix, order = confused(5, 100, 0.9, seed), rng.permutation(5)
         if (order == np.arange(5)).all():
