@@ -161,7 +161,7 @@ def _read_parts(folder: Path, root: Path) -> Found:
                 f"{folder}: some pictures have fractions as levels and others whole numbers:"
                 " use the same scale for all"
             )
-    notes += [f"note: {count} pictures: {step}" for step, count in steps.items()]
+    notes += [f"note: {n} picture{'s' * (n > 1)}: {step}" for step, n in steps.items()]
     pixels = {
         part: [converted(raster, source) for raster in found] for part, (found, _) in read.items()
     }

@@ -93,16 +93,14 @@ def read_pictures(
 def files_of(path: Path) -> list[Path]:
     """The files of a folder and of the folders in it, in the order of their names; a file itself.
 
-    Hidden files, and what systems put into folders, are left out. `UsageError` if a folder can't
-    be read or has none, or a link in it leads out of it.
+    Hidden and system files are left out. `UsageError` if a folder can't be read or has none, or a
+    link in it leads out of it.
     """
     if not path.is_dir():
         return [path]
-
-    found = files_below(path, path)
-    if not found:
-        raise UsageError(f"{path}: has no files")
-    return found
+    if found := files_below(path, path):
+        return found
+    raise UsageError(f"{path}: has no files")
 
 
 def read_file(path: Path, preparation: Preparation) -> list[Picture]:
