@@ -119,7 +119,7 @@ def read_npz_member(
     entry = archive.getinfo(f"{name}.npy")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         # Of other methods zipfile unpacks all that it has read, however much that becomes.
-        raise UsageError(f"{path}: {name} is compressed as NumPy doesn't do it: {UNPACK}")
+        raise UsageError(f"{path}: {name} uses a compression that NumPy doesn't write: {UNPACK}")
     # Members may share their bytes, so that it is the archive's size that counts.
     check_unpacked(f"{path}: {name}", entry.file_size, path.stat().st_size)
     with archive.open(entry) as member:

@@ -14,7 +14,7 @@ from jaxmnist.data.preparation import Preparation
 from jaxmnist.data.tables import read_rows
 from jaxmnist.errors import UsageError
 
-HEAD = 2**16  # bytes at a file's start that say whether it is CSV
+LONG_HEAD = 2**16  # bytes at a file's start that say whether it is CSV
 TRANSPOSED = "transposed, as in training"
 
 
@@ -42,7 +42,7 @@ def read_stack(
     Raises:
       UsageError: the images don't suit the network.
     """
-    head = head_of(path, HEAD)
+    head = head_of(path, LONG_HEAD)
     source = preparation.source
     if head.startswith((NPY, ZIP)) or is_idx(head):
         array = read_images(path)

@@ -16,10 +16,10 @@ from jaxmnist.whole_files import fits
 
 EIGHT_BITS = 255.0  # the largest pixel of 8-bit images
 OVER = 8  # times the scale; images with larger pixels are on another scale
-# The most that is hot (see `_check_hot`), of pixels, images and places that are not black.
+# The most that is hot (see `hot_pixel`), of pixels, images and places that are not black.
 HARDLY_ANY, FEW_IMAGES = 0.01, 0.1
 HANDFUL = 5  # hot pixels in an image
-APART = 2  # times what all others reach, where something is hot
+APART = 8  # times what all others reach, where something is hot
 SMALLEST_SIDE = 6  # pixels, of images whose channels come first or that are rows of numbers
 LARGEST_BITS = 64  # of a level of a picture
 SOURCE_SHAPE = {
@@ -290,50 +290,72 @@ def scale_of(name: str, images: np.ndarray) -> float:
       images: training images, as `check_images` gives them.
 
     Raises:
-      UsageError: all pixels are 0, or hardly any are as large as the largest; see `_check_hot`.
+      UsageError: all pixels are 0, or hardly any are as large as the largest; see `hot_pixel`.
     """
     largest = float(images.max())
     if largest == 0:
         raise UsageError(f"{name}: all pixels of the training images are 0")
-    usual = next((top for top in (1.0, EIGHT_BITS) if top / 2 < largest <= top), None)
-    _check_hot(name, images, largest, usual is not None)
+    usual = _usual_scale(largest)
+    hot = hot_pixel(images)
+    # Of usual images a few in a hundred may be bright.
+    if hot and (usual is None or hot.images <= max(1, HARDLY_ANY * len(images))):
+        raise UsageError(
+            f"{name}: {hot.line} and would become black. Correct or remove it, or clip pixels to"
+            f" {hot.others:g}"
+        )
     return usual or largest
 
 
-def _check_hot(name: str, images: np.ndarray, largest: float, usual: bool) -> None:
-    """Raise `UsageError` if hardly anything is as large as the largest pixel, which sets the scale.
+def _usual_scale(largest: float) -> float | None:
+    """The scale of fractions or of 8-bit images, if the largest pixel is one's; else None."""
+    return next((top for top in (1.0, EIGHT_BITS) if top / 2 < largest <= top), None)
+
+
+class Hot(NamedTuple):
+    """A value so much larger than all others that it alone would set the scale.
+
+    line: the beginning of a sentence on it. others: the largest other value. images: with such one.
+    """
+
+    line: str
+    others: float
+    images: int
+
+
+def hot_pixel(images: np.ndarray) -> Hot | None:
+    """What is so much larger than all else that it alone would set the scale; None if nothing is.
 
     Pixels above 1/OVER of it are hot if they are few, in few images and few in each; also, unless
     the scale is usual (8-bit images and fractions may be nearly black), if they are in hardly any
     images, or at hardly any places of the image, as those of a broken sensor. The others must end
     far below: in star fields, photographs and whatever has values of all sizes nothing is hot.
     """
+    largest = float(images.max())
     above = images > images.dtype.type(largest / OVER)
     pixels = np.count_nonzero(above)
     if pixels > HARDLY_ANY * images.size:  # nearly always, and cheap
-        return
-    of_images = images.max((1, 2, 3))
+        return None
+    of_images, of_places = images.max((1, 2, 3)), images.max((0, 3))
     hot = of_images > images.dtype.type(largest / OVER)
+    row, column = np.unravel_index(of_places.argmax(), of_places.shape)
+    where = f"training image {of_images.argmax()} (counted from 0) has a pixel of {largest:g}"
+    if hot.sum() > 1:
+        where += f", as {hot.sum()} images have"
     others = float(images.max(where=~above, initial=0))
-    found = (
+    if (
         pixels <= min(HARDLY_ANY * np.count_nonzero(images), HANDFUL * hot.sum())
         and hot.sum() <= max(1, FEW_IMAGES * np.count_nonzero(of_images))
         and images[above].min() > APART * others > 0
-    )
-    for maxima in () if usual or found else (of_images, images.max(0).ravel()):
+    ):
+        return Hot(f"{where}; all other pixels are at most {others:g}", others, int(hot.sum()))
+    place = f"the pixel in row {row} and column {column} reaches {largest:g}"
+    for maxima, line in ((of_images, where), (of_places.ravel(), place)):
         most = float(maxima.max(where=maxima <= largest / OVER, initial=0))
         over = maxima[maxima > largest / OVER]
         few = len(over) <= HARDLY_ANY * np.count_nonzero(maxima)
-        if few and over.min() > APART * most > 0:
-            found, others = True, most
-            break
-    if found:
-        more = f" (others of its size are in {hot.sum() - 1} more)" if hot.sum() > 1 else ""
-        raise UsageError(
-            f"{name}: training image {of_images.argmax()} of {len(images)}, counted from 0, has a"
-            f" pixel of {largest:g}{more}, beside which all others, at most {others:g}, would be"
-            f" black; correct it, remove the image, or clip all pixels to {others:g}"
-        )
+        if _usual_scale(largest) is None and few and over.min() > APART * most > 0:
+            return Hot(f"{line}; all others are at most {most:g}", most, int(hot.sum()))
+    return None
 
 
 def check_levels(name: str, images: np.ndarray, scale: float) -> None:

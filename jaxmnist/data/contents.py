@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import re
@@ -11,10 +12,11 @@ from io import SEEK_END, SEEK_SET
 from pathlib import Path
 from typing import IO, cast
 
-from jaxmnist.errors import UsageError, one_line
+from jaxmnist.errors import EnvironmentFailure, JaxmnistError, UsageError, disk_error, one_line
 from jaxmnist.reading import PIECE, check_unpacked
 
 GZIP, NPY, ZIP = b"\x1f\x8b", b"\x93NUMPY", b"PK\3\4"
+ENVIRONMENT = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT)
 HEAD = 512  # bytes that are looked at
 UNPACK = "unpack it and name what comes out of it"
 PICTURE = "is a single picture; a folder with a folder of pictures for each class is needed"
@@ -77,7 +79,7 @@ def visible(folder: Path, root: Path | None = None) -> tuple[list[str], list[str
                 # A link that leads nowhere, or in a circle, counts as a file that can't be read.
                 (folders if os.path.isdir(entry.path) else files).append(entry.name)
     except OSError as error:
-        raise UsageError(f"{folder}: can't be read: {reason(error)}") from None
+        raise unreadable(folder, error) from None
     return sorted(folders), sorted(files)
 
 
@@ -143,10 +145,23 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
             zipped = plain.read(len(GZIP)) == GZIP
         with cast(IO[bytes], _Gzip(path)) if zipped else path.open("rb") as file:
             yield file
-    except UsageError:
+    except JaxmnistError:
         raise
     except Exception as error:
-        raise UsageError(f"{path}: can't be read: {reason(error)}") from None
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: Exception) -> JaxmnistError:
+    """Return the error to raise for what reading a file has raised.
+
+    Its bytes are to blame, or its permissions; or else the environment, which lacks memory, open
+    files or room, or whose disk fails.
+    """
+    if isinstance(error, OSError) and error.errno in ENVIRONMENT:
+        return disk_error(f"{path}: can't be read", error)
+    if isinstance(error, MemoryError):
+        return EnvironmentFailure(f"{path}: can't be read: there is not enough memory")
+    return UsageError(f"{path}: can't be read: {reason(error)}")
 
 
 def head_of(path: Path, size: int = HEAD) -> bytes:

@@ -10,19 +10,22 @@ AT_ONCE = 1024  # images that are hashed together
 Hashed = tuple[np.ndarray, np.ndarray]  # digests uint64[N] of images and their classes int[N]
 
 
-def digests(images: np.ndarray, scale: float) -> np.ndarray:
-    """Return a hash of the pixels of each image, uint64[N], whatever their scale.
-
-    Images whose pixels agree at 8 bits are equal.
+def digests(images: np.ndarray, scale: float | None = None) -> np.ndarray:
+    """Return a hash of the pixels of each image, uint64[N].
 
     Args:
-      images: uint8 or float32[N, H, W, C] from 0 to `scale`.
-      scale: the largest value of a pixel.
+      images: uint8 or float32[N, H, W, C].
+      scale: the largest value of a pixel, if pixels are to be hashed as 8 bits, whatever their
+        scale; None for the pixels as they are.
     """
     joined = b"".join(
         hashlib.blake2b(image, digest_size=8).digest()
         for first in range(0, len(images), AT_ONCE)
-        for image in np.ascontiguousarray(eight_bits(images[first : first + AT_ONCE], scale))
+        for image in np.ascontiguousarray(
+            images[first : first + AT_ONCE]
+            if scale is None
+            else eight_bits(images[first : first + AT_ONCE], scale)
+        )
     )
     return np.frombuffer(joined, ">u8")
 
@@ -86,8 +89,8 @@ def _in_both(part: str, found: np.ndarray, of: str, known: np.ndarray) -> list[s
     if not both:
         return []
     return [
-        f"{both:,} of {len(found):,} {part} images are also {of} images, which raises the {part}"
-        " accuracy"
+        f"{both:,} of {len(found):,} {part} images are also among the {of} images, which raises the"
+        f" {part} accuracy"
     ]
 
 

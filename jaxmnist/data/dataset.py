@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 
 from jaxmnist.data.archives import in_order
-from jaxmnist.data.arrays import ARRAYS, EIGHT_BITS, Arrays, Source, check, scale_of, transposed
+from jaxmnist.data.arrays import (
+    ARRAYS,
+    EIGHT_BITS,
+    Arrays,
+    Source,
+    check,
+    hot_pixel,
+    scale_of,
+    transposed,
+)
 from jaxmnist.data.copies import digests, notes_on
 from jaxmnist.data.download import load_named
 from jaxmnist.data.formats import read_files
@@ -96,7 +105,7 @@ class Dataset:
     @cached_property
     def different_validation(self) -> int:
         """The number of validation images that are not copies of others."""
-        return len(np.unique(digests(self.x_validation, self.scale)))
+        return len(np.unique(digests(self.x_validation)))
 
     @cached_property
     def test_sha256(self) -> str:
@@ -284,11 +293,13 @@ def split(
         counts = np.bincount(classes)
     scale = scale_of(name, arrays.x_train)  # of all training images, regardless of the limit
     notes, given = arrays.notes, None
-    hashed = digests(x, scale), classes
+    if hot := hot_pixel(arrays.x_train):
+        notes += (f"note: {name}: {hot.line}; all are divided by {scale:g}",)
+    hashed = digests(x), classes
     if arrays.x_validation is not None and arrays.y_validation is not None:
         x_validation = arrays.x_validation
         y_validation = _classes(name, "validation", arrays.y_validation, labels, arrays.names)
-        given = digests(x_validation, scale), y_validation
+        given = digests(x_validation), y_validation
         y = classes.astype(np.int32)
     else:
         groups = np.unique(hashed[0], return_inverse=True)[1]
@@ -296,7 +307,7 @@ def split(
         x_validation, y_validation = x[drawn], classes[drawn].astype(np.int32)
         x, y = x[~drawn], classes[~drawn].astype(np.int32)
         notes += more
-    notes += notes_on(hashed, given, (digests(arrays.x_test, scale), y_test))
+    notes += notes_on(hashed, given, (digests(arrays.x_test), y_test))
     return Dataset(
         name,
         x,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmnist.data.arrays import Found, Part, Source
-from jaxmnist.data.contents import files_below, reason, visible
+from jaxmnist.data.contents import files_below, reason, unreadable, visible
 from jaxmnist.data.names import PARTS, listed
 from jaxmnist.data.picture_files import (
     LEAST_LEVEL,
@@ -24,7 +24,7 @@ from jaxmnist.data.picture_files import (
     in_channels,
     read_rasters,
 )
-from jaxmnist.errors import UsageError
+from jaxmnist.errors import JaxmnistError, UsageError
 from jaxmnist.reading import largest_file
 
 # Names of files that nobody means as pictures.
@@ -200,9 +200,12 @@ def _read_class(folder: Path, reading: _Reading) -> list[Raster]:
             rasters += _read(path, reading)
         except NotAPicture:
             wrong.append(f"{path} is no picture")
-        except UsageError:
+        except JaxmnistError:
             raise
         except Exception as error:  # given damaged bytes, decoders raise anything
+            found = unreadable(path, error)
+            if not isinstance(found, UsageError):
+                raise found from None
             wrong.append(f"{path} can't be read: {reason(error)}")
     if inner and not rasters:
         raise UsageError(

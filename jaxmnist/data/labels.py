@@ -97,8 +97,7 @@ def _check_text(name: str, labels: Sequence[str]) -> None:
     """Raise `UsageError` for labels that stand for a missing one, and if all are fractions."""
     if missing := [label for label in labels if label.lower() in MISSING]:
         raise UsageError(
-            f"{name}: {missing[0]!r} stands for a missing label: remove these images, or give their"
-            " labels"
+            f"{name}: {missing[0]!r} marks a missing label: remove these images or label them"
         )
     if all(re.fullmatch(NUMBER, label, re.ASCII) for label in labels):
         fractions = [label for label in labels if not float(label).is_integer()]

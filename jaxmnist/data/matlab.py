@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -79,7 +80,9 @@ def _convert(plain: IO[bytes], arrays: IO[bytes]) -> None:
         stderr=subprocess.PIPE,
         env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # each takes memory
     )
+    if ended.returncode == -signal.SIGXCPU:
+        raise ValueError("SciPy's reader took too long")
     if ended.returncode < 0:
-        raise ValueError("SciPy's reader crashed on it, or took too long")
+        raise ValueError("SciPy's reader crashed on it")
     if ended.returncode:
         raise ValueError(ended.stderr.decode(errors="replace").strip().rpartition("\n")[2])

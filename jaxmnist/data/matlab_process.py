@@ -23,7 +23,8 @@ def main(size: str, seconds: str, *folders: str) -> None:
     limits = {"RLIMIT_AS": size, "RLIMIT_CPU": seconds, "RLIMIT_CORE": "0"}
     for name, limit in limits.items():
         with suppress(ValueError):  # a lower limit is in force already
-            resource.setrlimit(getattr(resource, name), (int(limit), int(limit)))
+            hard = int(limit) + (name == "RLIMIT_CPU")  # a second after the signal for the soft one
+            resource.setrlimit(getattr(resource, name), (int(limit), hard))
 
     def arrays(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
         for name, value in content.items():

@@ -109,10 +109,10 @@ def validation_part(
             f" {len(np.unique(groups[drawn])):,} of them different"
         )
     if asked < several or abs(total - asked) > 1:
-        why = "one of each class that has two" if asked < several else "as equal ones stay together"
+        why = "each class that has two needs one" if asked < several else "equal ones stay together"
         notes.append(
-            f"note: {total} images validate, {why}; --validation-split {fraction} alone would give"
-            f" {asked} of {images}"
+            f"note: {total} images validate, because {why}; --validation-split {fraction} alone"
+            f" would give {asked} of {images}"
         )
     single = [names[int(k)] for k in np.flatnonzero(counts == 1)]
     if single:
@@ -125,8 +125,8 @@ def validation_part(
     if absent.any():
         shown = listed([names[int(k)] for k in np.flatnonzero(absent)])
         notes.append(
-            f"note: no validation image shows {'label' if absent.sum() == 1 else 'labels'} {shown},"
-            " whose training images equal each other or those of other labels"
+            f"note: no validation image shows {'label' if absent.sum() == 1 else 'labels'} {shown}:"
+            " its images are copies of each other or of images with other labels"
         )
     return drawn, tuple(notes)
 
@@ -263,7 +263,10 @@ def held_out(images: np.ndarray, labels: np.ndarray, scale: float) -> np.ndarray
       labels: int64[N].
       scale: the largest value of a pixel.
     """
-    groups = np.unique(digests(images, scale), return_inverse=True)[1]
+    found, firsts, groups = np.unique(digests(images), return_index=True, return_inverse=True)
+    # Different images may be equal as 8 bits, such as those of a few levels among 60000.
+    order = np.lexsort((found, digests(images, scale)[firsts]))
+    groups = np.argsort(order)[groups]
     whose = owners(groups, np.unique(labels, return_inverse=True)[1])
     chosen = np.zeros(len(whose), bool)
     for k in range(whose.max() + 1):

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from jaxmnist.data.arrays import Source
+from jaxmnist.data.copies import eight_bits
 from jaxmnist.errors import UsageError
 from jaxmnist.reading import largest_file
 
@@ -70,6 +71,11 @@ class Raster:
     def is_deep(self) -> bool:
         """Whether its levels have more than 8 bits."""
         return self.pixels.dtype != np.uint8
+
+    @property
+    def levels(self) -> np.ndarray:
+        """Its pixels that are not transparent, whose levels mean something: [n] or [h, w, …]."""
+        return self.pixels if self.alpha is None else self.pixels[self.alpha > 0]
 
 
 def read_rasters(path: Path) -> list[Raster]:
@@ -206,8 +212,7 @@ def bits_of(rasters: Sequence[Raster], *, keep: bool) -> int | None:
     deep = [raster for raster in rasters if raster.is_deep]
     if not deep:
         return None
-    # Transparent pixels have levels that mean nothing.
-    levels = [r.pixels if r.alpha is None else r.pixels[r.alpha > 0] for r in deep]
+    levels = [raster.levels for raster in deep]
     largest = max(float(pixels.max(initial=0)) for pixels in levels)
     if largest < 2**16 and all((pixels % 257 == 0).all() for pixels in levels):
         return 16
@@ -243,7 +248,7 @@ def common_ground(rasters: Sequence[Raster], bits: int | None) -> RGB:
             alpha = raster.alpha.astype(np.float64)
             grey = raster.pixels if raster.pixels.ndim == 2 else raster.pixels.mean(2)
             if raster.is_deep and bits:
-                grey = eight_bits(grey, bits)
+                grey = eight_bits(grey, 2**bits - 1)
             total += float((grey * alpha).sum())
             weight += float(alpha.sum())
     return (0, 0, 0) if total > BRIGHT * weight else (255, 255, 255)
@@ -255,12 +260,6 @@ def colour_name(colour: RGB) -> str:
     return known.get(colour, "the colour of the rest")
 
 
-def eight_bits(levels: np.ndarray, bits: int) -> np.ndarray:
-    """Levels of so many bits (1: fractions) as uint8 of the same shape."""
-    exact: np.ndarray = np.rint(levels.astype(np.float64) * (255 / (2**bits - 1)))
-    return exact.clip(0, 255).astype(np.uint8)
-
-
 def converted(raster: Raster, source: Source) -> np.ndarray:
     """The pixels of a picture: uint8[h, w] or [h, w, 3]; float32[h, w] where levels are kept.
 
@@ -270,7 +269,7 @@ def converted(raster: Raster, source: Source) -> np.ndarray:
     """
     pixels, background = raster.pixels, source.background
     if raster.is_deep and source.bits:
-        pixels = eight_bits(pixels, source.bits)
+        pixels = eight_bits(pixels, 2**source.bits - 1)
     elif raster.is_deep:
         pixels = (pixels - source.black).clip(0).astype(np.float32)
     if raster.alpha is None or background is None:

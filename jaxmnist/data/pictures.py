@@ -15,7 +15,7 @@ from PIL import Image
 
 from jaxmnist.data.array_files import TRANSPOSED, read_stack
 from jaxmnist.data.arrays import ARRAYS, EIGHT_BITS, OVER, Source, check_levels
-from jaxmnist.data.contents import files_below, reason
+from jaxmnist.data.contents import files_below, unreadable
 from jaxmnist.data.ink import find_ink
 from jaxmnist.data.picture_files import (
     NAMES,
@@ -30,7 +30,7 @@ from jaxmnist.data.picture_files import (
 )
 from jaxmnist.data.placing import place
 from jaxmnist.data.preparation import Placing, Preparation, Takes, preparation_for
-from jaxmnist.errors import UsageError, local_path
+from jaxmnist.errors import JaxmnistError, UsageError, local_path
 
 logger = logging.getLogger("jaxmnist")
 ALIKE = 64  # levels; a picture of the right size with a border as near to the ground is an image
@@ -136,10 +136,10 @@ def read_file(path: Path, preparation: Preparation) -> list[Picture]:
         raise UsageError(
             f"{path}: is not a readable image: {NAMES}, IDX, .npy, .npz or .csv is needed"
         ) from None
-    except UsageError:
+    except JaxmnistError:
         raise
     except Exception as error:  # given damaged bytes, decoders raise anything
-        raise UsageError(f"{path}: can't be read: {reason(error)}") from None
+        raise unreadable(path, error) from None
     names = [str(path)] if len(rasters) == 1 else [f"{path}[{k}]" for k in range(len(rasters))]
     return [
         _prepared(name, raster, preparation) for name, raster in zip(names, rasters, strict=True)
@@ -193,7 +193,7 @@ def _pixels(name: str, raster: Raster, source: Source) -> tuple[np.ndarray, tupl
     uint8[h, w] or uint8[h, w, 3]; or, if training kept levels of more than 8 bits, float32[h, w].
     """
     steps = raster.steps
-    largest = float(raster.pixels.max())
+    largest = float(raster.levels.max(initial=0))
     if not source.pictures:
         source = ARRAYS
     if raster.is_deep and (source.bits is None or (source.bits == 0 and raster.alpha is not None)):
@@ -202,7 +202,6 @@ def _pixels(name: str, raster: Raster, source: Source) -> tuple[np.ndarray, tupl
             steps += (
                 f"read as {source.bits} bits a pixel: its levels reach {raster.pixels.max():g}",
             )
-    largest = float(raster.pixels.max())
     if raster.is_deep and source.bits and largest > 2**source.bits - 1:
         raise UsageError(
             f"{name}: its levels reach {largest:g}, and the training pictures have"

@@ -172,7 +172,7 @@ def _lines(path: Path, text: IO[str]) -> Iterator[tuple[int, str]]:
         else:
             blank += len(line)
         if blank > MOST_BLANK:
-            raise UsageError(f"{path}: line {number}: before it are too many blank lines")
+            raise UsageError(f"{path}: line {number}: too many blank lines before it")
 
 
 @dataclass(frozen=True)
@@ -304,8 +304,10 @@ def _labelled_end(
         return "first" if text[0] else "last"
     rows = len(columns[left[0]])
     if not any(text) and rows >= (ENOUGH if known else SEVERAL):
-        both = (np.array([columns[i] for i in side], float) for side in zip(*ends, strict=True))
-        labels, pixels = (np.nan_to_num(side, posinf=0, neginf=0) for side in both)
+        labels, pixels = (
+            np.nan_to_num([_numbers(columns[i]) for i in side], posinf=0, neginf=0)
+            for side in zip(*ends, strict=True)
+        )
         whole = [(values == np.floor(values)).mean() > WHOLE for values in labels]
         varied = [rows < MANY or np.ptp(values) > 0 for values in labels]
         for able in (whole, varied):
@@ -321,6 +323,11 @@ def _labelled_end(
         f"{path}: cannot tell whether the first or the last column holds the labels: add a header"
         " such as label,p0,p1"
     )
+
+
+def _numbers(fields: Sequence[str]) -> list[float]:
+    """Numbers [n]; NaN for text, whose line is told when it is read."""
+    return [float(field) if _is_number(field) else math.nan for field in fields]
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> float:

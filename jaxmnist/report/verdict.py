@@ -10,7 +10,7 @@ from jaxmnist.errors import printable
 from jaxmnist.models.study.space import DEFINITION
 from jaxmnist.results import evaluation
 from jaxmnist.results.confusion import Evaluation, beside_constant
-from jaxmnist.results.gap import about_labels
+from jaxmnist.results.gap import about_labels, score_of
 from jaxmnist.results.run import Run
 from jaxmnist.results.statistics import wilson
 from jaxmnist.runs.keys import REFIT
@@ -29,7 +29,8 @@ def verdict(run: Run, command: str = "jaxmnist") -> str:
       run: a finished run.
       command: how a person starts jaxmnist, for the commands.
     """
-    test = Evaluation.from_json(run.result("best/test.json"))
+    content = run.result("best/test.json")
+    test = Evaluation.from_json(content)
     low, high = test.confidence_interval()
     winner = run.final_trial or run.best_trial
     ranked = len(run.ranked)
@@ -41,7 +42,7 @@ def verdict(run: Run, command: str = "jaxmnist") -> str:
             f" {printable(str(run.space.shown(winner.hyperparameters)))}",
             *beside_constant(test),
             _about_validation(run),
-            *about_labels(run.corrected, test),
+            *about_labels(score_of(run, content), test),
             *_about_training(run.best_trial),
             " ".join([*_others(run, test), evaluation.looks_at_test(run)]),
             *_where(run),

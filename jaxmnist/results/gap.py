@@ -77,17 +77,16 @@ def about_labels(found: Corrected, test: Evaluation) -> list[str]:
         if better and (left.low <= 0 or left.size <= gap.size / 5):
             more = f" and {len(pairs) - MOST_PAIRS} more" if len(pairs) > MOST_PAIRS else ""
             return [
-                f"A renaming of labels repairs the test accuracy, from {accuracy:.4f} to"
-                f" {renamed.accuracy:.4f}: {', '.join(pairs[:MOST_PAIRS])}{more}. The labels of the"
-                " test part are probably numbered otherwise than those of the training part:"
-                " compare images and labels of both."
+                f"Renaming the classes raises the test accuracy from {accuracy:.4f} to"
+                f" {renamed.accuracy:.4f}: {', '.join(pairs[:MOST_PAIRS])}{more}. The test labels"
+                " are probably numbered differently from the training labels: compare both."
             ]
     if test.confidence_interval()[1] < 1 / classes:
         return [
             f"The test accuracy {accuracy:.4f} is below chance, 1/{classes} = {1 / classes:.4f}."
-            " The labels of the test part are probably numbered otherwise than those of the"
-            " training part, or its images are prepared otherwise (black and white inverted,"
-            " turned, on another scale): compare images and labels of both."
+            " The test labels are probably numbered differently from the training labels, or the"
+            " test images are prepared differently (inverted, transposed, on another scale):"
+            " compare both."
         ]
     return []
 
@@ -156,6 +155,22 @@ def describe_gap(found: Corrected, test: Evaluation) -> str:
     )
 
 
+def score_of(run: Run, content: dict[str, Any]) -> Corrected:
+    """The corrected validation accuracy of the network that best/test.json tells of.
+
+    Args:
+      run: with the finalists and the corrected score.
+      content: of best/test.json.
+    """
+    if not run.finals or "refit_images" in content:
+        return run.corrected
+    score, images = content["validation_accuracy"], content["validation_images"]
+    chosen = run.finals[0]
+    less = max(0.0, score - chosen.added.size)
+    reach = interval(less, images, chosen.added.variance)
+    return Corrected(chosen.rivals, images, score, less, reach, ())
+
+
 def about_gap(run: Run, content: dict[str, Any], test: Evaluation) -> str:
     """What the run's best/test.json says about the gap between validation and test accuracy.
 
@@ -164,24 +179,18 @@ def about_gap(run: Run, content: dict[str, Any], test: Evaluation) -> str:
       content: of best/test.json.
       test: its evaluation.
     """
+    score = score_of(run, content)
+    images = run.validation_images
+    different = run.search["data"].get("validation_different", images)
+    instead = ""
     if "refit_images" in content:
-        refitted = (
+        instead = (
             f"The network was refitted on {content['refit_images']:,} images; no validation images"
             " are left, so no gap is shown."
         )
-        return " ".join([refitted, *about_labels(run.corrected, test)])
-    images = run.validation_images
-    different = run.search["data"].get("validation_different", images)
-    if different < (1 - COPIES) * images:
-        few = (
+    elif different < (1 - COPIES) * images:
+        instead = (
             f"Only {different:,} of the {images:,} validation images differ from each other, so the"
             " gap between validation and test accuracy shows little."
         )
-        return " ".join([few, *about_labels(run.corrected, test)])
-    if not run.finals:
-        return describe_gap(run.corrected, test)
-    score, images = content["validation_accuracy"], content["validation_images"]
-    chosen = run.finals[0]
-    less = max(0.0, score - chosen.added.size)
-    reach = interval(less, images, chosen.added.variance)
-    return describe_gap(Corrected(chosen.rivals, images, score, less, reach, ()), test)
+    return " ".join([instead, *about_labels(score, test)]) if instead else describe_gap(score, test)

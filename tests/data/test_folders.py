@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxmnist.data import folders
 from jaxmnist.data.dataset import split
 from jaxmnist.data.formats import read_files
 from jaxmnist.data.pictures import files_of
-from jaxmnist.errors import UsageError
+from jaxmnist.errors import EnvironmentFailure, UsageError
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (24, 8, 9), np.uint8)
@@ -329,3 +331,30 @@ def test_hidden_files_in_subfolders_are_not_counted(tmp_path):
     fill(tmp_path, names=("a", "b"))
     fill(tmp_path / "a" / "extra", GREY[:3], (".git",))
     assert not any("left out" in note for note in read_files(tmp_path).notes)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ENOMEM, None])
+def test_what_fails_around_a_picture_is_not_left_out(tmp_path, monkeypatch, number):
+    """Too many open files, a disk's error, too little memory: another search would have more."""
+    fill(tmp_path, names=("a", "b"))
+    read = folders.read_rasters
+
+    def fail(path: Path):
+        if path.name == "003.png":
+            raise MemoryError if number is None else OSError(number, os.strerror(number))
+        return read(path)
+
+    monkeypatch.setattr(folders, "read_rasters", fail)
+    with pytest.raises(EnvironmentFailure, match=r"b/003.png: can.t be read: "):
+        read_files(tmp_path)
+
+
+def test_what_fails_around_a_file(tmp_path, monkeypatch):
+    np.savez(tmp_path / "a.npz", x=GREY, y=np.arange(24) % 2)
+
+    def fail(*_, **__):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("jaxmnist.data.archives.read_npy", fail)
+    with pytest.raises(EnvironmentFailure, match=r"can't be read: Too many open files; raise"):
+        read_files(tmp_path / "a.npz")

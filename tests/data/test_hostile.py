@@ -163,7 +163,7 @@ def test_what_crashes_scipy_ends_in_a_line(tmp_path):
     path = written(tmp_path / "a.mat", START + nested(20_000))
     ended = process("search", "--data-dir", path, cwd=tmp_path)
     assert ended.returncode == 2
-    assert ended.stderr.endswith("can't be read: SciPy's reader crashed on it, or took too long\n")
+    assert ended.stderr.endswith("can't be read: SciPy's reader crashed on it\n")
     assert ended.stderr.count("\n") == 1
     refused(read_files, written(path, START + packed(nested(20_000))), "crashed on it")
     assert os.listdir(tmp_path) == ["a.mat"]
@@ -291,7 +291,11 @@ def test_methods_that_zipfile_unpacks_without_bound(tmp_path, method):
     place = content.rindex(b"PK\1\2", 0, content.rindex(b"PK\1\2"))
     content[place + 24 : place + 28] = struct.pack("<I", len(npy(X)))
     with takes_at_most(4e6):
-        refused(read_npz, written(tmp_path / "a.npz", bytes(content)), "as NumPy doesn't do it")
+        refused(
+            read_npz,
+            written(tmp_path / "a.npz", bytes(content)),
+            "uses a compression that NumPy doesn't write",
+        )
 
 
 def test_a_list_of_members_without_end(tmp_path):
@@ -378,7 +382,7 @@ def test_blank_lines(tmp_path):
     for blank in (b"\n", b" " * 1000 + b"\n", b"\r"):
         count = 5 * 10**6 // len(blank)
         path.write_bytes(row.encode() + b"\n" + blank * count + b"x")
-        refused(read_rows, path, "before it are too many blank lines")
+        refused(read_rows, path, "too many blank lines before it")
 
 
 def test_what_is_no_file_is_not_opened(tmp_path):

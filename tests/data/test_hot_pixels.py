@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmnist.data.arrays import check_arrays, check_images, scale_of
+from jaxmnist.data.dataset import split
 from jaxmnist.errors import UsageError
 
 
@@ -60,13 +61,24 @@ def test_a_hot_pixel_is_refused_with_its_image_and_the_remedy(name):
     with pytest.raises(UsageError) as caught:
         check_arrays("here", images, labels, digits()[: len(images)], labels)
     said = str(caught.value)
-    assert said.startswith(f"here: training image {place} of {len(images)}, counted from 0, has a")
-    assert f"pixel of {largest}" in said
-    assert f"all others, at most {others}, would be black" in said
-    assert said.endswith(f"or clip all pixels to {others}")
+    where = "the pixel in row 3 and column 4" if name == "sensor" else f"training image {place} "
+    assert said.startswith(f"here: {where}")
+    assert str(largest) in said
+    assert f"are at most {others} and would become black" in said
+    assert said.endswith(f"or clip pixels to {others}")
     assert "\n" not in said
     # The remedy is one.
     assert scale_of("here", check_images("here", images.clip(0, others))) in (others, 1, 255)
+
+
+def test_spots_in_some_images_of_8_bits_are_only_said():
+    """They may be what a class is."""
+    images = with_pixels(digits() // 24, 250, 20, 3).astype(np.uint8)[..., None]
+    assert scale_of("here", images) == 255
+    labels = np.arange(300) % 2
+    arrays = check_arrays("here", images, labels, images[:20], labels[:20])
+    data = split("here", arrays, validation_split=0.1, seed=0)
+    assert any("has a pixel of 250, as 20 images have; all other" in note for note in data.notes)
 
 
 def stars(blurred: bool) -> np.ndarray:

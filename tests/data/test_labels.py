@@ -80,7 +80,7 @@ def test_spellings(parts, classes):
         ([[-1, 0, 1, -1]], "y_train: 2 of 4 labels are -1"),
         ([[0, 1], [-1]], "y_test: 1 of 1 labels are -1"),
         ([["-1", "0", "1"]], "y_train: 1 of 3 labels are -1"),
-        ([["a", "nan", "b"]], "y_train: 'nan' stands for a missing label"),
+        ([["a", "nan", "b"]], "y_train: 'nan' marks a missing label"),
     ],
 )
 def test_marks_of_missing_labels_are_no_classes(parts, says):

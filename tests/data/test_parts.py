@@ -100,7 +100,10 @@ def test_what_the_split_says():
     )
     few = split("a", arrays([5, 5, 5]), validation_split=0.1, seed=0)
     assert np.bincount(few.y_validation).tolist() == [1, 1, 1]
-    assert "3 images validate, one of each class that has two; --validation-split" in few.notes[0]
+    assert (
+        "3 images validate, because each class that has two needs one; --validation-split"
+        in few.notes[0]
+    )
     for limit, says in (
         (2, "--train-limit 2 is fewer images than a has classes, 3"),
         (3, "no class has two different training images of --train-limit 3"),
@@ -207,19 +210,19 @@ def test_what_is_said_of_equal_images():
     assert data.notes == (
         "note: 40 of 52 training images are copies of others; equal images stay on one side of the"
         f" validation split: 10 validate, {len(validated)} of them different",
-        "note: 2 of 3 test images are also training or validation images, which raises the test"
-        " accuracy",
+        "note: 2 of 3 test images are also among the training or validation images, which raises"
+        " the test accuracy",
     )
     fives = split("a", pictured((many[:50], others[:50]), ([50, 51], [0, 1])), **SPLIT | FEWER)
     assert (
-        "10 images validate, as equal ones stay together; --validation-split 0.25"
+        "10 images validate, because equal ones stay together; --validation-split 0.25"
         in (fives.notes[1])
     )
     labels = [0, 1, 0, 1, 1, 1, 0]
     given = pictured(([0, 1, 2, 3, 0, 1, 3], labels), ([9, 8], [0, 1]), ([1, 2, 7], [1, 0, 0]))
     assert split("a", given, **SPLIT).notes == (
-        "note: 2 of 3 validation images are also training images, which raises the validation"
-        " accuracy",
+        "note: 2 of 3 validation images are also among the training images, which raises the"
+        " validation accuracy",
         "note: 4 of 10 training and validation images have the same pixels as an image with another"
         " label",
     )
@@ -227,7 +230,18 @@ def test_what_is_said_of_equal_images():
         "a", pictured(([1] * 9 + [*range(20, 40)], [1] * 9 + [0] * 20), ([9], [0])), **SPLIT
     )
     assert one.y_validation.tolist() == [0] * 6
-    assert one.notes[1].startswith("note: no validation image shows label 1, whose training images")
+    assert one.notes[1].startswith("note: no validation image shows label 1: its images are")
+
+
+def test_images_of_few_levels_are_not_equal():
+    """Most have levels up to 99 beside others up to 60000: as 8 bits they would all be black."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 100, (200, 6, 6, 1)).astype(np.float32)
+    images[::5] *= 600
+    data = split("a", check("a", Found((images, np.arange(200) % 4))), **SPLIT)
+    assert data.notes == (data.notes[0],)
+    assert "has no test part: 32 of 200 images" in data.notes[0]
+    assert np.bincount(data.y_validation).tolist() == [9, 9, 8, 8]
 
 
 SPLIT = {"validation_split": 0.2, "seed": 0}

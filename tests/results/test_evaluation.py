@@ -292,7 +292,7 @@ def test_labels_numbered_otherwise_are_told(refit):
         test = Evaluation(tuple(range(5)), matrix[order], tuple("abcde"))
         best = max(np.trace(matrix[order][:, list(p)]) for p in permutations(range(5))) / 500
         said = about_gap(run, {"refit_images": 900} if refit else {}, test)
-        assert f"A renaming of labels repairs the test accuracy, from {test.accuracy:.4f}" in said
+        assert f"Renaming the classes raises the test accuracy from {test.accuracy:.4f}" in said
         assert f"to {best:.4f}: " in said
         moved = [k for k in range(5) if order[k] != k]
         named = [f"{'abcde'[k]} is classified as {'abcde'[order[k]]}" for k in moved]
@@ -307,7 +307,7 @@ def test_an_accuracy_below_chance_is_told():
     np.fill_diagonal(matrix, 1)
     (said,) = about_labels(selected(0.9, 2000), Evaluation(tuple(range(10)), matrix))
     assert "The test accuracy 0.0100 is below chance, 1/10 = 0.1000" in said
-    assert "prepared otherwise" in said
+    assert "prepared differently" in said
     text = describe_gap(selected(0.9, 2000), Evaluation(tuple(range(10)), matrix))
     assert text.endswith(f"more than chance explains. {said}")
     # Also where validation was no better.
