@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import jaxmnist.threads  # noqa: F401  # notes forks of processes that have started JAX
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:

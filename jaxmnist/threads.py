@@ -1,15 +1,51 @@
-"""Whether a process may start the threads that it needs, before libraries rely on that."""
+"""Threads that libraries rely on: whether they can be started, and whether a fork lost them."""
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from jaxmnist.errors import EnvironmentFailure, JaxmnistError
+from jaxmnist.errors import EnvironmentFailure, JaxmnistError, one_line
 
-MEND = "raise the limit on processes of this user (ulimit -u) or container, or end other ones"
+MEND = (
+    "raise the limit on processes of this user (ulimit -u) or container, end other ones, or set"
+    " OPENBLAS_NUM_THREADS=1 and PJRT_NPROC=2"
+)
 REFUSED = "can't start new thread"  # as Python words it
+MOST_OF_BLAS = 64  # threads of OpenBLAS, as NumPy's wheels have it
+# The clients of JAX that a fork has left without threads. They stay referenced, so that no other
+# client gets the identity of one.
+_INHERITED: list[Any] = []
+
+
+def _note_clients() -> None:
+    """In a forked process: note the clients of JAX that the other one had started."""
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    _INHERITED.extend(getattr(bridge, "_backends", {}).values())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_clients)
+
+
+def is_inherited(client: Any) -> bool:
+    """Whether a client of JAX was started before a fork, as far as this module was there to see."""
+    return any(client is each for each in _INHERITED)
+
+
+def blas_threads(cores: int) -> int:
+    """The number of threads that OpenBLAS starts while NumPy is imported, beside the first one."""
+    wanted = [
+        int(found[1])
+        for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+        if (found := re.match(r"\s*\+?0*([1-9]\d*)", os.environ.get(name, "")))
+    ]
+    return min(cores, MOST_OF_BLAS, *wanted[:1]) - 1
 
 
 def check_threads(needed: int) -> None:
@@ -26,7 +62,7 @@ def check_threads(needed: int) -> None:
             started.append(thread)
     except RuntimeError:
         raise EnvironmentFailure(
-            f"{needed} threads are needed, and no more than {len(started)} can be started: {MEND}"
+            f"{needed} threads are needed, but only {len(started)} can be started: {MEND}"
         ) from None
     finally:
         over.set()
@@ -42,9 +78,12 @@ def enough_threads() -> Iterator[None]:
     except JaxmnistError:
         raise
     except Exception as problem:
+        # The chain that a traceback shows; it may be a circle.
+        chain: list[BaseException] = []
         cause: BaseException | None = problem
-        while cause is not None:
-            if isinstance(cause, RuntimeError) and str(cause) == REFUSED:
+        while cause is not None and not any(cause is each for each in chain):
+            if isinstance(cause, RuntimeError) and one_line(cause) == REFUSED:
                 raise EnvironmentFailure(f"no more threads can be started: {MEND}") from problem
-            cause = cause.__cause__ or cause.__context__
+            chain.append(cause)
+            cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
         raise

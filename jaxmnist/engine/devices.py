@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxmnist.errors import EnvironmentFailure, UsageError, one_line
 from jaxmnist.runs.machine import cores
-from jaxmnist.threads import check_threads
+from jaxmnist.threads import check_threads, is_inherited
 
 # XLA's variables for the size of its thread pool on a CPU; the first one that is set is used
 # (`DefaultThreadPoolSize` in its sources; undocumented).
@@ -53,7 +53,6 @@ SETTINGS = (
     "jax_memory_fitting_level",
     "jax_numpy_dtype_promotion",
     "jax_optimization_level",
-    "jax_pjrt_client_create_options",
     "jax_random_seed_offset",
     "jax_softmax_custom_jvp",
     "jax_threefry_gpu_kernel_lowering",
@@ -62,6 +61,8 @@ SETTINGS = (
     "jax_use_shardy_partitioner",
     "jax_xla_profile_version",
 )
+NAMED = "tf_"  # how the names of threads of XLA begin, where it names them
+ANSWER = 10.0  # seconds for a small computation
 THREADS = 20  # that a search starts at least, beside twice the size of the pool
 # JAX's debugging settings and their default values.
 DEBUGGING = {
@@ -103,7 +104,8 @@ def start_jax() -> str:
       EnvironmentFailure: the platform can't be started, or has too few threads to work with.
     """
     jax = import_jax()
-    if not _is_started():
+    was_started = _is_started()
+    if not was_started:
         check_threads(THREADS + 2 * pool_size())
     try:
         platform: str = jax.default_backend()
@@ -115,35 +117,56 @@ def start_jax() -> str:
             f"JAX has no device to compute on{named}: {one_line(error, named=True)}; install the"
             " packages for that platform, or set JAX_PLATFORMS=cpu"
         ) from None
-    if _is_forked(client):
+    if was_started and (is_inherited(client) or not _has_threads(os.getpid(), platform)):
         raise UsageError(
-            "this process was forked from one in which JAX had started, and would wait for ever for"
-            " JAX's threads, which are not in it: start it by multiprocessing's method 'spawn', or"
-            " fork it before JAX starts"
+            "this process was forked after JAX had started, so JAX would hang here: use"
+            " multiprocessing's method 'spawn', or fork before JAX starts"
         )
     return platform
 
 
 @lru_cache(maxsize=1)
-def _process_of(client: Any) -> int:
-    """The process in which a client of JAX was seen first; a forked one inherits the answer."""
-    return os.getpid()
+def _has_threads(process: int, platform: str) -> bool:
+    """Whether XLA has its threads in this process, which lacks them if a fork came between.
 
-
-def _is_forked(client: Any) -> bool:
-    """Whether a client of JAX was started by another process, from which this one was forked.
-
-    If nobody has looked at it before the fork, no threads but Python's own show it: XLA has ten and
-    more, and a forked process begins with the one that forked.
+    A forked process begins with the thread that forked, and other libraries start theirs again.
+    Some versions of XLA name their threads; on a CPU where none has such a name, a small
+    computation decides.
     """
-    if _process_of(client) != os.getpid():
-        return True
     try:
         threads = {int(name) for name in os.listdir("/proc/self/task")}
     except OSError:  # not Linux
-        return False
+        return True
     known = {thread.native_id for thread in threading.enumerate()}
-    return threads <= known | {threading.get_native_id()}
+    if threads <= known | {threading.get_native_id()}:
+        return False
+    return platform != "cpu" or any(map(_is_of_xla, threads)) or _answers()
+
+
+def _is_of_xla(thread: int) -> bool:
+    """Whether the name of a thread of this process says that it is one of XLA's."""
+    try:
+        with open(f"/proc/self/task/{thread}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().startswith(NAMED)
+    except OSError:  # it has ended
+        return False
+
+
+def _answers() -> bool:
+    """Whether JAX computes a product so large that it takes threads of XLA's pool."""
+    jax = import_jax()
+    done = threading.Event()
+
+    def compute() -> None:
+        try:
+            matrix = jax.numpy.ones((512, 512), "float32")
+            jax.jit(lambda x: x @ x)(matrix).block_until_ready()
+        except Exception:  # of a setting; what matters is that it comes
+            pass
+        done.set()
+
+    threading.Thread(target=compute, daemon=True).start()
+    return done.wait(ANSWER)
 
 
 def device_name() -> str:
