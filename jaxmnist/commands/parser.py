@@ -19,7 +19,7 @@ from jaxmnist.hyperparameters import shown
 from jaxmnist.runs.machine import cores
 from jaxmnist.settings import GROUPS, SearchSettings
 from jaxmnist.signals import signals, stopped_by
-from jaxmnist.threads import check_threads, enough_threads
+from jaxmnist.threads import blas_threads, check_threads, enough_threads
 from jaxmnist.training_settings import RECIPES, TRAINING, USUAL_RECIPE
 
 SPACE = """A RANGE is first:last, first:last:step, first:last:log, values such as
@@ -70,7 +70,7 @@ class Parser(argparse.ArgumentParser):
         """
         found, unknown = self.parse_known_args(args, namespace)
         if not unknown:
-            check_threads(cores())  # for OpenBLAS, which NumPy starts as it is imported
+            check_threads(blas_threads(cores()))
             return found
         first = next((word for word in unknown if word.startswith("-") and word != "-"), None)
         if first is None:

@@ -29,6 +29,7 @@ from jaxmnist.errors import Stopped, one_line
 from jaxmnist.report.console import Console
 from jaxmnist.report.page import write_page
 from jaxmnist.signals import signals, signals_call
+from jaxmnist.threads import blas_threads, enough_threads
 
 
 def mount(*arguments: object) -> None:
@@ -152,7 +153,7 @@ def resume(options: dict, folder: Path) -> Run:
     return run
 
 
-@pytest.mark.parametrize("moment", ["SVM", "training"])
+@pytest.mark.parametrize("moment", slow_after(1, ["SVM", "training"]))
 def test_threads_that_cannot_be_started(finished, options, tmp_path, monkeypatch, moment):
     """Whoever needs one: a library in the middle of the SVM, or the search for a trial."""
 
@@ -160,7 +161,7 @@ def test_threads_that_cannot_be_started(finished, options, tmp_path, monkeypatch
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        exhaust = partial(patch.setattr, threading, "_start_new_thread", refuse)
+        exhaust = partial(patch.setattr, threading.Thread, "start", refuse)
         patch.setattr("jaxmnist.report.show.Console", at(moment, 0, exhaust))
         with pytest.raises(EnvironmentFailure, match="no more threads can be started: raise the"):
             random_search(**options, directory=str(tmp_path))
@@ -170,6 +171,9 @@ def test_threads_that_cannot_be_started(finished, options, tmp_path, monkeypatch
 @pytest.mark.parametrize("limit", [1, 12])
 def test_a_command_with_too_few_threads(options, tmp_path, limit):
     """As another user, since root has no limit: for NumPy none, and then too few for JAX."""
+    if shutil.which("setpriv") is None or shutil.which("prlimit") is None:
+        assert "CI" not in os.environ, "setpriv or prlimit is missing, and CI must see this test"
+        pytest.skip("setpriv or prlimit is missing here")
     rights = "+dac_override,+dac_read_search"  # to read what root reads
     user = ["setpriv", "--reuid=54321", "--clear-groups"]
     user += [f"--inh-caps={rights}", f"--ambient-caps={rights}"]
@@ -181,9 +185,51 @@ def test_a_command_with_too_few_threads(options, tmp_path, limit):
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert "threads are needed, and no more than" in done.stderr
+    assert "threads are needed, but only " in done.stderr
     assert "ulimit -u" in done.stderr
+    assert "OPENBLAS_NUM_THREADS=1 and PJRT_NPROC=2" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_threads_of_numpy(monkeypatch):
+    """As many as it starts: its own library says how many it uses, of which one is there before."""
+    names = "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"
+    program = "import numpy, threadpoolctl as t; print(t.threadpool_info()[0]['num_threads'])"
+    for values, cores, wanted in (
+        ((None, None), 48, 47),
+        ((None, None), 256, 63),
+        (("2", "8"), 48, 1),
+        ((" +02", None), 48, 1),
+        ((None, "1"), 48, 0),
+        (("0", "1"), 48, 0),
+        (("many", "1,2"), 48, 0),
+        (("99", None), 4, 3),
+    ):
+        for name, value in zip(names, values, strict=True):
+            monkeypatch.delenv(name, raising=False)
+            if value is not None:
+                monkeypatch.setenv(name, value)
+        assert blas_threads(cores) == wanted
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert int(done.stdout) == blas_threads(len(os.sched_getaffinity(0))) + 1, values
+
+
+def test_the_reason_of_an_exception_is_followed_as_a_traceback_does():
+    """A chain that is a circle ends; what `from None` hides is not the reason."""
+    want = RuntimeError("can't start new thread")
+    circle, other = ValueError("a"), ValueError("b")
+    circle.__cause__, other.__cause__ = other, circle
+    itself, hiding, caused = ValueError("c"), ValueError("d"), ValueError("e")
+    itself.__cause__ = itself
+    hiding.__context__, hiding.__suppress_context__ = want, True
+    caused.__context__ = want
+    for problem in (circle, itself, hiding):
+        with pytest.raises(ValueError, match=r"^[acd]$") as found, enough_threads():
+            raise problem
+        assert found.value is problem
+    for problem in (want, caused):
+        with pytest.raises(EnvironmentFailure, match="no more threads"), enough_threads():
+            raise problem
 
 
 @pytest.mark.parametrize("moment", slow_after(1, ["TrialFinished", "training", "test", "SVM"]))
@@ -211,7 +257,7 @@ MOMENTS = ("EpochFinished", "TrialFinished", "training", "test", "SVM", "page")
 
 
 @pytest.mark.parametrize("moment", slow_after(2, MOMENTS))
-@pytest.mark.parametrize("of", ["all runs", "the run"])
+@pytest.mark.parametrize("of", slow_after(1, ["all runs", "the run"]))
 def test_a_disk_that_vanishes(disk, options, monkeypatch, moment, of):
     """Nothing is written to the place that its mount leaves behind: no page, and no TensorBoard."""
 
@@ -222,7 +268,7 @@ def test_a_disk_that_vanishes(disk, options, monkeypatch, moment, of):
     given = {**options, "max_trials": 1, "report": True, "tensorboard": True}
     given["directory"] = str(disk if of == "all runs" else disk.parent)
     given["project_name"] = "small" if of == "all runs" else disk.name
-    gone = "was moved or deleted, or its disk is gone"
+    gone = "the run was moved or deleted, or its disk is gone"
     if moment == "page":  # all has ended, but the verdict reads what was kept
         gone = "has no best/test.json"
     with pytest.raises(JaxmnistError, match=gone):
