@@ -87,8 +87,8 @@ def check_downloaded(name: str | None) -> None:
             there = all(_is_kept(tfds, name, data_dir / "downloads", *file) for file in files)
     if not there:
         raise UsageError(
-            f"{name} is not on this machine, in {data_dir}: jaxmnist search --dataset {name}"
-            " --dry-run downloads it"
+            f"{name} is not on this machine (looked in {data_dir}); to download it, run: jaxmnist"
+            f" search --dataset {name} --dry-run"
         )
 
 

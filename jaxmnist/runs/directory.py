@@ -61,7 +61,7 @@ def exists(path: Path) -> bool:
 
 def gone(path: Path) -> EnvironmentFailure:
     """Return the error to raise where a run directory was expected."""
-    return EnvironmentFailure(f"{path}: was moved or deleted, or its disk is gone")
+    return EnvironmentFailure(f"{path}: the run was moved or deleted, or its disk is gone")
 
 
 def read_search(path: Path) -> dict[str, Any]:
