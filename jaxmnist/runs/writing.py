@@ -46,6 +46,13 @@ from jaxmnist.whole_files import (
 logger = logging.getLogger("jaxmnist")
 # What search.json has of each session that differed from the one before.
 SESSION = ("versions", "device", "environment")
+# What people call the entries of its section `device`.
+DEVICE_WORDS = {
+    "kind": "the device",
+    "devices": "the number of devices",
+    "machine": "the processor's architecture",
+    "processor": "the processor",
+}
 T = TypeVar("T")
 
 
@@ -76,15 +83,8 @@ class WritableRunDirectory(RunDirectory):
         session = {key: search[key] for key in SESSION if key in search}
         before = read_search(self.path) if exists(self.path) else {"sessions": [session]}
         sessions = before["sessions"]
-        changes = [
-            f"{key} was {_said(old[key])}, is now {_said(value)}: new results may differ"
-            for section, values in session.items()
-            if isinstance(old := sessions[-1].get(section), dict)
-            for key, value in values.items()
-            if key in old and old[key] != value
-        ]
-        sessions = [*sessions, session] if changes else sessions
-        changes += _changed_lanes(before, search)
+        changes = _changes(sessions[-1], session) + _changed_lanes(before, search)
+        sessions = sessions if sessions[-1] == session else [*sessions, session]
         now = threads_of(search)
         threads = threads_of(before) or now
         if threads != now:
@@ -250,6 +250,45 @@ def _said(value: Any) -> str:
     return "not set" if value is None else str(value)
 
 
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return a note for each entry of a session that differs from the last session's.
+
+    Of processors only where both computed on one: that of a GPU's or TPU's host has no effect.
+    """
+    lines = []
+    for section, values in now.items():
+        old = before.get(section)
+        if not isinstance(old, dict):
+            continue
+        changed = [key for key, value in values.items() if key in old and old[key] != value]
+        if section == "device":
+            on_cpus = all(str(each.get("kind")).startswith("cpu") for each in (old, values))
+            changed = [
+                key for key in changed if on_cpus or key not in ("processor", "instructions")
+            ]
+        if "instructions" in changed:
+            changed.remove("instructions")
+            if "processor" not in changed:
+                lines += _changed_instructions(old["instructions"], values["instructions"])
+        lines += [
+            f"{DEVICE_WORDS.get(key, key) if section == 'device' else key} was {_said(old[key])},"
+            f" is now {_said(values[key])}: new results may differ"
+            for key in changed
+        ]
+    return lines
+
+
+def _changed_instructions(before: Any, now: Any) -> list[str]:
+    """Return a note on vector instructions that the same processor has more, or no longer."""
+    old, new = set(str(before).split()), set(str(now).split())
+    parts = [
+        f"{verb} {' '.join(sorted(words))}"
+        for verb, words in (("has", new - old), ("lacks", old - new))
+        if words
+    ]
+    return [f"the processor now {' and '.join(parts)}: new results may differ"] if parts else []
+
+
 def _changed_lanes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return a note if `--lanes` has changed so that trials share programs in another way.
 
@@ -264,7 +303,7 @@ def _changed_lanes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         given.append(search["settings"].get("lanes"))
         cpu = search["device"]["kind"].startswith("cpu")
         used.append(given[-1] or (None if cpu else recorded))
-    if used[0] == used[1]:
+    if given[0] == given[1] or used[0] == used[1]:
         return []
     return [f"--lanes was {_said(given[0])}, is now {_said(given[1])}: new results may differ"]
 
