@@ -193,6 +193,7 @@ def run_search(
     listener: Callable[[Any], object] | None = None,
     silent: bool = False,
     command: str = "jaxmnist",
+    notes: Iterable[str] = (),
 ) -> Run:
     """Search with these settings and display the progress, and at the end a verdict.
 
@@ -202,6 +203,7 @@ def run_search(
       data, listener: see `random_search`.
       silent: print nothing but warnings.
       command: how a person starts jaxmnist, for the commands that the verdict names.
+      notes: lines to show first.
     """
     # NumPy and JAX take a second to import; --help and errors in flags should not wait for them.
     from jaxmnist.search.start import prepare
@@ -217,8 +219,8 @@ def run_search(
 
     console = open_console(settings.quiet, silent, settings.verbose)
     with notes_on(console):
-        if note:
-            logger.info(note)
+        for line in (*notes, *([note] if note else [])):
+            logger.info(line)
         dataset = None if data is None else dataset_in_memory(data, settings)
         run = search(settings, network or STUDY, Show(console, listener), dataset)
         console.note(console.times())
@@ -226,7 +228,9 @@ def run_search(
     return run
 
 
-def dry_run(settings: SearchSettings, network: Network | None = None) -> str:
+def dry_run(
+    settings: SearchSettings, network: Network | None = None, notes: Iterable[str] = ()
+) -> str:
     """What a search with these settings would do, and about how long it would take, as text.
 
     Nothing is written in its directory, and the test set isn't evaluated. Raises like
@@ -243,6 +247,6 @@ def dry_run(settings: SearchSettings, network: Network | None = None) -> str:
     from jaxmnist.search.preview import preview
 
     with notes_on(Console(settings.quiet)):
-        if note:
-            logger.info(note)
+        for line in (*notes, *([note] if note else [])):
+            logger.info(line)
         return fitted(describe(preview(settings, network or STUDY)))

@@ -16,9 +16,11 @@ from jaxmnist.models.study.space import DEFINITION
 from jaxmnist.settings import KEEP, SearchSettings, usual_settings
 
 LARGEST = 2**26  # bytes of a file
-# What search.json says of a session, and not of the search; a file of somebody else must not name
-# code to run: a network's file, a folder of compiled programs, a cluster whose pickles are loaded.
-OF_A_SESSION = ("overwrite", "quiet", "verbose", "cache", "ray")
+# What search.json says of a session, and not of the search.
+OF_A_SESSION = ("overwrite", "quiet", "verbose")
+# What names code: a network's file, a folder of compiled programs, a cluster whose pickles are
+# loaded. The search.json of somebody else must not have it run.
+NAMES_CODE = ("model", "cache", "ray")
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,14 @@ class Config:
     options: values by the names of settings and hyperparameters.
     keys: what the file calls them.
     needs: flags that the file can't stand for, with what to say if none of them is given.
+    left_out: settings in the file that aren't taken over.
     """
 
     path: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
     needs: Mapping[tuple[str, ...], str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     def without(self, names: Collection[str]) -> Config:
         """The same without the options that flags give."""
@@ -42,7 +46,16 @@ class Config:
             self,
             options={name: value for name, value in self.options.items() if name not in names},
             needs={flags: say for flags, say in self.needs.items() if not {*flags} & {*names}},
+            left_out=tuple(name for name in self.left_out if name not in names),
         )
+
+    def notes(self) -> list[str]:
+        """What the user should know of the file."""
+        if not self.left_out:
+            return []
+        flags = " and ".join(f"--{name}" for name in self.left_out)
+        verb, them = ("is", "it") if len(self.left_out) == 1 else ("are", "them")
+        return [f"note: {flags} of {self.path} {verb} not taken over; give {them} again if wanted"]
 
     def network(self) -> str | None:
         """The file of the network as the file names it; `UsageError` if it must be given."""
@@ -157,19 +170,21 @@ def _of_run(path: str, content: bytes) -> Config:
         name: value
         for name, value in settings.items()
         if name not in OF_A_SESSION and value != usual.get(name)
-    } | (ranges if isinstance(ranges, dict) else {})
+    }
+    code = {name: options.pop(name) for name in NAMES_CODE if name in options}
+    options |= ranges if isinstance(ranges, dict) else {}
     needs: dict[tuple[str, ...], str] = {}
     if search["data"]["in_memory"]:
         say = "its data were arrays in memory: name data by --data-dir or --dataset"
         needs["data_dir", "dataset"] = say
-    model = options.pop("model", None)
+    model = code.pop("model", None)
     if search["identity"]["network"] != DEFINITION.name or model is not None:
-        file = f" of {shown(model)}" if isinstance(model, str) else ""
+        file = f" ({model[:200]})" if isinstance(model, str) else ""
         needs["model",] = (
-            f"its network is a function{file}, and a search.json runs no code: name its file by"
+            f"its network is Python code{file}, which search.json may not run: name the file with"
             " --model"
         )
-    return Config(path, options, {name: name for name in options}, needs)
+    return Config(path, options, {name: name for name in options}, needs, tuple(code))
 
 
 def _content(path: str) -> bytes:

@@ -38,12 +38,14 @@ def main(arguments: list[str], program: str = "python -m jaxmnist.search") -> No
     dry = given.pop("dry_run", False)
     config = config.without(given)
     config.check(space.explored)
+    notes = config.notes()
     with config.named():
         settings = settings_of({**config.options, **given}, space)
         if dry:
-            print(dry_run(settings, network))
+            print(dry_run(settings, network, notes))
         else:
-            run_search(settings, network, command=as_typed(sys.argv, sys.orig_argv))
+            typed = as_typed(sys.argv, sys.orig_argv)
+            run_search(settings, network, command=typed, notes=notes)
 
 
 def parser_of(definition: Definition, space: Space, program: str) -> Parser:

@@ -220,7 +220,7 @@ def environment() -> dict[str, Any]:
 def variables_for_nodes() -> dict[str, str]:
     """The variables of this process that the tasks of a cluster need for the same results.
 
-    Those of NumPy and its library are for one processor, and training doesn't depend on them.
+    Those of NumPy and its library are for one processor, and stay here.
     """
     names = (*OF_XLA, *map(str.upper, SETTINGS))
     return {name: os.environ[name] for name in names if name in os.environ}

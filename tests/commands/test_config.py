@@ -215,7 +215,11 @@ def test_a_run_of_another_network(finished, tmp_path, settings_of, capsys):
     content = read_json(finished.directory.path / "search.json")
     for section, value, says in (
         ("data", {"in_memory": True}, "its data were arrays in memory: name data by --data-dir"),
-        ("identity", {"network": "mine"}, "its network is a function, and a search.json runs no"),
+        (
+            "identity",
+            {"network": "mine"},
+            "its network is Python code, which search.json may not run: name",
+        ),
     ):
         write_json(path, {**content, section: {**content[section], **value}})
         assert run_command(search.main, ["--config", str(path)]) == 2
@@ -243,14 +247,20 @@ def test_a_search_json_names_no_code(finished, tmp_path, dry):
     done = command("search", *line, "--width", 3, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(
-        f"jaxmnist: {tmp_path / 'search.json'}: its network is a function"
+        f"jaxmnist: {tmp_path / 'search.json'}: its network is Python code ({tmp_path}"
     )
     assert done.stderr.endswith(
-        "theirs.py', and a search.json runs no code: name its file by --model\n"
+        "theirs.py), which search.json may not run: name the file with --model\n"
     )
     assert done.stderr.count("\n") == 1
     done = command("search", *line, "--width", 3, "--model", "ours.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    note = f"note: --cache and --ray of {tmp_path / 'search.json'} are not taken over; give them"
+    assert done.stdout.replace("\n", " ").count(note) == 1
+    more = ["--width", 3, "--model", "ours.py", "--cache", "off"]
+    done = command("search", *line, *more, "--dry-run", cwd=tmp_path)
+    assert "note: --ray of " in done.stdout
+    assert "--cache" not in done.stdout
     assert not {path.name for path in tmp_path.iterdir()} & {"ran", "theirs"}
     assert (tmp_path / "runs").exists() != dry
 
