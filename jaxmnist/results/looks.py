@@ -56,7 +56,7 @@ def describe_looks(looks: Looks, *own: str) -> str:
     parts = [f"{_listed(purposes[name])} of {name}" for name in names[:most]]
     if others := names[most:]:
         more = sum(purposes[name].total() for name in others)
-        parts.append(f"{more} more by {len(others)} other {'run' if len(others) == 1 else 'runs'}")
+        parts.append(f"{more} more of {len(others)} other {'run' if len(others) == 1 else 'runs'}")
     if looks.damaged:
         lines = "a line of the ledger is" if looks.damaged == 1 else "lines of the ledger are"
         parts.append(f"{looks.damaged} unknown ({lines} damaged or missing)")
