@@ -122,6 +122,7 @@ def runs(small, options, tmp_path_factory) -> dict[str, Run]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FORMS if name != "usual"])
 def test_every_scale_gives_the_same_run(runs, name):
     usual, run = runs["usual"], runs[name]
@@ -143,6 +144,7 @@ def test_every_scale_gives_the_same_run(runs, name):
     assert drawn
 
 
+@pytest.mark.slow
 def test_an_svm_on_images_of_another_scale(runs, options):
     """A network knows pixels from 0 to 1: another task's are divided by their own scale."""
     found = []

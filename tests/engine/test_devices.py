@@ -232,7 +232,7 @@ OF_RESULTS = [
 ]
 
 
-@pytest.mark.parametrize("setting", slow_after(1, OF_RESULTS))
+@pytest.mark.parametrize("setting", slow_after(0, OF_RESULTS))
 def test_a_setting_on_which_results_depend(setting, finished, options, tmp_path):
     """It is told when a run goes on with another one, then no more; and when it is gone again."""
     shutil.copytree(finished.directory.path, tmp_path / "small")

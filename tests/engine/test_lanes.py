@@ -258,7 +258,7 @@ def same(ours, theirs, close=1e-3):
             assert difference(ours[index][-1].parameters, events[-1].parameters) < 20 * close
 
 
-@pytest.mark.parametrize("way", slow_after(1, ["products", "grouped", "map"]))
+@pytest.mark.parametrize("way", slow_after(0, ["products", "grouped", "map"]))
 def test_stacked_trials_go_as_they_do_alone(dataset, alone, way):
     engine = stacked(dataset, way)
     found, _ = run(engine)

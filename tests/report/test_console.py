@@ -328,6 +328,7 @@ def test_ctrl_c_on_a_real_terminal(options: dict, tmp_path: Path):
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is visible again
 
 
+@pytest.mark.slow
 def test_a_search_on_a_real_terminal(options: dict, tmp_path: Path):
     status, text = on_a_terminal(options, tmp_path)
     assert status == 0

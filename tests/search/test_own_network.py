@@ -337,6 +337,7 @@ def build_model(hp):
 """
 
 
+@pytest.mark.slow
 def test_a_search_of_a_large_space_calls_the_function_about_a_thousand_times(own, tmp_path):
     """All in all, with the flags, the size, the draws, and the trials' own builds."""
     (tmp_path / "counted_network.py").write_text(COUNTED.replace("FILE", repr(str(tmp_path / "c"))))
