@@ -147,7 +147,7 @@ def test_test_labels_that_are_numbered_otherwise_are_told(options, mnist, tmp_pa
     data = (x, y, mnist.x_test[:200], (mnist.y_test[:200] + 1) % 10)
     del given["data_dir"], given["units"]
     run = random_search(**given, data=data)
-    (said,) = [line for line in verdict(run).splitlines() if "renaming" in line]
+    (said,) = [line for line in verdict(run).splitlines() if "Renaming" in line]
     assert said in (run.directory.path / "report.html").read_text()
 
 
