@@ -1,6 +1,6 @@
 """Arbitrary flags, settings, runs and files: each works, or one line says what is wrong.
 
-hypothesis draws the examples, always the same ones; `EXAMPLES=100` draws more of them.
+hypothesis draws the examples, always the same ones; `EXAMPLES=300` draws more of them.
 """
 
 from __future__ import annotations
