@@ -8,6 +8,7 @@ with the model (`arrays.Source`).
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,11 +152,10 @@ def _raster(path: Path, picture: Image.Image, *steps: str) -> Raster:
     """The current page of a picture."""
     if picture.width * picture.height > LARGEST_PICTURE:
         raise _too_large(path)
-    tiles = str(getattr(picture, "tile", ""))  # emptied by load
+    deep = _has_deep_colours(picture)
     picture.load()
     upright = UPRIGHT.get(picture.getexif().get(ORIENTATION, 1))
     pixels, alpha = _pixels(picture)
-    deep = ";16" in tiles if picture.format in ("PNG", "TIFF") else "'RGB', 65535" in tiles
     reduced = deep and pixels.dtype == np.uint8
     if reduced:
         steps += ("colours of 16 bits are reduced to 8 bits",)
@@ -163,6 +163,15 @@ def _raster(path: Path, picture: Image.Image, *steps: str) -> Raster:
         pixels, alpha = upright(pixels), None if alpha is None else upright(alpha)
         steps += ("rotated by the EXIF orientation",)
     return Raster(pixels, alpha, steps, reduced)
+
+
+def _has_deep_colours(picture: Image.Image) -> bool:
+    """Whether a picture that isn't loaded yet has more than 8 bits a colour or grey level."""
+    decoder = str(getattr(picture, "tile", ""))  # Pillow's decoder and its arguments
+    if picture.format == "PPM":
+        largest = re.search(r"'RGB', (\d+)", decoder)
+        return largest is not None and int(largest[1]) > OPAQUE
+    return picture.format in ("PNG", "TIFF") and ";16" in decoder
 
 
 def _pixels(picture: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:

@@ -199,9 +199,7 @@ def _pixels(name: str, raster: Raster, source: Source) -> tuple[np.ndarray, tupl
     if raster.is_deep and (source.bits is None or (source.bits == 0 and raster.alpha is not None)):
         source = replace(source, bits=bits_of([raster], keep=False))
         if source.bits not in (1, 16):
-            steps += (
-                f"read as {source.bits} bits a pixel: its levels reach {raster.pixels.max():g}",
-            )
+            steps += (f"read as {source.bits} bits a pixel: its levels reach {largest:g}",)
     if raster.is_deep and source.bits and largest > 2**source.bits - 1:
         raise UsageError(
             f"{name}: its levels reach {largest:g}, and the training pictures have"

@@ -422,6 +422,15 @@ def test_colors_of_16_bits(tmp_path):
     assert "9 pictures: colours of 16 bits are reduced to 8 bits" in found.notes[0]
 
 
+@pytest.mark.parametrize(("largest", "reduced"), [(255, False), (4095, True), (65535, True)])
+def test_ppm_of_more_than_8_bits_a_colour(tmp_path, largest, reduced):
+    numbers = " ".join(str(largest * k // 27) for k in range(27))
+    (tmp_path / "a.ppm").write_text(f"P3\n3 3\n{largest}\n{numbers}\n")
+    (raster,) = read_rasters(tmp_path / "a.ppm")
+    assert raster.is_reduced == reduced
+    assert np.abs(raster.pixels.ravel() - np.arange(27) * 255 / 27).max() <= 1
+
+
 def test_a_bmp_of_16_bits_a_pixel_is_no_picture_of_16_bits_a_colour(tmp_path):
     pixels = np.full((4, 4), 0b00001_000001_00001, "<u2").tobytes()
     header = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 16, 3, len(pixels), 0, 0, 0, 0)
