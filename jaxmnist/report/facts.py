@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.errors import JaxmnistError, UsageError, one_line
 from jaxmnist.models.space import SpaceDescription
+from jaxmnist.report.words import count
 from jaxmnist.results.evaluation import kept_look
 from jaxmnist.results.run import Run
 from jaxmnist.results.selection import Ranked
@@ -153,3 +154,41 @@ class Facts:
     def dataset(self) -> Dataset:
         """The run's own dataset; `UsageError` if it has changed since."""
         return self.run.load_dataset()
+
+    def state(self, running: bool) -> dict[str, str]:
+        """The state of the search: one word for it, and a sentence."""
+        budget = self.budget
+        done = sum(t.status in ("completed", "failed") and t.index < budget for t in self.trials)
+        if running:
+            sentence = f"{done} of {count(budget, 'trial')} are done; this page reloads itself."
+            return {"word": "running", "sentence": sentence}
+        if not self.trials:
+            return {"word": "started", "sentence": "No trial has begun yet."}
+        running_still = any(trial.status == "running" for trial in self.trials)
+        if done < budget and (self.tested is None or running_still):
+            left = (
+                f"{done} of {count(budget, 'trial')} are done. The same command goes on from here."
+            )
+            return {"word": "unfinished", "sentence": left}
+        if not self.ranked:
+            return {"word": "failed", "sentence": "Every trial failed, so there is no winner."}
+        if self.tested is None:
+            sentence = "All trials are done; the winner has not been tested yet."
+            if "test" in self.notes:
+                sentence = "All trials are done; the results on the test set can't be read."
+            return {"word": "untested", "sentence": sentence}
+        failed = self.count("failed")
+        sentences = [f"{count(failed, 'trial')} failed."] if failed else []
+        if done < budget:  # its time was over, or no further configuration could be drawn
+            trials = count(budget, "trial")
+            sentences.append(f"{trials} were asked for; the same command goes on from here.")
+        return {"word": "finished", "sentence": " ".join(sentences)}
+
+    @property
+    def place_by_score(self) -> str | None:
+        """The winner's place among the scores as a sentence; None without a winner."""
+        winner = self.winner
+        if winner is None or winner.score is None:
+            return None
+        place = 1 + sum(score > winner.score for score in self.scores)
+        return f"By score alone the winner is number {place} of {len(self.scores)}."

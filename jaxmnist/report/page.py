@@ -88,7 +88,7 @@ def make_page(
 def search_context(facts: Facts, running: bool) -> dict[str, Any]:
     """Variables of the page's head and ranking: the state of the search, and the winner."""
     run, winner = facts.run, facts.winner
-    state = words.state(facts, running)
+    state = facts.state(running)
     why = run.why() if winner else None
     if why and state["word"] in ("running", "unfinished"):
         why = f"So far: {why}"
@@ -175,7 +175,7 @@ def trial_context(facts: Facts) -> dict[str, Any]:
         "quality": [picture for picture in values if picture],
         "about_quality": quality.how_to_read("a value's"),
         "histogram": histogram,
-        "about_scores": words.place_by_score(facts),
+        "about_scores": facts.place_by_score,
         "too_few": words.too_few(len(done), FEWEST),
         "importance": facts.attempt("importance", quality.importances, found or []),
         "importances": found or [],

@@ -16,7 +16,6 @@ from jaxmnist.results.tuning import most_gain
 
 if TYPE_CHECKING:
     from jaxmnist.engine.events import TrialLost
-    from jaxmnist.report.facts import Facts
     from jaxmnist.results.run import Run
 
 
@@ -45,43 +44,6 @@ def lost(event: TrialLost) -> str:
     if event.node_lost:
         return f"node {event.node} is lost; the trial goes on elsewhere from its last checkpoint"
     return f"its process on node {event.node} has died; the trial is tried again later"
-
-
-def state(facts: Facts, running: bool) -> dict[str, str]:
-    """The state of the search: one word for it, and a sentence."""
-    budget = facts.budget
-    done = sum(t.status in ("completed", "failed") and t.index < budget for t in facts.trials)
-    if running:
-        sentence = f"{done} of {count(budget, 'trial')} are done; this page reloads itself."
-        return {"word": "running", "sentence": sentence}
-    if not facts.trials:
-        return {"word": "started", "sentence": "No trial has begun yet."}
-    running_still = any(trial.status == "running" for trial in facts.trials)
-    if done < budget and (facts.tested is None or running_still):
-        left = f"{done} of {count(budget, 'trial')} are done. The same command goes on from here."
-        return {"word": "unfinished", "sentence": left}
-    if not facts.ranked:
-        return {"word": "failed", "sentence": "Every trial failed, so there is no winner."}
-    if facts.tested is None:
-        sentence = "All trials are done; the winner has not been tested yet."
-        if "test" in facts.notes:
-            sentence = "All trials are done; the results on the test set can't be read."
-        return {"word": "untested", "sentence": sentence}
-    failed = facts.count("failed")
-    sentences = [f"{count(failed, 'trial')} failed."] if failed else []
-    if done < budget:  # its time was over, or no further configuration could be drawn
-        trials = count(budget, "trial")
-        sentences.append(f"{trials} were asked for; the same command goes on from here.")
-    return {"word": "finished", "sentence": " ".join(sentences)}
-
-
-def place_by_score(facts: Facts) -> str | None:
-    """The winner's place among the scores as a sentence; None without a winner."""
-    winner = facts.winner
-    if winner is None or winner.score is None:
-        return None
-    place = 1 + sum(score > winner.score for score in facts.scores)
-    return f"By score alone the winner is number {place} of {len(facts.scores)}."
 
 
 def too_few(trials: int, fewest: int) -> str:

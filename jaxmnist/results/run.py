@@ -21,7 +21,6 @@ from jaxmnist.models.space import SpaceDescription
 from jaxmnist.results import comparisons, finalists, members
 from jaxmnist.results.corrected import Corrected, corrected, describe
 from jaxmnist.results.finalists import Finalist
-from jaxmnist.results.origin import Origin
 from jaxmnist.results.selection import Ranked, Rule, Standing, rule_of
 from jaxmnist.results.tuning import standings_of
 from jaxmnist.runs.directory import RunDirectory, threads_of
@@ -440,6 +439,7 @@ class Run:
         """The networks of trials whose weights are kept as one ensemble."""
         # Imported here: JAX takes a second, in which a command would have no signal handlers yet.
         from jaxmnist.results.ensemble import Ensemble
+        from jaxmnist.results.origin import Origin
 
         # A directory for reading alone: an ensemble outlives the lock of a run that is written.
         place = RunDirectory(self.directory.path, self.search)
@@ -511,6 +511,7 @@ class Run:
 
     def _load(self, path: Path, sha256: str | None) -> TrainedModel:
         # Imported here: JAX takes a second, in which a command would have no signal handlers yet.
+        from jaxmnist.results.origin import Origin
         from jaxmnist.results.trained import TrainedModel
 
         if sha256 is None:
