@@ -35,14 +35,12 @@ from peers.task import Task
 from steps import STEP_PEERS, training_flops
 
 import jaxmnist
-from jaxmnist.checked import flag as flag_of
-from jaxmnist.engine.lanes import group_trials
-from jaxmnist.engine.stacking import Stacking
+from jaxmnist.engine.lanes import Stacking, group_trials
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.study.space import HELP, values_of
-from jaxmnist.runs.machine import machine
-from jaxmnist.settings import SearchSettings
-from jaxmnist.training_settings import PRECISIONS
+from jaxmnist.machine import machine
+from jaxmnist.models.study_space import HELP, values_of
+from jaxmnist.settings import PRECISIONS, SearchSettings
+from jaxmnist.settings import flag as flag_of
 
 ONE_AT_A_TIME = ("Keras on JAX", "plain Flax loop")
 

@@ -25,7 +25,7 @@ import searches
 import steps
 from measure import matrix_product_peak, present
 
-from jaxmnist.runs.machine import machine
+from jaxmnist.machine import machine
 
 
 def positive(text: str) -> int:

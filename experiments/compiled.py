@@ -13,17 +13,15 @@ import jax
 import numpy as np
 
 from jaxmnist.data.dataset import Dataset
-from jaxmnist.engine.builder import Builder
-from jaxmnist.engine.lanes import Devices, Group
-from jaxmnist.engine.stacking import Stacking
+from jaxmnist.engine.lanes import Devices, Group, Stacking
+from jaxmnist.engine.programs import Builder
 from jaxmnist.engine.training import apply
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import best_method, block_size
 from jaxmnist.models.space import Space
-from jaxmnist.models.study.network import STUDY
+from jaxmnist.models.study import STUDY
 from jaxmnist.results.trained import BATCH_SIZE
-from jaxmnist.settings import SearchSettings
-from jaxmnist.training_settings import TrainingSettings
+from jaxmnist.settings import SearchSettings, TrainingSettings
 
 DRAWS = 10  # trials of the default search
 

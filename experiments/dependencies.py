@@ -41,7 +41,7 @@ PURPOSES = {
     "tensorboardx": ("tensorboardX", "TensorBoard's files, without TensorFlow"),
 }
 # What a search imports before its first trial.
-START = "import jaxmnist.search.loop, jaxmnist.report.show, jaxmnist.models.study.network"
+START = "import jaxmnist.search.search, jaxmnist.report.live, jaxmnist.models.study"
 
 
 def name_of(requirement: str) -> str:

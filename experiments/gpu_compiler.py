@@ -45,15 +45,12 @@ from jax.experimental import topologies
 
 import jaxmnist
 from jaxmnist.data.dataset import load_dataset
-from jaxmnist.engine.builder import Builder
-from jaxmnist.engine.lanes import Group
-from jaxmnist.engine.plan import ways_of
-from jaxmnist.engine.stacking import Stacking
+from jaxmnist.engine.lanes import Group, Stacking
+from jaxmnist.engine.programs import Builder, ways_of
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.study.space import configuration
-from jaxmnist.runs.machine import cores
-from jaxmnist.settings import SearchSettings
-from jaxmnist.training_settings import PRECISIONS, RECIPES, USUAL_RECIPE
+from jaxmnist.machine import cores
+from jaxmnist.models.study_space import configuration
+from jaxmnist.settings import PRECISIONS, RECIPES, USUAL_RECIPE, SearchSettings
 
 H100 = """
 gpu_device_info {

@@ -30,18 +30,21 @@ import numpy as np
 import jaxmnist
 from jaxmnist.data.arrays import Arrays
 from jaxmnist.data.dataset import load_arrays
+from jaxmnist.machine import machine
 from jaxmnist.results.confusion import judge
-from jaxmnist.results.corrected import Corrected, corrected
-from jaxmnist.results.finalists import choose
-from jaxmnist.results.gap import gap_between
-from jaxmnist.results.importance import FEWEST_FOR_IMPORTANCE, importances
+from jaxmnist.results.evaluation import gap_between
+from jaxmnist.results.finalists import Corrected, choose_finalist, corrected
+from jaxmnist.results.importance import (
+    FEWEST_FOR_IMPORTANCE,
+    importances,
+    most_gain,
+    standings_of,
+    tuning_curve,
+)
 from jaxmnist.results.selection import Rule, rule_of
 from jaxmnist.results.statistics import wilson
-from jaxmnist.results.tuning import most_gain, standings_of, tuning_curve
-from jaxmnist.runs.keys import Rerun
-from jaxmnist.runs.machine import machine
-from jaxmnist.runs.trial import Trial, pack_right, unpack_right
-from jaxmnist.training_settings import RECIPES, USUAL_RECIPE
+from jaxmnist.runs.trial import Rerun, Trial, pack_right, unpack_right
+from jaxmnist.settings import RECIPES, USUAL_RECIPE
 
 POOL = 20_000
 TRAINING = 2_000  # images of a search
@@ -207,7 +210,7 @@ def finalists(
         for trial in first
         for number in range(1, RERUNS + 1)
     }
-    chosen = choose(first, records, RERUNS, len(validation))[0]
+    chosen = choose_finalist(first, records, RERUNS, len(validation))[0]
     true = trials[chosen.trial.index].reruns[:, truth].mean()
     errors["mean of the chosen finalist's reruns"].append(chosen.mean - true)
     errors["the same, corrected"].append(chosen.corrected - true)

@@ -22,7 +22,7 @@ import numpy as np
 from measure import cold_environment
 
 from jaxmnist.data.dataset import load_arrays
-from jaxmnist.runs.machine import machine
+from jaxmnist.machine import machine
 
 PAGE = Path(__file__).parents[1] / "docs" / "from_keras_tuner.md"
 LOADING = "(x_train, y_train), (x_test, y_test) = keras.datasets.mnist.load_data()"

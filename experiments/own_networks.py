@@ -30,12 +30,12 @@ from jaxmnist.data.dataset import load_arrays, split
 from jaxmnist.engine.events import EpochFinished, TrialFinished
 from jaxmnist.engine.local import Engine
 from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.machine import machine
 from jaxmnist.models.flax_network import FlaxNetwork
 from jaxmnist.models.network import Network
-from jaxmnist.models.study.network import STUDY
-from jaxmnist.models.study.space import configuration
-from jaxmnist.runs.machine import machine
-from jaxmnist.training_settings import TrainingSettings
+from jaxmnist.models.study import STUDY
+from jaxmnist.models.study_space import configuration
+from jaxmnist.settings import TrainingSettings
 
 STUDY_CASES = ((112, 2, 1, 224), (64, 3, 1, 128), (32, 1, 0, None))
 

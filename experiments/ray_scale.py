@@ -37,8 +37,8 @@ def waits(trials: list[bytes], *others: Any) -> Iterator[list[tuple[str, int | N
     import sys
     import time
 
-    first = "jaxmnist.engine.remote" not in sys.modules  # as in `cluster.train_there`
-    from jaxmnist.engine.remote import together
+    first = "jaxmnist.engine.ray" not in sys.modules  # as in `cluster.train_there`
+    from jaxmnist.engine.ray import together
 
     def events() -> Iterator[tuple[float, tuple[str, int, bytes]]]:
         """The events, each with its seconds after the one before."""
@@ -82,7 +82,7 @@ def memory(process: int) -> int:
 
 def measure(address: str, trials: int, seconds: float) -> dict[str, float]:
     """Run trials that wait on a cluster; returns seconds, CPU ms a trial, and MB of growth."""
-    from jaxmnist.engine.jobs import Assignment, Job
+    from jaxmnist.engine.nodes import Assignment, Job
 
     ours, theirs = Pipe()
     command = [sys.executable, __file__, "--speak", str(theirs.fileno())]
@@ -126,9 +126,9 @@ def reckon() -> None:
     from jaxmnist.engine.training import first_state
     from jaxmnist.models.network import DataSpec
     from jaxmnist.models.space import Space
-    from jaxmnist.models.study.network import STUDY
+    from jaxmnist.models.study import STUDY
     from jaxmnist.runs.trial import Metrics
-    from jaxmnist.training_settings import TrainingSettings
+    from jaxmnist.settings import TrainingSettings
 
     data, training = DataSpec((28, 28, 1), 10), TrainingSettings()
     bits, epoch = bytes(6000 // 8), Metrics(0.1, 0.9, 0.1, 0.9)

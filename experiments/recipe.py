@@ -38,21 +38,20 @@ from scipy.stats import spearmanr
 
 from jaxmnist.data.dataset import Dataset, dataset_in_memory, load_arrays, load_dataset
 from jaxmnist.engine.events import TrialFinished
+from jaxmnist.engine.lanes import Stacking
 from jaxmnist.engine.local import Engine
-from jaxmnist.engine.stacking import Stacking
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, by_path, from_paths
 from jaxmnist.models.space import Space
-from jaxmnist.models.study.network import STUDY, StudyNetwork
-from jaxmnist.models.study.space import configuration
-from jaxmnist.results.calibration import calibration
+from jaxmnist.models.study import STUDY, StudyNetwork
+from jaxmnist.models.study_space import configuration
+from jaxmnist.results.evaluation import calibration
 from jaxmnist.results.run import Run
 from jaxmnist.results.selection import rule_of
-from jaxmnist.results.svm_fit import Fitting, fit
+from jaxmnist.results.svm import Fitting, fit
 from jaxmnist.results.trained import TrainedModel
-from jaxmnist.runs.keys import Rerun, TrialKey
-from jaxmnist.settings import SearchSettings
-from jaxmnist.training_settings import TrainingSettings
+from jaxmnist.runs.trial import Rerun, TrialKey
+from jaxmnist.settings import SearchSettings, TrainingSettings
 
 FEW = 5_000  # images of the small set
 VALIDATED = 5_000  # images that follow them, which validate the small set

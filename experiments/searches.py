@@ -32,7 +32,7 @@ import jaxmnist
 from jaxmnist.data.dataset import Dataset, load_dataset
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import Space
-from jaxmnist.models.study.space import DEFINITION
+from jaxmnist.models.study_space import DEFINITION
 from jaxmnist.settings import SearchSettings
 
 SEARCH_PEERS = {
@@ -48,7 +48,7 @@ SEARCH_PEERS = {
 IMPORTS = """
 import json, time
 started = time.perf_counter()
-import jaxmnist.search.loop
+import jaxmnist.search.search
 print(json.dumps({"import_seconds": time.perf_counter() - started}))
 """
 

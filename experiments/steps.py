@@ -29,10 +29,9 @@ from peers.task import Task
 
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec
-from jaxmnist.models.study.layers import rows, study_layers
-from jaxmnist.models.study.network import STUDY
-from jaxmnist.models.study.space import configuration, values_of
-from jaxmnist.runs.layers import count_parameters
+from jaxmnist.models.study import STUDY, rows, study_layers
+from jaxmnist.models.study_space import configuration, values_of
+from jaxmnist.runs.trial import count_parameters
 
 OURS = "jaxmnist"
 MNIST = DataSpec((28, 28, 1), 10)

@@ -42,14 +42,11 @@ from jax.experimental import topologies
 
 import jaxmnist
 from jaxmnist.data.dataset import Dataset, load_dataset
-from jaxmnist.engine.builder import Builder
-from jaxmnist.engine.lanes import Group
-from jaxmnist.engine.plan import ways_of
-from jaxmnist.engine.stacking import Stacking
+from jaxmnist.engine.lanes import Group, Stacking
+from jaxmnist.engine.programs import Builder, ways_of
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.study.space import configuration
-from jaxmnist.settings import SearchSettings
-from jaxmnist.training_settings import PRECISIONS, RECIPES, USUAL_RECIPE
+from jaxmnist.models.study_space import configuration
+from jaxmnist.settings import PRECISIONS, RECIPES, USUAL_RECIPE, SearchSettings
 
 REFERENCE = configuration(112, 2, 1, 224)
 SMALLEST = configuration(32, 1, 0)

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from jaxmnist.results.importance import most_gain, tuning_curve
 from jaxmnist.results.selection import Standing
-from jaxmnist.results.tuning import most_gain, tuning_curve
 
 
 @dataclass(frozen=True)

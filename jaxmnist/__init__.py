@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import jaxmnist.threads  # noqa: F401  # notes forks of processes that have started JAX
+import jaxmnist.machine  # noqa: F401  # notes forks of processes that have started JAX
 
 __version__ = "0.1.0"
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jaxmnist.data.preparation import Preparation
     from jaxmnist.errors import EnvironmentFailure, JaxmnistError, NetworkError, UsageError
     from jaxmnist.hyperparameters import Hyperparameters
-    from jaxmnist.models.study.layers import build_model
+    from jaxmnist.models.study import build_model
     from jaxmnist.results.features import FlattenFeatures
     from jaxmnist.results.pipeline import SvmPipeline
     from jaxmnist.results.run import Run
@@ -36,7 +36,7 @@ _HOMES = {
     "EnvironmentFailure": "errors",
     "TrainedModel": "results.trained",
     "UsageError": "errors",
-    "build_model": "models.study.layers",
+    "build_model": "models.study",
     "load_arrays": "data.dataset",
     "random_search": "api",
     "read_pictures": "data.pictures",

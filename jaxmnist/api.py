@@ -8,17 +8,25 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from jaxmnist.checked import flag, nearest
-from jaxmnist.errors import UsageError
+from jaxmnist.errors import JaxmnistError, UsageError
+from jaxmnist.machine import enough_threads
 from jaxmnist.models.space import Space
-from jaxmnist.models.study.space import DEFINITION
-from jaxmnist.settings import IN_MEMORY, SearchSettings, usual_settings
-from jaxmnist.threads import enough_threads
-from jaxmnist.training_settings import DECAYING, TRAINING, USUAL_RECIPE
+from jaxmnist.models.study_space import DEFINITION
+from jaxmnist.settings import (
+    DECAYING,
+    IN_MEMORY,
+    TRAINING,
+    USUAL_RECIPE,
+    SearchSettings,
+    flag,
+    nearest,
+    usual_settings,
+)
 
 if TYPE_CHECKING:
     from jaxmnist.models.flax_network import FlaxNetwork
     from jaxmnist.models.network import Network
+    from jaxmnist.models.questions import Definition
     from jaxmnist.results.run import Run
 
 logger = logging.getLogger("jaxmnist")
@@ -177,12 +185,55 @@ def own_network(
         raise UsageError("build_model and --model are two networks: give one of them")
     # Flax takes a second to import, which the study's --help doesn't need.
     from jaxmnist.models.flax_network import FlaxNetwork
-    from jaxmnist.models.loading import load_function
+    from jaxmnist.models.network import load_function
 
     if path is not None:
         build_model = load_function(path)
     assert build_model is not None
     return FlaxNetwork(build_model, getattr(build_model, "__name__", "build_model"))
+
+
+def start(settings: SearchSettings, definition: Definition) -> str | None:
+    """Check the ranges of the search, then configure and start JAX.
+
+    Returns a note for the user if compiled programs can't be cached, else None.
+    """
+    # NumPy and JAX take a second to import; --help and errors in flags should not wait for them.
+    from jaxmnist.engine.devices import (
+        cache_folder,
+        check_precision,
+        check_ray,
+        keep_programs,
+        set_pool_size,
+        start_jax,
+        use_cpu,
+    )
+
+    Space(definition, settings.ranges)
+    if settings.ray is not None:
+        check_ray(settings.ray)
+        use_cpu()  # an accelerator of this machine is its node's, as far as the cluster has it
+    if threads := _recorded_threads(settings):
+        set_pool_size(threads)
+    note = keep_programs(cache_folder(settings.cache), wanted=settings.cache is not None)
+    platform = start_jax()
+    if settings.ray is None:  # else it depends on each node
+        check_precision(settings.precision, platform)
+    return note
+
+
+def _recorded_threads(settings: SearchSettings) -> int | None:
+    """The size of XLA's thread pool that a resumed run has recorded; None for a new run.
+
+    It is read before the rest of the run, because it can't be set once JAX has started.
+    """
+    from jaxmnist.runs.store import RunDirectory, threads_of
+
+    try:
+        opened = RunDirectory.open(settings.run_directory)
+        return None if settings.overwrite else threads_of(opened.search)
+    except JaxmnistError:  # no run, or a damaged one, which is handled later under the lock
+        return None
 
 
 def run_search(
@@ -205,17 +256,14 @@ def run_search(
       command: how a person starts jaxmnist, for the commands that the verdict names.
       notes: lines to show first.
     """
-    # NumPy and JAX take a second to import; --help and errors in flags should not wait for them.
-    from jaxmnist.search.start import prepare
-
-    note = prepare(settings, network.definition if network else DEFINITION)
-    # These modules import JAX, which `prepare` has to configure first.
+    note = start(settings, network.definition if network else DEFINITION)
+    # These modules import JAX, which `start` has to configure first.
     from jaxmnist.data.dataset import dataset_in_memory
-    from jaxmnist.models.study.network import STUDY
+    from jaxmnist.models.study import STUDY
     from jaxmnist.report.console import notes_on
-    from jaxmnist.report.show import Show, open_console
-    from jaxmnist.report.verdict import verdict
-    from jaxmnist.search.loop import search
+    from jaxmnist.report.live import Show, open_console
+    from jaxmnist.report.sentences import verdict
+    from jaxmnist.search.search import search
 
     console = open_console(settings.quiet, silent, settings.verbose)
     with notes_on(console):
@@ -236,17 +284,14 @@ def dry_run(
     Nothing is written in its directory, and the test set isn't evaluated. Raises like
     `random_search`.
     """
-    # As in `run_search`.
-    from jaxmnist.search.start import prepare
-
-    note = prepare(settings, network.definition if network else DEFINITION)
-    from jaxmnist.models.study.network import STUDY
+    note = start(settings, network.definition if network else DEFINITION)
+    from jaxmnist.models.study import STUDY
     from jaxmnist.report.console import Console, notes_on
-    from jaxmnist.report.preview import describe
+    from jaxmnist.report.sentences import describe_preview
     from jaxmnist.results.layout import fitted
-    from jaxmnist.search.preview import preview
+    from jaxmnist.search.beginning import preview
 
     with notes_on(Console(settings.quiet)):
         for line in (*notes, *([note] if note else [])):
             logger.info(line)
-        return fitted(describe(preview(settings, network or STUDY)))
+        return fitted(describe_preview(preview(settings, network or STUDY)))

@@ -1,4 +1,4 @@
-"""The settings of a search: a frozen dataclass that checks itself.
+"""The settings of a search: frozen dataclasses that check themselves.
 
 Each field of `SearchSettings` is an option of the command line and of `random_search`; its help
 text is defined only here. Only the standard library is imported, so that `--help` is fast.
@@ -6,30 +6,205 @@ text is defined only here. Only the standard library is imported, so that `--hel
 
 from __future__ import annotations
 
+import difflib
+import operator
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from jaxmnist.checked import (
-    check_choice,
-    check_number,
-    check_whole,
-    checked_ranges,
-    flag,
-    is_plain_name,
-)
 from jaxmnist.errors import UsageError, local_path
-from jaxmnist.hyperparameters import shown
-from jaxmnist.training_settings import (
-    OPTIMIZERS,
-    PRECISIONS,
-    RECIPES,
-    SCHEDULES,
-    TRAINING,
-    USUAL_RECIPE,
-    TrainingSettings,
+from jaxmnist.hyperparameters import plain, shown, text
+
+# --- Checks of values that a person gives, each with one line for what it refuses ---
+
+LARGEST_NUMBER = 10**9  # the largest value of any count; a larger one is a typing error
+# Smaller limits, where memory or time would run out earlier.
+LARGEST_VALUES = {
+    "max_trials": 10**5,
+    "lanes": 10**4,
+    "random_shift": 1000,  # pixels: more than an image has
+    "reruns": 1000,
+    "svm_search": 10**4,
+}
+
+
+def flag(name: str) -> str:
+    """Return the command-line flag of a setting: `--max-trials` for `max_trials`."""
+    return "--" + name.replace("_", "-")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like a misspelt one; None if none is like it.
+
+    >>> nearest("--max-trails", ["--max-trials", "--epochs"])
+    '--max-trials'
+    """
+    return next(iter(difflib.get_close_matches(name, list(known), 1)), None)
+
+
+def check_whole(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """Return `value` as an int; `UsageError` unless it is a whole number from `low` to `high`.
+
+    Without `high` the bound is that of `LARGEST_VALUES`, or else `LARGEST_NUMBER`.
+    """
+    bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
+    high = LARGEST_VALUES.get(name, LARGEST_NUMBER) if high is None else high
+    if isinstance(value, int) and value > high:
+        bounds = f"from {low} to {high}"
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not low <= number <= high:
+        raise UsageError(f"{flag(name)} must be a whole number {bounds}, not {shown(value)}")
+    return number
+
+
+def check_number(name: str, value: Any, accepts: Callable[[float], bool], wanted: str) -> float:
+    """Return `value` as a float; `UsageError` unless it is finite and `accepts` is true for it."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not abs(value) <= 3e38 or not accepts(value):  # the largest float32
+        raise UsageError(f"{flag(name)} must be a number {wanted}, not {shown(value)}")
+    return float(value)
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise `UsageError` unless `value` is one of `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise UsageError(f"{flag(name)} must be one of {', '.join(choices)}, not {shown(value)}")
+
+
+def canonical(given: Any) -> Any:
+    """Return a given range as JSON can represent it: a tuple becomes text, a list stays a list.
+
+    Raises ValueError unless it can be a range, values or one value; the caller prefixes the
+    message with a name.
+    """
+    if isinstance(given, tuple):
+        if not 1 <= len(given) <= 3:
+            raise ValueError(
+                f"must be a range (first, last[, step or 'log']) as a tuple, not {shown(given)}"
+            )
+        if any(isinstance(part, bool | list | tuple) for part in given):
+            raise ValueError(f"must be a range of numbers as a tuple, not {shown(given)}")
+        return ":".join(text(plain(part)) for part in given)
+    if isinstance(given, list):
+        if not given:
+            raise ValueError("must have at least one value, but the list is empty")
+        return [plain(member) for member in given]
+    if given is None:
+        raise ValueError("must be a range, values or one value, not None")
+    return plain(given)
+
+
+def checked_ranges(given: Any) -> dict[str, Any]:
+    """Return the ranges as `canonical` gives them; raise `UsageError` for an invalid one."""
+    if not isinstance(given, Mapping):
+        raise UsageError(f"ranges must be a mapping of names to ranges, not {shown(given)}")
+    found = {}
+    for name, value in given.items():
+        try:
+            found[name] = canonical(value)
+        except ValueError as problem:
+            raise UsageError(f"{flag(str(name))} {problem}") from None
+    return found
+
+
+def is_plain_name(name: Any) -> bool:
+    """Return whether `name` can name a single folder, and can't be any other path."""
+    return (
+        isinstance(name, str)
+        and name not in ("", ".", "..")
+        and not set(name) & {"/", "\\", "\0", os.sep}
+        and name.isprintable()
+    )
+
+
+# --- How each trial is trained: settings that check themselves, and the recipes by name ---
+
+OPTIMIZERS = ("adam", "adamw", "nadam", "rmsprop", "sgd", "lion")
+DECAYING = ("adamw", "lion")  # optimizers that have a weight decay
+SCHEDULES = ("constant", "cosine", "linear", "one-cycle")
+# Settings of training that may be hyperparameters: of a network that asks for them, or of any
+# network where a person gives a range.
+TRAINING = (
+    "learning_rate",
+    "weight_decay",
+    "batch_size",
+    "optimizer",
+    "schedule",
+    "label_smoothing",
+    "ema_momentum",
+    "random_shift",
+    "random_rotation",
 )
+# Those of them that an optimizer of a network's own has in it.
+OF_OPTIMIZER = ("learning_rate", "weight_decay", "optimizer", "schedule")
+PRECISIONS = ("default", "highest", "bfloat16")
+TRAINING_NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ("learning_rate", lambda value: value > 0, "above 0"),
+    ("weight_decay", lambda value: value >= 0, "of at least 0"),
+    ("label_smoothing", lambda value: 0 <= value < 1, "of at least 0 and below 1"),
+    ("ema_momentum", lambda value: 0 <= value < 1, "of at least 0 and below 1"),
+    ("random_rotation", lambda value: 0 <= value <= 180, "from 0 to 180"),
+)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How each trial is trained: the settings that `engine.training` needs, and no others.
+
+    learning_rate is the optimizer's step size, which the schedule changes step by step;
+    weight_decay is that of the optimizers in `DECAYING`; batch_size counts images. precision:
+    'default' is JAX's own for the device, 'highest' computes products in full float32, 'bfloat16'
+    computes the network in bfloat16 with weights and loss in float32.
+    """
+
+    epochs: int = 5
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    optimizer: str = "adam"
+    weight_decay: float = 1e-4
+    schedule: str = "constant"
+    label_smoothing: float = 0.0
+    ema_momentum: float = 0.0
+    random_shift: int = 0
+    random_rotation: float = 0.0
+    precision: str = "default"
+
+    def for_trial(self, hyperparameters: Mapping[str, Any]) -> TrainingSettings:
+        """Return these settings with a trial's own hyperparameters of training in their place."""
+        own = {name: hyperparameters[name] for name in TRAINING if name in hyperparameters}
+        return replace(self, **own) if own else self
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), 1))
+        object.__setattr__(self, "random_shift", check_whole("random_shift", self.random_shift, 0))
+        for name, accepts, wanted in TRAINING_NUMBERS:
+            number = check_number(name, getattr(self, name), accepts, wanted)
+            object.__setattr__(self, name, number)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+
+
+# How trials are trained where nothing else is said, by name.
+RECIPES: Mapping[str, TrainingSettings] = {
+    "study": TrainingSettings(),
+    "fast": TrainingSettings(
+        optimizer="adamw",
+        learning_rate=4e-3,
+        weight_decay=0.1,
+        schedule="linear",
+        label_smoothing=0.1,
+    ),
+}
+USUAL_RECIPE = "fast"
+
+
+# --- The settings of a search: a frozen dataclass that checks itself ---
 
 LARGEST_SEED = 2**32 - 1
 SELECTIONS = ("steady", "best")

@@ -20,17 +20,14 @@ import numpy as np
 import pytest
 
 from jaxmnist import Run, random_search
+from jaxmnist.data.array_files import IDX_NAMES, read_idx_folder
 from jaxmnist.data.arrays import Arrays
-from jaxmnist.data.idx import IDX_NAMES, read_idx_folder
-from jaxmnist.engine.checkpoint import rows
-from jaxmnist.engine.optimizers import optimizer
-from jaxmnist.engine.training import constants_of, start_training
+from jaxmnist.engine.events import rows
+from jaxmnist.engine.training import constants_of, optimizer, start_training
+from jaxmnist.files import array_bytes, sha256
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.runs.directory import read_search
-from jaxmnist.runs.layers import Layer
-from jaxmnist.runs.trial import METRICS, History, Metrics, Trial, pack_right
-from jaxmnist.runs.writing import WritableRunDirectory
-from jaxmnist.whole_files import array_bytes, sha256
+from jaxmnist.runs.store import WritableRunDirectory, read_search
+from jaxmnist.runs.trial import METRICS, History, Layer, Metrics, Trial, pack_right
 
 PACKAGED = Path(__file__).parents[1] / "jaxmnist" / "data" / "mnist"
 

@@ -15,14 +15,14 @@ import pytest
         "data.dataset",
         "errors",
         "hyperparameters",
-        pytest.param("models.study.layers", marks=pytest.mark.slow),
-        "models.study.space",
+        pytest.param("models.study", marks=pytest.mark.slow),
+        "models.study_space",
         "results.features",
         "results.run",
         "results.pipeline",
         "results.trained",
         "settings",
-        "whole_files",
+        "files",
     ],
 )
 def test_examples(name, finished, mnist, options):

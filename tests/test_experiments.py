@@ -16,11 +16,11 @@ import pytest
 from scipy.stats import rankdata
 
 from jaxmnist import random_search
+from jaxmnist.files import array_bytes
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import Space
-from jaxmnist.models.study.space import DEFINITION, configuration
-from jaxmnist.training_settings import RECIPES, TrainingSettings
-from jaxmnist.whole_files import array_bytes
+from jaxmnist.models.study_space import DEFINITION, configuration
+from jaxmnist.settings import RECIPES, TrainingSettings
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))

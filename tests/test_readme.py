@@ -19,8 +19,8 @@ from sessions import PAGES, ROOT, blocks
 
 from jaxmnist import Run
 from jaxmnist.commands.main import COMMANDS
-from jaxmnist.data.idx import read_idx_folder
-from jaxmnist.training_settings import RECIPES, TRAINING
+from jaxmnist.data.array_files import read_idx_folder
+from jaxmnist.settings import RECIPES, TRAINING
 
 # A network of one's own, as the page about them has it.
 NETWORK = re.search(

@@ -10,10 +10,10 @@ from jaxmnist.data.dataset import Dataset
 from jaxmnist.engine.events import EpochFinished, TrialStarted
 from jaxmnist.engine.local import Engine
 from jaxmnist.models.network import DataSpec
-from jaxmnist.models.study.network import STUDY
-from jaxmnist.models.study.space import configuration
-from jaxmnist.runs.layers import count_parameters
-from jaxmnist.training_settings import TrainingSettings
+from jaxmnist.models.study import STUDY
+from jaxmnist.models.study_space import configuration
+from jaxmnist.runs.trial import count_parameters
+from jaxmnist.settings import TrainingSettings
 
 if __name__ == "__main__":
     imported = time.perf_counter() - STARTED

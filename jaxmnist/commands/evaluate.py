@@ -26,11 +26,11 @@ def main(arguments: list[str], program: str = "jaxmnist evaluate") -> None:
     from jaxmnist.api import own_network
     from jaxmnist.report.console import Console, notes_on
     from jaxmnist.results import comparisons
-    from jaxmnist.results.evaluation import describe, look
+    from jaxmnist.results.evaluation import describe_evaluation, look
     from jaxmnist.results.layout import fitted
     from jaxmnist.results.run import locked_run
 
     with notes_on(Console()), locked_run(given.run, own_network(given.model)) as run:
         dataset = run.load_dataset(getattr(given, "data_dir", None))
-        print(fitted(describe(run, look(run, dataset, "evaluation"))))
-        comparisons.write(run.files, run.ranked, run.tested_sha256, dataset.y_test)
+        print(fitted(describe_evaluation(run, look(run, dataset, "evaluation"))))
+        comparisons.write_comparisons(run.files, run.ranked, run.tested_sha256, dataset.y_test)

@@ -30,8 +30,8 @@ def main(arguments: list[str], program: str = "jaxmnist export") -> None:
     given = parser.parse_args(arguments)
     # Imported late: JAX takes a second, during which signals must already be handled.
     from jaxmnist.api import own_network
-    from jaxmnist.results.export import target
     from jaxmnist.results.run import Run
+    from jaxmnist.results.trained import target
 
     target(given.path, given.overwrite)  # a mistake in it is told before the run is read
     run = Run(given.run, own_network(given.model))

@@ -6,10 +6,10 @@ import importlib
 import sys
 
 from jaxmnist import __version__
-from jaxmnist.checked import nearest
 from jaxmnist.commands import search
 from jaxmnist.commands.parser import run_command
 from jaxmnist.errors import UsageError
+from jaxmnist.settings import nearest
 
 # The commands, each a module beside this one, and what they do.
 COMMANDS = {

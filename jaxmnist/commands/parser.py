@@ -13,14 +13,18 @@ from dataclasses import Field, fields
 from typing import Any, NoReturn
 
 from jaxmnist import __version__
-from jaxmnist.checked import flag, nearest
-from jaxmnist.errors import JaxmnistError, Stopped, UsageError, disk_error, one_line
+from jaxmnist.errors import (
+    JaxmnistError,
+    Stopped,
+    UsageError,
+    disk_error,
+    one_line,
+    signals,
+    stopped_by,
+)
 from jaxmnist.hyperparameters import shown
-from jaxmnist.runs.machine import cores
-from jaxmnist.settings import GROUPS, SearchSettings
-from jaxmnist.signals import signals, stopped_by
-from jaxmnist.threads import blas_threads, check_threads, enough_threads
-from jaxmnist.training_settings import RECIPES, TRAINING, USUAL_RECIPE
+from jaxmnist.machine import blas_threads, check_threads, cores, enough_threads
+from jaxmnist.settings import GROUPS, RECIPES, TRAINING, USUAL_RECIPE, SearchSettings, flag, nearest
 
 SPACE = """A RANGE is first:last, first:last:step, first:last:log, values such as
 32,64,128, or one value."""

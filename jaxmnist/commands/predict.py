@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
     from jaxmnist.data.pictures import Picture
     from jaxmnist.data.preparation import Preparation
-    from jaxmnist.results.ensemble import Ensemble
-    from jaxmnist.results.trained import TrainedModel
+    from jaxmnist.results.trained import Ensemble, TrainedModel
 
 
 def main(arguments: list[str], program: str = "jaxmnist predict") -> int:

@@ -1,18 +1,224 @@
-"""`jaxmnist search`: the random search."""
+"""`jaxmnist search`: the random search, and `--config FILE`, its settings from a file."""
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from jaxmnist.api import dry_run, own_network, run_search, settings_of
-from jaxmnist.commands.config import Config, read_config
 from jaxmnist.commands.parser import Parser, add_ranges, add_settings, first_of
+from jaxmnist.errors import UsageError, disk_error, local_path, one_line
+from jaxmnist.hyperparameters import shown
 from jaxmnist.models.questions import Definition
 from jaxmnist.models.space import Space, ranges_of
-from jaxmnist.models.study.space import DEFINITION
+from jaxmnist.models.study_space import DEFINITION
+from jaxmnist.settings import KEEP, SearchSettings, nearest, usual_settings
+
+# --- `--config FILE`: settings of a search from a TOML file, or from a run's search.json ---
+
+LARGEST = 2**26  # bytes of a file
+# What search.json says of a session, and not of the search.
+OF_A_SESSION = ("overwrite", "quiet", "verbose")
+# What names code: a network's file, a folder of compiled programs, a cluster whose pickles are
+# loaded. The search.json of somebody else must not have it run.
+NAMES_CODE = ("model", "cache", "ray")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings that a file gives.
+
+    path: of the file, as it was given.
+    options: values by the names of settings and hyperparameters.
+    keys: what the file calls them.
+    needs: flags that the file can't stand for, with what to say if none of them is given.
+    left_out: settings in the file that aren't taken over.
+    """
+
+    path: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
+    needs: Mapping[tuple[str, ...], str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+    def without(self, names: Collection[str]) -> Config:
+        """The same without the options that flags give."""
+        return replace(
+            self,
+            options={name: value for name, value in self.options.items() if name not in names},
+            needs={flags: say for flags, say in self.needs.items() if not {*flags} & {*names}},
+            left_out=tuple(name for name in self.left_out if name not in names),
+        )
+
+    def notes(self) -> list[str]:
+        """What the user should know of the file."""
+        if not self.left_out:
+            return []
+        flags = " and ".join(f"--{name}" for name in self.left_out)
+        verb, them = ("is", "it") if len(self.left_out) == 1 else ("are", "them")
+        return [f"note: {flags} of {self.path} {verb} not taken over; give {them} again if wanted"]
+
+    def network(self) -> str | None:
+        """The file of the network as the file names it; `UsageError` if it must be given."""
+        if say := self.needs.get(("model",)):
+            raise UsageError(f"{self.path}: {say}")
+        model = self.options.get("model")
+        if not isinstance(model, str | None):
+            raise UsageError(f"--model must be the name of a file, not {shown(model)}")
+        return model
+
+    def check(self, parameters: Iterable[str]) -> None:
+        """Raise `UsageError` for a key that is no word of the command line, or what is missing.
+
+        parameters: the names of the hyperparameters.
+        """
+        settings = [item.name for item in fields(SearchSettings) if item.name != "ranges"]
+        known = [*settings, *parameters]
+        for name in self.options:
+            if name not in known:
+                raise UsageError(f"{self.path}: {self._unknown(name, known)}")
+        for say in self.needs.values():
+            raise UsageError(f"{self.path}: {say}")
+
+    def _unknown(self, name: str, known: list[str]) -> str:
+        key, value = self.keys[name], self.options[name]
+        if name.removeprefix("no_") in known and isinstance(value, bool):
+            negated = str(not value).lower()
+            return f"unknown key {shown(key)}; write {name.removeprefix('no_')} = {negated}"
+        near = nearest(name, known)
+        if near is None:
+            return f"unknown key {shown(key)}: the keys are the flags of --help, without the --"
+        return f"unknown key {shown(key)}; did you mean {near.replace('_', _joint(key))!r}?"
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """While in this context, errors about a value of the file name the file and the key."""
+        try:
+            yield
+        except UsageError as problem:
+            begins = re.match(r"--([A-Za-z][A-Za-z0-9-]*)", str(problem))
+            name = begins[1].replace("-", "_") if begins else ""
+            if type(problem) is not UsageError or begins is None or name not in self.options:
+                raise
+            rest = str(problem)[begins.end() :]
+            raise UsageError(f"{self.path}: {self.keys[name]}{rest}") from None
+
+
+def read_config(given: str) -> Config:
+    """The settings of a TOML file, or of a run's search.json.
+
+    Keys are the words of the flags, with '-' or '_'; values are text, numbers, booleans and lists
+    as `random_search` takes them.
+
+    Raises `UsageError`, which names the file, if it can't be read.
+    """
+    path = local_path(given, "--config")
+    content = _content(path)
+    if content.lstrip()[:1] == b"{":  # which no TOML begins with
+        return _of_run(path, content)
+    # Imported here, as the command has a file only sometimes.
+    import tomllib
+
+    try:
+        table = tomllib.loads(content.decode())
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: is not text in UTF-8, as TOML is") from None
+    except (ValueError, RecursionError) as problem:
+        raise UsageError(f"{path}: is not valid TOML: {one_line(problem)}") from None
+    options: dict[str, Any] = {}
+    keys: dict[str, str] = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name in keys:
+            raise UsageError(f"{path}: {keys[name]} and {key} are the same key: leave one out")
+        if isinstance(value, dict):
+            raise UsageError(
+                f"{path}: {shown(key)} is a table: keys stand at the top of the file, and their"
+                " values are text, numbers, true, false or lists of values"
+            )
+        options[name], keys[name] = value, key
+    if "overwrite" in options:
+        raise UsageError(
+            f"{path}: {keys['overwrite']} deletes a run each time the command is repeated: give it"
+            " as the flag --overwrite"
+        )
+    return Config(path, options, keys)
+
+
+def _of_run(path: str, content: bytes) -> Config:
+    """The settings of search.json that differ from their defaults, with the ranges.
+
+    It never names code that is run: a network of one's own has to be given again.
+    """
+    # Imported here: NumPy takes a tenth of a second, which --help shouldn't wait for.
+    from jaxmnist.files import DamagedFile, fits, json_content
+
+    try:
+        search = json_content(Path(path), content)
+    except DamagedFile as problem:
+        raise UsageError(
+            f"{problem}: --config takes a TOML file, or search.json as a search wrote it"
+        ) from None
+    shape = {"settings": dict, "identity": {"network": str}, "data": {"in_memory": bool}}
+    if not fits(search, shape):
+        raise UsageError(f"{path}: is not the search.json of a run")
+    settings = dict(search["settings"])
+    ranges = settings.pop("ranges", {})
+    usual = usual_settings(settings.get("recipe"))
+    if settings.get("keep") in (KEEP, settings.get("ensemble")):
+        settings["keep"] = None  # was derived, and another --ensemble derives another one
+    options = {
+        name: value
+        for name, value in settings.items()
+        if name not in OF_A_SESSION and value != usual.get(name)
+    }
+    code = {name: options.pop(name) for name in NAMES_CODE if name in options}
+    options |= ranges if isinstance(ranges, dict) else {}
+    needs: dict[tuple[str, ...], str] = {}
+    if search["data"]["in_memory"]:
+        say = "its data were arrays in memory: name data by --data-dir or --dataset"
+        needs["data_dir", "dataset"] = say
+    model = code.pop("model", None)
+    if search["identity"]["network"] != DEFINITION.name or model is not None:
+        file = f" ({model[:200]})" if isinstance(model, str) else ""
+        needs["model",] = (
+            f"its network is Python code{file}, which search.json may not run: name the file with"
+            " --model"
+        )
+    return Config(path, options, {name: name for name in options}, needs, tuple(code))
+
+
+def _content(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(LARGEST + 1)
+    except FileNotFoundError:
+        raise UsageError(f"--config {path}: there is no such file") from None
+    except IsADirectoryError:
+        raise UsageError(
+            f"--config {path}: is a folder; the settings of a run are in its search.json"
+        ) from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError):  # a null character
+            raise UsageError(f"--config {shown(path)}: is not the name of a file") from None
+        raise disk_error(f"--config {path}: can't be read", error) from None
+    if len(content) > LARGEST:
+        raise UsageError(f"--config {path}: has more than {LARGEST} bytes")
+    return content
+
+
+def _joint(key: str) -> str:
+    """What joins the words of a key: as in the file."""
+    return "-" if "-" in key else "_"
+
+
+# --- `jaxmnist search`: the random search ---
 
 EXAMPLES = (
     ("--data-dir my/pictures --max-trials 20", "pictures of your own, in a folder for each class"),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from jaxmnist.checked import flag
 from jaxmnist.commands.parser import Parser, add_model, add_run, add_settings
 from jaxmnist.errors import UsageError, printable
-from jaxmnist.settings import SearchSettings
+from jaxmnist.settings import SearchSettings, flag
 
 NAMES = (
     "dataset",
@@ -50,7 +49,7 @@ def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
     from jaxmnist.results import comparisons
     from jaxmnist.results.layout import fitted
     from jaxmnist.results.run import locked_run
-    from jaxmnist.results.svm import describe, fit_on_run
+    from jaxmnist.results.svm import describe_svm, fit_on_run
 
     with notes_on(Console()), locked_run(directory, own_network(model)) as run:
         settings = SearchSettings(**{"seed": run.settings.seed, **given})
@@ -72,8 +71,14 @@ def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
             baselines=not own,
         )
         compared = (
-            comparisons.write(run.files, run.ranked, run.tested_sha256, dataset.y_test)
+            comparisons.write_comparisons(run.files, run.ranked, run.tested_sha256, dataset.y_test)
             if own
             else None
         )
-    print(fitted("\n".join([describe(run, content), "", *comparisons.describe(compared)]).rstrip()))
+    print(
+        fitted(
+            "\n".join(
+                [describe_svm(run, content), "", *comparisons.describe_comparisons(compared)]
+            ).rstrip()
+        )
+    )

@@ -2,7 +2,7 @@
 
 tfds prepares almost every dataset with TensorFlow, which is large and not needed for anything
 else here. Datasets that are published as four IDX files like MNIST's (mnist, fashion_mnist,
-kmnist) are therefore downloaded and verified by tfds and read by `jaxmnist.data.idx`. Any other
+kmnist) are therefore downloaded and verified by tfds and read by `array_files`. Any other
 is read, without TensorFlow, from the files that tfds has prepared on disk; TensorFlow is needed
 only where these are missing. The directory is tfds' own: `TFDS_DATA_DIR`, or
 `~/tensorflow_datasets`.
@@ -28,10 +28,10 @@ from urllib.parse import urljoin, urlsplit
 
 import numpy as np
 
+from jaxmnist.data.array_files import IDX_NAMES, read_idx
 from jaxmnist.data.arrays import Arrays, Found, Part, check, check_arrays
-from jaxmnist.data.idx import IDX_NAMES, read_idx
 from jaxmnist.errors import EnvironmentFailure, JaxmnistError, UsageError, one_line, printable
-from jaxmnist.reading import largest_file
+from jaxmnist.files import largest_file
 
 CONNECT_SECONDS = 5.0  # for each address of a host
 READ_SECONDS = 30.0  # without data from a connected host

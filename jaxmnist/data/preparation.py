@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxmnist.data.arrays import ARRAYS, EIGHT_BITS, Source
 from jaxmnist.errors import UsageError
-from jaxmnist.whole_files import fits
+from jaxmnist.files import fits
 
 SAMPLE = 2000  # training images that are looked at, evenly spread
 NEAR = 0.1  # of the scale; levels closer than that are one ground

@@ -22,13 +22,11 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from jaxmnist.data.arrays import Found, Part, Source, square_shape
-from jaxmnist.data.contents import head_of, open_file, what_it_is
-from jaxmnist.data.labels import LONGEST_NAME
-from jaxmnist.data.names import PARTS, listed
+from jaxmnist.data.arrays import LONGEST_NAME, Found, Part, Source, square_shape
+from jaxmnist.data.contents import PARTS, head_of, listed, open_file, what_it_is
 from jaxmnist.errors import UsageError
+from jaxmnist.files import largest_file
 from jaxmnist.hyperparameters import shown
-from jaxmnist.reading import largest_file
 
 LABEL_COLUMNS = ("label", "labels", "class", "target", "y")
 OTHER_COLUMNS = ("", "id", "index", "unnamed: 0", "imageid", "image_id", "filename", "file", "path")

@@ -1,22 +1,29 @@
-"""Starting JAX: its platform, the size of XLA's thread pool, settings that break training.
+"""Starting JAX: its platform, the size of XLA's thread pool, the cache of compiled programs.
 
 Every command reports an error at JAX's start in one line.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
 import threading
 from enum import Enum
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jaxmnist.errors import EnvironmentFailure, UsageError, one_line
-from jaxmnist.runs.machine import cores
-from jaxmnist.threads import check_threads, is_inherited
+import platformdirs
+
+from jaxmnist.engine.nodes import processor
+from jaxmnist.errors import EnvironmentFailure, UsageError, local_path, one_line
+from jaxmnist.machine import check_threads, cores, is_inherited
+
+# --- Starting JAX: its platform, the size of XLA's thread pool, settings that break training ---
 
 # XLA's variables for the size of its thread pool on a CPU; the first one that is set is used
 # (`DefaultThreadPoolSize` in its sources; undocumented).
@@ -242,3 +249,116 @@ def debugging_settings() -> str:
         if name in values and values[name] not in (usual, "allow")
     }
     return ", ".join(f"{name}={value}" for name, value in changed.items())
+
+
+# --- The address of a Ray cluster, checked before anything else is loaded ---
+
+
+def check_ray(address: str) -> None:
+    """Raise `UsageError` if Ray isn't installed, or if the address can't be that of a cluster."""
+    if find_spec("ray") is None:
+        raise UsageError(
+            "--ray needs Ray, which isn't installed here: python -m pip install 'ray>=2.60'"
+        )
+    if "://" in address:
+        raise UsageError(
+            f"--ray {address}: give the address of the cluster's head as host:port, on a machine"
+            " that is a node of the cluster"
+        )
+    host, _, port = address.rpartition(":")
+    possible = host and port.isdecimal() and 0 < int(port) < 65536
+    if address != "auto" and not possible:
+        raise UsageError(f"--ray must be auto or the head's host:port, not {address!r}")
+
+
+# --- The cache folder, which keeps compiled programs and measurements between runs ---
+
+VARIABLE = "JAXMNIST_CACHE"
+OFF = "off"
+MOST_BYTES = 2**30  # upper limit on the size of the compiled programs
+LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+JAX_LOG_LEVEL = "1"  # JAX sets this if the variable is unset; child processes inherit it
+
+
+def cache_folder(given: str | None) -> Path | None:
+    """The cache folder from `--cache`, else `$JAXMNIST_CACHE`, else the user's; None for 'off'.
+
+    Each kind of processor has its own subfolder: machines may share a home folder, and a program
+    compiled for one processor may crash on another.
+    """
+    chosen = given or os.environ.get(VARIABLE)
+    if chosen == OFF:
+        return None
+    if chosen:
+        folder = Path(local_path(chosen, "--cache" if given else VARIABLE))
+    else:
+        folder = Path(platformdirs.user_cache_dir("jaxmnist", appauthor=False))
+        if not folder.is_absolute():  # the user has no home folder, so `~` was not expanded
+            return None
+    return folder / processor()
+
+
+def keep_programs(folder: Path | None, wanted: bool = False) -> str | None:
+    """Make JAX cache compiled programs in `folder`, unless the user has configured JAX's cache.
+
+    Call it before JAX is imported if possible. Whenever XLA loads a cached program for a CPU, it
+    logs a 4 kB warning that the processor lacks two 'features', which are only tuning hints for the
+    compiler, and the log level can't be changed later. If JAX is already imported, CPU programs are
+    not cached.
+
+    Args:
+      folder: the cache folder; None to cache nothing.
+      wanted: whether the user asked for this folder.
+
+    Returns:
+      A note for the user if the folder can't be used, else None.
+
+    Raises:
+      UsageError: the folder that the user asked for can't be used.
+    """
+    late = "jax" in sys.modules
+    if os.environ.get(LOG_LEVEL, JAX_LOG_LEVEL) == JAX_LOG_LEVEL and not late:
+        os.environ[LOG_LEVEL] = "3"
+    jax = import_jax()
+    settings = jax.config.values
+    own = settings["jax_compilation_cache_dir"] is not None
+    if folder is None or own or not settings["jax_enable_compilation_cache"]:
+        return None
+    programs = folder / "programs"
+    problem = None
+    try:
+        programs.mkdir(parents=True, exist_ok=True)
+        if not os.access(programs, os.W_OK | os.X_OK):
+            problem = os.strerror(errno.EACCES)
+    except OSError as error:
+        problem = error.strerror
+    if problem:
+        line = (
+            f"{programs}: can't keep compiled programs: {problem}"
+            f" (choose another folder with --cache, or --cache {OFF})"
+        )
+        if wanted:
+            raise UsageError(line)
+        return f"note: {line}"
+    if late and os.environ.get(LOG_LEVEL) != "3" and start_jax() == "cpu":
+        return None
+    _drop_oldest(programs)
+    jax.config.update("jax_compilation_cache_dir", str(programs))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return None
+
+
+def _drop_oldest(programs: Path) -> None:
+    """Delete the least recently used programs until the rest take at most `MOST_BYTES` bytes."""
+    try:
+        entries = [(path.stat(), path) for path in programs.iterdir() if path.is_file()]
+        total = sum(status.st_size for status, _ in entries)
+        for status, path in sorted(entries, key=lambda entry: entry[0].st_atime):
+            if total <= MOST_BYTES:
+                break
+            path.unlink(missing_ok=True)
+            total -= status.st_size
+    except OSError:
+        # Another process may be deleting files at the same time.
+        return

@@ -1,4 +1,4 @@
-"""Groups of trials that share a program as its lanes, and the devices they are distributed over.
+"""Trials that share a program as its lanes: how lanes are computed, and on which devices.
 
 If a network supports padding (`Network.multiples`), configurations of different widths can share a
 program.
@@ -6,16 +6,326 @@ program.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxmnist.engine.stacking import Stacking, lanes_for, round_up
+from jaxmnist.errors import EnvironmentFailure, UsageError
+from jaxmnist.files import LARGEST_JSON, read_bytes, write_bytes
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.runs.keys import TrialKey, in_order, number_of
+from jaxmnist.models.convolution import Method, best_method
+from jaxmnist.runs.trial import TrialKey, in_order, number_of
+
+# --- The small arrays of a network's weights as one vector ---
+
+# The elements of an array that is not packed, as copying its gradient would take time.
+LARGE = 2**18
+
+
+State = Any  # a `TrainingState`, whose module imports this one
+
+
+class Packed(NamedTuple):
+    """A tree of arrays.
+
+    vector: float32[P], the P elements of the small ones. others: the arrays that are not small.
+    """
+
+    vector: Any
+    others: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the arrays of a tree of this structure are packed.
+
+    shapes: of all arrays, in the tree's order. decays: whether weight decay applies to each.
+    small: whether each stands in the vector.
+    """
+
+    structure: Any
+    shapes: tuple[tuple[int, ...], ...]
+    decays: tuple[bool, ...]
+    small: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, parameters: Any, decayed: Any) -> Packing | None:
+        """The packing of trees like `parameters`; None where it would save nothing.
+
+        decayed: a tree of the same structure, which says what weight decay applies to.
+        """
+        leaves, structure = jax.tree.flatten(parameters)
+        small = tuple(x.dtype == np.float32 and math.prod(x.shape) < LARGE for x in leaves)
+        shapes, decays = tuple(x.shape for x in leaves), tuple(jax.tree.leaves(decayed))
+        return cls(structure, shapes, decays, small) if sum(small) > 1 else None
+
+    @property
+    def order(self) -> list[int]:
+        """The places of the small arrays as the vector has them: those that decay come first."""
+        small = [place for place, small in enumerate(self.small) if small]
+        return sorted(small, key=lambda place: not self.decays[place])
+
+    @property
+    def decayed(self) -> Packed:
+        """What weight decay applies to, packed: bool[P], and a bool for each other array."""
+        sizes = {place: math.prod(self.shapes[place]) for place in self.order}
+        decaying = sum(size for place, size in sizes.items() if self.decays[place])
+        others = (d for d, small in zip(self.decays, self.small, strict=True) if not small)
+        return Packed(jnp.arange(sum(sizes.values())) < decaying, tuple(others))
+
+    def pack(self, tree: Any) -> Packed:
+        """A tree of this structure, packed; arrays on the host or in a program."""
+        leaves = jax.tree.leaves(tree)
+        flat = [leaves[place].reshape(-1) for place in self.order]
+        on_host = isinstance(flat[0], np.ndarray)
+        vector = np.concatenate(flat) if on_host else jnp.concatenate(flat)
+        others = (leaf for leaf, small in zip(leaves, self.small, strict=True) if not small)
+        return Packed(vector, tuple(others))
+
+    def unpack(self, packed: Packed) -> Any:
+        """The inverse of `pack`, of one tree or of a stack of them."""
+        stack = packed.vector.shape[:-1]
+        parts, start = {}, 0
+        for place in self.order:
+            shape = self.shapes[place]
+            end = start + math.prod(shape)
+            parts[place] = packed.vector[..., start:end].reshape((*stack, *shape))
+            start = end
+        others = iter(packed.others)
+        leaves = [parts[i] if small else next(others) for i, small in enumerate(self.small)]
+        return self.structure.unflatten(leaves)
+
+    def packed(self, state: State) -> State:
+        """A training state with its parameters and moments packed; collections stay as they are."""
+        return self._replaced(
+            state, lambda part: jax.tree.structure(part) == self.structure, self.pack
+        )
+
+    def unpacked(self, state: State) -> State:
+        """The inverse of `packed`."""
+        return self._replaced(state, lambda part: isinstance(part, Packed), self.unpack)
+
+    def _replaced(
+        self, state: State, chosen: Callable[[Any], bool], new: Callable[[Any], Any]
+    ) -> State:
+        def each(tree: Any) -> Any:
+            return jax.tree.map(
+                lambda part: new(part) if chosen(part) else part, tree, is_leaf=chosen
+            )
+
+        return state._replace(
+            parameters=each(state.parameters), optimizer_state=each(state.optimizer_state)
+        )
+
+
+# --- The ways of computing the lanes of a program ---
+
+MEMORY = "stacking.json"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of computing lanes.
+
+    description: the way in words, for messages.
+    over: maps (a function of one lane, a tree whose arrays have a leading axis of lanes) to the
+      function's values for all lanes.
+    method: how training computes convolutions; None for the platform's usual method.
+    """
+
+    description: str
+    over: Callable[[Callable[[Any], Any], Any], Any]
+    method: Method | None = None
+
+
+def _only_lane(function: Callable[[Any], Any], lanes: Any) -> Any:
+    value = function(jax.tree.map(lambda x: x[0], lanes))
+    return jax.tree.map(lambda x: x[None], value)
+
+
+def _at_once(function: Callable[[Any], Any], lanes: Any) -> Any:
+    return jax.vmap(function)(lanes)
+
+
+WAYS = {
+    "alone": Way("one after another", _only_lane),
+    # On a TPU: half of the cycles, and twice as long to compile.
+    "corners": Way("one after another, each corner of pooling apart", _only_lane, "corners"),
+    "map": Way("one after another in one program", lax.map),
+    # The method 'tiles', which suits a CPU's cache, computes one lane at a time.
+    "grouped": Way("together, by grouped convolution", _at_once, "convolution"),
+    "products": Way("together, by stacked matrix products", _at_once, "patches"),
+}
+
+
+@dataclass(frozen=True)
+class Stacking:
+    """How trials share compiled programs.
+
+    way: 'alone' and 'corners', one lane on each device; 'map', the lanes of a device one after
+      another in one program; 'products' and 'grouped', all lanes at once, with convolutions as
+      stacked products of patches or as XLA's grouped convolution.
+    lanes: trials in one program, on all devices together; a multiple of the number of devices.
+    padding: the multiples that hyperparameters are padded to, by name.
+    """
+
+    way: str = "alone"
+    lanes: int = 1
+    padding: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.way not in WAYS or min(self.lanes, 1, *self.padding.values()) < 1:
+            raise ValueError(f"invalid stacking: {self!r}")
+
+    @property
+    def alone(self) -> bool:
+        """Whether a device trains one trial at a time."""
+        return WAYS[self.way].over is _only_lane
+
+    def method(self, platform: str) -> Method:
+        """The method that computes the convolutions of one lane in training."""
+        return WAYS[self.way].method or best_method(platform)
+
+    def evaluation_method(self, platform: str) -> Method:
+        """The method in evaluation: for one lane the one that is quickest to compile."""
+        return best_method(platform) if self.alone else self.method(platform)
+
+    def over_lanes(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` of (x, *shared), extended to a stack of x with a leading axis of lanes."""
+
+        def run(lanes: Any, *shared: jax.Array) -> Any:
+            return WAYS[self.way].over(lambda lane: function(lane, *shared), lanes)
+
+        return run
+
+    def widest(self, hyperparameters: Hyperparameters) -> Hyperparameters:
+        """The padded configuration, whose program this configuration shares."""
+        return hyperparameters.replace(
+            **{
+                name: round_up(hyperparameters[name], multiple)
+                for name, multiple in self.padding.items()
+                if name in hyperparameters
+            }
+        )
+
+    def __str__(self) -> str:
+        return f"up to {self.lanes} trials at a time, {WAYS[self.way].description}"
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is not less than `number`."""
+    return -(-number // multiple) * multiple
+
+
+def lanes_for(trials: int, devices: int, most: int) -> int:
+    """The lanes of a program for `trials` trials: a power of two per device, at most `most`."""
+    each = -(-trials // devices)
+    lanes: int = 2 ** (each - 1).bit_length() * devices
+    return min(lanes, max(most, devices))
+
+
+def lone_ways(platform: str, uses_method: bool) -> list[str]:
+    """The ways of training one trial after another on a platform, told apart by estimates.
+
+    uses_method: whether the network computes convolutions by the method that it is given.
+    """
+    return ["alone", "corners"] if platform == "tpu" and uses_method else ["alone"]
+
+
+def candidates(platform: str, alone: Stacking, trials: int, lanes: int | None) -> list[Stacking]:
+    """The stackings to choose from, for programs that at most `trials` trials can share.
+
+    On a TPU there is only one: its compiler estimates that the others take 1.1 to 3.5 times the
+    cycles of training one trial after another, and each candidate takes seconds to compile. On a
+    GPU, grouped convolution was faster than the others with every number of lanes, or equal, where
+    that was measured; the others are tried for a number of lanes that the user asks for.
+
+    alone: the stacking that trains one trial after another on each device.
+    lanes: the number of lanes that the user asked for, on all devices together.
+    """
+    devices = alone.lanes
+    if platform == "tpu":
+        if lanes is None or lanes <= devices:
+            return [alone]
+        return [replace(alone, way="map", lanes=round_up(lanes, devices))]
+    if lanes is None:
+        wanted = [8 * devices, 32 * devices]
+        most = lanes_for(trials, devices, wanted[-1])
+        wanted = sorted({min(number, most) for number in wanted})
+    else:
+        wanted = [round_up(lanes, devices)]
+    stacks = [
+        replace(alone, way=way, lanes=number)
+        for number in wanted
+        for way in (("grouped",) if lanes is None else ("products", "grouped", "map"))
+        if number > devices
+    ]
+    return stacks if lanes is not None and stacks else [alone, *stacks]
+
+
+def choose(
+    ways: list[Stacking], measure: Callable[[Stacking], float], memory: Path | None, device: str
+) -> tuple[Stacking, dict[str, float]]:
+    """The fastest of `ways`, and the measured rates by name, empty if the choice was stored.
+
+    Args:
+      ways: the stackings to choose from.
+      measure: returns the steps per second, summed over all lanes; a stacking for which it raises
+        is not used.
+      memory: the folder that stores earlier choices; None to store nothing.
+      device: the description of the device and task that a choice is stored for.
+    """
+    if len(ways) == 1:
+        return ways[0], {}
+    path = memory / MEMORY if memory else None
+    question = json.dumps([device, *[asdict(way) for way in ways]])
+    known = _read(path) if path else {}
+    for way in ways:
+        if known.get(question) == asdict(way):
+            return way, {}
+    rates: dict[str, float] = {}
+    best, fastest = ways[0], 0.0
+    for way in ways:
+        try:
+            rate = measure(way)
+        except Exception:
+            # Memory ran out, or the device doesn't support an operation.
+            rate = 0.0
+        rates[f"{way.way} {way.lanes}"] = rate
+        if rate > fastest:
+            best, fastest = way, rate
+    if path and fastest:
+        _write(path, {**known, question: asdict(best)})
+    return best, rates
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The stored choices; empty if the file is missing or damaged."""
+    try:
+        content = json.loads(read_bytes(path, LARGEST_JSON))
+    except (UsageError, EnvironmentFailure, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    # If the cache can't be written, the measurement is only repeated next time.
+    with suppress(OSError, UsageError, EnvironmentFailure):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, json.dumps(content, indent=1).encode())
+
+
+# --- Groups of trials that share a program as its lanes ---
 
 # With three, the last trial of ten on two cores ends 2 % after the best order's; with none, 9 %.
 TAIL = 3

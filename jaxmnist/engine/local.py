@@ -7,23 +7,23 @@ devices. A trial that fails doesn't affect the others.
 from __future__ import annotations
 
 import operator
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from platform import node
+from statistics import mean
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxmnist.data.dataset import Dataset
-from jaxmnist.engine.builder import Builder
 from jaxmnist.engine.devices import check_precision, device_name, start_jax
-from jaxmnist.engine.estimates import multiplications
 from jaxmnist.engine.events import (
     Checkpoint,
     EpochFinished,
@@ -34,20 +34,133 @@ from jaxmnist.engine.events import (
     TrialFinished,
     TrialStarted,
 )
-from jaxmnist.engine.lanes import Devices, Group, with_short_tail
-from jaxmnist.engine.packing import Packed, Packing
-from jaxmnist.engine.plan import ways_of
-from jaxmnist.engine.programs import Compilers, Programs
-from jaxmnist.engine.stacking import Stacking, choose, round_up
+from jaxmnist.engine.lanes import (
+    Devices,
+    Group,
+    Packed,
+    Packing,
+    Stacking,
+    choose,
+    round_up,
+    with_short_tail,
+)
+from jaxmnist.engine.programs import COSTS, Builder, Compilers, Programs, multiplications, ways_of
 from jaxmnist.engine.training import TrainingState, Weights, start_epoch, trained_weights
-from jaxmnist.engine.workers import Events, Interrupted
 from jaxmnist.errors import NetworkError, one_line, whole_traceback
 from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.machine import cores
 from jaxmnist.models.network import Network
-from jaxmnist.runs.keys import TrialKey
-from jaxmnist.runs.machine import cores
-from jaxmnist.runs.trial import Metrics, pack_right
-from jaxmnist.training_settings import TrainingSettings
+from jaxmnist.runs.trial import Metrics, TrialKey, pack_right
+from jaxmnist.settings import TrainingSettings
+
+# --- Threads that run groups of trials, and an iterator over their events ---
+
+
+class Interrupted(Exception):
+    """The engine was asked to stop while a trial was running."""
+
+
+class Events:
+    """An iterator over the events of a run's trials, in the order in which they happen."""
+
+    def __init__(
+        self,
+        run_group: Callable[[Group, threading.Event], Iterator[Event]],
+        groups: list[Group],
+        jobs: int,
+    ) -> None:
+        self._run_group = run_group
+        self._waiting: queue.SimpleQueue[Group] = queue.SimpleQueue()
+        for group in groups:
+            self._waiting.put(group)
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._over: Callable[[], bool] = lambda: False
+        self._room = threading.Semaphore(jobs)  # for checkpoints waiting to be written
+        self._failure: BaseException | None = None
+        self._running = 0
+        count = min(jobs, len(groups))
+        self._workers = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
+
+    def start(self, *events: Event) -> None:
+        """Start the trials; the iterator yields `events` first."""
+        for event in events:
+            self._events.put(event)
+        for worker in self._workers:
+            self._running += 1
+            worker.start()
+
+    def stop(self) -> None:
+        """Ask the trials to stop; the events until then can still be iterated over."""
+        self._stop.set()
+
+    def end_when(self, over: Callable[[], bool]) -> None:
+        """Start no further group of trials once `over()` is true; those that run finish.
+
+        Each worker starts one group in any case, so that a search goes on however short its time.
+        """
+        self._over = over
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the trials were asked to stop."""
+        return self._stop.is_set()
+
+    def join(self) -> None:
+        """Wait for the trials to stop."""
+        for worker in self._workers:
+            if worker.ident is not None:
+                worker.join()
+
+    def __iter__(self) -> Events:
+        return self
+
+    def __next__(self) -> Event:
+        event = self.within(None)
+        assert event is not None
+        return event
+
+    def within(self, seconds: float | None) -> Event | None:
+        """The next event, or None if none comes within the seconds; StopIteration at the end."""
+        while self._running:
+            try:
+                event = self._events.get(timeout=seconds)
+            except queue.Empty:
+                return None
+            if isinstance(event, Checkpoint):
+                self._room.release()
+            if event is not None:
+                return event
+            self._running -= 1
+        if self._failure is not None:
+            raise self._failure
+        raise StopIteration
+
+    def _work(self) -> None:
+        try:
+            while not self._stop.is_set():
+                for event in self._run_group(self._waiting.get_nowait(), self._stop):
+                    if isinstance(event, Checkpoint):
+                        self._wait_for_room()
+                    self._events.put(event)
+                if self._over():
+                    break
+        except (queue.Empty, Interrupted):
+            pass
+        except BaseException as failure:
+            # A trial's failure is an event; any other exception is raised in the iterating thread.
+            self._failure = failure
+        finally:
+            self._events.put(None)
+
+    def _wait_for_room(self) -> None:
+        """Wait until earlier checkpoints were read, to limit how many of them are in memory."""
+        while not self._room.acquire(timeout=0.1):
+            if self._stop.is_set():  # the reader may be gone
+                return
+
+
+# --- The engine that trains trials: one per core on a CPU, stacked on an accelerator ---
 
 # Steps in one call of the compiled program; between calls the host can stop the trial. An
 # accelerator takes more, because it finishes them so quickly that the host's overhead matters.
@@ -414,3 +527,89 @@ class Engine:
             jax.block_until_ready(state)
             seconds.append(time.perf_counter() - began)
         return len(group.trials) * int(last) / min(seconds[1:])
+
+
+# --- How fast this machine trains a configuration ---
+
+LEAST_SECONDS = 1.0  # of training that is timed, after a first block of steps
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The speed of training one configuration while others train beside it.
+
+    hyperparameters: the configuration.
+    step: wall seconds of one of its training steps.
+    compiling: wall seconds until a trial has its two programs, compiled or read from the cache.
+    steps: the steps that were timed.
+    together: how many trials trained at once.
+    """
+
+    hyperparameters: Hyperparameters
+    step: float
+    compiling: float
+    steps: int
+    together: int
+
+
+def measure(
+    engine: Engine,
+    hyperparameters: Hyperparameters,
+    jobs: int,
+    beside: Iterable[Hyperparameters] = (),
+) -> Pace:
+    """Train a configuration from fresh weights for some steps, as many times at once as a search.
+
+    Args:
+      engine: of the search, without `lanes`. Nothing is recorded, and there are no events.
+      hyperparameters: the configuration.
+      jobs: groups of trials that train at once; a group has a trial on each device.
+      beside: other configurations, whose programs the other jobs compile meanwhile.
+    """
+    devices = engine.builder.devices.count
+    stacking = engine.stacking = engine.stacking or Stacking(lanes=devices)
+
+    def group_of(drawn: Hyperparameters) -> Group:
+        """A group that trains the configuration on each device."""
+        return engine.builder.groups([(lane, drawn) for lane in range(devices)], stacking)[0]
+
+    def programs(drawn: Hyperparameters) -> tuple[jax.stages.Compiled, float]:
+        """The training program of a configuration, and the seconds of compiling both."""
+        began = time.perf_counter()
+        train, _ = [compiler() for compiler in engine.compilers(group_of(drawn))]
+        return train, time.perf_counter() - began
+
+    with ThreadPoolExecutor(jobs) as pool:
+        own, *others = [pool.submit(programs, each) for each in (hyperparameters, *beside)]
+    train = own.result()[0]
+    # A configuration that can't be compiled fails as a trial, not here.
+    compiling = mean(found.result()[1] for found in (own, *others) if not found.exception())
+    group = group_of(hyperparameters)
+    order = engine.builder.batches_of(group, 0)
+    last = min(CPU_STEPS if engine.platform == "cpu" else STEPS, len(order))
+    block = (*engine.builder.train, order, np.int32(0), np.int32(last), np.int32(0))
+
+    def steps(job: int) -> tuple[int, float]:
+        """A number of steps, and their seconds."""
+        state, done = jax.block_until_ready(train(engine.builder.start(group, {}), *block)), 0
+        began = time.perf_counter()
+        while (spent := time.perf_counter() - began) < LEAST_SECONDS:
+            state, done = jax.block_until_ready(train(state, *block)), done + last
+        return done, spent
+
+    with ThreadPoolExecutor(jobs) as pool:
+        timed = list(pool.map(steps, range(jobs)))
+    done = sum(count for count, _ in timed)
+    return Pace(
+        hyperparameters, sum(spent for _, spent in timed) / done, compiling, done, jobs * devices
+    )
+
+
+def relative(engine: Engine, hyperparameters: Hyperparameters) -> float:
+    """About how long a training step of a configuration takes, to be compared with another's.
+
+    The estimate of `estimates.Costs`, by the network's multiplications and outputs.
+    """
+    costs = COSTS.get(engine.platform, COSTS["gpu"])["alone"]
+    layers = engine.network.layers(hyperparameters, engine.builder.data)
+    return costs.step_seconds(layers, engine.builder.settings_of(hyperparameters).batch_size)

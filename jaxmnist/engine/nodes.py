@@ -1,7 +1,7 @@
-"""The nodes of a Ray cluster: what each can train, and whether it may.
+"""The nodes of a Ray cluster: what each can train, and whether it may; and the work for them.
 
-This module is sent to nodes by value, as they may not have the package: at its top it imports
-nothing but the standard library.
+Its functions are sent to nodes by value, as nodes may not have the package: they use nothing but
+the standard library.
 """
 
 from __future__ import annotations
@@ -13,6 +13,46 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from jaxmnist.runs.trial import TrialKey
+
+# --- What the engine for clusters wants of the process that speaks with Ray ---
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A trial to train.
+
+    content: what `remote.train` gets of it.
+    work: how long it takes, in any unit.
+    """
+
+    key: TrialKey
+    content: bytes
+    work: float = 0.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the other process wants of this one.
+
+    work, buffers: the pickled `remote.Work`, and its arrays.
+    trials: the trials, in their order.
+    environment: variables of the tasks, by a node's kind.
+    lanes: trials in one program, if the user chose that.
+    consecutive: whether trials start in the order in which they are given.
+    """
+
+    address: str
+    work: bytes
+    buffers: list[bytes]
+    trials: list[Assignment]
+    environment: dict[str, dict[str, str]]
+    lanes: int | None
+    consecutive: bool
+
+
+# --- The nodes of a Ray cluster: what each can train, and whether it may ---
 
 # Packages whose versions decide what a trial computes.
 PACKAGES = ("jaxmnist", "jax", "jaxlib", "flax", "optax")

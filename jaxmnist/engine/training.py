@@ -11,12 +11,247 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxmnist.engine.augmentation import augmentation
-from jaxmnist.engine.optimizers import SCHEDULES, averaged, optimizer
-from jaxmnist.engine.packing import Packing
+from jaxmnist.engine.lanes import Packing
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.network import NUMBERS, DataSpec, Model, Network, Parameters, StepInputs
-from jaxmnist.training_settings import TrainingSettings
+from jaxmnist.models.network import (
+    NUMBERS,
+    DataSpec,
+    Images,
+    Model,
+    Network,
+    Parameters,
+    StepInputs,
+    is_kernel,
+    stream_key,
+)
+from jaxmnist.runs.trial import Rerun, TrialKey
+from jaxmnist.settings import TrainingSettings
+
+# --- The seeds of a rerun ---
+
+
+def weights_seed(seed: int, key: TrialKey) -> int:
+    """Return the seed of a training's initial weights and of all that is random in its steps.
+
+    It is the search's for a trial, and depends on (seed, index, number) for a rerun: an int from 0
+    to 2³² − 1.
+    """
+    return _drawn(seed, key.index, key.number, 4) if isinstance(key, Rerun) else seed
+
+
+def order_seed(seed: int, key: TrialKey) -> int:
+    """Return the seed of the order of images: the search's, or that of (seed, number) for a rerun.
+
+    Reruns of one number have the same orders, whichever trial they repeat: they share programs.
+    """
+    return _drawn(seed, key.number, 5) if isinstance(key, Rerun) else seed
+
+
+def _drawn(*numbers: int) -> int:
+    # The last number differs from those of other draws and isn't 0, which would change nothing.
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+# --- Training images shifted and turned at random, on the device ---
+
+STREAM = "augmentation"  # of random numbers
+
+
+def augmentation(
+    settings: TrainingSettings, constants: Mapping[str, Any], images: jax.Array, key: jax.Array
+) -> Images:
+    """The function that returns some training images of a step as it trains on them.
+
+    Args:
+      settings: of the trial; they say what is done.
+      constants: its numbers, float[], by the names of the settings.
+      images: all training images, uint8 or float[N, H, W, C].
+      key: of the step.
+    """
+    shift, rotation = settings.random_shift, None
+    if settings.random_rotation > 0:
+        rotation = constants["random_rotation"]
+    if not shift and rotation is None:
+        return lambda block: images[block]
+    return lambda block: augmented(images, block, key, shift, rotation)
+
+
+def augmented(
+    images: jax.Array,
+    block: jax.Array,
+    key: jax.Array,
+    shift: int,
+    rotation: jax.Array | None,
+) -> jax.Array:
+    """Some images, each shifted and turned at random; what comes in from outside repeats the edge.
+
+    Args:
+      images: all training images, uint8 or float[N, H, W, C].
+      block: int32[B], the indices of the images that are wanted.
+      key: of the step.
+      shift: the largest shift in rows and in columns, in pixels; a shift is a whole number.
+      rotation: the largest angle either way, in degrees, float[]; None for no turning.
+
+    Returns:
+      [B, H, W, C], of the dtype of `images` if nothing is turned; else float32, as a turned image
+      is interpolated linearly between four pixels.
+    """
+    height, width = images.shape[1:3]
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(stream_key(key, STREAM), block)
+    rows, columns = jnp.arange(height), jnp.arange(width)
+    shifts = jnp.zeros((len(block), 2), jnp.int32)
+    if shift:
+        shifts = jax.vmap(lambda key: jax.random.randint(key, (2,), -shift, shift + 1))(keys)
+    y, x = rows[None, :] - shifts[:, :1], columns[None, :] - shifts[:, 1:]  # [B, H], [B, W]
+    image = block[:, None, None]
+    if rotation is None:
+        return images[image, y.clip(0, height - 1)[:, :, None], x.clip(0, width - 1)[:, None, :]]
+    turns = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1)))(keys)
+    angle = (jnp.deg2rad(rotation) * (2 * turns - 1)).astype(jnp.float32)[:, None, None]
+    from_center = y[:, :, None] - (height - 1) / 2, x[:, None, :] - (width - 1) / 2
+    cosine, sine = jnp.cos(angle), jnp.sin(angle)
+    source_y = cosine * from_center[0] + sine * from_center[1] + (height - 1) / 2
+    source_x = cosine * from_center[1] - sine * from_center[0] + (width - 1) / 2
+    above, left = jnp.floor(source_y), jnp.floor(source_x)
+    part_y, part_x = (source_y - above)[..., None], (source_x - left)[..., None]
+
+    def pixel(down: int, right: int) -> jax.Array:
+        row = (above.astype(jnp.int32) + down).clip(0, height - 1)
+        column = (left.astype(jnp.int32) + right).clip(0, width - 1)
+        return images[image, row, column].astype(jnp.float32)
+
+    upper = pixel(0, 0) * (1 - part_x) + pixel(0, 1) * part_x
+    lower = pixel(1, 0) * (1 - part_x) + pixel(1, 1) * part_x
+    return upper * (1 - part_y) + lower * part_y
+
+
+# --- What changes the weights at a step: optimizer, schedule and moving average ---
+
+MOMENTUM = 0.9  # of SGD
+WARM_UP = 0.2  # of a linear schedule: the part of all steps in which the rate rises
+Rate = jax.Array | float
+
+
+def weight_decay(factor: Rate, decayed: Any) -> optax.GradientTransformation:
+    """Adds `factor` times the weights to their updates, before these are scaled by the rate.
+
+    Args:
+      factor: of the decay.
+      decayed: a tree like the weights: whether each array decays, or which elements of it; None
+        for those that `is_kernel`.
+    """
+
+    def update(updates: Any, state: Any, weights: Any = None) -> tuple[Any, Any]:
+        def decay(change: jax.Array, weight: jax.Array, decays: Any) -> jax.Array:
+            if decays is False:
+                return change
+            return change + jnp.where(decays, factor * weight, 0).astype(change.dtype)
+
+        which = jax.tree_util.tree_map_with_path(is_kernel, weights) if decayed is None else decayed
+        return jax.tree.map(decay, updates, weights, which), state
+
+    return optax.GradientTransformation(lambda weights: optax.EmptyState(), update)
+
+
+# Of learning rate and weight decay, which only some of them have.
+OPTIMIZERS: dict[
+    str, Callable[[Rate, optax.GradientTransformation], optax.GradientTransformation]
+] = {
+    "adam": lambda rate, decay: optax.adam(rate),
+    "adamw": lambda rate, decay: optax.chain(
+        optax.scale_by_adam(), decay, optax.scale_by_learning_rate(rate)
+    ),
+    "nadam": lambda rate, decay: optax.nadam(rate),
+    "rmsprop": lambda rate, decay: optax.rmsprop(rate),
+    "sgd": lambda rate, decay: optax.sgd(rate, MOMENTUM),
+    "lion": lambda rate, decay: optax.chain(
+        optax.scale_by_lion(), decay, optax.scale_by_learning_rate(rate)
+    ),
+}
+
+
+def linear(steps: int) -> optax.Schedule:
+    """Up from nearly 0 to 1 in the first part of the steps, then down to nearly 0 at the last."""
+
+    def factor(step: Any) -> Any:
+        rise = max(WARM_UP * steps, 1)
+        return jnp.minimum((step + 1) / rise, (steps - step) / (steps - rise + 1))
+
+    return factor
+
+
+# By how much the learning rate is multiplied at a step, of the number of all steps.
+SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
+    "cosine": lambda steps: optax.cosine_decay_schedule(1.0, steps),
+    "linear": linear,
+    "one-cycle": lambda steps: optax.cosine_onecycle_schedule(steps, 1.0),
+}
+
+
+class Average(NamedTuple):
+    """The state of `moving_average`: steps so far, int32[], and the average, like the weights."""
+
+    steps: jax.Array
+    weights: Any
+
+
+def moving_average(momentum: Rate) -> optax.GradientTransformation:
+    """Leaves updates as they are, and keeps the exponential moving average of the weights.
+
+    The average is weighted to be one of the weights after each step so far, without the initial
+    ones, as Adam's corrected moments are: after step t, the weights after step s count in
+    proportion to momentum^(t − s).
+    """
+
+    def init(weights: Any) -> Average:
+        return Average(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, weights))
+
+    def update(updates: Any, state: Average, weights: Any = None) -> tuple[Any, Average]:
+        steps = state.steps + 1
+        new = (1 - momentum) / (1 - momentum**steps)
+        average = jax.tree.map(
+            lambda old, weight, change: old + (new * (weight + change - old)).astype(old.dtype),
+            state.weights,
+            weights,
+            updates,
+        )
+        return updates, Average(steps, average)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(optimizer_state: Any, weights: Any) -> Any:
+    """The moving average that an optimizer's state has; `weights` if it has none."""
+    parts = jax.tree.leaves(optimizer_state, is_leaf=lambda part: isinstance(part, Average))
+    return next((part.weights for part in parts if isinstance(part, Average)), weights)
+
+
+def optimizer(
+    settings: TrainingSettings,
+    constants: Mapping[str, Any],
+    own: optax.GradientTransformation | None = None,
+    factor: Rate | None = None,
+    decayed: Any = None,
+) -> optax.GradientTransformation:
+    """What changes the weights, with the numbers of `constants`.
+
+    Args:
+      settings: of the trial.
+      constants: see `training.constants_of`.
+      own: the network's own optimizer, in place of that of the settings.
+      factor: what the schedule multiplies the learning rate by at this step; None for 1.
+      decayed: see `weight_decay`.
+    """
+    rate = constants["learning_rate"]
+    rate = rate if factor is None else rate * factor
+    decay = weight_decay(constants["weight_decay"], decayed)
+    found = own or OPTIMIZERS[settings.optimizer](rate, decay)
+    if settings.ema_momentum > 0:
+        return optax.chain(found, moving_average(constants["ema_momentum"]))
+    return found
+
+
+# --- Training and evaluation as pure functions of arrays on the device ---
 
 # Stands for a missing image: the last batch of an epoch or of an evaluation may be short.
 NO_IMAGE = -1

@@ -17,10 +17,15 @@ import optax
 
 from jaxmnist.errors import NetworkError, UsageError
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.built import Batching, Built, Tried, random_weights
+from jaxmnist.models.built import (
+    Batching,
+    Built,
+    Tried,
+    as_transformation,
+    last_update,
+    random_weights,
+)
 from jaxmnist.models.convolution import Method, block_size
-from jaxmnist.models.distributions import Distribution
-from jaxmnist.models.loading import in_own_code, own_modules
 from jaxmnist.models.module import PlainModule, check_module
 from jaxmnist.models.network import (
     NUMBERS,
@@ -32,15 +37,15 @@ from jaxmnist.models.network import (
     Outputs,
     Parameters,
     StepInputs,
+    in_own_code,
     is_kernel,
+    own_modules,
     pixels,
 )
-from jaxmnist.models.optimizers import as_transformation, last_update
-from jaxmnist.models.questions import Definition, Questions, answers_of, one_step
+from jaxmnist.models.questions import Definition, Distribution, Questions, answers_of, one_step
 from jaxmnist.models.rewriting import rewritten, with_last_inputs
-from jaxmnist.runs.layers import Layer
-from jaxmnist.runs.trial import Computation
-from jaxmnist.training_settings import OF_OPTIMIZER, TRAINING, TrainingSettings
+from jaxmnist.runs.trial import Computation, Layer
+from jaxmnist.settings import OF_OPTIMIZER, TRAINING, TrainingSettings
 
 NAME = "own"  # of the network, in a run's identity
 # Of a training, before data are there, where a schedule fails with the one step that is told then.

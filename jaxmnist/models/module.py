@@ -25,8 +25,7 @@ from flax.core import unfreeze
 
 from jaxmnist.errors import JaxmnistError, NetworkError
 from jaxmnist.models import jaxprs
-from jaxmnist.models.loading import only_exceptions
-from jaxmnist.models.network import a_key, stream_key
+from jaxmnist.models.network import a_key, only_exceptions, stream_key
 
 # Names of the flag for training, and its value in training.
 FLAGS = {

@@ -1,21 +1,37 @@
-"""What a report knows of a run: the content of readable files, and notes about the others."""
+"""What a report knows of a run: readable files, the table of trials, how to repeat it; as HTML."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import base64
+import csv
+import hashlib
+import io
+import shlex
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib import resources
 from typing import Any, TypeVar
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.errors import JaxmnistError, UsageError, one_line
+from jaxmnist.files import DamagedFile, MissingFile, fits, read_json
+from jaxmnist.hyperparameters import text
 from jaxmnist.models.space import SpaceDescription
-from jaxmnist.report.words import count
+from jaxmnist.models.study_space import DEFINITION
+from jaxmnist.report.sentences import accuracy, count, duration
 from jaxmnist.results.evaluation import kept_look
+from jaxmnist.results.layout import shortened
 from jaxmnist.results.run import Run
 from jaxmnist.results.selection import Ranked
-from jaxmnist.runs.trial import History, Trial
-from jaxmnist.whole_files import DamagedFile, MissingFile, fits, read_json
+from jaxmnist.results.statistics import p_value, signed
+from jaxmnist.runs.trial import METRICS, History, Trial
+from jaxmnist.settings import IN_MEMORY, SearchSettings, flag, usual_settings
+
+# --- What a report knows of a run: the content of readable files, and notes about the others ---
 
 T = TypeVar("T")
 COUNTS = dict.fromkeys(("train", "validation", "test"), int)
@@ -192,3 +208,270 @@ class Facts:
             return None
         place = 1 + sum(score > winner.score for score in self.scores)
         return f"By score alone the winner is number {place} of {len(self.scores)}."
+
+
+# --- Pages as HTML text ---
+
+MARK = b'<meta name="generator" content="jaxmnist">'  # in the head of every page
+
+
+def render(template: str, **variables: Any) -> str:
+    """The page of a template in `templates/` as HTML text.
+
+    Text in `variables` is escaped. The page's security policy permits its own script alone, by its
+    SHA-256, and no request.
+    """
+    environment = Environment(
+        loader=PackageLoader("jaxmnist.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["accuracy"] = accuracy
+    environment.filters["duration"] = duration
+    environment.filters["p_value"] = p_value
+    environment.filters["signed"] = signed
+    environment.filters["text"] = text
+    environment.filters["shortened"] = shortened
+    script = _file("page.js")
+    return environment.get_template(template).render(
+        style=_file("page.css"),
+        script=script,
+        script_hash=script_hash(script),
+        **variables,
+    )
+
+
+def script_hash(script: str) -> str:
+    """The SHA-256 of a script, as a Content-Security-Policy names it."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+
+
+def _file(name: str) -> str:
+    return (resources.files("jaxmnist.report") / "templates" / name).read_text("utf-8")
+
+
+# --- How to repeat a run ---
+
+Setting = tuple[str, Any]
+# Settings that don't belong to a repetition elsewhere, and ranges, which are added apart.
+LEFT_OUT = ("overwrite", "quiet", "verbose", "directory", "cache", "ray", "ranges")
+
+
+def search_command(settings: SearchSettings) -> str:
+    """The command line of a search: the flags that differ from their defaults."""
+    parts = ["python", "-m", "jaxmnist.search"]
+    usual = usual_settings(settings.recipe)
+    for name, value in settings.to_json().items():
+        if name in LEFT_OUT or value == usual[name]:
+            continue
+        if isinstance(value, bool):
+            parts.append(flag(name) if value else flag("no_" + name))
+        else:
+            parts += [flag(name), str(value)]
+    for name, given in settings.ranges.items():
+        members = given if isinstance(given, list) else [given]
+        parts += [flag(name), ",".join(map(text, members))]
+    return shlex.join(parts)
+
+
+def in_python_only(search: dict[str, Any]) -> list[str]:
+    """What a run was given that no command line can name, from its search.json."""
+    named = search["settings"].get("model") is not None
+    own = search["identity"]["network"] != DEFINITION.name and not named
+    return ["build_model"] * own + ["data"] * search["data"]["in_memory"]
+
+
+def python_session(settings: SearchSettings, objects: Collection[str] = ()) -> str:
+    """The same search as a line of Python.
+
+    Args:
+      settings: of the search.
+      objects: see `in_python_only`.
+    """
+    usual = usual_settings(settings.recipe)
+    given = ["build_model"] if "build_model" in objects else []
+    given += ["data=data"] if "data" in objects else []
+    unnamed = "data" in objects and settings.dataset == IN_MEMORY
+    given += [
+        f"{name}={value!r}"
+        for name, value in settings.to_json().items()
+        if name not in LEFT_OUT and value != usual[name] and not (name == "dataset" and unnamed)
+    ]
+    given += [f"{name}={value!r}" for name, value in settings.ranges.items()]
+    return f"jaxmnist.random_search({', '.join(given)})"
+
+
+def settings_rows(search: dict[str, Any]) -> tuple[list[Setting], list[Setting]]:
+    """The settings of search.json with the ranges that were searched, as rows of two tables.
+
+    Returns those that differ from their defaults, and those that don't.
+    """
+    identity, settings = search["identity"], dict(search["settings"])
+    ranges = settings.pop("ranges", None) or {}
+    rows = {**settings, "network": identity["network"], "optimizer": identity["optimizer"]}
+    rows |= identity["space"]
+    usual = {**usual_settings(settings.get("recipe")), "network": DEFINITION.name}
+    changed: list[Setting] = []
+    defaults: list[Setting] = []
+    for name, value in rows.items():
+        shown = (name, "default" if value is None else value)
+        own = name in identity["space"]  # a hyperparameter: its range was given, or is the default
+        same = name not in ranges if own else name in usual and value == usual[name]
+        (defaults if same else changed).append(shown)
+    return changed, defaults
+
+
+# --- Which nodes of a cluster have trained the trials of a run ---
+
+
+@dataclass(frozen=True)
+class NodeShare:
+    """What a node has done for a search.
+
+    devices: what it trained on.
+    trials: number of trials and reruns whose last attempt ended there.
+    seconds: the sum of their times; trials that run side by side all count.
+    share: its fraction of the seconds of all nodes, from 0 to 1.
+    """
+
+    node: str
+    devices: str
+    trials: int
+    seconds: float
+    share: float
+
+
+def several_nodes(trials: Sequence[Trial]) -> bool:
+    """Whether trials ran on more than one machine."""
+    return len({trial.node for trial in trials if trial.node}) > 1
+
+
+def shares_of(trials: Sequence[Trial]) -> list[NodeShare]:
+    """The share of each node, the largest first; trials that still run don't count."""
+    ended = [trial for trial in trials if trial.node and trial.status != "running"]
+    total = sum(trial.seconds for trial in ended)
+    found = []
+    for node in dict.fromkeys(str(trial.node) for trial in ended):
+        there = [trial for trial in ended if trial.node == node]
+        seconds = sum(trial.seconds for trial in there)
+        devices = ", ".join(sorted({trial.device for trial in there if trial.device}))
+        found.append(NodeShare(node, devices, len(there), seconds, seconds / total if total else 0))
+    return sorted(found, key=lambda share: -share.seconds)
+
+
+# --- The table of all trials: its rows for the page, and the same as CSV ---
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the table.
+
+    shown: its text.
+    value: the number that it is sorted by; None where that is its text.
+    """
+
+    shown: str
+    value: float | None = None
+
+    @property
+    def raw(self) -> str | float:
+        """What stands in CSV: the number in full precision, or the text."""
+        return self.shown if self.value is None else self.value
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial in the table.
+
+    index: of the trial.
+    kind: 'won', or its status.
+    cells: beside the index.
+    """
+
+    index: int
+    kind: str
+    cells: tuple[Cell, ...]
+
+
+def trial_heads(facts: Facts) -> list[str]:
+    """The headings of the columns beside the index."""
+    where = ["node"] if several_nodes(facts.run.trials) else []
+    return [*facts.space.varied, "accuracy", facts.run.rule.column, "parameters", "time", *where]
+
+
+def trial_rows(facts: Facts, running: bool) -> list[Row]:
+    """The trials as they rank, then those that have not completed.
+
+    running: whether the search runs; a trial that began in one that does not was interrupted.
+    """
+    found = []
+    winner = facts.winner.index if facts.winner else None
+    for entry in facts.ranked:
+        shown = facts.run.rule.cell(entry)
+        scores = (Cell(accuracy(entry.score), entry.score), Cell(shown, entry.fall))
+        kind = "won" if entry.trial.index == winner else "completed"
+        found.append(_row(facts, entry.trial, kind, scores))
+    for trial in facts.trials:
+        if trial.status != "completed":
+            status = "interrupted" if trial.status == "running" and not running else trial.status
+            found.append(_row(facts, trial, trial.status, (Cell(status), Cell(MISSING))))
+    return found
+
+
+def _row(facts: Facts, trial: Trial, kind: str, scores: tuple[Cell, ...]) -> Row:
+    given = trial.hyperparameters
+    values = [Cell(text(given[n]) if n in given else MISSING) for n in facts.space.varied]
+    costs = (
+        Cell(f"{trial.parameters:,}", trial.parameters),
+        Cell(duration(trial.seconds), trial.seconds),
+    )
+    where = [Cell(trial.node or MISSING)] if several_nodes(facts.run.trials) else []
+    return Row(trial.index, kind, (*values, *scores, *costs, *where))
+
+
+def trials_as_csv(facts: Facts) -> str:
+    """All trials as CSV, in the order of the table, with all hyperparameters and metrics.
+
+    Numbers are in full precision.
+    """
+    names = list(facts.space.parameters)
+    order = {entry.trial.index: place for place, entry in enumerate(facts.ranked, 1)}
+    falls = {entry.trial.index: entry.fall for entry in facts.ranked}
+    trials = sorted(facts.run.trials, key=lambda t: order.get(t.index, len(order) + 1))
+    lines: list[list[Any]] = []
+    for trial in trials:
+        given = trial.hyperparameters
+        last = [trial.metric(name)[-1] if trial.history else None for name in METRICS]
+        values = [given.get(name) for name in names]
+        place, fall = order.get(trial.index), falls.get(trial.index)
+        rest = (fall, trial.parameters, trial.seconds, trial.device, trial.node, trial.error)
+        lines.append([trial.index, place, trial.status, *values, *last, *rest])
+    head = ["trial", "rank", "status", *names, *METRICS]
+    head += ["largest_fall", "parameters", "seconds", "device", "node", "error"]
+    return csv_of(head, lines)
+
+
+def csv_of(head: Sequence[Any], lines: Iterable[Sequence[Any]]) -> str:
+    """Lines as CSV. Text that a spreadsheet would take for a formula begins with an apostrophe."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    for line in (head, *lines):
+        writer.writerow(map(_safe, line))
+    return buffer.getvalue()
+
+
+def _safe(value: Any) -> Any:
+    """A value that a spreadsheet takes for a number or for text."""
+    if isinstance(value, bool | tuple):
+        return text(value)
+    begins = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if begins else value
+
+
+def data_url(content: str) -> str:
+    """A CSV file as a URL that holds it, so that a page without a server can offer it."""
+    return f"data:text/csv;charset=utf-8,{quote(content, safe='')}"

@@ -17,22 +17,22 @@ from jaxmnist.engine.events import EpochFinished, Event, TrialFinished, TrialLos
 from jaxmnist.errors import JaxmnistError, Stopped, one_line
 from jaxmnist.models.network import Network
 from jaxmnist.models.space import SpaceDescription
-from jaxmnist.report.console import Console
+from jaxmnist.report.console import Console, Display, Progress, can_display
 from jaxmnist.report.facts import plainly
 from jaxmnist.report.page import write_page
-from jaxmnist.report.progress import Progress
 from jaxmnist.results.confusion import Evaluation
 from jaxmnist.results.run import Run
 from jaxmnist.results.selection import rule_of
-from jaxmnist.runs.keys import TrialKey
-from jaxmnist.runs.times import read_times, write_times
-from jaxmnist.runs.trial import History, Trial
-from jaxmnist.runs.writing import WritableRunDirectory
-from jaxmnist.search.listener import TrialListener
+from jaxmnist.runs.store import WritableRunDirectory, read_times, write_times
+from jaxmnist.runs.trial import History, Trial, TrialKey
+from jaxmnist.search.search import Listener, TrialListener
 from jaxmnist.settings import SearchSettings
 
 if TYPE_CHECKING:
     from jaxmnist.report.tensorboard import TensorBoard
+
+
+# --- Reports on a running search: console, TensorBoard and page ---
 
 logger = logging.getLogger("jaxmnist")
 PAGE_EVERY = 30.0  # minimum seconds between two pages while trials run
@@ -252,3 +252,50 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
                 self._console.warn(
                     f"{what} can't be written: {plainly(problem)}; the search goes on"
                 )
+
+
+# --- The listener that shows a search: console, TensorBoard and page together ---
+
+
+class Show(Listener):
+    """Shows a search on a console, and in the files that its settings ask for.
+
+    listener: a person's own function of an event, called last; None for none.
+    """
+
+    def __init__(self, console: Console, listener: Callable[[Any], object] | None = None) -> None:
+        self._console = console
+        self._listener = listener
+
+    def stage(self, name: str) -> None:
+        """Begin a stage on the console."""
+        self._console.stage(name)
+
+    def training(
+        self,
+        directory: WritableRunDirectory,
+        network: Network,
+        settings: SearchSettings,
+        dataset: Dataset,
+        budget: int,
+    ) -> Reports:
+        """Reports on the trials: console, TensorBoard and page."""
+        reports = Reports(directory, network, settings, dataset, budget, self._console)
+        if self._listener is not None:
+            reports.tell(self._listener)
+        return reports
+
+    def ranked(self, run: Run) -> None:
+        """Show the ranking of the trials."""
+        self._console.results(run)
+
+    def detail(self, text: str) -> None:
+        """Print a long report, if that is wanted."""
+        self._console.detail(text)
+
+
+def open_console(quiet: bool = False, silent: bool = False, verbose: bool = False) -> Console:
+    """The console that suits the output: a terminal, a notebook, or anything else."""
+    if not quiet and not silent and can_display():
+        return Display(verbose=verbose)
+    return Console(quiet, silent, verbose)

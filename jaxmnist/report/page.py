@@ -5,30 +5,188 @@ It is made from the run's files; the test set is not evaluated again.
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from jaxmnist.data.arrays import class_names_of
 from jaxmnist.data.dataset import Dataset
-from jaxmnist.data.labels import class_names_of
-from jaxmnist.report import figures, inspection, quality, repeat, trial_table, words
-from jaxmnist.report.curves import curves, how_to_read
+from jaxmnist.files import write_bytes, write_together
+from jaxmnist.report import facts as facts_module
+from jaxmnist.report import figures, sentences
+from jaxmnist.report.curves import curves, how_to_read, parallel
 from jaxmnist.report.drawing import Figure
-from jaxmnist.report.evaluated import MOST_CLASSES, test_context
-from jaxmnist.report.facts import Facts
-from jaxmnist.report.nodes import several, shares_of
-from jaxmnist.report.parallel import parallel
-from jaxmnist.report.rendering import render
-from jaxmnist.results import finalists
+from jaxmnist.report.facts import Facts, render, several_nodes, shares_of
+from jaxmnist.report.figures import confusion_figure
+from jaxmnist.results import comparisons, finalists
+from jaxmnist.results.confusion import Evaluation, beside_constant, confusions, worst_classes
+from jaxmnist.results.evaluation import Calibration, about_gap, about_probabilities, looks_at_test
 from jaxmnist.results.finalists import Finalist
-from jaxmnist.results.importance import FEWEST_FOR_IMPORTANCE, Importance, importances
+from jaxmnist.results.importance import FEWEST_FOR_IMPORTANCE, Importance, importances, tuning_curve
+from jaxmnist.results.layout import short_names
 from jaxmnist.results.run import Run
-from jaxmnist.results.tuning import tuning_curve
-from jaxmnist.runs.layers import summary
+from jaxmnist.results.statistics import two_components
 from jaxmnist.runs.ledger import Looks
-from jaxmnist.runs.times import read_times
-from jaxmnist.runs.trial import History, Trial
-from jaxmnist.whole_files import write_bytes, write_together
+from jaxmnist.runs.store import read_times
+from jaxmnist.runs.trial import History, Trial, summary
+
+# --- Results computed from the images: confident mistakes, and features in two dimensions ---
+
+SHOWN = 24
+MOST_DOTS = 1000  # validation images in the figure of the features
+MOST_NUMBERS = 10**8  # feature values held in memory
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A test image that the winner misclassified.
+
+    picture: the image as a data URL.
+    index: of the image in the test set.
+    truth, taken_for: the name of the true class and of the predicted one.
+    probability: the probability that the winner gave the predicted label.
+    """
+
+    picture: str
+    index: int
+    truth: str
+    taken_for: str
+    probability: float
+
+
+def mistakes(run: Run, dataset: Dataset, count: int = SHOWN) -> list[Mistake]:
+    """The winner's most confident mistakes, the most confident first.
+
+    They come from the stored predictions: the test set is not evaluated again.
+    """
+    probabilities = np.load(run.directory.probabilities_path, allow_pickle=False)
+    if probabilities.shape != (len(dataset.y_test), dataset.classes):
+        raise ValueError("the stored predictions don't match these test images")
+    predictions = probabilities.argmax(1)
+    surest = probabilities.max(1)
+    wrong = np.flatnonzero(predictions != dataset.y_test)
+    order = wrong[np.argsort(-surest[wrong], kind="stable")][:count]
+    return [
+        Mistake(
+            picture(dataset.x_test[i], dataset.scale),
+            int(i),
+            dataset.class_names[dataset.y_test[i]],
+            dataset.class_names[predictions[i]],
+            float(surest[i]),
+        )
+        for i in order
+    ]
+
+
+def picture(image: np.ndarray, scale: float) -> str:
+    """An image [H, W, C] as a PNG in a data URL; only its first channel unless there are 3.
+
+    Pixels of value 0 are black, of value `scale` white.
+    """
+    pixels = image if image.shape[2] == 3 else image[..., 0]
+    pixels = np.rint(pixels / scale * 255).clip(0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def features_in_two(run: Run, dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first two principal components of the features of validation images.
+
+    Returns points float64[N, 2], classes int[N], and the fractions of the variance float64[2].
+    """
+    model = run.best_model
+    dots = min(MOST_DOTS, len(dataset.y_validation), max(3, MOST_NUMBERS // model.feature_count))
+    # Evenly spread images, as the data may be sorted by class.
+    chosen = np.linspace(0, len(dataset.y_validation) - 1, dots).round().astype(int)
+    points, shares = two_components(model.features(dataset.x_validation[chosen]))
+    return points, dataset.y_validation[chosen], shares
+
+
+# --- Variables of the page's sections on the test set ---
+
+NAME = 18  # columns of a class name in a table
+MOST_CLASSES = 30  # of a confusion matrix as a table, and of a report with all classes
+
+
+def test_context(facts: Facts) -> dict[str, Any]:
+    """Variables of these sections; None where nothing was measured."""
+    test = facts.tested
+    svm = facts.attempt("test", facts.svm)
+    names = ("test", "gap", "about_looks", "svm", "ensemble")
+    more = ("confusion", "svm_confusion", "reliability", "about_calibration")
+    context: dict[str, Any] = dict.fromkeys((*names, *more))
+    context["comparisons"] = []
+    if test:
+        context["test"] = facts.attempt("test", _tested, test)
+        evaluation = Evaluation.from_json(test)
+        context["gap"] = facts.attempt("trust", about_gap, facts.run, test, evaluation)
+        context["about_looks"] = facts.attempt("test", looks_at_test, facts.run)
+        if context["test"] and not context["test"]["matrix"]:
+            context["confusion"] = facts.attempt(
+                "test", confusion_figure, evaluation, "confusion", "network"
+            )
+        found = facts.attempt("trust", Calibration.from_json, test)
+        if found:
+            context["about_calibration"] = facts.attempt(
+                "trust", about_probabilities, facts.run, test
+            )
+            context["reliability"] = facts.attempt("trust", figures.reliability, found)
+    if svm:
+        context["svm"] = facts.attempt("test", lambda: {**_tested(svm), "of": svm})
+        if context["svm"] and not context["svm"]["matrix"]:
+            of_svm = Evaluation.from_json(svm)
+            context["svm_confusion"] = facts.attempt(
+                "test", confusion_figure, of_svm, "svm-confusion", "SVM"
+            )
+    if test:
+        kept = facts.attempt("trust", facts.run.kept_comparisons)
+        context["comparisons"] = (
+            facts.attempt("trust", comparisons.describe_comparisons, kept) or []
+        )
+        ensemble = facts.attempt("trust", facts.run.kept_ensemble)
+        context["ensemble"] = comparisons.describe_ensemble(ensemble) if ensemble else None
+    return context
+
+
+def _tested(content: dict[str, Any]) -> dict[str, Any]:
+    """Variables of one evaluation."""
+    evaluation = Evaluation.from_json(content)
+    matrix = evaluation.confusion_matrix
+    wrong = matrix - np.diag(np.diag(matrix))
+    low, high = evaluation.confidence_interval()
+    names, short = evaluation.class_names, short_names(evaluation.class_names, NAME)
+    report, intervals = evaluation.classification_report(), evaluation.recall_intervals()
+    few = len(names) <= MOST_CLASSES
+    shown = range(len(names)) if few else worst_classes(evaluation)
+    return {
+        "accuracy": evaluation.accuracy,
+        "images": evaluation.images,
+        "low": low,
+        "high": high,
+        "names": short,
+        "numbered": evaluation.numbered,
+        "matrix": matrix.tolist() if few else None,
+        "pairs": [] if few else [(short[i], short[j], n) for i, j, n in confusions(evaluation)],
+        "most_wrong": max(1, int(wrong.max())),
+        "mistakes": int(wrong.sum()),
+        "classes": [(short[k], report[names[k]], intervals[k]) for k in shown],
+        "averages": [
+            (name, report[name]) for name in ("macro avg", "weighted avg") if name in report
+        ],
+        "confused": sentences.most_confused(evaluation),
+        "constant": beside_constant(evaluation),
+    }
+
+
+# --- The page of a run: one HTML file that opens without a network connection ---
 
 RELOAD = 30  # seconds between reloads while the search runs
 NO_IMAGES: dict[str, Any] = {"mistakes": None, "features": None}
@@ -119,12 +277,12 @@ def table_context(facts: Facts, running: bool) -> dict[str, Any]:
     index = facts.winner.index if facts.winner else None
     varied = {name: facts.space.parameters[name] for name in facts.space.varied}
     trials = [entry.trial for entry in facts.ranked]
-    content = facts.attempt("trials", trial_table.as_csv, facts)
+    content = facts.attempt("trials", facts_module.trials_as_csv, facts)
     return {
         "rule": facts.run.rule,
-        "trial_heads": trial_table.heads(facts),
-        "trial_rows": trial_table.rows(facts, running),
-        "trial_csv": trial_table.data_url(content) if content else None,
+        "trial_heads": facts_module.trial_heads(facts),
+        "trial_rows": facts_module.trial_rows(facts, running),
+        "trial_csv": facts_module.data_url(content) if content else None,
         "unranked": [trial for trial in facts.trials if trial.status != "completed"],
         "parallel": facts.attempt(
             "trials", parallel, varied, trials, index, facts.validation_images
@@ -134,7 +292,7 @@ def table_context(facts: Facts, running: bool) -> dict[str, Any]:
 
 def _finalists(facts: Facts, finals: Sequence[Finalist]) -> list[tuple[str, ...]]:
     """The table of finalists with their configurations."""
-    head, *rows = finalists.table(finals)
+    head, *rows = finalists.finalists_table(finals)
     shown = [str(facts.space.shown(each.trial.hyperparameters)) for each in finals]
     return [
         (*head, "configuration"),
@@ -156,7 +314,7 @@ def trial_context(facts: Facts) -> dict[str, Any]:
     ]
     space = facts.space
     values = [
-        facts.attempt("quality", quality.quality, name, space.parameters[name], done, index, images)
+        facts.attempt("quality", figures.quality, name, space.parameters[name], done, index, images)
         for name in space.varied
     ]
     costs = [
@@ -168,21 +326,21 @@ def trial_context(facts: Facts) -> dict[str, Any]:
     histogram = None
     enough = len(done) >= FEWEST
     if winner_score is not None and enough:
-        histogram = facts.attempt("scores", quality.histogram, scores, winner_score)
+        histogram = facts.attempt("scores", figures.histogram, scores, winner_score)
     return {
         "curves": [picture for picture in learning if picture],
         "about_curves": how_to_read(trials, index),
         "quality": [picture for picture in values if picture],
-        "about_quality": quality.how_to_read("a value's"),
+        "about_quality": figures.how_to_read("a value's"),
         "histogram": histogram,
         "about_scores": facts.place_by_score,
-        "too_few": words.too_few(len(done), FEWEST),
-        "importance": facts.attempt("importance", quality.importances, found or []),
+        "too_few": sentences.too_few(len(done), FEWEST),
+        "importance": facts.attempt("importance", figures.importances, found or []),
         "importances": found or [],
-        "about_importance": None if found is None else words.about_importance(found, scores),
+        "about_importance": None if found is None else sentences.about_importance(found, scores),
         "cost": [picture for picture in costs if picture],
         "budget_figure": facts.attempt("budget", _budget, facts) if enough else None,
-        "about_budget": facts.attempt("budget", words.about_more, facts.run) if done else None,
+        "about_budget": facts.attempt("budget", sentences.about_more, facts.run) if done else None,
     }
 
 
@@ -219,11 +377,11 @@ def image_context(facts: Facts, dataset: Dataset | None) -> dict[str, Any]:
         return NO_IMAGES
 
     def features() -> Figure:
-        points, classes, shares = inspection.features_in_two(facts.run, data)
+        points, classes, shares = features_in_two(facts.run, data)
         return figures.scatter(points, classes, data.class_names, shares)
 
     return {
-        "mistakes": facts.attempt("mistakes", inspection.mistakes, facts.run, data),
+        "mistakes": facts.attempt("mistakes", mistakes, facts.run, data),
         "features": facts.attempt("features", features),
     }
 
@@ -234,20 +392,55 @@ def record_context(facts: Facts) -> dict[str, Any]:
     times = read_times(run.directory)
     trained = [*run.trials, *run.further_trials]
     looks = facts.attempt("record", lambda: run.directory.read_looks(run.directory.test_sha256))
-    objects = repeat.in_python_only(run.search)
-    changed, defaults = repeat.settings_rows(run.search)
+    objects = facts_module.in_python_only(run.search)
+    changed, defaults = facts_module.settings_rows(run.search)
     return {
         "settings": changed,
         "defaults": defaults,
         "fingerprint": run.search["identity"].get("data"),
         "sessions": run.search.get("sessions", []),
         "times": times,
-        "nodes": shares_of(trained) if several(trained) else [],
+        "nodes": shares_of(trained) if several_nodes(trained) else [],
         "machine": run.search.get("machine", {}),
         "looks": looks or Looks(),
         "objects": objects,
-        "command": repeat.command(run.settings),
-        "python": repeat.session(run.settings, objects),
+        "command": facts_module.search_command(run.settings),
+        "python": facts_module.python_session(run.settings, objects),
         "directory": str(run.directory.path),
         "class_names": facts.attempt("record", _class_names, run.search["data"]),
     }
+
+
+# --- The page of a run inside a notebook ---
+
+
+class InNotebook:
+    """A page that a notebook shows in an iframe, which keeps the styles of the two separate.
+
+    height: height of the iframe in pixels.
+    """
+
+    def __init__(self, text: str, height: int) -> None:
+        self._text = text
+        self._height = height
+
+    def _repr_html_(self) -> str:
+        return (
+            # The run's files may have been changed: the sandbox runs no script.
+            f'<iframe sandbox="" srcdoc="{html.escape(self._text)}" title="report of a search"'
+            f' style="width: 100%; height: {self._height}px; border: 1px solid #8886"></iframe>'
+        )
+
+
+def show(run: Run, *sections: str, height: int = 900) -> InNotebook:
+    """Make the page of `run` for a notebook, or only its named sections, such as 'curves'.
+
+    height: height of the page in pixels.
+    """
+    # Nothing can be saved from the sandbox of the iframe.
+    text = make_page(run).replace("</style>", ".save { display: none }\n</style>", 1)
+    if sections:
+        kept = ", ".join(f"section#{name}" for name in sections)
+        rest = f"body > *:not(main), section:not({kept}) {{ display: none }} body {{ padding: 0 }}"
+        text = text.replace("</style>", f"{rest} section {{ margin: 0 1rem }}\n</style>", 1)
+    return InNotebook(text, height)

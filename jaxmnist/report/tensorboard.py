@@ -25,13 +25,12 @@ from tensorboardX.summary import hparams, scalar, text
 
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.hyperparameters import text as value_text
-from jaxmnist.models.distributions import is_number
+from jaxmnist.models.questions import is_number
 from jaxmnist.models.space import SpaceDescription
-from jaxmnist.report.confusion import cells_of, ticks
 from jaxmnist.report.drawing import any_text, drawable, plotting
+from jaxmnist.report.figures import cells_of, ticks
 from jaxmnist.results.confusion import Evaluation
-from jaxmnist.runs.keys import Rerun, TrialKey, index_of
-from jaxmnist.runs.trial import METRICS, Metrics, Trial
+from jaxmnist.runs.trial import METRICS, Metrics, Rerun, Trial, TrialKey, index_of
 
 CLOSED = b"_hparams_/session_end_info"  # contained in the file of a trial that ended
 MOST_NAMES = 30  # class names along a side of the confusion matrix

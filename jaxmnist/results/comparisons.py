@@ -14,14 +14,83 @@ from typing import Any
 
 import numpy as np
 
-from jaxmnist.errors import printable
-from jaxmnist.results import members
-from jaxmnist.results.paired import difference_p_values, holm
+from jaxmnist.errors import UsageError, printable
+from jaxmnist.files import DamagedFile, content_sha256, read_array, read_json
+from jaxmnist.results.confusion import REPORT_SHAPE, Evaluation, beside_constant
 from jaxmnist.results.selection import Ranked
-from jaxmnist.results.statistics import p_value, signed
-from jaxmnist.runs.directory import RunDirectory
-from jaxmnist.runs.writing import WritableRunDirectory
-from jaxmnist.whole_files import DamagedFile, read_array, read_json
+from jaxmnist.results.statistics import difference_p_values, holm, p_value, signed
+from jaxmnist.runs.store import RunDirectory, WritableRunDirectory
+from jaxmnist.runs.trial import Trial
+
+# --- Which trials make the ensemble, and what its report says; for reading, without JAX ---
+
+# Fields of best/ensemble/ensemble.json, of which `members` is its own.
+MEMBERS_SHAPE = {"members": [{"trial": int, "model_sha256": str}]}
+SHAPE = {
+    **MEMBERS_SHAPE,
+    "model_sha256": str,
+    **REPORT_SHAPE,
+    "probabilities_sha256": str,
+    "validation_accuracy": float,
+}
+
+
+def first_members(ranked: Sequence[Ranked], count: int) -> tuple[Trial, ...]:
+    """The first `count` trials of a ranking, by index: their order in it changes nothing.
+
+    Raises `UsageError` if fewer have completed.
+    """
+    if len(ranked) < count:
+        raise UsageError(f"--ensemble {count} needs as many completed trials: {len(ranked)} are")
+    return tuple(sorted((entry.trial for entry in ranked[:count]), key=lambda trial: trial.index))
+
+
+def members_identity(hashes: Sequence[str | None]) -> str:
+    """The SHA-256 that identifies an ensemble: of its members' weights' hashes, in any order."""
+    return content_sha256(sorted(map(str, hashes)))
+
+
+def are_first_members(content: dict[str, Any], ranked: Sequence[Ranked]) -> bool:
+    """Whether a report is of the first trials of this ranking, with the weights they have now."""
+    stated = content["members"]
+    if not 2 <= len(stated) <= len(ranked):
+        return False
+    now = [
+        {"trial": trial.index, "model_sha256": trial.weights_sha256}
+        for trial in first_members(ranked, len(stated))
+    ]
+    same: bool = content["model_sha256"] == members_identity(
+        [each["model_sha256"] for each in stated]
+    )
+    return same and bool(stated == now)
+
+
+def kept_ensemble(directory: RunDirectory, ranked: Sequence[Ranked]) -> dict[str, Any] | None:
+    """The content of best/ensemble/ensemble.json; None if it is damaged or of other trials."""
+    try:
+        content = read_json(directory.ensemble_path, SHAPE)
+        Evaluation.from_json(content)
+    except (DamagedFile, ValueError):  # repeating the search's command sets it aside
+        return None
+    return content if are_first_members(content, ranked) else None
+
+
+def describe_ensemble(content: dict[str, Any]) -> str:
+    """The content of best/ensemble/ensemble.json in sentences, on a line."""
+    members = content["members"]
+    low, high = content["confidence_interval"]
+    names = ", ".join(str(member["trial"]) for member in members)
+    said = (
+        f"Ensemble of the first {len(members)} trials ({names}), by the mean of their"
+        f" probabilities: test accuracy {content['accuracy']:.4f} (95 % interval {low:.4f} to"
+        f" {high:.4f}), validation accuracy"
+        f" {content['validation_accuracy']:.4f}. Predicting with it costs {len(members)} times the"
+        " computing."
+    )
+    return " ".join([said, *beside_constant(Evaluation.from_json(content))])
+
+
+# --- Paired comparisons of everything that was tested on a run's own test images ---
 
 # Fields of best/comparisons.json.
 COMPARISONS_SHAPE = {
@@ -66,7 +135,7 @@ class Predictions:
         return classes
 
 
-def tested(
+def tested_models(
     directory: RunDirectory, ranked: Sequence[Ranked], winner: str | None
 ) -> dict[str, Predictions]:
     """What was tested of the present winner, by name; what can't be read is left out.
@@ -80,7 +149,7 @@ def tested(
         found["network"] = Predictions(
             directory.probabilities_path, report["probabilities_sha256"], report["accuracy"]
         )
-    if ensemble := members.kept(directory, ranked):
+    if ensemble := kept_ensemble(directory, ranked):
         found["ensemble"] = Predictions(
             directory.ensemble_probabilities_path,
             ensemble["probabilities_sha256"],
@@ -103,7 +172,7 @@ def _read(path: Path, shape: Any, winner: str | None) -> dict[str, Any] | None:
     return content if content["model_sha256"] == winner else None
 
 
-def compare(right: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+def compare_models(right: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """All pairs of models by McNemar's exact test, as one family.
 
     Args:
@@ -137,7 +206,7 @@ def compare(right: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     ]
 
 
-def write(
+def write_comparisons(
     files: WritableRunDirectory, ranked: Sequence[Ranked], winner: str | None, truth: np.ndarray
 ) -> dict[str, Any] | None:
     """Compare what was tested, and write best/comparisons.json; the test set isn't evaluated.
@@ -150,7 +219,7 @@ def write(
     Returns:
       The content of the file; None if fewer than two models were tested.
     """
-    found, right = tested(files, ranked, winner), {}
+    found, right = tested_models(files, ranked, winner), {}
     for name, each in found.items():
         classes = files.mended(each.classes)
         if classes is not None:
@@ -158,13 +227,13 @@ def write(
     if len(right) < 2:
         return None
     models = _models({name: found[name] for name in right})
-    content = {"models": models, "comparisons": compare(right)}
+    content = {"models": models, "comparisons": compare_models(right)}
     if files.mended(lambda: read_json(files.comparisons_path, COMPARISONS_SHAPE)) != content:
         files.write_json(files.comparisons_path, content)
     return content
 
 
-def kept(
+def kept_comparisons(
     directory: RunDirectory, ranked: Sequence[Ranked], winner: str | None
 ) -> dict[str, Any] | None:
     """The content of best/comparisons.json; None if damaged, or not of what was tested last."""
@@ -174,7 +243,7 @@ def kept(
         return None
     models = content["models"]
     named = {name for pair in content["comparisons"] for name in (pair["first"], pair["second"])}
-    same = bool(ranked) and models == _models(tested(directory, ranked, winner))
+    same = bool(ranked) and models == _models(tested_models(directory, ranked, winner))
     return content if same and named == set(models) else None
 
 
@@ -185,7 +254,7 @@ def _models(found: Mapping[str, Predictions]) -> dict[str, Any]:
     }
 
 
-def describe(content: dict[str, Any] | None) -> list[str]:
+def describe_comparisons(content: dict[str, Any] | None) -> list[str]:
     """The content of best/comparisons.json as lines; none if there is none."""
     if not content:
         return []

@@ -1,9 +1,11 @@
-"""The test set: accuracy with its interval, confusion matrix, classification report."""
+"""The test set: accuracy, its gap to validation, calibration, and how often it was evaluated."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,26 +13,413 @@ from typing import Any
 import numpy as np
 
 from jaxmnist.data.dataset import Dataset
-from jaxmnist.results.calibration import (
-    CALIBRATION_SHAPE,
-    Calibration,
-    calibration,
-    describe_calibration,
+from jaxmnist.errors import printable
+from jaxmnist.files import DamagedFile, array_bytes, fits, read_array, read_json, sha256
+from jaxmnist.results import comparisons
+from jaxmnist.results.confusion import (
+    REPORT_SHAPE,
+    SENTENCE,
+    Evaluation,
+    beside_constant,
+    describe_classes,
+    describe_confusions,
+    judge,
 )
-from jaxmnist.results.classes import describe_classes, describe_confusions
-from jaxmnist.results.confusion import REPORT_SHAPE, Evaluation, beside_constant, judge
-from jaxmnist.results.gap import about_gap
-from jaxmnist.results.looks import describe_looks
+from jaxmnist.results.finalists import Corrected, interval
+from jaxmnist.results.layout import shortened
 from jaxmnist.results.run import Run
-from jaxmnist.runs.ledger import LOOK_SHAPE
-from jaxmnist.whole_files import (
-    DamagedFile,
-    array_bytes,
-    fits,
-    read_array,
-    read_json,
-    sha256,
-)
+from jaxmnist.results.statistics import signed
+from jaxmnist.runs.ledger import LOOK_SHAPE, Looks, ledger_path
+from jaxmnist.runs.store import RunDirectory
+
+# --- Whether a network's probabilities are as often right as they say ---
+
+BINS = 15
+SIMULATIONS = 2000
+# Fields of a calibration, in test.json; a bin has images, right ones and the sum of probabilities.
+CALIBRATION_SHAPE = {
+    "loss": float,
+    "calibration_error": float,
+    "reliability": [(int, int, float)],
+}
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Images whose predicted class has a probability in one of the 15 equal parts of 0 to 1.
+
+    images, right: their number, and how many of them are classified correctly.
+    probability: the sum of the probabilities of their predicted classes.
+    """
+
+    images: int
+    right: int
+    probability: float
+
+    @property
+    def gap(self) -> float:
+        """By how much the mean probability lies above the accuracy, for all images together."""
+        return self.probability - self.right
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far the probabilities of N images can be trusted.
+
+    loss: the mean of −ln p, p the probability of the true class: the cross-entropy.
+    bins: 15, in ascending order of the probability of the predicted class.
+    """
+
+    loss: float
+    bins: tuple[Bin, ...]
+
+    @property
+    def images(self) -> int:
+        """The number of images, N."""
+        return sum(part.images for part in self.bins)
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error: Σ |mean probability − accuracy| · images/N over the bins.
+
+        References:
+          Guo, Pleiss, Sun and Weinberger, 'On calibration of modern neural networks', 2017: 15
+          bins of equal width.
+        """
+        return sum(abs(part.gap) for part in self.bins) / self.images
+
+    @property
+    def excess(self) -> float:
+        """The mean probability of the predicted class minus the accuracy."""
+        return sum(part.gap for part in self.bins) / self.images
+
+    def error_by_chance(self) -> float:
+        """The calibration error that chance stays below in 95 of 100 cases.
+
+        That of a network whose probabilities are true, on as many images with these probabilities:
+        the right ones of a bin are binomial.
+
+        References:
+          Bröcker and Smith, 'Increasing the reliability of reliability diagrams', 2007.
+        """
+        generator = np.random.default_rng(0)  # fixed, so that a report made again is the same
+        filled = [part for part in self.bins if part.images]
+        images = np.array([part.images for part in filled])
+        sums = np.array([part.probability for part in filled])
+        drawn = generator.binomial(images, (sums / images).clip(0, 1), (SIMULATIONS, len(filled)))
+        return float(np.quantile(np.abs(drawn - sums).sum(1) / self.images, 0.95))
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields `CALIBRATION_SHAPE` of test.json."""
+        bins = [[part.images, part.right, part.probability] for part in self.bins]
+        return {"loss": self.loss, "calibration_error": self.error, "reliability": bins}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Calibration:
+        """The calibration stored by `to_json`; ValueError if its content is impossible."""
+        found = cls(content["loss"], tuple(Bin(*row) for row in content["reliability"]))
+        fits = all(
+            0 <= part.right <= part.images and 0 <= part.probability <= part.images * (1 + 1e-6)
+            for part in found.bins
+        )
+        if not fits or len(found.bins) != BINS or found.images < 1 or found.loss < 0:
+            raise ValueError("invalid calibration")
+        if not math.isclose(found.error, content["calibration_error"], abs_tol=1e-9):
+            raise ValueError("the calibration error is not that of the bins")
+        return found
+
+
+def calibration(truth: np.ndarray, probabilities: np.ndarray) -> Calibration:
+    """The calibration of predicted probabilities.
+
+    One below the spacing of numbers at 1 (1.2e-7 in float32) counts as that, as in scikit-learn's
+    `log_loss`, so that the loss stays finite.
+
+    Args:
+      truth: int[N], the true classes, 0 to K − 1.
+      probabilities: float32[N, K], of each class; rows add up to 1.
+    """
+    true_ones = probabilities[np.arange(len(truth)), truth]
+    least = np.finfo(probabilities.dtype).eps
+    loss = float(-np.log(true_ones.clip(least, 1).astype(np.float64)).mean())
+    highest = probabilities.max(1).astype(np.float64)
+    right = probabilities.argmax(1) == truth
+    places = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], highest)  # an edge ends its bin
+
+    def sums(weights: np.ndarray | None = None) -> Sequence[Any]:
+        """The sum of weights in each bin; without them the number of images."""
+        found: list[Any] = np.bincount(places, weights, BINS).tolist()
+        return found
+
+    rows = zip(sums(), sums(right), sums(highest), strict=True)
+    return Calibration(loss, tuple(Bin(n, int(hits), total) for n, hits, total in rows))
+
+
+def describe_calibration(found: Calibration, label_smoothing: float = 0.0) -> str:
+    """Loss and calibration error, and whether chance explains it, in two or three sentences.
+
+    label_smoothing: the part of the labels that training spread over all classes.
+    """
+    chance = found.error_by_chance()
+    said = f"Test loss {found.loss:.4f}. Expected calibration error {found.error:.4f}"
+    if found.error <= chance:
+        return f"{said}: within chance, as true probabilities would show up to {chance:.4f}."
+    direction = "too high" if found.excess > 0 else "too low"
+    said += (
+        f", more than chance explains ({chance:.4f}): the probabilities of the predicted"
+        f" classes are {direction} by {abs(found.excess):.4f} on average."
+    )
+    if found.excess < 0 and label_smoothing:
+        said += f" Labels were smoothed by {label_smoothing:g} in training, which lowers them."
+    return said
+
+
+# --- How often a test set was evaluated, and for what, in a sentence ---
+
+MOST_NAMED = 5  # runs that a sentence names, unless more are shown
+
+
+def looks_of(runs: Mapping[str, RunDirectory], test_sha256: str) -> Looks:
+    """All evaluations on test images that these runs know: theirs, and those of their folders.
+
+    A ledger counts once, and so does an evaluation that several runs know. Raises like
+    `RunDirectory.read_looks`.
+
+    Args:
+      runs: by the names that their evaluations get; those of other runs have the ledger's names.
+      test_sha256: the fingerprint of the test images.
+    """
+    damaged, known = {}, []
+    for name, run in runs.items():
+        looks = run.read_looks(test_sha256)
+        damaged[ledger_path(run.path).resolve()] = looks.damaged
+        for look in looks.found:
+            # Both may mislead: a copy has the identity of its original, a moved run another name.
+            foreign = (look.identity_sha256 != run.identity_sha256, look.run != run.name)
+            known.append((foreign, look if all(foreign) else replace(look, run=name)))
+    known.sort(key=lambda each: each[0])  # of equal evaluations the first one's name stays
+    return Looks.of((look for _, look in known), sum(damaged.values()))
+
+
+def times(count: int) -> str:
+    """'once', '2 times'."""
+    return "once" if count == 1 else f"{count} times"
+
+
+def describe_looks(looks: Looks, *own: str) -> str:
+    """The number of evaluations of a test set, and which they were, by run and purpose.
+
+    Args:
+      looks: of the test set; see `RunDirectory.read_looks` and `looks_of`.
+      own: the names of the runs that are shown, which are named first.
+    """
+    if not looks.count:
+        return "The test set has not been evaluated."
+    purposes: dict[str, Counter[str]] = {}
+    for look in looks.found:
+        purposes.setdefault(look.run, Counter())[look.purpose] += 1
+    names = [*filter(purposes.__contains__, own), *(name for name in purposes if name not in own)]
+    most = max(MOST_NAMED, len(own))
+    parts = [f"{_listed(purposes[name])} of {name}" for name in names[:most]]
+    if others := names[most:]:
+        more = sum(purposes[name].total() for name in others)
+        parts.append(f"{more} more of {len(others)} other {'run' if len(others) == 1 else 'runs'}")
+    if looks.damaged:
+        lines = "a line of the ledger is" if looks.damaged == 1 else "lines of the ledger are"
+        parts.append(f"{looks.damaged} unknown ({lines} damaged or missing)")
+    return f"Test set evaluated {times(looks.count)}: {'; '.join(parts)}."
+
+
+def _listed(purposes: Counter[str]) -> str:
+    """'winner', 'winner and 2 × SVM', 'winner, SVM and evaluation'."""
+    named = {("SVM" if name == "svm" else name): count for name, count in purposes.items()}
+    words = [f"{count} × {name}" if count > 1 else name for name, count in named.items()]
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+# --- The gap between validation and test accuracy: what it shows, and what it can't show ---
+
+COPIES = 0.1  # of the validation images; with more, intervals from their number are too narrow
+MOST_PAIRS = 3  # of renamed classes, that a sentence names
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The winner's corrected validation accuracy minus its test accuracy.
+
+    low, high: its 95 % interval.
+    """
+
+    size: float
+    low: float
+    high: float
+
+    @property
+    def visible(self) -> float:
+        """The smallest gap above 0 that would have been more than chance explains."""
+        return self.size - self.low
+
+
+def gap_between(found: Corrected, test: Evaluation) -> Gap:
+    """Compare the corrected score with the accuracy on the test images.
+
+    The interval combines those of the two accuracies, d ± √(δ₁² + δ₂²), where δ is how far each
+    reaches towards the other: the corrected score's contains the variance of the correction.
+
+    References:
+      Newcombe, 'Interval estimation for the difference between independent proportions: comparison
+      of eleven methods', 1998, method 10.
+    """
+    low, high = found.interval
+    test_low, test_high = test.confidence_interval()
+    size = found.score - test.accuracy
+    below = math.hypot(found.score - low, test_high - test.accuracy)
+    above = math.hypot(high - found.score, test.accuracy - test_low)
+    return Gap(size, size - below, size + above)
+
+
+def about_labels(found: Corrected, test: Evaluation) -> list[str]:
+    """What is probably wrong with the test part, in a sentence; none where nothing seems to be.
+
+    A renaming of the labels repairs the test accuracy if that is significantly below the corrected
+    score, and no longer so, or by no more than a fifth, once each predicted class stands for the
+    true one that fits best. An accuracy is below chance if its 95 % interval is below 1/K for K
+    classes.
+
+    Args:
+      found: the winner's score and what selection has added to it.
+      test: the winner on the test images.
+    """
+    classes, accuracy = len(test.labels), test.accuracy
+    gap = gap_between(found, test)
+    if gap.low > 0:
+        renamed, pairs = _renamed(test)
+        left = gap_between(found, renamed)
+        # In a class of a few images, and in guesses, other names may happen to fit better.
+        better = renamed.confidence_interval()[0] > accuracy and not beside_constant(renamed)
+        if better and (left.low <= 0 or left.size <= gap.size / 5):
+            more = f" and {len(pairs) - MOST_PAIRS} more" if len(pairs) > MOST_PAIRS else ""
+            return [
+                f"Renaming the classes raises the test accuracy from {accuracy:.4f} to"
+                f" {renamed.accuracy:.4f}: {', '.join(pairs[:MOST_PAIRS])}{more}. The test labels"
+                " are probably numbered differently from the training labels: compare both."
+            ]
+    if test.confidence_interval()[1] < 1 / classes:
+        return [
+            f"The test accuracy {accuracy:.4f} is below chance, 1/{classes} = {1 / classes:.4f}."
+            " The test labels are probably numbered differently from the training labels, or the"
+            " test images are prepared differently (inverted, transposed, on another scale):"
+            " compare both."
+        ]
+    return []
+
+
+def _renamed(test: Evaluation) -> tuple[Evaluation, list[str]]:
+    """The evaluation with predicted classes renamed for the highest accuracy, and the renamings.
+
+    References:
+      Kuhn, 'The Hungarian method for the assignment problem', 1955.
+    """
+    from scipy.optimize import linear_sum_assignment  # imported here: most results need none
+
+    matrix, classes = test.confusion_matrix, len(test.labels)
+    # Of equally good assignments the one that renames the fewest classes.
+    weights = matrix * (classes + 1) + np.eye(classes, dtype=np.int64)
+    predicted = linear_sum_assignment(weights, maximize=True)[1]
+    hits = matrix[np.arange(classes), predicted]
+    names = [printable(shortened(name, SENTENCE)) for name in test.class_names]
+    pairs = [
+        f"{names[k]} is classified as {names[predicted[k]]} ({hits[k]:,} of {matrix[k].sum():,})"
+        for k in np.argsort(-hits, kind="stable")
+        if predicted[k] != k and hits[k]
+    ]
+    return replace(test, confusion_matrix=matrix[:, predicted]), pairs
+
+
+def describe_gap(found: Corrected, test: Evaluation) -> str:
+    """What luck has added to the validation accuracy, and what the gap to the test accuracy says.
+
+    Args:
+      found: the winner's score and what selection has added to it.
+      test: the winner on the test images.
+    """
+    gap = gap_between(found, test)
+    luck = (
+        ""
+        if found.trials == 1
+        else (
+            f"Luck gives the best of {found.trials} about {found.raw - found.score:.4f} on these"
+            " validation images. "
+        )
+    )
+    corrected = "Validation" if found.trials == 1 else "Corrected for that, validation"
+    line = (
+        f"{luck}{corrected} accuracy {found.score:.4f} − test accuracy {test.accuracy:.4f} ="
+        f" {signed(gap.size)} (95 % interval {signed(gap.low)} to {signed(gap.high)})"
+    )
+    if wrong := about_labels(found, test):
+        sure = ", more than chance explains" if gap.low > 0 else ""
+        return " ".join([f"{line}{sure}.", *wrong])
+    if gap.low > 0 and found.trials == 1:
+        return f"{line}, more than chance explains: the test images are harder."
+    if gap.low > 0:
+        return (
+            f"{line}, more than chance explains: the search has overfitted the validation images"
+            " beyond that luck, or the test images are harder."
+        )
+    if gap.high < 0:
+        return (
+            f"{line}, more than chance explains: the test images are easier than the validation"
+            " images, which would hide an overfitting."
+        )
+    return (
+        f"{line}. Only a gap above {gap.visible:.4f} would have shown, and validation and test"
+        " images may not be equally hard: that none is visible does not rule overfitting out."
+    )
+
+
+def score_of(run: Run, content: dict[str, Any]) -> Corrected:
+    """The corrected validation accuracy of the network that best/test.json tells of.
+
+    Args:
+      run: with the finalists and the corrected score.
+      content: of best/test.json.
+    """
+    if not run.finals or "refit_images" in content:
+        return run.corrected
+    score, images = content["validation_accuracy"], content["validation_images"]
+    chosen = run.finals[0]
+    less = max(0.0, score - chosen.added.size)
+    reach = interval(less, images, chosen.added.variance)
+    return Corrected(chosen.rivals, images, score, less, reach, ())
+
+
+def about_gap(run: Run, content: dict[str, Any], test: Evaluation) -> str:
+    """What the run's best/test.json says about the gap between validation and test accuracy.
+
+    Args:
+      run: with the finalists and the corrected score.
+      content: of best/test.json.
+      test: its evaluation.
+    """
+    score = score_of(run, content)
+    images = run.validation_images
+    different = run.search["data"].get("validation_different", images)
+    instead = ""
+    if "refit_images" in content:
+        instead = (
+            f"The network was refitted on {content['refit_images']:,} images; no validation images"
+            " are left, so no gap is shown."
+        )
+    elif different < (1 - COPIES) * images:
+        instead = (
+            f"Only {different:,} of the {images:,} validation images differ from each other, so the"
+            " gap between validation and test accuracy shows little."
+        )
+    return " ".join([instead, *about_labels(score, test)]) if instead else describe_gap(score, test)
+
+
+# --- The test set: accuracy with its interval, confusion matrix, classification report ---
 
 TEST_SHAPE = {
     **REPORT_SHAPE,
@@ -168,7 +557,7 @@ def about_probabilities(run: Run, content: dict[str, Any]) -> str:
     return describe_calibration(Calibration.from_json(content), trained.label_smoothing)
 
 
-def describe(run: Run, content: dict[str, Any]) -> str:
+def describe_evaluation(run: Run, content: dict[str, Any]) -> str:
     """The content of the run's best/test.json as text, and all evaluations of the test set."""
     evaluation = Evaluation.from_json(content)
     low, high = evaluation.confidence_interval()
@@ -186,3 +575,52 @@ def describe(run: Run, content: dict[str, Any]) -> str:
             describe_classes(evaluation, "best/test.json"),
         ]
     )
+
+
+# --- The best trials' ensemble on the test set: evaluated once, and read again afterwards ---
+
+
+def evaluate_ensemble(run: Run, dataset: Dataset, count: int) -> dict[str, Any]:
+    """The report of the first `count` trials' ensemble, which is made unless it is kept.
+
+    Args:
+      run: a run whose first trials' weights are kept, locked by the caller.
+      dataset: the run's own.
+      count: number of members.
+
+    Returns:
+      The content of best/ensemble/ensemble.json.
+
+    Raises:
+      UsageError: fewer trials have completed.
+    """
+    trials = comparisons.first_members(run.ranked, count)
+    hashes = [trial.weights_sha256 for trial in trials]
+    identity = comparisons.members_identity(hashes)
+    if kept := run.files.mended(lambda: _kept_ensemble(run, identity)):
+        return kept
+    place = run.directory
+    ensemble = run.ensemble_of(trials)
+    right = ensemble.predict_proba(dataset.x_validation).argmax(1) == dataset.y_validation
+    subject = Subject(
+        identity,
+        ensemble.predict_proba,
+        place.ensemble_path,
+        place.ensemble_probabilities_path,
+        {
+            **validated(float(right.mean()), dataset),
+            "members": [
+                {"trial": trial.index, "model_sha256": trial.weights_sha256} for trial in trials
+            ],
+        },
+    )
+    return look_at(subject, run, dataset, "ensemble")
+
+
+def _kept_ensemble(run: Run, identity: str) -> dict[str, Any] | None:
+    """The kept report; None if it is another ensemble's. Raises `DamagedFile` if it is damaged."""
+    path, beside = run.directory.ensemble_path, run.directory.ensemble_probabilities_path
+    content, _ = read_report(path, beside, identity, comparisons.MEMBERS_SHAPE)
+    if content is not None and not comparisons.are_first_members(content, run.ranked):
+        raise DamagedFile(path, "does not list the members that it is of")
+    return content

@@ -1,26 +1,266 @@
-"""The finalists: the first trials of the ranking, trained again, and the choice among them."""
+"""The winner's score corrected for selection, the trials tied with it, and the finalists."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from jaxmnist.results.corrected import (
-    RESAMPLES,
-    Corrected,
-    Optimism,
-    indistinguishable,
-    interval,
-    twice_resampled,
-)
-from jaxmnist.runs.keys import REFIT, Rerun
-from jaxmnist.runs.trial import Trial, unpack_right
+from jaxmnist.results.selection import Course, Ranked, Rule
+from jaxmnist.results.statistics import difference_p_values, holm, only_first, wilson
+from jaxmnist.runs.trial import REFIT, Rerun, Trial, unpack_right
+
+# --- The winner's score corrected for having been selected ---
+
+RESAMPLES = 400
+FEWEST_RESAMPLES = 100
+MOST_WORK = 2e10  # multiplications of one level of resampling; beyond that, fewer resamples
+COLUMNS = 1024  # of the matrices that are multiplied at a time
+# The variance of the correction, as a part of its square where the trials truly differ; chosen by
+# the simulation in experiments/corrected_score.py.
+UNCERTAINTY = 0.6
+MOST_NAMED = 10  # trials that a sentence names
+# What each of T candidates has right in R resamples, [R, T], and which one is selected, int[R].
+Judged = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """The winner's validation accuracy, and what is known of it.
+
+    trials: number of trials (with finalists, of means of reruns) that it was selected from.
+    images: number of validation images.
+    raw: its validation accuracy; with finalists the mean of its reruns.
+    score: the same, less what selection has added to it on average.
+    interval: 95 % interval of its true accuracy.
+    indistinguishable: indices of the trials that these images don't tell from the winner.
+    """
+
+    trials: int
+    images: int
+    raw: float
+    score: float
+    interval: tuple[float, float]
+    indistinguishable: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Optimism:
+    """How much higher selection makes the winner's accuracy on the images than it truly is.
+
+    The images are resampled, and each time the rule selects among all trials again. How far its
+    choice lies above its accuracy on the images resampled from is the optimism b₁, on average.
+    Resampling each resample once more in the same way gives b₂. Measured accuracies differ more
+    than true ones, by sampling error, and still more with each resampling, so that the optimism
+    sought, b₀, is larger than b₁. If sampling error (variance σ²) and true accuracies (τ²) are
+    normally distributed, λ resamplings give b = c σ² / √(τ² + (1 + λ)σ²). So 1/b² is a straight
+    line in λ, which is extended to 0:
+
+    1/b₀² = 2/b₁² − 1/b₂², and b₀ ≤ √2 b₁, its value for τ = 0
+
+    once, twice: b₁ and b₂, accuracies.
+
+    References:
+      Efron, 'Estimating the error rate of a prediction rule', 1983, for b₁; Tsamardinos, Greasidou
+      and Borboudakis, 'Bootstrapping the out-of-sample predictions for efficient and accurate
+      cross-validation', 2018, for resampling the images of all trials together; Cook and Stefanski,
+      'Simulation-extrapolation estimation in parametric measurement error models', 1994, for
+      extrapolation to less noise.
+    """
+
+    once: float
+    twice: float
+
+    @property
+    def size(self) -> float:
+        """The optimism b₀, at least 0."""
+        if self.once <= 0:
+            return 0.0
+        most = math.sqrt(2) * self.once
+        inverse = 2 / self.once**2 - (1 / self.twice**2 if self.twice > 0 else math.inf)
+        return min(most, 1 / math.sqrt(inverse)) if inverse > 0 else most
+
+    @property
+    def variance(self) -> float:
+        """The variance of b₀ beyond that of an accuracy: 0.6 b₀² τ²/(τ² + σ²).
+
+        τ²/(τ² + σ²) = 2 − b₀²/b₁². Among equal trials (τ = 0) nothing is added: the winner's
+        sampling error varies less than that of one trial, by about as much as b₀ does.
+        """
+        if self.once <= 0:
+            return 0.0
+        return UNCERTAINTY * self.size**2 * max(0.0, 2 - (self.size / self.once) ** 2)
+
+
+def corrected(ranked: Sequence[Ranked], rule: Rule) -> Corrected:
+    """Correct the score of the first of at least one ranked trial; see `Optimism`.
+
+    The same trials give the same numbers, in any order of those after the first.
+    """
+    trials = sorted((entry.trial for entry in ranked), key=lambda trial: trial.index)
+    winner, images = ranked[0].trial, rule.images
+    packed = np.frombuffer(b"".join(b"".join(trial.validation) for trial in trials), np.uint8)
+    bits = packed.reshape(len(trials), len(winner.validation), -1)
+    added = resampled(bits, rule, [trial.index for trial in trials].index(winner.index))
+    score = max(0.0, ranked[0].score - added.size)
+    others = [trial.index for trial in trials if trial is not winner]
+    last = {trial.index: bits[place, -1] for place, trial in enumerate(trials)}
+    return Corrected(
+        len(trials),
+        images,
+        ranked[0].score,
+        score,
+        interval(score, images, added.variance),
+        indistinguishable(last[winner.index], {index: last[index] for index in others}),
+    )
+
+
+def describe_corrected(found: Corrected) -> str:
+    """The corrected score and the trials as good as the winner, in sentences."""
+    low, high = found.interval
+    if found.trials == 1:
+        return (
+            f"The 95 % interval of its accuracy is {low:.4f} to {high:.4f}; with one completed"
+            " trial, selection has added nothing to it."
+        )
+    said = (
+        f"Selection among {found.trials} trials on the same {found.images:,} images has added about"
+        f" {found.raw - found.score:.4f} to it: the corrected score is {found.score:.4f} (95 %"
+        f" interval {low:.4f} to {high:.4f})."
+    )
+    equal = found.indistinguishable
+    if not equal:
+        return f"{said} These images tell every other trial from the winner (McNemar's test)."
+    names = ", ".join(map(str, equal[:MOST_NAMED])) + (", …" if len(equal) > MOST_NAMED else "")
+    return (
+        f"{said} These images don't tell {len(equal)} of the other {found.trials - 1} trials from"
+        f" the winner (McNemar's test): {names}."
+    )
+
+
+def resampled(bits: np.ndarray, rule: Rule, winner: int) -> Optimism:
+    """Let the rule select again on resampled images, and on images resampled from these.
+
+    What the original winner gains by a resampling, which is 0 on average, is subtracted as a
+    control variate.
+
+    Args:
+      bits: uint8[T, E, B], packed bits of T trials, in ascending order of their indices.
+      rule: the rule that selects, with the number of images.
+      winner: the winner's place in `bits`.
+    """
+    images, varied = rule.images, changing(bits, rule.images)
+    work = varied.shape[0] * bits.shape[0] * (2 * bits.shape[1] - 1)
+    resamples = int(min(RESAMPLES, max(FEWEST_RESAMPLES, MOST_WORK / max(1, work))))
+    weights = np.ones((1, len(varied) + 1))
+    weights[0, -1] = images - len(varied)
+
+    def judge(weights: np.ndarray) -> Judged:
+        drawn = course(weights, varied, images)
+        return drawn.right, rule.winners(drawn)
+
+    return twice_resampled(judge, weights, winner, resamples)
+
+
+def twice_resampled(
+    judge: Callable[[np.ndarray], Judged], weights: np.ndarray, winner: int, resamples: int
+) -> Optimism:
+    """Let `judge` select again on resampled images, and on images resampled from these.
+
+    Args:
+      judge: of weights float[R, M], how often images of each kind were drawn.
+      weights: float[1, M], of the images as they are.
+      winner: the candidate that is selected from these.
+      resamples: number of resamples.
+    """
+    generator = np.random.default_rng(0)  # fixed, so that a report made again is the same
+    images = round(float(weights.sum()))
+    before, rows, found = judge(weights)[0], np.arange(resamples), []
+    for _ in range(2):
+        chances = np.broadcast_to(weights / images, (resamples, weights.shape[1]))
+        weights = generator.multinomial(images, chances).astype(float)
+        right, selected = judge(weights)
+        gained = right - before  # (resamples, T)
+        added = gained[rows, selected] - gained[:, winner]
+        found.append(float(added.mean()) / images)
+        before = right
+    return Optimism(*found)
+
+
+def interval(score: float, images: float, variance: float = 0.0) -> tuple[float, float]:
+    """The 95 % interval of a corrected accuracy.
+
+    Wilson's, of as many images as have the variance p(1 − p)/n + `variance` of the correction.
+
+    References:
+      As for `statistics.wilson`.
+    """
+    spread = score * (1 - score)
+    number = images / (1 + variance * images / spread) if spread > 0 else images
+    return wilson(score, number)
+
+
+def indistinguishable(winner: np.ndarray, others: dict[int, np.ndarray]) -> tuple[int, ...]:
+    """The trials whose difference from the winner is not significant on the same images.
+
+    McNemar's exact two-sided test, at 5 % for all trials together by Holm's method.
+
+    Args:
+      winner: uint8[B], the winner's packed bits.
+      others: those of the other trials by index.
+
+    References:
+      See `paired.difference_p_values` and `paired.holm`.
+    """
+    if not others:
+        return ()
+    bits = np.stack(list(others.values()))
+    p_values = difference_p_values(only_first(winner, bits), only_first(bits, winner))
+    return tuple(index for index, told in zip(others, holm(p_values), strict=True) if not told)
+
+
+def changing(bits: np.ndarray, images: int) -> np.ndarray:
+    """The results of the images that not every trial has right in every epoch: bool[M, T, E]."""
+    some_wrong = ~unpack_right(np.bitwise_and.reduce(bits, axis=(0, 1)).tobytes(), images)
+    right = np.unpackbits(bits, axis=-1, count=images)[..., some_wrong]
+    return np.ascontiguousarray(np.moveaxis(right, -1, 0)).astype(bool)
+
+
+def course(weights: np.ndarray, varied: np.ndarray, images: int) -> Course:
+    """The course of each of T trials in each of R resamples.
+
+    Args:
+      weights: float[R, M + 1], how often each varied image, and the others together, were drawn.
+      varied: bool[M, T, E], see `changing`.
+      images: number of images of a resample.
+    """
+    before, after = varied[..., :-1], varied[..., 1:]
+    right = _sums(weights[:, :-1], varied[..., -1]) + weights[:, -1:].astype(np.int64)
+    lost, won = (_sums(weights[:, :-1], each) for each in (before & ~after, after & ~before))
+    return Course(images, right, lost, won)
+
+
+def _sums(weights: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The sum of the weights of the chosen images: int64[R, ...] for bool[M, ...].
+
+    Products of 0, 1 and whole numbers below 2²⁴ are exact in float32, in any order.
+    """
+    columns = chosen.reshape(len(chosen), math.prod(chosen.shape[1:]))
+    single = weights.astype(np.float32)
+    parts = [
+        single @ columns[:, first : first + COLUMNS].astype(np.float32)
+        for first in range(0, columns.shape[1], COLUMNS)
+    ]
+    together = np.concatenate(parts, -1) if parts else np.zeros((len(weights), 0))
+    return together.reshape(len(weights), *chosen.shape[1:]).astype(np.int64)
+
+
+# --- The finalists: the first trials of the ranking, trained again, and the choice among them ---
 
 NOTHING = Optimism(0.0, 0.0)
 
@@ -104,7 +344,7 @@ def rerun_keys(ranked: Sequence[Trial], finalists: int, reruns: int) -> list[Rer
     return [Rerun(trial.index, number) for number in numbers for trial in ranked[:finalists]]
 
 
-def choose(
+def choose_finalist(
     ranked: Sequence[Trial], records: Mapping[Rerun, Trial], reruns: int, images: int
 ) -> tuple[Finalist, ...]:
     """Rank finalists by the mean accuracy of their reruns, the chosen one first.
@@ -146,7 +386,7 @@ def _added(chosen: Finalist, rivals: Sequence[Finalist]) -> Optimism:
     return twice_resampled(judge, counts[None].astype(float), rivals.index(chosen), RESAMPLES)
 
 
-def table(finalists: Sequence[Finalist]) -> list[tuple[str, ...]]:
+def finalists_table(finalists: Sequence[Finalist]) -> list[tuple[str, ...]]:
     """The table of finalists: its header, then rows, the chosen one first."""
     head = ("trial", "mean", "deviation", "95 % interval", "reruns")
     rows: list[tuple[str, ...]] = [head]
@@ -166,7 +406,7 @@ def table(finalists: Sequence[Finalist]) -> list[tuple[str, ...]]:
     return rows
 
 
-def describe(finalists: Sequence[Finalist]) -> str:
+def describe_finalists(finalists: Sequence[Finalist]) -> str:
     """Which finalist is chosen, and what its mean is, in sentences."""
     chosen = finalists[0]
     count, low, high = len(chosen.reruns), *chosen.interval
@@ -217,7 +457,7 @@ def corrected_mean(finalists: Sequence[Finalist], ranked: Sequence[Trial]) -> Co
     )
 
 
-def to_json(finalists: Sequence[Finalist]) -> list[dict[str, Any]]:
+def finalists_to_json(finalists: Sequence[Finalist]) -> list[dict[str, Any]]:
     """The field `finalists` of config.json."""
     return [
         {
@@ -231,9 +471,9 @@ def to_json(finalists: Sequence[Finalist]) -> list[dict[str, Any]]:
     ]
 
 
-def table_as_text(finalists: Sequence[Finalist]) -> str:
+def finalists_as_text(finalists: Sequence[Finalist]) -> str:
     """The table, a line for each row."""
-    rows = table(finalists)
+    rows = finalists_table(finalists)
     return "\n".join(f"{a:>5}  {b:>6}  {c:>9}  {d:>16}  {e}" for a, b, c, d, e in rows)
 
 

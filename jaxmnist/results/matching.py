@@ -12,16 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxmnist.engine.seeds import weights_seed
+from jaxmnist.engine.training import weights_seed
 from jaxmnist.errors import NetworkError, UsageError
+from jaxmnist.files import DamagedFile, MissingFile, fits, read_tensors
 from jaxmnist.models.network import DataSpec, Network, Parameters, from_paths
 from jaxmnist.models.space import Space
 from jaxmnist.results.trained import MODEL_METADATA
-from jaxmnist.runs.directory import RunDirectory
-from jaxmnist.runs.keys import index_of
-from jaxmnist.runs.trial import Trial
+from jaxmnist.runs.store import RunDirectory
+from jaxmnist.runs.trial import Trial, index_of
 from jaxmnist.settings import SearchSettings
-from jaxmnist.whole_files import DamagedFile, MissingFile, fits, read_tensors
 
 logger = logging.getLogger("jaxmnist")
 IMAGES = 4  # that outputs are kept for

@@ -11,30 +11,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxmnist.checked import check_whole
 from jaxmnist.data.dataset import Dataset, dataset_in_memory, load_dataset
 from jaxmnist.data.download import check_downloaded
 from jaxmnist.engine.devices import set_pool_size
 from jaxmnist.errors import UsageError, printable
+from jaxmnist.files import DamagedFile, MissingFile, fits, read_json
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import SpaceDescription
-from jaxmnist.results import comparisons, finalists, members
-from jaxmnist.results.corrected import Corrected, corrected, describe
-from jaxmnist.results.finalists import Finalist
+from jaxmnist.results import comparisons, finalists
+from jaxmnist.results.finalists import Corrected, Finalist, corrected, describe_corrected
+from jaxmnist.results.importance import standings_of
 from jaxmnist.results.selection import Ranked, Rule, Standing, rule_of
-from jaxmnist.results.tuning import standings_of
-from jaxmnist.runs.directory import RunDirectory, threads_of
-from jaxmnist.runs.keys import REFIT, Rerun, TrialKey
-from jaxmnist.runs.states import DONE, state_of
-from jaxmnist.runs.trial import Trial, agree
-from jaxmnist.runs.writing import WritableRunDirectory, continue_run
-from jaxmnist.settings import SearchSettings
-from jaxmnist.whole_files import DamagedFile, MissingFile, fits, read_json
+from jaxmnist.runs.store import RunDirectory, WritableRunDirectory, continue_run, threads_of
+from jaxmnist.runs.trial import DONE, REFIT, Rerun, Trial, TrialKey, agree, state_of
+from jaxmnist.settings import SearchSettings, check_whole
 
 if TYPE_CHECKING:
     from jaxmnist.models.network import Network
-    from jaxmnist.results.ensemble import Ensemble
-    from jaxmnist.results.trained import TrainedModel
+    from jaxmnist.results.trained import Ensemble, TrainedModel
 
 logger = logging.getLogger("jaxmnist")
 SEARCH_SHAPE = {
@@ -190,7 +184,7 @@ class Run:
         if self._network is not None:
             return self._network
         # Imported here: JAX takes a second, in which a command would have no signal handlers yet.
-        from jaxmnist.models.study.network import STUDY
+        from jaxmnist.models.study import STUDY
 
         if name != STUDY.definition.name:
             raise UsageError(
@@ -230,7 +224,9 @@ class Run:
         if any(state_of(records.get(key), retries) not in DONE for key in keys):
             return ()
         trials = [entry.trial for entry in self.ranked[: self.settings.finalists or 0]]
-        return finalists.choose(trials, records, self.settings.reruns or 0, self.validation_images)
+        return finalists.choose_finalist(
+            trials, records, self.settings.reruns or 0, self.validation_images
+        )
 
     @cached_property
     def final_trial(self) -> Trial | None:
@@ -335,8 +331,8 @@ class Run:
         lines = [self.ranking()]
         if self.ranked:
             found = self.kept_ensemble()
-            lines += [members.describe(found)] if found else []
-            lines += comparisons.describe(self.kept_comparisons())
+            lines += [comparisons.describe_ensemble(found)] if found else []
+            lines += comparisons.describe_comparisons(self.kept_comparisons())
         return "\n".join(lines)
 
     def ranking(self) -> str:
@@ -351,7 +347,7 @@ class Run:
             return table
         more = self.about_score()
         if self.finals:
-            more = f"\n{finalists.table_as_text(self.finals)}\n\n{more}"
+            more = f"\n{finalists.finalists_as_text(self.finals)}\n\n{more}"
         return "\n".join([table, "", self.why(), more])
 
     def about_score(self) -> str:
@@ -359,15 +355,19 @@ class Run:
 
         Raises `UsageError` if no trial has completed.
         """
-        return finalists.describe(self.finals) if self.finals else describe(self.corrected)
+        return (
+            finalists.describe_finalists(self.finals)
+            if self.finals
+            else describe_corrected(self.corrected)
+        )
 
     def kept_ensemble(self) -> dict[str, Any] | None:
         """The content of best/ensemble/ensemble.json; None unless it is of the first trials."""
-        return members.kept(self.directory, self.ranked)
+        return comparisons.kept_ensemble(self.directory, self.ranked)
 
     def kept_comparisons(self) -> dict[str, Any] | None:
         """The content of best/comparisons.json; None unless it is of the present models."""
-        return comparisons.kept(self.directory, self.ranked, self.tested_sha256)
+        return comparisons.kept_comparisons(self.directory, self.ranked, self.tested_sha256)
 
     @property
     def tested_sha256(self) -> str | None:
@@ -433,17 +433,16 @@ class Run:
                 f"{self.directory.path}: weights of {kept} trials were kept, not of the ensemble's"
                 f" {count}: repeat its search with --ensemble {count}, in Python ensemble={count}"
             )
-        return self.ensemble_of(members.first(self.ranked, count))
+        return self.ensemble_of(comparisons.first_members(self.ranked, count))
 
     def ensemble_of(self, trials: Sequence[Trial]) -> Ensemble:
         """The networks of trials whose weights are kept as one ensemble."""
         # Imported here: JAX takes a second, in which a command would have no signal handlers yet.
-        from jaxmnist.results.ensemble import Ensemble
-        from jaxmnist.results.origin import Origin
+        from jaxmnist.results.trained import Ensemble, Origin
 
         # A directory for reading alone: an ensemble outlives the lock of a run that is written.
         place = RunDirectory(self.directory.path, self.search)
-        identity = members.identity([trial.weights_sha256 for trial in trials])
+        identity = comparisons.members_identity([trial.weights_sha256 for trial in trials])
         return Ensemble(
             tuple(map(self.load_model, trials)),
             tuple(trial.index for trial in trials),
@@ -511,8 +510,7 @@ class Run:
 
     def _load(self, path: Path, sha256: str | None) -> TrainedModel:
         # Imported here: JAX takes a second, in which a command would have no signal handlers yet.
-        from jaxmnist.results.origin import Origin
-        from jaxmnist.results.trained import TrainedModel
+        from jaxmnist.results.trained import Origin, TrainedModel
 
         if sha256 is None:
             raise UsageError(f"{path}: its trial's record doesn't name its SHA-256; {MENDS}")

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from jaxmnist.results.paired import LEVEL, decrease_p_values, holm, only_first
+from jaxmnist.results.statistics import LEVEL, decrease_p_values, holm, only_first
 from jaxmnist.runs.trial import Trial
 
 

@@ -1,4 +1,4 @@
-"""A trained network: predicts classes, probabilities and features in batches; its file format."""
+"""Trained networks, one or several together: prediction in batches, their file format, export."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,233 @@ import jax
 import numpy as np
 from safetensors.numpy import save as save_tensors
 
-from jaxmnist.data.arrays import EIGHT_BITS, check_images, check_levels
-from jaxmnist.data.labels import class_names_of
+from jaxmnist import __version__
+from jaxmnist.data.arrays import EIGHT_BITS, check_images, check_levels, class_names_of
 from jaxmnist.data.preparation import Preparation
+from jaxmnist.engine import portable
 from jaxmnist.engine.devices import start_jax
-from jaxmnist.engine.seeds import weights_seed
-from jaxmnist.engine.training import apply
+from jaxmnist.engine.training import apply, weights_seed
 from jaxmnist.errors import NetworkError, UsageError, local_path
+from jaxmnist.files import (
+    DamagedFile,
+    MissingFile,
+    disk,
+    fits,
+    json_bytes,
+    read_json,
+    read_tensors,
+    sha256,
+    write_together,
+)
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import best_method, block_size
 from jaxmnist.models.network import DataSpec, Network, Parameters, by_path, from_paths
-from jaxmnist.models.study.network import STUDY
-from jaxmnist.results.export import Exportable, target, write
-from jaxmnist.results.origin import Origin, facts
-from jaxmnist.runs.keys import TrialKey, index_of
-from jaxmnist.runs.layers import Layer, summary
-from jaxmnist.runs.trial import Computation
-from jaxmnist.whole_files import DamagedFile, fits, read_tensors
+from jaxmnist.models.study import STUDY
+from jaxmnist.runs.store import RunDirectory, exists
+from jaxmnist.runs.trial import Computation, Layer, TrialKey, index_of, summary
+
+# --- What a run says about a model that was loaded from it ---
+
+DTYPES = {"uint8", "float32"}  # of a dataset's images
+TESTED = {"model_sha256": str, "accuracy": float}  # fields of a report on test images
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The run that a model comes from.
+
+    sha256: of the model's file.
+    report: the report on test images that may be the model's; None for best/test.json.
+    """
+
+    directory: RunDirectory
+    sha256: str
+    report: Path | None = None
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype of the run's images, 'uint8' or 'float32'; None if the run doesn't say it."""
+        found = self._said("dtype")
+        return found if fits(found, DTYPES) else None
+
+    def class_names(self, classes: int) -> list[str] | None:
+        """The names of the K classes; None if the run doesn't say them.
+
+        Raises `DamagedFile` if it has other than K names.
+        """
+        names = self._said("class_names")
+        if names is not None and (not fits(names, [str]) or len(names) != classes):
+            path = self.directory.path / "search.json"
+            raise DamagedFile(path, f"its class_names are not {classes} names")
+        found: list[str] | None = names
+        return found
+
+    @property
+    def preparation(self) -> Any:
+        """How pictures are prepared for the run's networks, a JSON value; None if it isn't said."""
+        return self._said("preparation")
+
+    def test_accuracy(self) -> float | None:
+        """The model's accuracy on the test images; None if it wasn't evaluated on them.
+
+        Raises `UsageError` if the report on them is damaged.
+        """
+        try:
+            report = read_json(self.report or self.directory.test_path, TESTED)
+        except MissingFile:
+            return None
+        except DamagedFile as problem:
+            mend = f"python -m jaxmnist evaluate {self.directory.path} makes it again"
+            if self.report:
+                mend = "repeat the search's command, which makes it again"
+            raise UsageError(f"{problem}; {mend}") from None
+        accuracy: float = report["accuracy"]
+        return accuracy if report["model_sha256"] == self.sha256 else None
+
+    def _said(self, name: str) -> Any:
+        """What search.json says under `name`: about the data, or at its top."""
+        search = self.directory.search
+        return search["data"].get(name, search.get(name))
+
+
+def facts(origin: Origin | None, labels: Sequence[int]) -> dict[str, Any]:
+    """What is known about a model beyond its weights, for JSON.
+
+    class_names: K names, in the order of `labels`; the labels as text where there are no others.
+    test_accuracy: None if it isn't known. preparation: as the run says it, if it says it.
+    """
+    names = origin.class_names(len(labels)) if origin else None
+    found: dict[str, Any] = {
+        "class_names": names or [str(label) for label in labels],
+        "test_accuracy": origin.test_accuracy() if origin else None,
+    }
+    if origin and origin.preparation is not None:
+        found["preparation"] = origin.preparation
+    return found
+
+
+# --- A trained network as one file for other programs ---
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """What a model gives to be exported.
+
+    probabilities: a pure function of images, [N, H, W, C], to float32[N, K].
+    examples: a few random images, uint8 or float32[N, H, W, C].
+    weights: returns the model as a safetensors file.
+    description: of the model, for JSON.
+    """
+
+    probabilities: portable.Function
+    examples: np.ndarray
+    weights: Callable[[], bytes]
+    description: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format to export to.
+
+    content: returns the file's bytes.
+    check: raises `UsageError` if the format can't be made here.
+    packages: whose versions matter to who reads the file.
+    says: what else the description says about the file.
+    """
+
+    content: Callable[[Exportable], bytes]
+    check: Callable[[], None]
+    packages: tuple[str, ...]
+    says: Mapping[str, Any]
+
+
+def _nothing() -> None:
+    """No check: all that the format needs is installed with jaxmnist."""
+
+
+# By the ending of the file's name.
+FORMATS = {
+    ".stablehlo": Format(
+        lambda model: portable.stablehlo(model.probabilities, model.examples),
+        _nothing,
+        ("jax", "jaxlib", "flax"),
+        {"platforms": list(portable.PLATFORMS)},
+    ),
+    ".onnx": Format(
+        lambda model: portable.onnx(model.probabilities, model.examples),
+        portable.check_onnx,
+        ("jax", "flax", "jax2onnx", "onnx"),
+        {},
+    ),
+    ".safetensors": Format(lambda model: model.weights(), _nothing, ("jax", "flax"), {}),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to export to.
+
+    path: of the exported file; its description lies beside it, in `described`.
+    """
+
+    path: Path
+    format: Format
+
+    @property
+    def described(self) -> Path:
+        """The path of the description."""
+        return self.path.with_name(f"{self.path.name}.json")
+
+
+def target(path: str | os.PathLike[str], overwrite: bool = False) -> Target:
+    """Check where a model is to be exported to, which needs no model yet.
+
+    Raises:
+      UsageError: the ending is unknown or its format can't be made here; the folder doesn't exist
+        or belongs to a run; or the file or its description exists and isn't to be replaced.
+    """
+    found = Path(local_path(path, "PATH"))
+    kind = FORMATS.get(found.suffix.lower())
+    if kind is None:
+        raise UsageError(f"{found}: the name must end in {', '.join(FORMATS)}")
+    kind.check()
+    where = Target(found, kind)
+    with disk(found):
+        if not found.parent.is_dir():
+            raise UsageError(f"{found}: there is no folder {found.parent}; make it first")
+        for file in (where.path, where.described):
+            if file.is_dir():
+                raise UsageError(f"{file}: is a folder; a name for a file is needed")
+            if os.path.lexists(file) and not overwrite:
+                raise UsageError(
+                    f"{file}: exists already; --overwrite, in Python overwrite=True, replaces it"
+                )
+        for folder in found.resolve().parents:
+            if exists(folder):
+                raise UsageError(f"{found}: lies in the run {folder}; choose another folder")
+    return where
+
+
+def write(model: Exportable, where: Target) -> dict[str, Any]:
+    """Write a model and its description, both or neither; returns the description."""
+    content = where.format.content(model)
+    description = {
+        "file": where.path.name,
+        "file_sha256": sha256(content),
+        "file_bytes": len(content),
+        **where.format.says,
+        "dtype": str(model.examples.dtype),
+        **model.description,
+        "versions": {
+            "jaxmnist": __version__,
+            **{name: version(name) for name in where.format.packages},
+        },
+    }
+    write_together({where.path: content, where.described: json_bytes(description)})
+    return description
+
+
+# --- A trained network ---
 
 MODEL_METADATA = "jaxmnist"  # the metadata key for the description of the model
 MODEL_SHAPE = {
@@ -314,3 +525,120 @@ class TrainedModel:
             computation=computation,
             length=data.length,
         )
+
+
+# --- Several trained networks that predict together, by the mean of their probabilities ---
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """The mean of the probabilities of K networks that were trained on the same data.
+
+    Predicting costs K times the computing of one network.
+
+    members: the networks, of the same image shape, scale and labels; at least two.
+    trials: the indices of their trials.
+    origin: the run that they come from.
+
+    References:
+      Hansen and Salamon, 'Neural network ensembles', 1990; Lakshminarayanan, Pritzel and Blundell,
+      'Simple and scalable predictive uncertainty estimation using deep ensembles', 2017, for the
+      mean of the probabilities.
+
+    >>> ensemble = run.ensemble_of([run.best_trial])  # run.ensemble is the one that was tested
+    >>> ensemble.predict_proba(images).shape == (5, len(ensemble.labels))
+    True
+    """
+
+    members: tuple[TrainedModel, ...]
+    trials: tuple[int, ...]
+    origin: Origin
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """The labels of images [N, H, W, C] (or [N, H, W] of one channel): int64[N]."""
+        found: np.ndarray = np.asarray(self.labels)[self.predict_proba(images).argmax(1)]
+        return found
+
+    def predict_proba(self, images: np.ndarray) -> np.ndarray:
+        """The members' mean probability of each class, in the order of `labels`: float32[N, K]."""
+        first, *others = self.members
+        total = first.predict_proba(images).astype(np.float64)
+        for member in others:
+            total += member.predict_proba(images)
+        found: np.ndarray = (total / len(self.members)).astype(np.float32)
+        return found
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Class k stands for label `labels[k]` of the data."""
+        return self.members[0].labels
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the K classes; see `TrainedModel.class_names`."""
+        return self.members[0].class_names
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images that it takes."""
+        return self.members[0].image_shape
+
+    @property
+    def scale(self) -> float:
+        """What pixels are divided by; see `Dataset`."""
+        return self.members[0].scale
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """How pictures are prepared; see `TrainedModel`."""
+        return self.members[0].preparation
+
+    def export(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> dict[str, Any]:
+        """Write the ensemble as one function for other programs; see `TrainedModel.export`.
+
+        The function returns the members' mean probability, float32[N, K]. The description lists the
+        members. '.safetensors' holds the weights of one network and is refused.
+        """
+        return write(self.exportable, target(path, overwrite))
+
+    @property
+    def exportable(self) -> Exportable:
+        """What `export` writes of it."""
+        parts = [member.exportable for member in self.members]
+        said = parts[0].description
+        shared = ("network", "image_shape", "labels", "scale", "preparation", "transposed")
+        return Exportable(
+            _mean([part.probabilities for part in parts]),
+            parts[0].examples,
+            _refuse_weights,
+            {
+                **{name: said[name] for name in shared if name in said},
+                "output": "the mean of the members' probabilities",
+                "members": [
+                    {
+                        "trial": trial,
+                        "model_sha256": member.origin.sha256 if member.origin else None,
+                        "hyperparameters": member.hyperparameters.to_json(),
+                    }
+                    for trial, member in zip(self.trials, self.members, strict=True)
+                ],
+                **facts(self.origin, self.labels),
+            },
+        )
+
+
+def _mean(functions: Sequence[Callable[[jax.Array], jax.Array]]) -> Callable[..., jax.Array]:
+    """The function that is the mean of functions of images."""
+
+    def mean(images: jax.Array) -> jax.Array:
+        first, *others = (function(images) for function in functions)
+        return sum(others, first) / len(functions)
+
+    return mean
+
+
+def _refuse_weights() -> bytes:
+    raise UsageError(
+        "an ensemble is not one network's weights: export it to .stablehlo or .onnx, or its members"
+        " one by one"
+    )

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmnist.errors import UsageError, printable
-from jaxmnist.runs import lock
-from jaxmnist.whole_files import (
+from jaxmnist.files import (
     DamagedFile,
     MissingFile,
     content_sha256,
@@ -31,6 +30,7 @@ from jaxmnist.whole_files import (
     read_bytes,
     read_json,
 )
+from jaxmnist.runs import lock
 
 LEDGER = "ledger.jsonl"
 LOCK = "ledger.lock"

@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jaxmnist.errors import EnvironmentFailure, UsageError, disk_error
-from jaxmnist.whole_files import disk
+from jaxmnist.files import disk
 
 logger = logging.getLogger("jaxmnist")
 HEARTBEAT = 5.0  # seconds

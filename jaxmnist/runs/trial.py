@@ -1,18 +1,134 @@
-"""The record of a trial, as stored in trial.json, and its metrics."""
+"""The record of a trial, as stored in trial.json: its key, metrics, layer table and state."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from enum import Enum
 from typing import Any
 
 import numpy as np
 
+from jaxmnist.files import fits
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.runs.keys import REFIT, Rerun, TrialKey
-from jaxmnist.runs.layers import Layer, count_parameters
-from jaxmnist.whole_files import fits
+
+# --- What names a training: a trial's index, or one of its reruns ---
+
+REFIT = 0  # the number of a refit
+
+
+@dataclass(frozen=True, order=True)
+class Rerun:
+    """A training of trial `index` again, with fresh weights and another order of images.
+
+    number: from 1; `REFIT` for the refit, which trains on the validation images too.
+    """
+
+    index: int
+    number: int
+
+    @property
+    def refit(self) -> bool:
+        """Whether it trains on training and validation images together."""
+        return self.number == REFIT
+
+    def __str__(self) -> str:
+        return f"{self.index} ({'refit' if self.refit else f'rerun {self.number}'})"
+
+
+# A trial is named by its index alone.
+TrialKey = int | Rerun
+
+
+def index_of(key: TrialKey) -> int:
+    """Return the index of the trial."""
+    return key.index if isinstance(key, Rerun) else key
+
+
+def number_of(key: TrialKey) -> int | None:
+    """Return the number of the rerun; None for the trial itself."""
+    return key.number if isinstance(key, Rerun) else None
+
+
+def in_order(key: TrialKey) -> tuple[int, int]:
+    """Return what keys are sorted by: the index; a trial precedes its refit and its reruns."""
+    number = number_of(key)
+    return index_of(key), -1 if number is None else number
+
+
+# --- The layer table of a network: its rows, as JSON, and as text with Keras' columns ---
+
+ROW_SHAPE = {"name": str, "kind": str, "output_shape": [int], "parameters": int}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A row of the table.
+
+    output_shape: for one image. parameters: the number of parameters of the layer.
+    """
+
+    name: str
+    kind: str
+    output_shape: tuple[int, ...]
+    parameters: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as a JSON object."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "output_shape": list(self.output_shape),
+            "parameters": self.parameters,
+        }
+
+    @classmethod
+    def from_json(cls, content: Any) -> Layer:
+        """Return the row from the object of `to_json`; ValueError if it isn't one."""
+        if not fits(content, ROW_SHAPE):
+            raise ValueError("not a row of a layer table")
+        shape = tuple(content["output_shape"])
+        return cls(content["name"], content["kind"], shape, content["parameters"])
+
+
+def count_parameters(layers: Sequence[Layer]) -> int:
+    """Return the number of parameters of a network."""
+    return sum(layer.parameters for layer in layers)
+
+
+def summary(layers: Sequence[Layer]) -> str:
+    """Return the table as text with totals; all parameters are trainable."""
+    cells = [("Layer (type)", "Output Shape", "Param #")]
+    for layer in layers:
+        shape = ", ".join(str(side) for side in (None, *layer.output_shape))
+        cells.append((f"{layer.name} ({layer.kind})", f"({shape})", str(layer.parameters)))
+    widths = [max(len(cell[i]) for cell in cells) for i in range(3)]
+    lines = [
+        "  ".join((a.ljust(widths[0]), b.ljust(widths[1]), c.rjust(widths[2]))) for a, b, c in cells
+    ]
+    rule = "=" * len(lines[0])
+    total = count_parameters(layers)
+    size = f"{total} ({_bytes(4 * total)})"
+    totals = [
+        f"Total params: {size}",
+        f"Trainable params: {size}",
+        f"Non-trainable params: 0 ({_bytes(0)})",
+    ]
+    return "\n".join(['Model: "sequential"', lines[0], rule, *lines[1:], rule, *totals])
+
+
+def _bytes(count: int) -> str:
+    """Return `count` bytes in Keras' units, powers of 1024: '3.90 MB'."""
+    size, unit = float(count), "Byte"
+    for larger in ("KB", "MB", "GB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.2f} {unit}"
+
+
+# --- The record of a trial, as stored in trial.json, and its metrics ---
 
 STATUSES = ("running", "completed", "failed")
 
@@ -258,3 +374,56 @@ class Trial:
         if trial.parameters != content["parameters"]:
             raise ValueError("parameters that don't match the layers")
         return trial
+
+
+# --- The state of a trial according to its record ---
+
+# A process that dies leaves its trials marked as running. It is unknown which trial caused it, so a
+# trial counts as failed only after it was running in this many deaths plus the number of retries.
+DEATHS = 5
+
+
+class State(Enum):
+    """The state of a trial according to its record, and how the search treats it."""
+
+    FRESH = "has no record: it is trained first"
+    INTERRUPTED = "was running when a process died: it is resumed together with the fresh ones"
+    RETRY = "was ended by an exception: it is trained again after the fresh and interrupted ones"
+    SUSPECT = "was running when several processes died: it is trained last, alone"
+    GIVEN_UP = "was running when too many processes died: it has failed"
+    FAILED = "diverged, or was ended by exceptions too often: it has failed"
+    COMPLETED = "is done"
+
+
+# The states whose trials are trained together, in order; those of the last set one at a time.
+QUEUE = ({State.FRESH, State.INTERRUPTED}, {State.RETRY}, {State.SUSPECT})
+DONE = {State.GIVEN_UP, State.FAILED, State.COMPLETED}
+
+
+def state_of(trial: Trial | None, max_retries: int) -> State:
+    """The state of a trial according to its record; the first matching row applies.
+
+    | record                                              | state       |
+    | --------------------------------------------------- | ----------- |
+    | none                                                | FRESH       |
+    | completed                                           | COMPLETED   |
+    | deaths of at least DEATHS + max_retries             | GIVEN_UP    |
+    | deaths above max_retries                            | SUSPECT     |
+    | failures from 1 to max_retries                      | RETRY       |
+    | running, failures above max_retries (lowered since) | RETRY       |
+    | running, or some deaths (max_retries raised since)  | INTERRUPTED |
+    | failed                                              | FAILED      |
+    """
+    if trial is None:
+        return State.FRESH
+    if trial.status == "completed":
+        return State.COMPLETED
+    if trial.deaths >= DEATHS + max_retries:
+        return State.GIVEN_UP
+    if trial.deaths > max_retries:
+        return State.SUSPECT
+    if 0 < trial.failures <= max_retries or (trial.failures and trial.status == "running"):
+        return State.RETRY
+    if trial.status == "running" or trial.deaths:
+        return State.INTERRUPTED
+    return State.FAILED

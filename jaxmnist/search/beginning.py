@@ -1,34 +1,327 @@
-"""What a search begins with: its data, its space and its draws, checked before any trial."""
+"""What a search begins with: its data, space and draws, checked before any trial; and a dry run."""
 
 from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
+
+from jaxmnist import __version__
 from jaxmnist.data.dataset import Dataset, load_dataset
-from jaxmnist.engine.devices import debugging_settings
+from jaxmnist.engine.devices import debugging_settings, device_name, environment, pool_size
+from jaxmnist.engine.events import TrialFinished
+from jaxmnist.engine.local import Engine, Pace, measure, relative
+from jaxmnist.errors import (
+    EnvironmentFailure,
+    JaxmnistError,
+    NetworkError,
+    UsageError,
+    local_path,
+    one_line,
+)
+from jaxmnist.files import memory
 from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.machine import instructions, machine
 from jaxmnist.models.network import DataSpec, Network
-from jaxmnist.models.space import Space, SpaceDescription
-from jaxmnist.results.rbf import choose_backend
-from jaxmnist.runs.keys import TrialKey
-from jaxmnist.search.checks import (
-    check_counts,
-    check_memory,
-    check_network,
-    check_optimizer_settings,
-    describe_network,
-    rehearse,
-)
-from jaxmnist.search.description import (
-    describe_budget,
-    describe_class_counts,
-    describe_kept,
-    describe_narrowed,
-)
-from jaxmnist.settings import SearchSettings
+from jaxmnist.models.questions import Questions, answers_of
+from jaxmnist.models.space import Space, SpaceDescription, ranges_of
+from jaxmnist.results import svm
+from jaxmnist.results.pipeline import choose_backend
+from jaxmnist.runs.store import RunDirectory, check_same, exists
+from jaxmnist.runs.trial import DONE, Layer, TrialKey, count_parameters, state_of
+from jaxmnist.settings import KEEP, OF_OPTIMIZER, RECIPES, SearchSettings, TrainingSettings, flag
+
+# --- The description of a search in search.json, and the notes shown before it begins ---
+
+MOST_CLASSES = 10  # that are named at the start of a search
+
+
+def describe_narrowed(
+    declared: Space, found: Space, image_shape: tuple[int, int, int]
+) -> str | None:
+    """A note on ranges that are narrower for these images than for MNIST's, or None."""
+    before, now = ranges_of(declared.explored), ranges_of(found.explored)
+    different = [
+        f"{name} {now[name]}" + (f", not {before[name]}" if name in before else "")
+        for name in now
+        if now[name] != before.get(name)
+    ]
+    if not different:
+        return None
+    height, width = image_shape[:2]
+    return f"ranges for images of {height}×{width} pixels: {'; '.join(different)}"
+
+
+def describe_class_counts(dataset: Dataset) -> str:
+    """The classes, the first ten by name, with their numbers of training images."""
+    counts = np.bincount(dataset.y_train, minlength=dataset.classes)
+    named = zip(dataset.class_names[:MOST_CLASSES], counts.tolist(), strict=False)
+    more = dataset.classes - MOST_CLASSES
+    return (
+        f"{dataset.classes} classes (training images): "
+        + ", ".join(f"{name} ({count})" for name, count in named)
+        + (f" and {more} more" if more > 0 else "")
+    )
+
+
+def describe_budget(drawn: int, wanted: int, space: SpaceDescription) -> str | None:
+    """A note if fewer configurations were drawn than trials were requested, or None."""
+    if drawn == wanted:
+        return None
+    if space.size == drawn:
+        return f"the space has {drawn} configurations, fewer than {wanted}: all are trained"
+    return (
+        f"after {drawn} configurations, 1,000 consecutive draws gave no new one: the search trains"
+        " only these"
+    )
+
+
+def describe_kept(settings: SearchSettings) -> str | None:
+    """A note if the weights of more trials are kept for an ensemble than without it, or None."""
+    if settings.ensemble is None or settings.ensemble <= KEEP:
+        return None
+    return f"weights of the best {settings.keep} trials are kept"
+
+
+def describe_end(seconds: float | None, trials: int, left: int) -> str:
+    """A line on a search that its time has ended with trials left.
+
+    Args:
+      seconds: `max_seconds`.
+      trials: number of trials of the budget.
+      left: how many of them are not done.
+    """
+    return (
+        f"the time of {seconds:g} s is over: {trials - left} of {trials} trials have ended; the"
+        " same command goes on. If that finds another winner, its test is one more evaluation of"
+        " the test set"
+    )
+
+
+def describe_search(
+    settings: SearchSettings, dataset: Dataset, network: str, space: SpaceDescription
+) -> dict[str, Any]:
+    """The content of search.json; a search with a different `identity` is a different run."""
+    here = machine()
+    return {
+        "identity": {
+            "data": dataset.fingerprint,
+            "network": network,
+            "space": space.ranges(),
+            **settings.identity(),
+        },
+        "space": space.to_json(),
+        "settings": settings.to_json(),
+        "data": {
+            "name": dataset.name,
+            "in_memory": dataset.in_memory,
+            "train": len(dataset.y_train),
+            "validation": len(dataset.y_validation),
+            "validation_different": dataset.different_validation,
+            "test": len(dataset.y_test),
+            "test_sha256": dataset.test_sha256,
+            "dtype": str(dataset.x_train.dtype),
+            "image_shape": list(dataset.image_shape),
+            "labels": list(dataset.labels),
+            "class_names": list(dataset.class_names),
+            "scale": dataset.scale,
+            "notes": list(dataset.notes),
+            "preparation": dataset.preparation.to_json(),
+        },
+        "versions": {
+            "jaxmnist": __version__,
+            **{name: version(name) for name in ("jax", "flax", "optax", "numpy")},
+        },
+        "device": {
+            "kind": device_name(),
+            "devices": jax.local_device_count(),
+            "machine": platform.machine(),
+            "processor": here["processor"],
+            "instructions": instructions(),
+        },
+        "environment": environment(),
+        "threads": pool_size(),
+        "machine": here,
+    }
+
+
+# --- Checks before the first trial for problems that would make trials fail ---
+
+MOST_TRACED = 16  # configurations of a network that must be traced
+MOST_NOTED = 3  # of which a user is told what to know
+
+
+def check_counts(trials: int, settings: SearchSettings) -> None:
+    """Raise `UsageError` if finalists or ensemble need more trials than a small space has."""
+    for name in ("finalists", "ensemble"):
+        wanted = getattr(settings, name)
+        if wanted is not None and wanted > trials:
+            raise UsageError(
+                f"{flag(name)} {wanted} is more than the {trials} configurations that can be drawn"
+            )
+
+
+def check_memory(
+    draws: Iterable[Hyperparameters],
+    settings: SearchSettings,
+    dataset: Dataset,
+    network: Network,
+) -> None:
+    """Raise `UsageError` if a drawn configuration can't be trained in this machine's memory.
+
+    So it does for the SVM, if there will be one. For the estimate see `least_memory`.
+    """
+    if settings.svm:
+        fitted = len(dataset.y_train) + settings.refit * len(dataset.y_validation)
+        svm.check_svm_memory(svm.Fitting.kind, dataset.classes, fitted)
+    # Tracing hundreds of networks would take minutes: then the first ones are looked at.
+    most = MOST_TRACED if network.traced else None
+    batch_size = settings.training().batch_size
+    data = DataSpec.of(dataset, settings.training())
+    for draw in itertools.islice(dict.fromkeys(draws), most):
+        needed = least_memory(network.layers(draw, data), batch_size)
+        if needed > memory():
+            raise UsageError(
+                f"{draw}: training needs at least {needed / 2**30:.0f} GiB, and this machine has"
+                f" {memory() / 2**30:.0f} GiB of memory; choose smaller values"
+            )
+
+
+def least_memory(layers: Sequence[Layer], batch_size: int) -> int:
+    """A lower bound of the bytes that training a network takes, beside the images.
+
+    Initial weights as drawn (float64), weights, Adam's two moments and gradients; outputs of all
+    layers and their gradients for up to 32 images.
+    """
+    weights = sum(row.parameters for row in layers)
+    outputs = sum(math.prod(row.output_shape) for row in layers)
+    return 4 * (6 * weights + 2 * min(batch_size, 32) * outputs)
+
+
+def check_optimizer_settings(
+    draws: Iterable[Hyperparameters],
+    settings: SearchSettings,
+    dataset: Dataset,
+    network: Network,
+) -> None:
+    """Raise `UsageError` for settings of an optimizer that the network brings itself.
+
+    Only if the first draws all bring one: it may depend on the hyperparameters.
+    """
+    if not network.traced:
+        return
+    usual, data = RECIPES[settings.recipe], DataSpec.of(dataset, settings.training())
+    given = {
+        name
+        for name in OF_OPTIMIZER
+        if name in settings.ranges or getattr(settings, name) != getattr(usual, name)
+    }
+    for draw in itertools.islice(dict.fromkeys(draws), MOST_TRACED):
+        questions = Questions(
+            answers_of(draw),
+            image_shape=data.image_shape,
+            classes=data.classes,
+            steps_of=data.steps,
+        )
+        try:
+            network.definition.ask(questions)
+            if network.optimizer(draw, data) is None:
+                return
+        except Exception:  # its trial fails, and says why
+            return
+        given -= set(questions.asked)
+    if not given:
+        return
+    flags = " and ".join(flag(name) for name in OF_OPTIMIZER if name in given)
+    raise UsageError(
+        f"{flags} would have no effect: the network is returned with an optimizer of"
+        " its own, which has its numbers in it"
+    )
+
+
+def check_network(
+    network: Network, draws: Iterable[Hyperparameters], data: DataSpec
+) -> list[Hyperparameters]:
+    """The first configurations that can be trained, `MOST_NOTED` of `MOST_TRACED` at most.
+
+    Raises `NetworkError` if none of all can be; those that can't fail as trials.
+    """
+    first: tuple[Hyperparameters, NetworkError] | None = None
+    found: list[Hyperparameters] = []
+    for number, draw in enumerate(dict.fromkeys(draws)):
+        if len(found) == MOST_NOTED or (found and number >= MOST_TRACED):
+            break
+        try:
+            network.check(draw, data)
+        except NetworkError as problem:
+            first = first or (draw, problem)
+            continue
+        found.append(draw)
+        if not network.traced:
+            break
+    if not found and first is not None:
+        draw, failure = first
+        line = (
+            f"no configuration can be trained, such as {draw}: {failure}" if draw else str(failure)
+        )
+        raise NetworkError(line, failure.traceback) from (failure.__cause__ or failure)
+    return found
+
+
+def describe_network(
+    network: Network, draws: Sequence[Hyperparameters], data: DataSpec
+) -> list[str]:
+    """What a user should know of how these configurations will be trained, each thing once."""
+    notes: dict[str, str] = {}
+    for draw in draws:
+        for line in network.notes(draw, data):
+            notes.setdefault(line.partition(" (tried")[0], f"note: {line}")
+    return list(notes.values())
+
+
+def rehearse(
+    network: Network, hyperparameters: Hyperparameters, dataset: Dataset, debugging: str
+) -> None:
+    """Raise `UsageError` if training fails with the current debugging settings of JAX.
+
+    Without this check, every trial would fail with the same error.
+
+    Args:
+      network, hyperparameters: the configuration to train.
+      dataset: its first two training and validation images are used.
+      debugging: the changed settings, for the error message.
+    """
+    few = replace(
+        dataset,
+        **{
+            name: getattr(dataset, name)[:2]
+            for name in ("x_train", "y_train", "x_validation", "y_validation")
+        },
+    )
+    error = None
+    try:
+        engine = Engine(network, few, TrainingSettings(epochs=1, batch_size=2), seed=0)
+        with engine.run([(0, hyperparameters)]) as events:
+            for event in events:
+                if isinstance(event, TrialFinished) and not event.diverged:
+                    error = event.error
+    except Exception as problem:
+        error = one_line(problem, named=True)
+    if error:
+        raise UsageError(f"nothing can be trained with JAX's {debugging}: {error}")
+
+
+# --- What a search begins with: its data, its space and its draws, checked before any trial ---
 
 logger = logging.getLogger("jaxmnist")
 
@@ -53,7 +346,7 @@ def begin(settings: SearchSettings, network: Network, dataset: Dataset | None = 
     """Load the data and draw the trials; notes for the user are logged, and nothing is written.
 
     Args:
-      settings: the settings of the search, for which JAX was started (`start.prepare`).
+      settings: the settings of the search, for which JAX was started (`api.start`).
       network: the network whose configurations are trained.
       dataset: the data, where they are not those that the settings name.
 
@@ -97,3 +390,161 @@ def begin(settings: SearchSettings, network: Network, dataset: Dataset | None = 
     if debugging := debugging_settings():
         rehearse(network, trainable[0], dataset, debugging)
     return Beginning(settings, dataset, description, draws)
+
+
+# --- What a search would do, and about how long it would take: nothing is trained to the end ---
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A trial that a search would train.
+
+    parameters: of its network. memory: at least how many bytes training takes.
+    seconds: about how long it would train, compiling included.
+    problem: why its network can't be built, so that it would fail; then the numbers are 0.
+    """
+
+    index: TrialKey
+    hyperparameters: Hyperparameters
+    parameters: int
+    memory: int
+    seconds: float
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a search would do.
+
+    settings, dataset, space: of the search.
+    directory: where it would be, and whether there is a run already.
+    trials: the number of trials of the search. done: how many of them an earlier session finished.
+    draws: the first trials, of a network whose description takes time only some.
+    pace: what the estimates of time come from.
+    seconds: about how long all trials that are left would train, several at once.
+    """
+
+    settings: SearchSettings
+    dataset: Dataset
+    space: SpaceDescription
+    directory: Path
+    trials: int
+    done: int
+    draws: tuple[Draw, ...]
+    pace: Pace
+    seconds: float
+
+
+def preview(settings: SearchSettings, network: Network) -> Preview:
+    """Load the data, draw the trials, and time some steps of one of them.
+
+    Nothing is written, and the test set isn't evaluated; a cluster isn't asked. Raises `UsageError`
+    where the search would.
+    """
+    first = begin(settings, network)
+    settings = first.settings
+    ended = _ended(first, network)
+    training = settings.training()
+    if settings.ray is not None:  # this machine's device need not have the precision
+        training = replace(training, precision="default")
+    engine = Engine(network, first.dataset, training, settings.seed, jobs=settings.jobs)
+    assert engine.jobs is not None
+    described = list(first.draws.items())[: MOST_TRACED if network.traced else None]
+    works = {index: _work(engine, draw) for index, draw in described}
+    work = {index: found for index, found in works.items() if isinstance(found, float)}
+    if not work:
+        raise UsageError(f"no trial can be trained; trial 0 ({first.draws[0]}): {works[0]}")
+    order = sorted(work, key=work.__getitem__)
+    middle = order[len(order) // 2]
+    left = len(first.draws) - len(ended)
+    # As in a search, as many compile at once as train at once.
+    jobs = max(1, min(engine.jobs, left))
+    beside = [first.draws[index] for index in order if index != middle][: jobs - 1]
+    pace = _measured(engine, first.draws, middle, jobs, beside)
+    draws = []
+    for index, draw in described:
+        found = works[index]
+        if not isinstance(found, float):
+            draws.append(Draw(index, draw, 0, 0, 0.0, found))
+            continue
+        layers = network.layers(draw, DataSpec.of(first.dataset, first.settings.training()))
+        size = engine.builder.settings_of(draw).batch_size
+        seconds = _seconds(first, size, pace.step * found / work[middle]) + pace.compiling
+        draws.append(
+            Draw(index, draw, count_parameters(layers), least_memory(layers, size), seconds)
+        )
+    trained = [draw.seconds for draw in draws if draw.index not in ended]
+    return Preview(
+        settings,
+        first.dataset,
+        first.space,
+        Path(local_path(settings.run_directory)),
+        len(first.draws),
+        len(ended),
+        tuple(draws),
+        pace,
+        _together(trained or [draw.seconds for draw in draws], left, pace.together, settings),
+    )
+
+
+def _work(engine: Engine, draw: Hyperparameters) -> float | str:
+    """About how long a step takes, or why the network can't be built: its trial would fail."""
+    try:
+        engine.network.check(draw, engine.builder.data)
+        return relative(engine, draw)
+    except NetworkError as problem:
+        return str(problem)
+    except Exception as problem:  # a person's own network may raise anything
+        return one_line(problem, named=True)
+
+
+def _measured(
+    engine: Engine,
+    draws: Mapping[TrialKey, Hyperparameters],
+    index: TrialKey,
+    jobs: int,
+    beside: Sequence[Hyperparameters],
+) -> Pace:
+    """The pace of a trial; an error in one line if it can't be trained."""
+    try:
+        return measure(engine, draws[index], jobs, beside)
+    except JaxmnistError:
+        raise
+    except Exception as problem:
+        kind = UsageError if engine.network.traced else EnvironmentFailure
+        why = one_line(problem, named=True)
+        raise kind(f"trial {index} ({draws[index]}) can't be trained: {why}") from None
+
+
+def _seconds(first: Beginning, batch_size: int, step: float) -> float:
+    """About how long a trial trains, without compiling; an evaluation is a third of training."""
+    images = len(first.dataset.y_train) + len(first.dataset.y_validation) / 3
+    return first.settings.epochs * images / batch_size * step
+
+
+def _together(trained: list[float], left: int, together: int, settings: SearchSettings) -> float:
+    """About how long all trials and their reruns take, which train `together` at a time.
+
+    trained: seconds of trials that are left, of which there may be more; these are then taken for
+    the mean of the others.
+    """
+    if not left:
+        return 0.0
+    mean = sum(trained) / len(trained)
+    again = (settings.finalists or 0) * (settings.reruns or 0) + settings.refit
+    return max(max(trained), mean * (left + again) / together)
+
+
+def _ended(first: Beginning, network: Network) -> set[TrialKey]:
+    """The trials that an earlier session of this search has ended; `UsageError` if it is another's.
+
+    Nothing is mended, and no lock is taken.
+    """
+    path = Path(local_path(first.settings.run_directory))
+    if first.settings.overwrite or not exists(path):
+        return set()
+    said = describe_search(first.settings, first.dataset, network.definition.name, first.space)
+    opened = RunDirectory.open(path)
+    check_same(path, opened.search["identity"], said["identity"])
+    retries = first.settings.max_retries
+    return {index for index in first.draws if state_of(opened.read_trial(index), retries) in DONE}

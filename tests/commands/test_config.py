@@ -15,8 +15,8 @@ from processes import command, facts, flags
 from jaxmnist import Run, random_search
 from jaxmnist.commands import search
 from jaxmnist.commands.parser import run_command
+from jaxmnist.files import read_json, write_json
 from jaxmnist.settings import SearchSettings
-from jaxmnist.whole_files import read_json, write_json
 
 NETWORK = """
 import flax.linen as nn

@@ -13,13 +13,12 @@ from processes import flags
 from jaxmnist import SearchSettings
 from jaxmnist.commands.parser import run_command
 from jaxmnist.commands.search import main
-from jaxmnist.engine.local import Engine
-from jaxmnist.engine.pace import measure, relative
+from jaxmnist.engine.local import Engine, measure, relative
 from jaxmnist.models.network import DataSpec
 from jaxmnist.models.space import Space
-from jaxmnist.models.study.network import STUDY
-from jaxmnist.report.preview import describe
-from jaxmnist.search.preview import Preview, preview
+from jaxmnist.models.study import STUDY
+from jaxmnist.report.sentences import describe_preview
+from jaxmnist.search.beginning import Preview, preview
 
 NETWORK = """
 import flax.linen as nn
@@ -197,13 +196,13 @@ def test_more_work_takes_more_time(found):
 
 
 def test_the_text_says_where_the_estimate_comes_from(found):
-    said = describe(found)
+    said = describe_preview(found)
     pace = found.pace
     assert f"{pace.steps} steps of one configuration" in said
     assert str(found.space.shown(pace.hyperparameters)) in said
     assert f"{1000 * pace.step:.1f} ms each" in said
     ended = replace(found, done=found.trials)
-    assert "This is an estimate" not in describe(ended)
+    assert "This is an estimate" not in describe_preview(ended)
 
 
 @pytest.mark.slow

@@ -9,13 +9,12 @@ from dataclasses import fields
 
 import pytest
 
-from jaxmnist.checked import flag
 from jaxmnist.commands import main as commands
 from jaxmnist.commands.parser import run_command
 from jaxmnist.commands.search import EXAMPLES, as_typed, main, parser_of
 from jaxmnist.models.space import Space
-from jaxmnist.models.study.space import DEFINITION
-from jaxmnist.settings import GROUPS, SearchSettings
+from jaxmnist.models.study_space import DEFINITION
+from jaxmnist.settings import GROUPS, SearchSettings, flag
 
 SETTINGS = [item.name for item in fields(SearchSettings) if item.name != "ranges"]
 

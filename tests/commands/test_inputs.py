@@ -30,19 +30,18 @@ from safetensors.numpy import save as save_tensors
 from jaxmnist import JaxmnistError, Run, SearchSettings, SvmPipeline, TrainedModel, UsageError
 from jaxmnist.commands.parser import run_command
 from jaxmnist.commands.search import main as search
-from jaxmnist.data.archives import read_npz
+from jaxmnist.data.array_files import read_idx, read_npz
 from jaxmnist.data.arrays import check_arrays
-from jaxmnist.data.formats import read_files
-from jaxmnist.data.idx import read_idx
+from jaxmnist.data.dataset import read_files
 from jaxmnist.data.pictures import read_file
 from jaxmnist.data.preparation import MNIST, Preparation
+from jaxmnist.files import DamagedFile, read_json, write_json
 from jaxmnist.models.space import Space
-from jaxmnist.models.study.space import DEFINITION
+from jaxmnist.models.study_space import DEFINITION
 from jaxmnist.report.facts import Facts
-from jaxmnist.results.evaluation import describe, kept_look
+from jaxmnist.results.evaluation import describe_evaluation, kept_look
 from jaxmnist.runs.ledger import read_lines
 from jaxmnist.runs.trial import Trial
-from jaxmnist.whole_files import DamagedFile, read_json, write_json
 
 COUNT = int(os.environ.get("EXAMPLES", "50"))
 EXAMPLES = settings(derandomize=True, deadline=None, database=None, max_examples=COUNT)
@@ -306,7 +305,7 @@ def test_tables(place, rows, separator, noise):
 
 def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
     """Archives of a few kilobytes that claim, or hold, far more than may be used."""
-    monkeypatch.setattr("jaxmnist.reading.LARGEST_FILE", 10**6)
+    monkeypatch.setattr("jaxmnist.files.LARGEST_FILE", 10**6)
     zeros = np.zeros(10**7, np.uint8)
     np.savez_compressed(tmp_path / "bomb.npz", **dict.fromkeys(KEYS, zeros), images=zeros)
     head = struct.pack(">HBB3I", 0, 8, 3, 10**4, 10, 10)
@@ -398,7 +397,7 @@ def printable(text: str) -> None:
 def winner_report(run: Path) -> str:
     found = Run(run)
     content = kept_look(found)
-    return describe(found, content) if content else ""
+    return describe_evaluation(found, content) if content else ""
 
 
 def svm_report(run: Path) -> str:
@@ -412,7 +411,7 @@ def svm_report(run: Path) -> str:
 
     task = svm.Task.of(found, Data())
     content = svm._kept(task, (task.name,))
-    return svm.describe(found, content) if content else ""
+    return svm.describe_svm(found, content) if content else ""
 
 
 @pytest.mark.parametrize(

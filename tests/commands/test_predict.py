@@ -19,7 +19,7 @@ from jaxmnist.commands.parser import run_command
 from jaxmnist.commands.predict import main
 from jaxmnist.data.arrays import Arrays
 from jaxmnist.data.preparation import preparation_of
-from jaxmnist.whole_files import read_json, write_json
+from jaxmnist.files import read_json, write_json
 
 LIKE = (
     "Pictures are prepared like the training images: bright ink on a dark ground, scaled into"

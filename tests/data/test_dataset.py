@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from conftest import PACKAGED, write_idx
 
+from jaxmnist.data.array_files import IDX_NAMES, read_idx, read_idx_folder
 from jaxmnist.data.arrays import Arrays
-from jaxmnist.data.dataset import MNIST_SHA256, dataset_in_memory, load_arrays, split
-from jaxmnist.data.formats import read_files
-from jaxmnist.data.idx import IDX_NAMES, read_idx, read_idx_folder
+from jaxmnist.data.dataset import MNIST_SHA256, dataset_in_memory, load_arrays, read_files, split
 from jaxmnist.errors import UsageError
 from jaxmnist.settings import SearchSettings
 
@@ -181,7 +180,7 @@ def test_an_npz_that_claims_to_be_encrypted(tmp_path, arrays):
 
 
 def test_an_npz_that_unpacks_to_too_much_is_not_unpacked(tmp_path, arrays, monkeypatch):
-    monkeypatch.setattr("jaxmnist.reading.LARGEST_FILE", 1000)
+    monkeypatch.setattr("jaxmnist.files.LARGEST_FILE", 1000)
     np.savez_compressed(tmp_path / "a.npz", **arrays)
     refused(lambda: read_files(tmp_path / "a.npz"), "unpacks to")
 

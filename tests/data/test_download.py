@@ -25,10 +25,10 @@ from PIL import Image
 from processes import command
 
 import jaxmnist.data.download as download
+from jaxmnist.data.array_files import IDX_NAMES
 from jaxmnist.data.download import check_downloaded, load_named
-from jaxmnist.data.idx import IDX_NAMES
 from jaxmnist.errors import EnvironmentFailure, UsageError
-from jaxmnist.whole_files import read_json, write_json
+from jaxmnist.files import read_json, write_json
 
 SHAPES = {"x_train": (6, 4, 5), "y_train": (6,), "x_test": (3, 4, 5), "y_test": (3,)}
 

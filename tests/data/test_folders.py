@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmnist.data import folders
-from jaxmnist.data.dataset import split
-from jaxmnist.data.formats import read_files
+from jaxmnist.data import picture_files
+from jaxmnist.data.dataset import read_files, split
 from jaxmnist.data.pictures import files_of
 from jaxmnist.errors import EnvironmentFailure, UsageError
 
@@ -57,9 +56,9 @@ def test_parts(tmp_path):
 def test_more_pictures_than_can_be_loaded(tmp_path, monkeypatch):
     """Pixels are counted while they are read; each picture has 72."""
     fill(tmp_path)
-    monkeypatch.setattr("jaxmnist.reading.LARGEST_FILE", 72 * 24)
+    monkeypatch.setattr("jaxmnist.files.LARGEST_FILE", 72 * 24)
     assert sum(map(len, read_files(tmp_path)[1:4:2])) == 24
-    monkeypatch.setattr("jaxmnist.reading.LARGEST_FILE", 72 * 24 - 1)
+    monkeypatch.setattr("jaxmnist.files.LARGEST_FILE", 72 * 24 - 1)
     with pytest.raises(UsageError, match=r"2/022\.png: the pictures up to this one are more than"):
         read_files(tmp_path)
 
@@ -337,14 +336,14 @@ def test_hidden_files_in_subfolders_are_not_counted(tmp_path):
 def test_what_fails_around_a_picture_is_not_left_out(tmp_path, monkeypatch, number):
     """Too many open files, a disk's error, too little memory: another search would have more."""
     fill(tmp_path, names=("a", "b"))
-    read = folders.read_rasters
+    read = picture_files.read_rasters
 
     def fail(path: Path):
         if path.name == "003.png":
             raise MemoryError if number is None else OSError(number, os.strerror(number))
         return read(path)
 
-    monkeypatch.setattr(folders, "read_rasters", fail)
+    monkeypatch.setattr(picture_files, "read_rasters", fail)
     with pytest.raises(EnvironmentFailure, match=r"b/003.png: can.t be read: "):
         read_files(tmp_path)
 
@@ -355,6 +354,6 @@ def test_what_fails_around_a_file(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr("jaxmnist.data.archives.read_npy", fail)
+    monkeypatch.setattr("jaxmnist.data.array_files.read_npy", fail)
     with pytest.raises(EnvironmentFailure, match=r"can't be read: Too many open files; raise"):
         read_files(tmp_path / "a.npz")

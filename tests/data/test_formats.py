@@ -17,10 +17,9 @@ import pytest
 from conftest import write_idx
 from scipy.io import savemat
 
-from jaxmnist.data.archives import by_shape
+from jaxmnist.data.array_files import by_shape
 from jaxmnist.data.arrays import check
-from jaxmnist.data.dataset import dataset_in_memory, load_arrays, split
-from jaxmnist.data.formats import read_files
+from jaxmnist.data.dataset import dataset_in_memory, load_arrays, read_files, split
 from jaxmnist.errors import UsageError
 from jaxmnist.settings import SearchSettings
 
@@ -288,7 +287,7 @@ def test_matlab(parts, tmp_path, monkeypatch):
     savemat(path, {"weights": flat["train"][0]})
     refused(path, "has no array x_train; it has weights")
     savemat(path, {"x": np.zeros((10**6, 8)), "y": np.zeros(10**6)}, do_compression=True)
-    monkeypatch.setattr("jaxmnist.reading.LARGEST_FILE", 10**6)
+    monkeypatch.setattr("jaxmnist.files.LARGEST_FILE", 10**6)
     with takes_at_most(5 * 10**6):
         refused(path, "unpacks to more bytes than can be loaded")
 

@@ -24,11 +24,19 @@ from conftest import PACKAGED
 from processes import process
 from scipy.io import loadmat, savemat
 
-from jaxmnist.data.archives import npz_names, read_array, read_npz, read_npz_member
+from jaxmnist.data.array_files import (
+    MATLAB,
+    _convert,
+    _unpack,
+    npz_names,
+    read_array,
+    read_idx,
+    read_matlab,
+    read_npz,
+    read_npz_member,
+)
 from jaxmnist.data.contents import open_file
-from jaxmnist.data.formats import read_files
-from jaxmnist.data.idx import read_idx
-from jaxmnist.data.matlab import MATLAB, _convert, _unpack, read_matlab
+from jaxmnist.data.dataset import read_files
 from jaxmnist.data.pictures import read_file
 from jaxmnist.data.preparation import MNIST, Preparation
 from jaxmnist.data.tables import read_rows
@@ -193,8 +201,8 @@ def test_what_a_matlab_file_states_is_not_taken(tmp_path, name):
 
 def test_a_reader_that_is_busy_for_ever_is_ended(tmp_path, monkeypatch):
     """Within a second, in place of a minute: for each name of a field it looks at all others."""
-    monkeypatch.setattr("jaxmnist.data.matlab.LEAST_SECONDS", 0)
-    monkeypatch.setattr("jaxmnist.data.matlab.LEAST_MEMORY", 2**32)
+    monkeypatch.setattr("jaxmnist.data.array_files.LEAST_SECONDS", 0)
+    monkeypatch.setattr("jaxmnist.data.array_files.LEAST_MEMORY", 2**32)
     fields = element(5, b"\1\0\0\0") + element(1, b"a" * 10**6)
     variable = element(14, head(STRUCTURE, (1, 1), b"x") + fields)
     refused(read_files, written(tmp_path / "a.mat", START + variable), "took too long")
@@ -241,8 +249,8 @@ def bombs() -> dict[str, tuple]:
 @pytest.mark.parametrize("name", bombs())
 def test_a_small_file_takes_no_large_memory(tmp_path, monkeypatch, name):
     """With a limit of 1 MB in place of 64, and 100 times in place of 500: the test is quick."""
-    monkeypatch.setattr("jaxmnist.reading.UNPACKED", 10**6)
-    monkeypatch.setattr("jaxmnist.reading.TIMES", 100)
+    monkeypatch.setattr("jaxmnist.files.UNPACKED", 10**6)
+    monkeypatch.setattr("jaxmnist.files.TIMES", 100)
     read, content = bombs()[name]
     path = written(tmp_path / name, content)
     with takes_at_most(4e6):
@@ -256,7 +264,7 @@ def test_a_small_file_takes_no_large_memory(tmp_path, monkeypatch, name):
 
 def test_the_limits_leave_images_and_labels_alone(tmp_path, monkeypatch):
     """Also where they are larger than 64 MiB, here half a MB."""
-    monkeypatch.setattr("jaxmnist.reading.UNPACKED", 5 * 10**5)
+    monkeypatch.setattr("jaxmnist.files.UNPACKED", 5 * 10**5)
     canvas = np.zeros((60, 256, 256), np.uint8)
     canvas[:, 100:128, 100:128] = read_idx(PACKAGED / "t10k-images-idx3-ubyte.gz")[:60]
     for array in (np.eye(62)[RNG.integers(0, 62, 5000)], canvas):
@@ -394,7 +402,7 @@ def test_what_is_no_file_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "folder" / "x_train.npy")
     os.mkfifo(tmp_path / "folder" / "y_train.npy")
     script = (
-        "import sys, pathlib\nfrom jaxmnist.data.formats import read_files\n"
+        "import sys, pathlib\nfrom jaxmnist.data.dataset import read_files\n"
         "for name in sys.argv[1:]:\n"
         "    try: read_files(pathlib.Path(name))\n"
         "    except ValueError as error: print(error)\n"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxmnist.data.labels import number_names, read_labels
+from jaxmnist.data.arrays import number_names, read_labels
 from jaxmnist.errors import UsageError
 
 FIVE = [3, 1, 3, 2, 1]

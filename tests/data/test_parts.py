@@ -9,9 +9,16 @@ import numpy as np
 import pytest
 
 from jaxmnist.data.arrays import Arrays, Found, check
-from jaxmnist.data.copies import owners
 from jaxmnist.data.dataset import split
-from jaxmnist.data.parts import draw, group_sizes, held_out, limited, shares, validation_part
+from jaxmnist.data.split import (
+    draw,
+    group_sizes,
+    held_out,
+    limited,
+    owners,
+    shares,
+    validation_part,
+)
 from jaxmnist.errors import UsageError
 
 RNG = np.random.default_rng(0)

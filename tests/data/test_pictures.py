@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import jaxmnist
-from jaxmnist.data.idx import read_idx
+from jaxmnist.data.array_files import read_idx
 from jaxmnist.data.pictures import Picture, read_file
 from jaxmnist.data.preparation import MNIST as PLACING
 from jaxmnist.data.preparation import Preparation

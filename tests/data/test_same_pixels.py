@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from jaxmnist.data.arrays import Arrays, Source
-from jaxmnist.data.dataset import Dataset, split
-from jaxmnist.data.formats import read_files
+from jaxmnist.data.dataset import Dataset, read_files, split
 from jaxmnist.data.picture_files import read_rasters
 from jaxmnist.data.pictures import files_of, read_file
 from jaxmnist.data.preparation import Preparation, preparation_for
@@ -340,7 +339,7 @@ def test_kinds_of_tiff(tmp_path, mnist):
 def test_pages_are_counted_before_they_are_read(tmp_path, monkeypatch):
     film = [Image.new("L", (40, 40), k) for k in range(20)]
     film[0].save(tmp_path / "a.tif", save_all=True, append_images=film[1:])
-    monkeypatch.setattr("jaxmnist.reading.LARGEST_FILE", 40 * 40 * 20 - 1)
+    monkeypatch.setattr("jaxmnist.files.LARGEST_FILE", 40 * 40 * 20 - 1)
     with pytest.raises(UsageError, match="its 20 pages are more than can be loaded"):
         read_rasters(tmp_path / "a.tif")
 

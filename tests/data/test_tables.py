@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxmnist.data.dataset import split
-from jaxmnist.data.formats import read_files
+from jaxmnist.data.dataset import read_files, split
 from jaxmnist.data.tables import read_rows
 from jaxmnist.errors import UsageError
 
@@ -123,7 +122,7 @@ def test_memory_is_that_of_the_pixels(tmp_path, monkeypatch):
     tracemalloc.stop()
     assert len(pixels) == 6000
     assert peak < 2 * pixels.nbytes + 6000 * 200 + 10**6
-    monkeypatch.setattr("jaxmnist.reading.LARGEST_FILE", 10**4)
+    monkeypatch.setattr("jaxmnist.files.LARGEST_FILE", 10**4)
     with pytest.raises(UsageError, match="more pixels than can be loaded"):
         read_rows(path)
     monkeypatch.setattr("jaxmnist.data.tables.LONGEST_LINE", 50)

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from jaxmnist.engine import augmentation
+from jaxmnist.engine import training
 
 KEY = jax.random.key(3, impl="threefry2x32")
-augmented = jax.jit(augmentation.augmented, static_argnums=3)
+augmented = jax.jit(training.augmented, static_argnums=3)
 
 
 def pictures(images: int, channels: int = 1) -> np.ndarray:

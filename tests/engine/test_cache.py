@@ -11,13 +11,13 @@ import jax
 import pytest
 from processes import flags
 
-from jaxmnist.engine import cache
-from jaxmnist.engine.cache import cache_folder
+from jaxmnist.engine import devices
+from jaxmnist.engine.devices import cache_folder
 from jaxmnist.errors import UsageError
 
 COMPILE = """
 import sys
-from jaxmnist.engine.cache import cache_folder, keep_programs
+from jaxmnist.engine.devices import cache_folder, keep_programs
 if "late" in sys.argv:
     import jax
 keep_programs(cache_folder(sys.argv[1] or None))
@@ -33,7 +33,7 @@ print(loaded.count("/jax/compilation_cache/cache_hits"), jax.config.jax_compilat
 
 def compile_once(given: str, *options: str, **environment: str) -> tuple[int, str]:
     """Programs that were loaded rather than compiled, and the folder that JAX kept them in."""
-    names = (cache.VARIABLE, "JAX_COMPILATION_CACHE_DIR", cache.LOG_LEVEL)
+    names = (devices.VARIABLE, "JAX_COMPILATION_CACHE_DIR", devices.LOG_LEVEL)
     inherited = {key: value for key, value in os.environ.items() if key not in names}
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, given, *options],
@@ -101,23 +101,23 @@ def without_cache():
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"can't keep compiled programs: .*--cache"):
-        cache.keep_programs(cache_folder(str(tmp_path / "file")), wanted=True)
+        devices.keep_programs(cache_folder(str(tmp_path / "file")), wanted=True)
     # The default folder was not asked for: the search continues without a cache.
-    assert "note: " in cache.keep_programs(cache_folder(str(tmp_path / "file")))
+    assert "note: " in devices.keep_programs(cache_folder(str(tmp_path / "file")))
 
 
 def test_processors_have_folders_of_their_own(tmp_path, monkeypatch):
     here = cache_folder(str(tmp_path))
-    monkeypatch.setattr(cache, "processor", lambda: "another")
+    monkeypatch.setattr(devices, "processor", lambda: "another")
     assert cache_folder(str(tmp_path)) != here
 
 
 def test_old_programs_go_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "MOST_BYTES", 250)
+    monkeypatch.setattr(devices, "MOST_BYTES", 250)
     for age, name in enumerate("abcd"):
         (tmp_path / name).write_bytes(bytes(100))
         os.utime(tmp_path / name, (1000 - age, 1000))
-    cache._drop_oldest(tmp_path)
+    devices._drop_oldest(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 

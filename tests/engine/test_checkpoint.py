@@ -11,16 +11,22 @@ import numpy as np
 import pytest
 
 from jaxmnist.data.dataset import load_arrays, split
-from jaxmnist.engine.checkpoint import from_arrays, to_arrays
-from jaxmnist.engine.events import Checkpoint, StepsFinished, TrialFinished, TrialStarted
+from jaxmnist.engine.events import (
+    Checkpoint,
+    StepsFinished,
+    TrialFinished,
+    TrialStarted,
+    from_arrays,
+    to_arrays,
+)
+from jaxmnist.engine.lanes import Stacking
 from jaxmnist.engine.local import Engine
-from jaxmnist.engine.stacking import Stacking
+from jaxmnist.files import DamagedFile, read_sealed, sealed_bytes
 from jaxmnist.models.network import DataSpec
-from jaxmnist.models.study.network import STUDY
-from jaxmnist.models.study.space import configuration
+from jaxmnist.models.study import STUDY
+from jaxmnist.models.study_space import configuration
 from jaxmnist.runs.trial import METRICS
-from jaxmnist.training_settings import TrainingSettings
-from jaxmnist.whole_files import DamagedFile, read_sealed, sealed_bytes
+from jaxmnist.settings import TrainingSettings
 
 # 300 images in batches of 8 are 38 steps, so that an epoch has pauses within it.
 # All that a step may have is on.

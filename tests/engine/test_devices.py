@@ -17,7 +17,7 @@ from processes import command, facts, flags, process
 import jaxmnist
 from jaxmnist import Run
 from jaxmnist.engine.devices import debugging_settings, pool_size
-from jaxmnist.whole_files import read_json, write_json
+from jaxmnist.files import read_json, write_json
 
 
 @pytest.mark.slow

@@ -14,11 +14,10 @@ from jaxmnist.engine.events import (
     TrialFinished,
     TrialStarted,
 )
-from jaxmnist.engine.local import Engine
-from jaxmnist.engine.workers import Events
-from jaxmnist.models.study.network import STUDY
-from jaxmnist.models.study.space import configuration
-from jaxmnist.training_settings import TrainingSettings
+from jaxmnist.engine.local import Engine, Events
+from jaxmnist.models.study import STUDY
+from jaxmnist.models.study_space import configuration
+from jaxmnist.settings import TrainingSettings
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=32, learning_rate=0.01)
 TRIALS = {

@@ -22,9 +22,17 @@ from jaxmnist.engine.events import (
     TrialFinished,
     TrialStarted,
 )
-from jaxmnist.engine.lanes import Group, group_trials, with_short_tail
+from jaxmnist.engine.lanes import (
+    Group,
+    Stacking,
+    candidates,
+    choose,
+    group_trials,
+    lanes_for,
+    lone_ways,
+    with_short_tail,
+)
 from jaxmnist.engine.local import Engine
-from jaxmnist.engine.stacking import Stacking, candidates, choose, lanes_for, lone_ways
 from jaxmnist.engine.training import (
     batches,
     epoch_order,
@@ -35,10 +43,9 @@ from jaxmnist.engine.training import (
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec
 from jaxmnist.models.space import Space
-from jaxmnist.models.study.layers import build_model
-from jaxmnist.models.study.network import STUDY, StudyNetwork
-from jaxmnist.models.study.space import DEFINITION, configuration
-from jaxmnist.training_settings import TrainingSettings
+from jaxmnist.models.study import STUDY, StudyNetwork, build_model
+from jaxmnist.models.study_space import DEFINITION, configuration
+from jaxmnist.settings import TrainingSettings
 
 SHAPE, CLASSES = (12, 13, 2), 4
 DATA = DataSpec(SHAPE, CLASSES)
@@ -399,14 +406,14 @@ def test_the_program_for_a_tpu(dataset):
 
 SHARDED = """
 import json, sys, jax
-from jaxmnist.training_settings import TrainingSettings
-from jaxmnist.models.study.network import STUDY
-from jaxmnist.models.study.space import configuration
+from jaxmnist.settings import TrainingSettings
+from jaxmnist.models.study import STUDY
+from jaxmnist.models.study_space import configuration
 from jaxmnist.data.dataset import load_arrays, split
 from jaxmnist.engine.local import Engine
 from jaxmnist.engine.events import TrialFinished
 from jaxmnist.engine.lanes import group_trials
-from jaxmnist.engine.stacking import Stacking
+from jaxmnist.engine.lanes import Stacking
 
 dataset = split("small", load_arrays(None, sys.argv[1]), validation_split=0.25, seed=0)
 settings = TrainingSettings(epochs=2, batch_size=32, learning_rate=1e-3)

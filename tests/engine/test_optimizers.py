@@ -7,10 +7,9 @@ import optax
 import pytest
 from conftest import float64
 
-from jaxmnist.engine.optimizers import SCHEDULES, averaged, moving_average, optimizer
-from jaxmnist.engine.training import constants_of
-from jaxmnist.training_settings import SCHEDULES as NAMES
-from jaxmnist.training_settings import TrainingSettings
+from jaxmnist.engine.training import SCHEDULES, averaged, constants_of, moving_average, optimizer
+from jaxmnist.settings import SCHEDULES as NAMES
+from jaxmnist.settings import TrainingSettings
 
 
 def test_every_schedule_has_a_name():

@@ -7,9 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmnist.engine.optimizers import OPTIMIZERS, weight_decay
-from jaxmnist.engine.packing import LARGE, Packing
-from jaxmnist.engine.training import TrainingState
+from jaxmnist.engine.lanes import LARGE, Packing
+from jaxmnist.engine.training import OPTIMIZERS, TrainingState, weight_decay
 from jaxmnist.models.network import is_kernel
 
 TREE = {

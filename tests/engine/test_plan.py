@@ -6,15 +6,13 @@ import functools
 
 import pytest
 
-from jaxmnist.engine.estimates import COSTS, Costs
-from jaxmnist.engine.lanes import Group, group_trials
-from jaxmnist.engine.plan import cheapest, paddings, pays, seconds
-from jaxmnist.engine.stacking import Stacking
+from jaxmnist.engine.lanes import Group, Stacking, group_trials
+from jaxmnist.engine.programs import COSTS, Costs, cheapest, paddings, pays, seconds
 from jaxmnist.models.network import DataSpec
 from jaxmnist.models.space import Space
-from jaxmnist.models.study.network import STUDY
-from jaxmnist.models.study.space import DEFINITION, configuration
-from jaxmnist.runs.layers import Layer
+from jaxmnist.models.study import STUDY
+from jaxmnist.models.study_space import DEFINITION, configuration
+from jaxmnist.runs.trial import Layer
 
 MNIST = DataSpec((28, 28, 1), 10)
 STEPS = 5 * 422

@@ -18,10 +18,10 @@ from processes import facts, flags, process
 from raylets import Raylets
 
 from jaxmnist import EnvironmentFailure, Run, UsageError, random_search
-from jaxmnist.engine.address import check_ray
+from jaxmnist.engine.devices import check_ray
 from jaxmnist.engine.nodes import Machine, Node, node_of, refusal
-from jaxmnist.engine.remote import together
-from jaxmnist.models.loading import load_function, own_modules
+from jaxmnist.engine.ray import together
+from jaxmnist.models.network import load_function, own_modules
 
 OWN = """
 import flax.linen as nn
@@ -51,7 +51,7 @@ import importlib.abc, os, sys
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name == "jaxmnist.engine.remote":
+        if name == "jaxmnist.engine.ray":
             with open({file!r}, "a") as file:
                 file.write("died\\n")
             os._exit(1)
@@ -363,7 +363,7 @@ def test_addresses_that_are_none(options, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="host:port"):
         random_search(**options, directory=str(tmp_path), ray="head")
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr("jaxmnist.engine.address.find_spec", lambda name: None)
+    monkeypatch.setattr("jaxmnist.engine.devices.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'ray>=2\.60'"):
         check_ray("auto")
     with pytest.raises(UsageError, match="jobs is for one machine"):

@@ -11,14 +11,13 @@ from conftest import slow_after
 
 from jaxmnist.data.dataset import joined, load_arrays, split
 from jaxmnist.engine.events import EpochFinished, TrialFinished
-from jaxmnist.engine.lanes import Group, group_trials
+from jaxmnist.engine.lanes import Group, Stacking, group_trials
 from jaxmnist.engine.local import Engine
-from jaxmnist.engine.seeds import order_seed, weights_seed
-from jaxmnist.engine.stacking import Stacking
-from jaxmnist.models.study.network import STUDY
-from jaxmnist.models.study.space import configuration
-from jaxmnist.runs.keys import REFIT, Rerun
-from jaxmnist.training_settings import TrainingSettings
+from jaxmnist.engine.training import order_seed, weights_seed
+from jaxmnist.models.study import STUDY
+from jaxmnist.models.study_space import configuration
+from jaxmnist.runs.trial import REFIT, Rerun
+from jaxmnist.settings import TrainingSettings
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=32, learning_rate=0.01)
 SMALL = configuration(4, 1, 0)

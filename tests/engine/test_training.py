@@ -9,10 +9,10 @@ import optax
 import pytest
 from conftest import begin, float64
 
-from jaxmnist.engine.augmentation import augmented
 from jaxmnist.engine.training import (
     NO_IMAGE,
     apply,
+    augmented,
     batches,
     cross_entropy,
     epoch_order,
@@ -22,10 +22,9 @@ from jaxmnist.engine.training import (
     train_block,
 )
 from jaxmnist.models.network import DataSpec
-from jaxmnist.models.study.layers import build_model
-from jaxmnist.models.study.network import STUDY
-from jaxmnist.models.study.space import configuration
-from jaxmnist.training_settings import TrainingSettings
+from jaxmnist.models.study import STUDY, build_model
+from jaxmnist.models.study_space import configuration
+from jaxmnist.settings import TrainingSettings
 
 HYPERPARAMETERS = configuration(5, 2, 1, 7)
 SHAPE, CLASSES = (13, 12, 2), 4

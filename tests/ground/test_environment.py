@@ -25,11 +25,10 @@ from conftest import slow_after
 from processes import facts, flags, looks_of
 
 from jaxmnist import EnvironmentFailure, JaxmnistError, Run, UsageError, random_search
-from jaxmnist.errors import Stopped, one_line
+from jaxmnist.errors import Stopped, one_line, signals, signals_call
+from jaxmnist.machine import blas_threads, enough_threads
 from jaxmnist.report.console import Console
 from jaxmnist.report.page import write_page
-from jaxmnist.signals import signals, signals_call
-from jaxmnist.threads import blas_threads, enough_threads
 
 
 def mount(*arguments: object) -> None:
@@ -131,7 +130,7 @@ def test_a_disk_that_becomes_read_only(disk, finished, options, monkeypatch):
         mount("--bind", run_folder, run_folder)
         mount("-o", "remount,ro,bind", run_folder)
 
-    monkeypatch.setattr("jaxmnist.report.show.Console", at("TrialStarted", 1, seal))
+    monkeypatch.setattr("jaxmnist.report.live.Console", at("TrialStarted", 1, seal))
     with pytest.raises(UsageError, match="can't be written: Read-only file system"):
         random_search(**options, jobs=1, directory=str(disk))
     first, second = facts(Run(run_folder))
@@ -162,7 +161,7 @@ def test_threads_that_cannot_be_started(finished, options, tmp_path, monkeypatch
 
     with monkeypatch.context() as patch:
         exhaust = partial(patch.setattr, threading.Thread, "start", refuse)
-        patch.setattr("jaxmnist.report.show.Console", at(moment, 0, exhaust))
+        patch.setattr("jaxmnist.report.live.Console", at(moment, 0, exhaust))
         with pytest.raises(EnvironmentFailure, match="no more threads can be started: raise the"):
             random_search(**options, directory=str(tmp_path))
     assert facts(resume(options, tmp_path)) == facts(finished)
@@ -243,7 +242,7 @@ def test_files_that_cannot_be_opened(finished, options, tmp_path, monkeypatch, m
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
 
     with monkeypatch.context() as patch:
-        patch.setattr("jaxmnist.report.show.Console", at(moment, 0, exhaust))
+        patch.setattr("jaxmnist.report.live.Console", at(moment, 0, exhaust))
         try:
             with pytest.raises(EnvironmentFailure, match=r"Too many open files.*ulimit -n"):
                 random_search(**options, directory=str(tmp_path))
@@ -264,7 +263,7 @@ def test_a_disk_that_vanishes(disk, options, monkeypatch, moment, of):
     def vanish() -> None:
         subprocess.run(["umount", "-l", str(disk)], check=disk.is_mount())
 
-    monkeypatch.setattr("jaxmnist.report.show.Console", at(moment, 0, vanish))
+    monkeypatch.setattr("jaxmnist.report.live.Console", at(moment, 0, vanish))
     given = {**options, "max_trials": 1, "report": True, "tensorboard": True}
     given["directory"] = str(disk if of == "all runs" else disk.parent)
     given["project_name"] = "small" if of == "all runs" else disk.name
@@ -279,7 +278,7 @@ def test_a_disk_that_vanishes(disk, options, monkeypatch, moment, of):
 @pytest.mark.parametrize("moment", slow_after(1, MOMENTS[1:4]))
 def test_a_run_that_is_deleted_while_it_is_in_use(options, tmp_path, monkeypatch, moment):
     run = tmp_path / "small"
-    monkeypatch.setattr("jaxmnist.report.show.Console", at(moment, 0, lambda: shutil.rmtree(run)))
+    monkeypatch.setattr("jaxmnist.report.live.Console", at(moment, 0, lambda: shutil.rmtree(run)))
     given = {**options, "max_trials": 1, "report": True, "tensorboard": True}
     with pytest.raises(EnvironmentFailure, match="was moved or deleted"):
         random_search(**given, directory=str(tmp_path))
@@ -515,7 +514,7 @@ def test_the_same_signal_twice_at_once_is_one(monkeypatch):
         twice()
     assert called == [True]
     # A second signal that comes later acts like a first one.
-    monkeypatch.setattr("jaxmnist.signals.TWICE", -1.0)
+    monkeypatch.setattr("jaxmnist.errors.TWICE", -1.0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     order = []
 
@@ -536,7 +535,7 @@ def test_a_second_ctrl_c_does_not_wait():
     """In a process that takes for ever to bring to an end what the first one stopped."""
     program = """
 import signal, time
-from jaxmnist import signals as command
+from jaxmnist import errors as command
 command.TWICE = 0.0
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 with command.signals("; advice"), command.signals_call(lambda: print("first", flush=True)):

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from jaxmnist.errors import UsageError
-from jaxmnist.settings import SearchSettings
-from jaxmnist.training_settings import RECIPES, TrainingSettings
+from jaxmnist.settings import RECIPES, SearchSettings, TrainingSettings
 
 
 class Colour:

@@ -16,14 +16,13 @@ from networks import NETWORKS
 from jaxmnist import UsageError
 from jaxmnist.data.arrays import Arrays
 from jaxmnist.data.dataset import load_arrays, split
-from jaxmnist.engine.checkpoint import from_arrays, to_arrays
-from jaxmnist.engine.events import Checkpoint, TrialFinished
+from jaxmnist.engine.events import Checkpoint, TrialFinished, from_arrays, to_arrays
 from jaxmnist.engine.local import Engine
 from jaxmnist.engine.training import epoch_order
 from jaxmnist.models.flax_network import FlaxNetwork
 from jaxmnist.models.network import DataSpec
 from jaxmnist.models.space import Space
-from jaxmnist.training_settings import TrainingSettings
+from jaxmnist.settings import TrainingSettings
 
 DATA = DataSpec((28, 28, 1), 10)
 SETTINGS = TrainingSettings(epochs=2, batch_size=16, learning_rate=1e-2)

@@ -10,9 +10,8 @@ import pytest
 from conftest import slow_after
 from processes import Ended, command, flags, process
 
-from jaxmnist.errors import NetworkError, one_line, whole_traceback
-from jaxmnist.models.loading import in_own_code
-from jaxmnist.signals import signals, signals_call
+from jaxmnist.errors import NetworkError, one_line, signals, signals_call, whole_traceback
+from jaxmnist.models.network import in_own_code
 
 # `rest` is how many calls, of PLACE alone, go well before all raise.
 FILE = """\

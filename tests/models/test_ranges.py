@@ -8,11 +8,9 @@ from dataclasses import fields
 import pytest
 
 from jaxmnist import UsageError, random_search
-from jaxmnist.models.distributions import Choice, Float, Int
-from jaxmnist.models.questions import Definition
+from jaxmnist.models.questions import Choice, Definition, Float, Int
 from jaxmnist.models.space import Space
-from jaxmnist.settings import SearchSettings
-from jaxmnist.training_settings import TRAINING
+from jaxmnist.settings import TRAINING, SearchSettings
 
 WIDTH = Int(32, 128, step=16)
 RATE = Float(1e-4, 1e-2, sampling="log")

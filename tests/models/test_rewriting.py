@@ -111,7 +111,7 @@ def test_a_transposed_convolution():
 
 
 def test_patches_that_are_too_large_are_added_up(monkeypatch):
-    monkeypatch.setattr("jaxmnist.models.slices.LARGEST_PATCHES", 100)
+    monkeypatch.setattr("jaxmnist.models.rewriting.LARGEST_PATCHES", 100)
     test_convolutions((5, 3), 2, 8, (1, 1), "SAME", (1, 1), 1)
 
 

@@ -15,14 +15,14 @@ from pages import check
 from jaxmnist import Run, UsageError
 from jaxmnist.api import run_search as search
 from jaxmnist.api import settings_of
+from jaxmnist.files import read_json
 from jaxmnist.models.network import Model, Network, Outputs, pixels
 from jaxmnist.models.questions import Definition
 from jaxmnist.models.space import Space
 from jaxmnist.report.page import make_page
 from jaxmnist.report.tensorboard import columns
 from jaxmnist.results.trained import TrainedModel
-from jaxmnist.runs.layers import Layer
-from jaxmnist.whole_files import read_json
+from jaxmnist.runs.trial import Layer
 
 pytestmark = pytest.mark.slow
 

@@ -13,16 +13,17 @@ import pytest
 
 from jaxmnist.errors import UsageError
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.distributions import (
+from jaxmnist.models.questions import (
     Choice,
+    Definition,
     Float,
     Int,
+    Questions,
     distribution_from_json,
     distribution_to_json,
 )
-from jaxmnist.models.questions import Definition, Questions
 from jaxmnist.models.space import Space, SpaceDescription
-from jaxmnist.models.study.space import DEFINITION, configuration, most_conv_layers
+from jaxmnist.models.study_space import DEFINITION, configuration, most_conv_layers
 
 
 def space_of(ask, **options):

@@ -24,7 +24,7 @@ from jaxmnist.models.flax_network import FlaxNetwork
 from jaxmnist.models.module import FLAGS
 from jaxmnist.models.network import DataSpec
 from jaxmnist.models.space import Space
-from jaxmnist.training_settings import TrainingSettings
+from jaxmnist.settings import TrainingSettings
 
 SHAPE = (8, 8, 1)
 DATA = DataSpec(SHAPE, 3)

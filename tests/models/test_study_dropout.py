@@ -18,18 +18,15 @@ from processes import command
 
 from jaxmnist import Run
 from jaxmnist.data.dataset import load_arrays, split
-from jaxmnist.engine.checkpoint import from_arrays, to_arrays
-from jaxmnist.engine.events import Checkpoint, TrialFinished
-from jaxmnist.engine.lanes import group_trials
+from jaxmnist.engine.events import Checkpoint, TrialFinished, from_arrays, to_arrays
+from jaxmnist.engine.lanes import Stacking, group_trials
 from jaxmnist.engine.local import Engine
-from jaxmnist.engine.stacking import Stacking
 from jaxmnist.engine.training import NO_IMAGE, constants_of, key_of
 from jaxmnist.models.network import DataSpec, StepInputs
-from jaxmnist.models.study.dropout import LEVELS, dropout_factors
-from jaxmnist.models.study.network import STUDY
-from jaxmnist.models.study.space import configuration
+from jaxmnist.models.study import LEVELS, STUDY, dropout_factors
+from jaxmnist.models.study_space import configuration
 from jaxmnist.report.tensorboard import columns
-from jaxmnist.training_settings import TrainingSettings
+from jaxmnist.settings import TrainingSettings
 
 SHAPE, CLASSES = (13, 12, 2), 4
 DATA, CUT, MNIST = DataSpec(SHAPE, CLASSES), DataSpec((12, 12, 1), 10), DataSpec((28, 28, 1), 10)

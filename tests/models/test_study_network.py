@@ -5,14 +5,13 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmnist.engine.estimates import multiplications
+from jaxmnist.engine.programs import multiplications
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, by_path, from_paths
 from jaxmnist.models.questions import Questions, answers_of
-from jaxmnist.models.study.layers import build_model
-from jaxmnist.models.study.network import STUDY
-from jaxmnist.models.study.space import configuration
-from jaxmnist.runs.layers import Layer, count_parameters, summary
+from jaxmnist.models.study import STUDY, build_model
+from jaxmnist.models.study_space import configuration
+from jaxmnist.runs.trial import Layer, count_parameters, summary
 
 REFERENCE = configuration(112, 2, 1, 224)
 MNIST = DataSpec((28, 28, 1), 10)

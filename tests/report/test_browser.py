@@ -13,10 +13,10 @@ from pages import SECTIONS
 from PIL import Image
 
 from jaxmnist import Run
+from jaxmnist.files import array_bytes, read_json, sha256, write_json
 from jaxmnist.report.page import make_page
-from jaxmnist.results.calibration import calibration
 from jaxmnist.results.confusion import Evaluation
-from jaxmnist.whole_files import array_bytes, read_json, sha256, write_json
+from jaxmnist.results.evaluation import calibration
 
 PICTURES = Path(__file__).parents[2] / "experiments" / "pictures.py"
 

@@ -12,9 +12,9 @@ from pages import check
 
 from jaxmnist import Run, random_search
 from jaxmnist.commands import predict
+from jaxmnist.files import read_json, write_json
 from jaxmnist.report.figures import scatter
 from jaxmnist.report.page import make_page
-from jaxmnist.whole_files import read_json, write_json
 
 NAMES = ["T-shirt/top", "<script>alert(1)</script>", "$\\frac{1}{0}$", "数字", "a name " * 14]
 NAMES += ["accuracy", "\x1b[2Jclear", "Sneaker", "Bag & purse", "Ankle boot"]

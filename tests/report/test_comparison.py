@@ -13,13 +13,12 @@ from processes import Ended, command
 from scipy.stats import binomtest
 
 from jaxmnist import Run, random_search
-from jaxmnist.report import page
-from jaxmnist.report.comparison import make_comparison
-from jaxmnist.results import between, comparisons
-from jaxmnist.results.between import differing, families, names_of
+from jaxmnist.files import read_json, write_json
+from jaxmnist.report import comparison, page
+from jaxmnist.report.comparison import differing, families, make_comparison, names_of
+from jaxmnist.results import comparisons
 from jaxmnist.results.importance import Importance
 from jaxmnist.runs.ledger import Look, record
-from jaxmnist.whole_files import read_json, write_json
 
 
 def report(*arguments: object, folder: Path) -> Ended:
@@ -165,13 +164,13 @@ def test_an_untested_runs_folder_counts_too(two_folders, tmp_path):
 
 def test_no_p_value_is_printed_as_0(finished, eight, tmp_path, monkeypatch):
     """On the page of several runs and on a run's own, whose numbers have been rounded to 0."""
-    pairs = comparisons.compare({"a": np.ones(2400, bool), "b": np.zeros(2400, bool)})
+    pairs = comparisons.compare_models({"a": np.ones(2400, bool), "b": np.zeros(2400, bool)})
     assert pairs[0]["p_value"] == 0
-    monkeypatch.setattr(between, "compare", lambda right: pairs)
+    monkeypatch.setattr(comparison, "compare_models", lambda right: pairs)
     text = sections(make_comparison([finished, eight], tmp_path))["test"]
     assert "below 1e-300more than chance explains" in text
     models = {name: {"accuracy": accuracy} for name, accuracy in (("a", 1.0), ("b", 0.0))}
-    _, line = comparisons.describe({"models": models, "comparisons": pairs})
+    _, line = comparisons.describe_comparisons({"models": models, "comparisons": pairs})
     assert "; p below 1e-300, more than chance explains." in line
     never = Importance("filters", 400, 0.5, 0.4, 0.6, chance=0.1, p_value=0.0, matters=True)
     monkeypatch.setattr(page, "_importances", lambda *_: [never])

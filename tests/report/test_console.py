@@ -25,17 +25,13 @@ from jaxmnist.engine.events import (
     TrialStarted,
 )
 from jaxmnist.models.space import Space
-from jaxmnist.models.study.space import DEFINITION, configuration
-from jaxmnist.report.console import Console
-from jaxmnist.report.display import Display, can_display
-from jaxmnist.report.progress import Progress
-from jaxmnist.report.show import open_console
-from jaxmnist.report.verdict import verdict
-from jaxmnist.report.words import about_more
-from jaxmnist.results.corrected import describe
+from jaxmnist.models.study_space import DEFINITION, configuration
+from jaxmnist.report.console import Console, Display, Progress, can_display
+from jaxmnist.report.live import open_console
+from jaxmnist.report.sentences import about_more, verdict
+from jaxmnist.results.finalists import describe_corrected
 from jaxmnist.results.selection import Standing, rule_of
-from jaxmnist.runs.keys import Rerun
-from jaxmnist.runs.trial import History, Metrics
+from jaxmnist.runs.trial import History, Metrics, Rerun
 
 DRAWS = {index: configuration(4 * index + 4, 1, 0) for index in range(4)}
 
@@ -269,7 +265,7 @@ def test_what_a_terminal_shows(finished):
     assert [table.index(score) for score in dict.fromkeys(scores)] == sorted(
         table.index(score) for score in dict.fromkeys(scores)
     )
-    assert describe(finished.corrected) in " ".join(shown.split())
+    assert describe_corrected(finished.corrected) in " ".join(shown.split())
     assert about_more(finished)[0] in " ".join(shown.split())
     assert "\x1b[?25h" in file.getvalue()  # the cursor is visible again
 

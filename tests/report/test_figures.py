@@ -12,11 +12,10 @@ import pytest
 from conftest import a_trial, history
 
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.distributions import Choice, Float, Int
-from jaxmnist.report.curves import curves, how_to_read
-from jaxmnist.report.parallel import parallel
-from jaxmnist.report.quality import quality
-from jaxmnist.report.trial_table import csv_of
+from jaxmnist.models.questions import Choice, Float, Int
+from jaxmnist.report.curves import curves, how_to_read, parallel
+from jaxmnist.report.facts import csv_of
+from jaxmnist.report.figures import quality
 
 PARAMETERS = {
     "rate": (Float(1e-4, 1e-1, sampling="log"),),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from jaxmnist.report.labels import apart
+from jaxmnist.report.drawing import apart
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -15,8 +15,8 @@ from processes import looks_of
 
 from jaxmnist import Run, random_search
 from jaxmnist.engine.events import EpochFinished, TrialFinished, TrialStarted
-from jaxmnist.models.study.network import STUDY
-from jaxmnist.models.study.space import configuration
+from jaxmnist.models.study import STUDY
+from jaxmnist.models.study_space import configuration
 from jaxmnist.report import live
 from jaxmnist.report.console import Console
 from jaxmnist.report.live import Reports
@@ -158,7 +158,7 @@ def test_a_search_whose_trials_all_fail_has_a_page(options, tmp_path: Path):
 
 
 def test_times_are_kept_once_for_each_time_that_trained(finished):
-    from jaxmnist.runs.times import read_times
+    from jaxmnist.runs.store import read_times
 
     (session,) = read_times(finished.directory)
     assert {"data", "training", "test", "SVM"} <= set(session["seconds"])

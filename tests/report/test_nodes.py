@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 
 from jaxmnist.engine.events import TrialFinished, TrialLost, TrialStarted
-from jaxmnist.report.console import Console
-from jaxmnist.report.nodes import NodeShare, shares_of
-from jaxmnist.report.progress import Progress
+from jaxmnist.report.console import Console, Progress
+from jaxmnist.report.facts import NodeShare, shares_of
 from jaxmnist.results.selection import rule_of
 
 

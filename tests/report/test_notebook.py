@@ -220,7 +220,7 @@ def test_tensorboard_where_it_is_installed(execute, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("sections", [(), ("curves",)])
 def test_show_keeps_styles_apart(finished, sections):
-    from jaxmnist.report.notebook import show
+    from jaxmnist.report.page import show
 
     text = show(finished, *sections)._repr_html_()
     assert text.startswith('<iframe sandbox="" srcdoc="')  # no script in a run's page runs
@@ -230,7 +230,7 @@ def test_show_keeps_styles_apart(finished, sections):
 
 def test_show_makes_the_page_anew(finished, tmp_path):
     """Whatever stands in the file: it may be old, damaged, or of a search that was running."""
-    from jaxmnist.report.notebook import show
+    from jaxmnist.report.page import show
 
     shutil.copytree(finished.directory.path, tmp_path / "small")
     (tmp_path / "small" / "report.html").write_text("<p>as it was written</p>")

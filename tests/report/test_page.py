@@ -15,22 +15,20 @@ from pages import check
 from processes import command, looks_of
 
 from jaxmnist import Run
+from jaxmnist.files import read_json, write_json
 from jaxmnist.models.space import Space
-from jaxmnist.models.study.space import DEFINITION, configuration
-from jaxmnist.report import repeat, words
+from jaxmnist.models.study_space import DEFINITION, configuration
+from jaxmnist.report import facts, sentences
 from jaxmnist.report.drawing import accuracy_axis, canvas, inline_svg
-from jaxmnist.report.facts import Facts
-from jaxmnist.report.inspection import features_in_two
-from jaxmnist.report.page import make_page, write_page
-from jaxmnist.report.repeat import in_python_only, session, settings_rows
+from jaxmnist.report.facts import Facts, in_python_only, python_session, settings_rows
+from jaxmnist.report.page import features_in_two, make_page, write_page
 from jaxmnist.results.confusion import Evaluation
-from jaxmnist.results.corrected import describe
 from jaxmnist.results.evaluation import about_probabilities
-from jaxmnist.results.tuning import most_gain, standings_of
+from jaxmnist.results.finalists import describe_corrected
+from jaxmnist.results.importance import most_gain, standings_of
 from jaxmnist.runs import ledger
 from jaxmnist.runs.trial import METRICS, Metrics
 from jaxmnist.settings import SearchSettings
-from jaxmnist.whole_files import read_json, write_json
 
 
 @pytest.fixture
@@ -69,7 +67,7 @@ def test_the_page_of_a_finished_run(finished):
     assert {"figure-against-parameters", "figure-against-seconds"} <= names
     winner = finished.best_trial
     assert finished.why() in page.text["winner"]
-    assert describe(finished.corrected) in page.text["winner"]
+    assert describe_corrected(finished.corrected) in page.text["winner"]
     assert f"corrected {finished.corrected.score:.4f}" in page.text["head"]
     assert f"{winner.parameters:,}" in page.text["winner"]
     for trial in finished.trials:
@@ -85,7 +83,7 @@ def test_the_page_of_a_finished_run(finished):
     assert "test accuracy" in page.text["trust"]  # the gap to the validation accuracy
     low, high = Evaluation.from_json(test).recall_intervals()[0]
     assert f"{low:.3f}–{high:.3f}" in page.text["test"]
-    assert words.about_more(finished)[0] in page.text["budget"]
+    assert sentences.about_more(finished)[0] in page.text["budget"]
     assert "Twice as many trials, 4 more, find a better one" in page.text["budget"]
     for what in ("seed", "jax", "training", "winner", "processor"):
         assert what in page.text["record"]
@@ -269,7 +267,7 @@ def test_the_page_is_there_whole_or_not_at_all(copy, monkeypatch):
 
 
 def test_how_to_repeat_it(finished):
-    line = repeat.command(finished.settings)
+    line = facts.search_command(finished.settings)
     for part in ("--filters 4:8:4", "--units 8", "--epochs 3", "--learning-rate 0.01"):
         assert part in line
     assert "--directory" not in line
@@ -281,7 +279,7 @@ def test_how_to_repeat_it(finished):
     add_ranges(parser, space.describe().ranges(), {})
     again = settings_of(vars(parser.parse_args(line.split()[3:])), space)
     assert again.ranges == {**finished.settings.ranges, "units": "8"}
-    assert session(finished.settings).startswith("jaxmnist.random_search(")
+    assert python_session(finished.settings).startswith("jaxmnist.random_search(")
 
 
 def test_settings_that_were_changed_come_first(finished):
@@ -302,9 +300,11 @@ def test_settings_that_were_changed_come_first(finished):
 
 def test_a_recipe_is_repeated_by_its_name():
     settings = SearchSettings(recipe="study", optimizer="sgd")
-    line = session(settings)
+    line = python_session(settings)
     assert line == "jaxmnist.random_search(recipe='study', optimizer='sgd')"
-    assert repeat.command(settings) == "python -m jaxmnist.search --recipe study --optimizer sgd"
+    assert (
+        facts.search_command(settings) == "python -m jaxmnist.search --recipe study --optimizer sgd"
+    )
     assert eval(line, {"jaxmnist": SimpleNamespace(random_search=SearchSettings)}) == settings
 
 
@@ -316,9 +316,9 @@ def test_how_to_repeat_what_was_given_in_python():
     assert in_python_only(own | named) == ["data"]
     assert in_python_only(own | unnamed) == ["build_model", "data"]
     settings = SearchSettings(max_trials=3, dataset="arrays")
-    line = session(settings, ["build_model", "data"])
+    line = python_session(settings, ["build_model", "data"])
     assert line == "jaxmnist.random_search(build_model, data=data, max_trials=3)"
-    named = session(replace(settings, dataset="mine"), ["data"])
+    named = python_session(replace(settings, dataset="mine"), ["data"])
     assert eval(named, {"jaxmnist": SimpleNamespace(random_search=dict), "data": 1}) == {
         "data": 1,
         "dataset": "mine",
@@ -327,10 +327,10 @@ def test_how_to_repeat_what_was_given_in_python():
 
 
 def test_words():
-    assert words.duration(8.2) == "8.2 s"
-    assert words.duration(185) == "3 min 05 s"
-    assert words.duration(7800) == "2 h 10 min"
-    assert words.accuracy(None) == words.accuracy(float("nan")) == "–"
+    assert sentences.duration(8.2) == "8.2 s"
+    assert sentences.duration(185) == "3 min 05 s"
+    assert sentences.duration(7800) == "2 h 10 min"
+    assert sentences.accuracy(None) == sentences.accuracy(float("nan")) == "–"
 
 
 @pytest.mark.parametrize(
@@ -418,12 +418,12 @@ def test_failed_trials_count_as_tried(copy):
 def test_the_rest_of_a_space_is_less_than_twice_the_budget(copy):
     run = records(copy, [0.9, 0.92, 0.94, 0.9, 0.91, 0.93])
     run.space = replace(run.space, size=8)
-    said = " ".join(words.about_more(run))
+    said = " ".join(sentences.about_more(run))
     assert "The 2 trials that the space has left find a better one with probability 0.25" in said
     run.space = replace(run.space, size=6)
-    assert "has tried its whole space" in words.about_more(run)[0]
+    assert "has tried its whole space" in sentences.about_more(run)[0]
     run = records(copy, [0.9, 0.92])
-    assert "How much better it would be, these trials can't say" in words.about_more(run)[0]
+    assert "How much better it would be, these trials can't say" in sentences.about_more(run)[0]
 
 
 def test_equal_scores_of_many_trials_show_nothing(copy):

@@ -17,11 +17,10 @@ from conftest import writing
 from jaxmnist import Run, random_search
 from jaxmnist.commands import main as commands
 from jaxmnist.commands.parser import run_command
-from jaxmnist.report.console import MOST_ROWS, Console
-from jaxmnist.report.display import Display
-from jaxmnist.report.verdict import verdict
+from jaxmnist.files import read_json, write_json
+from jaxmnist.report.console import MOST_ROWS, Console, Display
+from jaxmnist.report.sentences import verdict
 from jaxmnist.results import evaluation, svm
-from jaxmnist.whole_files import read_json, write_json
 
 DATA = ("data_dir", "validation_split", "tensorboard")
 NORMALISED = """
@@ -127,8 +126,8 @@ def test_a_constant_answer_is_beside_every_accuracy_that_does_not_beat_it(tmp_pa
     assert lines[1] == beside(test)
     assert beside(of_svm) in lines[3]
     assert beside(ensemble) in lines[3]
-    assert beside(test) in evaluation.describe(run, test).splitlines()
-    assert beside(of_svm) in svm.describe(run, of_svm).splitlines()
+    assert beside(test) in evaluation.describe_evaluation(run, test).splitlines()
+    assert beside(of_svm) in svm.describe_svm(run, of_svm).splitlines()
     assert beside(ensemble) in run.results_summary()
     page = (path / "report.html").read_text()
     for content in (test, of_svm, ensemble):

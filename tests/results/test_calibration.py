@@ -10,12 +10,12 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
-from jaxmnist.results.calibration import (
+from jaxmnist.results.evaluation import (
     Calibration,
+    about_probabilities,
     calibration,
     describe_calibration,
 )
-from jaxmnist.results.evaluation import about_probabilities
 from jaxmnist.settings import SearchSettings
 
 

@@ -12,10 +12,10 @@ from processes import looks_of
 from scipy.stats import binomtest
 
 from jaxmnist import Run
+from jaxmnist.files import read_json, write_json
 from jaxmnist.report.page import make_page
 from jaxmnist.results import comparisons
 from jaxmnist.results.svm import fit_on_run
-from jaxmnist.whole_files import read_json, write_json
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -24,7 +24,7 @@ def test_pairs_by_scipy_and_holm_by_hand(seed):
     hard = generator.random(400) < 0.2
     shares = {"network": 0.2, "ensemble": 0.45, "SVM": 0.5, "SVM by cuml": 0.2}
     right = {name: ~hard | (generator.random(400) < p) for name, p in shares.items()}
-    found = comparisons.compare(right)
+    found = comparisons.compare_models(right)
     assert [(each["first"], each["second"]) for each in found] == list(combinations(shares, 2))
     for each in found:
         first, second = right[each["first"]], right[each["second"]]
@@ -41,8 +41,8 @@ def test_pairs_by_scipy_and_holm_by_hand(seed):
 
 
 def test_one_model_is_compared_with_nothing():
-    assert comparisons.compare({"network": np.ones(3, bool)}) == []
-    assert comparisons.describe(None) == []
+    assert comparisons.compare_models({"network": np.ones(3, bool)}) == []
+    assert comparisons.describe_comparisons(None) == []
 
 
 def test_a_runs_comparisons(finished, tmp_path, said):
@@ -60,7 +60,7 @@ def test_a_runs_comparisons(finished, tmp_path, said):
     accuracies = [run.result("best/test.json")["accuracy"], svm["accuracy"]]
     models = run.kept_comparisons()["models"]
     assert [models[name]["accuracy"] for name in ("network", "SVM")] == accuracies
-    lines = comparisons.describe(run.kept_comparisons())
+    lines = comparisons.describe_comparisons(run.kept_comparisons())
     assert lines[0] == "On the same test images (McNemar's exact test):"
     assert f"{accuracies[1]:.4f} − {accuracies[0]:.4f}" in lines[1]
     assert lines[1] in make_page(run, images=False).replace("&#39;", "'")
@@ -76,16 +76,23 @@ def test_a_runs_comparisons(finished, tmp_path, said):
     assert fit_on_run(run, dataset, wanted="sklearn", draws=0) == svm
     # What is there is of fewer models, until they are compared again.
     assert run.kept_comparisons() is None
-    content = comparisons.write(run.files, run.ranked, run.tested_sha256, dataset.y_test)
+    content = comparisons.write_comparisons(
+        run.files, run.ranked, run.tested_sha256, dataset.y_test
+    )
     assert list(content["models"]) == ["network", "SVM", "SVM by sklearnex"]
     assert run.kept_comparisons() == content
     # Damage: the file is set aside and made again, lost predictions are left out.
     run.directory.comparisons_path.write_bytes(b"{}")
     assert run.kept_comparisons() is None
-    assert comparisons.write(run.files, run.ranked, run.tested_sha256, dataset.y_test) == content
+    assert (
+        comparisons.write_comparisons(run.files, run.ranked, run.tested_sha256, dataset.y_test)
+        == content
+    )
     assert len(said) == 1
     run.directory.predictions_path("small", "sklearnex").write_bytes(b"")
-    content = comparisons.write(run.files, run.ranked, run.tested_sha256, dataset.y_test)
+    content = comparisons.write_comparisons(
+        run.files, run.ranked, run.tested_sha256, dataset.y_test
+    )
     assert list(content["models"]) == ["network", "SVM"]
     assert run.kept_comparisons() == content
     pairs = [{**content["comparisons"][0], "first": "nobody"}]
@@ -98,9 +105,11 @@ def test_an_earlier_winners_results_are_left_out(finished, tmp_path):
     shutil.copytree(finished.directory.path, path)
     run = Run(writing(path))
     run.ranked[:2] = run.ranked[1::-1]
-    assert comparisons.tested(run.directory, run.ranked, run.tested_sha256) == {}
+    assert comparisons.tested_models(run.directory, run.ranked, run.tested_sha256) == {}
     assert run.kept_comparisons() is None
     assert (
-        comparisons.write(run.files, run.ranked, run.tested_sha256, finished.load_dataset().y_test)
+        comparisons.write_comparisons(
+            run.files, run.ranked, run.tested_sha256, finished.load_dataset().y_test
+        )
         is None
     )

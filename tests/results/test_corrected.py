@@ -10,14 +10,14 @@ import pytest
 from conftest import a_trial, history
 from scipy.stats import binomtest
 
-from jaxmnist.models.study.space import configuration
-from jaxmnist.results import corrected as module
-from jaxmnist.results.corrected import (
+from jaxmnist.models.study_space import configuration
+from jaxmnist.results import finalists as module
+from jaxmnist.results.finalists import (
     Optimism,
     changing,
     corrected,
     course,
-    describe,
+    describe_corrected,
     indistinguishable,
     interval,
     resampled,
@@ -176,16 +176,16 @@ def test_of_a_ranking():
     assert found.score == pytest.approx(found.raw - added.size)
     assert found.interval == interval(found.score, IMAGES, added.variance)
     assert set(found.indistinguishable) <= set(indices) - {winner}
-    text = describe(found)
+    text = describe_corrected(found)
     assert f"corrected score is {found.score:.4f} (95 % interval {found.interval[0]:.4f}" in text
     alone = corrected(entries[:1], rule)
     assert (alone.score, alone.indistinguishable) == (alone.raw, ())
-    assert "one completed trial" in describe(alone)
+    assert "one completed trial" in describe_corrected(alone)
     far = ranked(np.stack([np.ones((1, IMAGES), bool), np.zeros((1, IMAGES), bool)]), rule)
-    assert "tell every other trial" in describe(corrected(far, rule))
+    assert "tell every other trial" in describe_corrected(corrected(far, rule))
     many = ranked(np.repeat(right[:1], 15, axis=0), rule)
-    assert "14 of the other 14 trials" in describe(corrected(many, rule))
-    assert describe(corrected(many, rule)).endswith("9, 10, ….")
+    assert "14 of the other 14 trials" in describe_corrected(corrected(many, rule))
+    assert describe_corrected(corrected(many, rule)).endswith("9, 10, ….")
 
 
 def test_a_run_says_it(finished):
@@ -195,5 +195,5 @@ def test_a_run_says_it(finished):
     assert content["corrected_interval"] == list(found.interval)
     assert content["indistinguishable"] == list(found.indistinguishable)
     assert found.interval[0] < found.score <= found.raw == finished.best_trial.score
-    assert finished.ranking().endswith(f"\n\n{finished.why()}\n{describe(found)}")
+    assert finished.ranking().endswith(f"\n\n{finished.why()}\n{describe_corrected(found)}")
     assert finished.results_summary().startswith(finished.ranking())

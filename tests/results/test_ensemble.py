@@ -16,13 +16,12 @@ from processes import command, flags, looks_of
 from jaxmnist import Run, UsageError, random_search
 from jaxmnist.commands import main as commands
 from jaxmnist.commands.parser import run_command
+from jaxmnist.files import read_json, write_json
 from jaxmnist.report.page import make_page
-from jaxmnist.results import members
-from jaxmnist.results.ensemble_look import evaluate_ensemble
-from jaxmnist.search.checks import check_counts
-from jaxmnist.search.description import describe_kept
+from jaxmnist.results import comparisons
+from jaxmnist.results.evaluation import evaluate_ensemble
+from jaxmnist.search.beginning import check_counts, describe_kept
 from jaxmnist.settings import SearchSettings
-from jaxmnist.whole_files import read_json, write_json
 
 
 @pytest.fixture
@@ -89,7 +88,7 @@ def test_its_report_and_its_look(tested, finished, dataset):
     assert f"test accuracy {content['accuracy']:.4f}" in text
     assert "costs 3 times the computing" in text
     page = make_page(run, images=False)
-    assert members.describe(content) in page
+    assert comparisons.describe_ensemble(content) in page
 
 
 def test_it_is_looked_at_once(tested, dataset, tmp_path, said):
@@ -120,13 +119,17 @@ def test_an_ensemble_of_other_trials_is_not_used(tested, tmp_path):
     path = tmp_path / "small" / "best" / "ensemble" / "ensemble.json"
     content, run = read_json(path), Run(tested)
     others = [*content["members"][:2], {"trial": run.ranked[3].trial.index, "model_sha256": "0"}]
-    identity = members.identity([member["model_sha256"] for member in others])
+    identity = comparisons.members_identity([member["model_sha256"] for member in others])
     write_json(path, {**content, "members": others, "model_sha256": identity})
     run = Run(tmp_path / "small")
     assert "Ensemble" not in run.results_summary()
     with pytest.raises(UsageError, match=r"no ensemble of its first trials: .*--ensemble K"):
         _ = run.ensemble
-    assert members.identity(["b", "a"]) == members.identity(["a", "b"]) != members.identity(["a"])
+    assert (
+        comparisons.members_identity(["b", "a"])
+        == comparisons.members_identity(["a", "b"])
+        != comparisons.members_identity(["a"])
+    )
 
 
 @pytest.mark.parametrize(
@@ -222,4 +225,4 @@ def test_a_run_without_an_ensemble_gets_one_line(finished, tmp_path, name, capsy
 
 def test_too_few_trials_have_completed(finished):
     with pytest.raises(UsageError, match="--ensemble 5 needs as many completed trials: 4 are"):
-        members.first(finished.ranked, 5)
+        comparisons.first_members(finished.ranked, 5)

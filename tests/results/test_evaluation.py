@@ -10,10 +10,17 @@ import pytest
 from scipy import stats
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score
 
-from jaxmnist.results.classes import describe_classes, describe_confusions, report_table, table
-from jaxmnist.results.confusion import Evaluation, beside_constant, judge
-from jaxmnist.results.corrected import Corrected, interval
-from jaxmnist.results.gap import about_gap, about_labels, describe_gap, gap_between
+from jaxmnist.results.confusion import (
+    Evaluation,
+    beside_constant,
+    describe_classes,
+    describe_confusions,
+    judge,
+    report_table,
+    table,
+)
+from jaxmnist.results.evaluation import about_gap, about_labels, describe_gap, gap_between
+from jaxmnist.results.finalists import Corrected, interval
 
 
 @pytest.fixture

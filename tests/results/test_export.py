@@ -21,12 +21,11 @@ from jaxmnist import Run, TrainedModel, UsageError
 from jaxmnist.commands import main as commands
 from jaxmnist.commands.parser import run_command
 from jaxmnist.engine import portable
+from jaxmnist.files import read_json, write_json
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.flax_network import FlaxNetwork
 from jaxmnist.models.network import DataSpec
-from jaxmnist.results.ensemble import Ensemble
-from jaxmnist.results.export import target
-from jaxmnist.whole_files import read_json, write_json
+from jaxmnist.results.trained import Ensemble, target
 
 # All that a process has which calls an exported network.
 JAX_ALONE = ("jax", "jaxlib", "numpy", "scipy", "ml_dtypes", "opt_einsum", "flatbuffers")

@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from jaxmnist import FlattenFeatures, UsageError
-from jaxmnist.models.study.layers import build_model
+from jaxmnist.models.study import build_model
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,16 @@ import pytest
 from conftest import a_trial, history
 
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.results.corrected import indistinguishable
-from jaxmnist.results.finalists import choose, corrected_mean, describe, rerun_keys, table
+from jaxmnist.results.finalists import (
+    choose_finalist,
+    corrected_mean,
+    describe_finalists,
+    finalists_table,
+    indistinguishable,
+    rerun_keys,
+)
 from jaxmnist.results.statistics import wilson
-from jaxmnist.runs.keys import Rerun
-from jaxmnist.runs.trial import pack_right
+from jaxmnist.runs.trial import Rerun, pack_right
 
 IMAGES = 203  # no multiple of 8
 
@@ -44,7 +49,7 @@ def right():
 def test_the_best_mean_of_the_reruns_alone_wins(right):
     """Whatever the scores of the trials were."""
     ranked = [trial(index, 0.99 - index / 10) for index in (2, 0, 1, 3)]
-    found = choose(ranked, records(right), 3, IMAGES)
+    found = choose_finalist(ranked, records(right), 3, IMAGES)
     means = right.mean((1, 2))
     assert [each.trial.index for each in found] == list(np.argsort(-means)) == [1, 3, 2, 0]
     for each in found:
@@ -53,12 +58,12 @@ def test_the_best_mean_of_the_reruns_alone_wins(right):
         assert np.allclose(each.scores, accuracies)
         assert np.isclose(each.deviation, accuracies.std(ddof=1))
         assert each.tested.key == Rerun(each.trial.index, 1)
-    text = describe(found)
+    text = describe_finalists(found)
     assert (
         f"Trial 1 is chosen: the mean validation accuracy of its 3 reruns is {means[1]:.4f}" in text
     )
     assert f"Being the best of 4 means has added about {means[1] - found[0].corrected:.4f}" in text
-    assert table(found)[1][:2] == ("1", f"{means[1]:.4f}")
+    assert finalists_table(found)[1][:2] == ("1", f"{means[1]:.4f}")
 
 
 def test_the_best_mean_is_corrected_for_the_choice():
@@ -67,7 +72,7 @@ def test_the_best_mean_is_corrected_for_the_choice():
     ease = generator.beta(5, 0.5, IMAGES)
     right = generator.random((3, 2, IMAGES)) < ease
     ranked = [trial(index) for index in range(3)]
-    chosen = choose(ranked, records(right), 2, IMAGES)[0]
+    chosen = choose_finalist(ranked, records(right), 2, IMAGES)[0]
     means, place, gained = right.mean(1), chosen.trial.index, []
     for _ in range(400):
         drawn = means[:, generator.integers(IMAGES, size=IMAGES)].mean(1) - means.mean(1)
@@ -79,13 +84,13 @@ def test_the_best_mean_is_corrected_for_the_choice():
     assert chosen.corrected == pytest.approx(chosen.mean - chosen.added.size)
     low, high = chosen.interval
     assert low < chosen.corrected < high
-    others = choose(ranked, records(right), 2, IMAGES)[1:]
+    others = choose_finalist(ranked, records(right), 2, IMAGES)[1:]
     assert all(each.corrected == each.mean for each in others)
-    alone = choose(ranked[:1], records(right), 2, IMAGES)[0]
-    equal = choose(ranked, records(np.repeat(right[:1], 3, axis=0)), 2, IMAGES)[0]
+    alone = choose_finalist(ranked[:1], records(right), 2, IMAGES)[0]
+    equal = choose_finalist(ranked, records(np.repeat(right[:1], 3, axis=0)), 2, IMAGES)[0]
     assert alone.corrected == alone.mean
     assert equal.corrected == equal.mean
-    text = describe([alone])
+    text = describe_finalists([alone])
     assert text.startswith("The only trial was trained again")
     assert "Being the best" not in text
     # The first reruns are compared, not the trials that were selected for their scores.
@@ -105,7 +110,7 @@ def test_equal_means_rank_as_the_trials_did(right):
     assert right[2].sum() == right[0].sum()
     for order in ((0, 2), (2, 0)):
         ranked = [trial(index) for index in order]
-        found = choose(ranked, records(right), 3, IMAGES)
+        found = choose_finalist(ranked, records(right), 3, IMAGES)
         assert tuple(each.trial.index for each in found) == order
 
 
@@ -114,32 +119,32 @@ def test_failed_reruns_come_last_and_are_never_tested(right):
     failed = {Rerun(1, 1), Rerun(0, 1), Rerun(0, 2), Rerun(0, 3)}
     for key in failed:
         ended[key] = trial(key.index, rerun=key.number, status="failed")
-    found = choose([trial(index) for index in range(4)], ended, 3, IMAGES)
+    found = choose_finalist([trial(index) for index in range(4)], ended, 3, IMAGES)
     assert [each.trial.index for each in found] == [3, 2, 1, 0]
     assert [each.failed for each in found] == [0, 0, 1, 3]
     assert found[2].tested.key == Rerun(1, 2)
     assert np.isclose(found[2].mean, right[1, 1:].mean())
     assert found[3].tested is None
     assert found[0].rivals == 2
-    text = describe(found)
+    text = describe_finalists(found)
     assert "Being the best of 2 means" in text
     assert "Finalists with failed reruns come after those with fewer" in text
     for key in ended:
         ended[key] = trial(key.index, rerun=key.number, status="failed")
-    assert choose([trial(index) for index in range(4)], ended, 3, IMAGES) == ()
-    assert table(found)[4] == ("0", "–", "–", "–", "failed failed failed")
+    assert choose_finalist([trial(index) for index in range(4)], ended, 3, IMAGES) == ()
+    assert finalists_table(found)[4] == ("0", "–", "–", "–", "failed failed failed")
 
 
 def test_the_interval_is_over_images(right):
     """Of one network Wilson's; no narrower for equal networks; as a formula by hand says else."""
-    one = choose([trial(0)], records(right[:, :1]), 1, IMAGES)[0]
+    one = choose_finalist([trial(0)], records(right[:, :1]), 1, IMAGES)[0]
     assert np.allclose(one.interval, wilson(right[0, 0].mean(), IMAGES))
     assert np.isnan(one.deviation)
     same = np.repeat(right[:, :1], 3, axis=1)
-    equal = choose([trial(0)], records(same), 3, IMAGES)[0]
+    equal = choose_finalist([trial(0)], records(same), 3, IMAGES)[0]
     assert np.allclose(equal.interval, one.interval)
     assert equal.deviation == 0
-    found = choose([trial(0)], records(right), 3, IMAGES)[0]
+    found = choose_finalist([trial(0)], records(right), 3, IMAGES)[0]
     share = right[0].mean(0)
     p, z = share.mean(), 1.959963984540054
     n = p * (1 - p) / (share.var() / IMAGES)

@@ -11,10 +11,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from jaxmnist import UsageError
-from jaxmnist.results import rbf, svm_fit
-from jaxmnist.results.pipeline import PROJECTION, SvmPipeline
-from jaxmnist.results.rbf import RbfSvm, classifier, one_against_one
-from jaxmnist.whole_files import DamagedFile
+from jaxmnist.files import DamagedFile
+from jaxmnist.results import pipeline as pipeline_module
+from jaxmnist.results import svm
+from jaxmnist.results.pipeline import PROJECTION, RbfSvm, SvmPipeline, classifier, one_against_one
 
 
 def blobs(classes: int, rows: int, width: int, seed: int = 0):
@@ -33,14 +33,16 @@ def in_blocks(x):
 
 def fitted(classes=4, width=80, **options):
     x, y = blobs(classes, 600, width)
-    how = svm_fit.Fitting(**{"backend": "sklearn", **options})
+    how = svm.Fitting(**{"backend": "sklearn", **options})
     parts = (x[:400], y[:400]), (x[400:], y[400:])
-    return svm_fit.fit(in_blocks, width, *parts, how=how, seed=0), x, y
+    return svm.fit(in_blocks, width, *parts, how=how, seed=0), x, y
 
 
 @pytest.mark.parametrize(("classes", "width"), [(2, 80), (4, 80), (5, 3), (60, 20)])
 def test_predictions_equal_scikit_learns_pipeline(classes, width, monkeypatch):
-    monkeypatch.setattr(rbf, "MOST_DECISIONS", 60**2 * 100)  # several blocks for many classes
+    monkeypatch.setattr(
+        pipeline_module, "MOST_DECISIONS", 60**2 * 100
+    )  # several blocks for many classes
     fit, x, y = fitted(classes, width)
     components = min(64, width)
     pipeline = make_pipeline(StandardScaler(), PCA(components, random_state=0), SVC(C=5))
@@ -117,7 +119,7 @@ def test_another_file_is_refused(tmp_path, content):
 def test_search_scores_on_validation_and_keeps_the_best():
     fit, x, y = fitted(draws=6)
     assert len(fit.search) == 7
-    assert rbf.C in [draw["C"] for draw in fit.search]
+    assert pipeline_module.C in [draw["C"] for draw in fit.search]
     scores = [draw["val_accuracy"] for draw in fit.search]
     assert scores == sorted(scores, reverse=True)
     best = fit.search[0]
@@ -144,7 +146,7 @@ def test_memory_stays_under_twice_the_features():
             yield first, (noise + block).astype(np.float32)
 
     tracemalloc.start()
-    svm_fit.fit(batches, width, (x, y), (x[:10], y[:10]), how=svm_fit.Fitting("sklearn"), seed=0)
+    svm.fit(batches, width, (x, y), (x[:10], y[:10]), how=svm.Fitting("sklearn"), seed=0)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert rows * width * 4 < peak < 2 * rows * width * 4
@@ -152,13 +154,13 @@ def test_memory_stays_under_twice_the_features():
 
 def test_an_svm_that_cannot_fit_into_memory_is_refused_before_it_is_fitted():
     """345 classes: a coefficient in each of 344 machines for every image, four times."""
-    svm_fit.check_memory("rbf", 10, 60_000)
+    svm.check_svm_memory("rbf", 10, 60_000)
     with pytest.raises(UsageError, match=r"345 classes on 900000000 images can need .* --no-svm"):
-        svm_fit.check_memory("rbf", 345, 9 * 10**8)
+        svm.check_svm_memory("rbf", 345, 9 * 10**8)
 
 
 def test_backends():
-    assert rbf.choose_backend("sklearn", "gpu") == "sklearn"
-    assert rbf.choose_backend("auto", "cpu") == "sklearn"
+    assert pipeline_module.choose_backend("sklearn", "gpu") == "sklearn"
+    assert pipeline_module.choose_backend("auto", "cpu") == "sklearn"
     with pytest.raises(UsageError, match="--svm-backend cuml is not installed: pip install"):
-        rbf.choose_backend("cuml", "gpu")
+        pipeline_module.choose_backend("cuml", "gpu")

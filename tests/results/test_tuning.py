@@ -10,14 +10,14 @@ import pytest
 from conftest import a_trial, bits, history
 
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.results.selection import Standing, rule_of
-from jaxmnist.results.tuning import (
+from jaxmnist.results.importance import (
     comparable,
     most_gain,
     places_between,
     standings_of,
     tuning_curve,
 )
+from jaxmnist.results.selection import Standing, rule_of
 
 
 def steady(scores: list[float]) -> list[Standing]:

@@ -35,8 +35,8 @@ from tiny import ENSEMBLE, REFITTED, facts, search_options
 import jaxmnist
 from jaxmnist import JaxmnistError, Run, SvmPipeline
 from jaxmnist.errors import Stopped
+from jaxmnist.files import write_json
 from jaxmnist.results import evaluation
-from jaxmnist.whole_files import write_json
 
 SHARE_INTERRUPTED = 0.3  # fraction of the damages that are applied to the interrupted run
 OUTCOMES = ("as it was", "recovered", "refused", "BROKEN")
@@ -201,7 +201,7 @@ def readers(folder: Path, images: np.ndarray) -> list[Callable[[], Any]]:
 def winner_report(run: Run) -> str | None:
     """The winner's test report as text; None if it is another's."""
     kept = evaluation.kept_look(run)
-    return None if kept is None else evaluation.describe(run, kept)
+    return None if kept is None else evaluation.describe_evaluation(run, kept)
 
 
 def looks_at(run: Run) -> int:
@@ -311,7 +311,7 @@ def interrupt(options: dict) -> None:
     """Run the search until its third trial begins, and stop it there: it leaves a checkpoint."""
     # Imported here: `main` sets XLA's log level before JAX is imported.
     from jaxmnist.engine.events import Event, TrialStarted
-    from jaxmnist.search.trials import Trials
+    from jaxmnist.search.schedule import Trials
 
     record = Trials.record
 

@@ -21,8 +21,8 @@ from jaxmnist.data.dataset import load_arrays, split
 from jaxmnist.engine.events import TrialFinished
 from jaxmnist.engine.local import Engine
 from jaxmnist.models.space import Space
-from jaxmnist.models.study.network import STUDY
-from jaxmnist.training_settings import TrainingSettings
+from jaxmnist.models.study import STUDY
+from jaxmnist.settings import TrainingSettings
 
 
 def resident_megabytes(process: int | str = "self") -> float:

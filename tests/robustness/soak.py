@@ -46,7 +46,7 @@ for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # a shell may have them ignored in
 from jaxmnist.engine import cache
 from jaxmnist.commands import parser as command, search
 cache.keep_programs(cache.cache_folder(sys.argv[2]))
-from jaxmnist.models.study.network import StudyNetwork
+from jaxmnist.models.study import StudyNetwork
 import soak
 
 marks, drawn = Path(sys.argv[1]), StudyNetwork.initial_parameters

@@ -13,10 +13,9 @@ import numpy as np
 
 import jaxmnist
 from jaxmnist import Run, SvmPipeline
-from jaxmnist.checked import flag
+from jaxmnist.files import sha256
 from jaxmnist.runs.trial import history_to_json
-from jaxmnist.settings import SearchSettings
-from jaxmnist.whole_files import sha256
+from jaxmnist.settings import SearchSettings, flag
 
 TRAIN, TEST = 400, 200  # images
 # What a search may do after its trials. An ensemble's members are not refitted: it takes two.

@@ -13,13 +13,12 @@ import pytest
 from conftest import a_trial, bits, history, write_completed, writing
 
 from jaxmnist.errors import EnvironmentFailure, UsageError
-from jaxmnist.models.study.space import configuration
+from jaxmnist.files import DamagedFile, write_json
+from jaxmnist.machine import machine
+from jaxmnist.models.study_space import configuration
 from jaxmnist.results.trained import TrainedModel
-from jaxmnist.runs.directory import RunDirectory, exists, read_search
-from jaxmnist.runs.machine import machine
+from jaxmnist.runs.store import RunDirectory, begin_run, exists, read_search
 from jaxmnist.runs.trial import Metrics, agree
-from jaxmnist.runs.writing import begin_run
-from jaxmnist.whole_files import DamagedFile, write_json
 
 SEARCH = {
     "identity": {"data": "abc", "seed": 0, "space": {"depth": "1:2"}},
@@ -181,7 +180,7 @@ def test_bits_agree_with_the_accuracies_of_as_many_epochs():
 
 def test_lock_names_its_holder(tmp_path):
     program = (
-        "import sys; from jaxmnist.runs.writing import begin_run\n"
+        "import sys; from jaxmnist.runs.store import begin_run\n"
         f"with begin_run({str(tmp_path)!r}, {SEARCH!r}, overwrite=False):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )

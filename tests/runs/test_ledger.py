@@ -12,11 +12,10 @@ import pytest
 from conftest import writing
 
 from jaxmnist.errors import EnvironmentFailure, UsageError
-from jaxmnist.results.looks import describe_looks
+from jaxmnist.results.evaluation import describe_looks
 from jaxmnist.runs import ledger, lock
-from jaxmnist.runs.directory import exists
 from jaxmnist.runs.ledger import Look, Looks, ledger_path, read_lines, record
-from jaxmnist.runs.writing import begin_run, continue_run
+from jaxmnist.runs.store import begin_run, continue_run, exists
 
 IMAGES = "0" * 64
 SEARCH = {

@@ -17,12 +17,11 @@ from jaxmnist import EnvironmentFailure, Run, UsageError, random_search
 from jaxmnist.data.dataset import dataset_in_memory, joined
 from jaxmnist.engine.events import TrialFinished
 from jaxmnist.engine.local import Engine
-from jaxmnist.models.study.network import STUDY
-from jaxmnist.report.display import Display
-from jaxmnist.results.finalists import table_as_text
-from jaxmnist.runs.directory import RunDirectory
-from jaxmnist.runs.keys import REFIT, Rerun
-from jaxmnist.runs.writing import WritableRunDirectory
+from jaxmnist.models.study import STUDY
+from jaxmnist.report.console import Display
+from jaxmnist.results.finalists import finalists_as_text
+from jaxmnist.runs.store import RunDirectory, WritableRunDirectory
+from jaxmnist.runs.trial import REFIT, Rerun
 from jaxmnist.settings import SearchSettings
 
 ASKED = {"finalists": 2, "reruns": 2, "refit": True, "svm_search": 1}
@@ -113,16 +112,16 @@ def test_the_winner_is_refitted(again, finished):
 
 def test_the_svm_is_tuned_before_the_refit(again):
     """Its search is that of the network before the refit; it is fitted on all images."""
-    from jaxmnist.results import svm_fit
+    from jaxmnist.results import svm as svm_module
 
     data, before = again.load_dataset(), again.load_model(again.best_trial)
     labels = np.asarray(data.labels)
-    expected = svm_fit.tune(
+    expected = svm_module.tune_svm(
         lambda images: before.batches("features", images),
         before.feature_count,
         (data.x_train, labels[data.y_train]),
         (data.x_validation, labels[data.y_validation]),
-        how=svm_fit.Fitting("sklearn", draws=1),
+        how=svm_module.Fitting("sklearn", draws=1),
         seed=again.settings.seed,
     )
     expected = expected.tried
@@ -151,7 +150,7 @@ def test_a_terminal_shows_the_finalists_below_the_ranking(again):
     display = Display(RichConsole(force_terminal=True, width=100, file=file, color_system=None))
     display.results(again)
     shown = file.getvalue()
-    order = [shown.index(table_as_text(again.finals)), shown.index("largest fall")]
+    order = [shown.index(finalists_as_text(again.finals)), shown.index("largest fall")]
     assert order == sorted(order, reverse=True)
     assert f"Trial {again.finals[0].trial.index} is chosen" in " ".join(shown.split())
 

@@ -17,7 +17,7 @@ from processes import command, facts, flags
 import jaxmnist
 from jaxmnist import Run, UsageError, random_search
 from jaxmnist.engine.events import EpochFinished, TrialFinished, TrialStarted
-from jaxmnist.report.repeat import in_python_only
+from jaxmnist.report.facts import in_python_only
 
 SOURCE = """
 import flax.linen as nn
@@ -244,7 +244,7 @@ def test_what_is_given_beside_the_network_counts(file):
     """A flag at its default's value too; in Python a default counts as not given."""
     from jaxmnist.api import settings_of
     from jaxmnist.models.flax_network import FlaxNetwork
-    from jaxmnist.models.loading import load_function
+    from jaxmnist.models.network import load_function
     from jaxmnist.models.space import Space
 
     space = Space(FlaxNetwork(load_function(str(file))).definition)

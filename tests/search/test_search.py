@@ -21,11 +21,11 @@ import jaxmnist
 from jaxmnist import EnvironmentFailure, Run, UsageError, random_search
 from jaxmnist.commands.search import as_typed
 from jaxmnist.data.dataset import MNIST_SHA256, load_arrays
+from jaxmnist.files import read_json, write_json
 from jaxmnist.models.space import Space
-from jaxmnist.models.study.space import DEFINITION
-from jaxmnist.report.verdict import verdict
-from jaxmnist.search import loop
-from jaxmnist.whole_files import read_json, write_json
+from jaxmnist.models.study_space import DEFINITION
+from jaxmnist.report.sentences import verdict
+from jaxmnist.search import search as search_module
 
 
 @pytest.fixture
@@ -250,8 +250,8 @@ def test_killed_while_the_winner_changed(copy, options):
 def ticking(monkeypatch) -> None:
     """A search's clock goes on by a second whenever it is read: at the start, after each trial."""
     ticks = itertools.count()
-    train = functools.partial(loop.train, clock=lambda: next(ticks))
-    monkeypatch.setattr(loop, "train", train)
+    train = functools.partial(search_module.train, clock=lambda: next(ticks))
+    monkeypatch.setattr(search_module, "train", train)
 
 
 def test_a_search_is_ended_by_its_time_and_goes_on(options, finished, tmp_path, monkeypatch, said):
@@ -628,7 +628,7 @@ def test_data_that_have_changed_since(copy):
     search = copy / "small" / "search.json"
     content = read_json(search)
     content["identity"]["data"] = "0" * 64
-    from jaxmnist.whole_files import write_json
+    from jaxmnist.files import write_json
 
     write_json(search, content)
     done = command("evaluate", copy / "small")

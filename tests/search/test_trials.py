@@ -16,13 +16,12 @@ from jaxmnist.engine.events import Checkpoint, TrialFinished, TrialStarted
 from jaxmnist.engine.local import Engine
 from jaxmnist.errors import EnvironmentFailure
 from jaxmnist.models.network import DataSpec
-from jaxmnist.models.study.network import STUDY, StudyNetwork
-from jaxmnist.models.study.space import configuration
-from jaxmnist.runs.states import DEATHS, QUEUE, State, state_of
-from jaxmnist.runs.trial import agree
-from jaxmnist.runs.writing import WritableRunDirectory, begin_run
-from jaxmnist.search.loop import lost_trials
-from jaxmnist.search.trials import Trials
+from jaxmnist.models.study import STUDY, StudyNetwork
+from jaxmnist.models.study_space import configuration
+from jaxmnist.runs.store import WritableRunDirectory, begin_run
+from jaxmnist.runs.trial import DEATHS, QUEUE, State, agree, state_of
+from jaxmnist.search.schedule import Trials
+from jaxmnist.search.search import lost_trials
 from jaxmnist.settings import SearchSettings
 
 DRAWS = {0: configuration(4, 1, 0), 1: configuration(3, 1, 0), 2: configuration(2, 1, 0)}
@@ -72,7 +71,7 @@ def fail(trials, index, error="MemoryError: no", diverged=False):
 
 def checkpoint(dataset, index):
     """A real one, from the middle of the trial's first epoch."""
-    from jaxmnist.training_settings import TrainingSettings
+    from jaxmnist.settings import TrainingSettings
 
     settings = TrainingSettings(epochs=2, batch_size=8)
     engine = Engine(STUDY, dataset, settings, 0, checkpoint_every=0.0)
@@ -412,7 +411,7 @@ def test_the_table_of_states(status, failures, deaths, retries, state):
 
 
 def test_every_state_is_in_the_queue_or_done():
-    from jaxmnist.search.trials import DONE
+    from jaxmnist.search.schedule import DONE
 
     assert sorted([*DONE, *(s for states in QUEUE for s in states)], key=str) == sorted(
         State, key=str

@@ -17,9 +17,9 @@ from processes import command, flags, looks_of
 
 from jaxmnist import NetworkError, Run, TrainedModel, UsageError, random_search
 from jaxmnist.engine.events import EpochFinished
+from jaxmnist.files import read_tensors
 from jaxmnist.models.flax_network import FlaxNetwork
-from jaxmnist.runs.keys import REFIT, Rerun
-from jaxmnist.whole_files import read_tensors
+from jaxmnist.runs.trial import REFIT, Rerun
 
 SOURCE = """
 import flax.linen as nn

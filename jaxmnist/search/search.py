@@ -1,41 +1,174 @@
-"""The random search: draws, trials, winner."""
+"""The random search: its trials, then the winner, its test-set evaluation and the SVM."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from jaxmnist.data.dataset import Dataset, joined
-from jaxmnist.engine.cache import cache_folder
-from jaxmnist.engine.local import Engine
+from jaxmnist.engine.devices import cache_folder
+from jaxmnist.engine.events import Event
+from jaxmnist.engine.lanes import Stacking
+from jaxmnist.engine.local import Engine, Events
 from jaxmnist.engine.ray import RayEngine, RayEvents, load_ray
-from jaxmnist.engine.stacking import Stacking
-from jaxmnist.engine.workers import Events
-from jaxmnist.errors import EnvironmentFailure
+from jaxmnist.errors import EnvironmentFailure, signals_call
+from jaxmnist.files import DamagedFile, read_bytes, read_json, sha256
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import Network
-from jaxmnist.results import evaluation
+from jaxmnist.results import comparisons, evaluation, finalists, svm
+from jaxmnist.results.evaluation import evaluate_ensemble
 from jaxmnist.results.finalists import refit_of
-from jaxmnist.results.run import Run
-from jaxmnist.runs.keys import Rerun, TrialKey
-from jaxmnist.runs.writing import begin_run
-from jaxmnist.search.again import Reruns, check_refit, check_reruns
-from jaxmnist.search.beginning import begin
-from jaxmnist.search.description import describe_end, describe_search
-from jaxmnist.search.listener import Listener, TrialListener
-from jaxmnist.search.trials import Trials
-from jaxmnist.search.winner import finish
+from jaxmnist.results.run import CONFIG_SHAPE, Run
+from jaxmnist.runs.store import WritableRunDirectory, begin_run
+from jaxmnist.runs.trial import Rerun, TrialKey
+from jaxmnist.search.beginning import begin, describe_end, describe_search
+from jaxmnist.search.schedule import Reruns, Trials, check_refit, check_reruns
 from jaxmnist.settings import SearchSettings
-from jaxmnist.signals import signals_call
+
+# --- The interface of listeners, which show a search: console, page, TensorBoard ---
+
+
+class Listener:
+    """Receives the stages and results of a search; this base class shows nothing."""
+
+    def stage(self, name: str) -> None:
+        """A stage begins: 'training', 'test', 'ensemble' or 'SVM'."""
+
+    def training(
+        self,
+        directory: WritableRunDirectory,
+        network: Network,
+        settings: SearchSettings,
+        dataset: Dataset,
+        budget: int,
+    ) -> AbstractContextManager[TrialListener]:
+        """Training begins; the context ends with the search."""
+        return nullcontext(TrialListener())
+
+    def ranked(self, run: Run) -> None:
+        """All trials are done and ranked."""
+
+    def detail(self, text: str) -> None:
+        """A long report, whose content lies in the run's files.
+
+        It is the network's summary, the report of the test-set evaluation, of the ensemble or the
+        SVM, or how these compare.
+        """
+
+
+class TrialListener:
+    """Receives the events of trials; this base class shows nothing."""
+
+    def event(self, event: Event) -> None:
+        """An event of the engine has happened."""
+
+    def again(self, reruns: Collection[TrialKey], ended: Collection[TrialKey], images: int) -> None:
+        """Reruns follow; some may have ended in an earlier session.
+
+        images: their training images of an epoch.
+        """
+
+    def stopping(self) -> None:
+        """A signal asks the trials to stop; called in its handler, and may not raise."""
+
+    def trained(self) -> None:
+        """All trials are done."""
+
+
+# --- The steps after the trials: the winner, its test-set evaluation, the SVM on its features ---
 
 logger = logging.getLogger("jaxmnist")
+
+
+def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Listener) -> None:
+    """Write and show the winner, its single test-set evaluation and the SVM on its features.
+
+    And of the best trials' ensemble, if that is wanted; then how these compare.
+    """
+    listener.stage("test")
+    keep_winner(run)
+    listener.detail("\n" + run.best_model.summary() + "\n")
+    kept = run.files.mended(lambda: evaluation.kept_look(run))
+    test = kept or evaluation.look(run, dataset, "winner")
+    listener.detail(evaluation.describe_evaluation(run, test))
+    if settings.ensemble is not None:
+        _test_ensemble(run, settings.ensemble, dataset, listener)
+    if settings.svm:
+        listener.stage("SVM")
+        content = svm.fit_on_run(
+            run,
+            dataset,
+            wanted=settings.svm_backend,
+            draws=settings.svm_search,
+        )
+        listener.detail("\n" + svm.describe_svm(run, content))
+    if lines := comparisons.describe_comparisons(
+        comparisons.write_comparisons(run.files, run.ranked, run.tested_sha256, dataset.y_test)
+    ):
+        listener.detail("\n" + "\n".join(lines))
+
+
+def _test_ensemble(run: Run, count: int, dataset: Dataset, listener: Listener) -> None:
+    """Evaluate the ensemble, and show it; a warning if too many trials have failed for it."""
+    if len(run.ranked) < count:
+        logger.warning(
+            f"no ensemble of {count} is made: only {len(run.ranked)} trials have completed"
+        )
+        return
+    listener.stage("ensemble")
+    said = comparisons.describe_ensemble(evaluate_ensemble(run, dataset, count))
+    listener.detail(f"\n{said}\n{evaluation.looks_at_test(run)}")
+
+
+def keep_winner(run: Run) -> None:
+    """Write best/: the winner's weights, their description and the network's summary."""
+    best, trial, files = run.best_trial, run.final_trial, run.files
+    assert trial is not None  # the search is finished
+    model = run.load_model(trial)
+    config = {
+        "trial": trial.index,
+        "hyperparameters": trial.hyperparameters.to_json(),
+        "image_shape": list(model.image_shape),
+        "labels": list(model.labels),
+        "class_names": list(model.class_names),
+        "scale": model.scale,
+        "preparation": None if model.preparation is None else model.preparation.to_json(),
+        "score": best.score,
+        "corrected_score": run.corrected.score,
+        "corrected_interval": list(run.corrected.interval),
+        "indistinguishable": list(run.corrected.indistinguishable),
+        **({"finalists": finalists.finalists_to_json(run.finals)} if run.finals else {}),
+        "selection": f"{run.why()} {run.about_score()}" if run.finals else run.why(),
+        "rerun": best.rerun,
+        "refit": run.settings.refit,
+        "model_sha256": trial.weights_sha256,
+    }
+    weights = read_bytes(run.directory.weights_path(trial.key))
+    summary = (model.summary() + "\n").encode()
+
+    def check() -> None:
+        """Raise `DamagedFile` unless best/ is intact; it may hold an earlier winner."""
+        before = read_json(files.config_path, CONFIG_SHAPE)
+        known = (before["model_sha256"], trial.weights_sha256)  # killed between two writes
+        if sha256(read_bytes(files.model_path)) not in known:
+            raise DamagedFile(files.model_path, "its SHA-256 differs from the one in config.json")
+        if before["trial"] == trial.index and read_bytes(files.summary_path) != summary:
+            raise DamagedFile(files.summary_path, "is not the winner's summary")
+
+    files.mended(check)
+    files.write_file(files.model_path, weights)
+    files.write_file(files.summary_path, summary)
+    files.write_json(files.config_path, config)
+
+
+# --- The random search: draws, trials, winner ---
 
 
 def search(
@@ -47,7 +180,7 @@ def search(
     """Run the whole search, from settings to the finished run.
 
     Args:
-      settings: the settings of the search, for which JAX was started (`start.prepare`).
+      settings: the settings of the search, for which JAX was started (`api.start`).
       network: the network whose configurations are trained.
       listener: receives stages, events and results.
       dataset: the data, where they are not those that the settings name.

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from jaxmnist.errors import EnvironmentFailure, UsageError
-from jaxmnist.whole_files import (
+from jaxmnist.files import (
     DamagedFile,
     MissingFile,
     fits,

@@ -1,14 +1,13 @@
-"""The hyperparameters of the study's network: their names, ranges and help, without Flax."""
+"""The hyperparameters of the study's network: their names, ranges and bounds."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from jaxmnist.checked import check_number, flag
 from jaxmnist.errors import UsageError
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.questions import Definition, Questions, answers_of
-from jaxmnist.training_settings import TRAINING
+from jaxmnist.settings import TRAINING, check_number, flag
 
 HELP = {
     "filters": "filters of each convolution",
