@@ -67,7 +67,7 @@ def search(settings: SearchSettings, cache: str) -> dict[str, Any]:
         trials = [trial for trial in run.trials if trial.status == "completed"]
     stacking = Stacking(**description["stacking"]) if description["stacking"] else Stacking()
     devices = description["device"]["devices"]
-    groups = group_trials(((t.index, t.hyperparameters) for t in trials), stacking, devices)
+    groups = group_trials(((t.key, t.hyperparameters) for t in trials), stacking, devices)
     images = description["data"]["train"]
     flops = sum(training_flops(t.hyperparameters) for t in trials) * images * settings.epochs
     return {

@@ -21,6 +21,7 @@ from jaxmnist.models.convolution import best_method, block_size
 from jaxmnist.models.space import Space
 from jaxmnist.models.study import STUDY
 from jaxmnist.results.trained import BATCH_SIZE
+from jaxmnist.runs.trial import Key
 from jaxmnist.settings import SearchSettings, TrainingSettings
 
 DRAWS = 10  # trials of the default search
@@ -36,12 +37,12 @@ def new_builder(
     return builder
 
 
-def default_trials(dataset: Dataset, *, whole: bool) -> list[tuple[int, Hyperparameters]]:
-    """The trials of the default search, or of the whole space, with their indices."""
+def default_trials(dataset: Dataset, *, whole: bool) -> list[tuple[Key, Hyperparameters]]:
+    """The trials of the default search, or of the whole space, with their keys."""
     space = Space(STUDY.definition, {}, dataset.image_shape, dataset.classes)
     draws = space.draws(SearchSettings().seed)
     chosen = list(space.members()) if whole else [next(draws) for _ in range(DRAWS)]
-    return list(enumerate(chosen))
+    return [(Key(index), drawn) for index, drawn in enumerate(chosen)]
 
 
 def programs(groups: list[Group]) -> dict[Group, int]:

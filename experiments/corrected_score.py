@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import gammaln
 
-from jaxmnist.results.finalists import changing, course, interval, resampled
+from jaxmnist.results.ranking import changing, course, interval, resampled
 from jaxmnist.results.selection import Rule, rule_of
 from jaxmnist.results.statistics import Z
 from jaxmnist.settings import SELECTIONS

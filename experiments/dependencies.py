@@ -30,6 +30,7 @@ PURPOSES = {
     "threadpoolctl": ("threadpoolctl", "the same SVM for any number of cores"),
     "joblib": ("joblib", "the SVM's pairs of classes on all cores"),
     "safetensors": ("safetensors.numpy", "weights as files that can't run code"),
+    "msgspec": ("msgspec", "records of JSON files, checked against their types"),
     "flatbuffers": ("flatbuffers", "exported programs; jax.export needs it"),
     "pillow": ("PIL.Image", "pictures as data, for predict, on the page"),
     "platformdirs": ("platformdirs", "the user's cache folder"),

@@ -50,6 +50,7 @@ from jaxmnist.engine.programs import Builder, ways_of
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.machine import cores
 from jaxmnist.models.study_space import configuration
+from jaxmnist.runs.trial import Key
 from jaxmnist.settings import PRECISIONS, RECIPES, USUAL_RECIPE, SearchSettings
 
 H100 = """
@@ -166,7 +167,7 @@ def main() -> None:
     compiled = []
     for way, lanes in STACKINGS:
         stacking = Stacking(way, lanes, padding)
-        alone = [Group(REFERENCE, ((0, REFERENCE),), lanes)]
+        alone = [Group(REFERENCE, ((Key(0), REFERENCE),), lanes)]
         groups = alone if given.reference else builder.groups(trials, stacking)
         for group, served in programs(groups).items():
             compiled += compile_and_print(builder, group, stacking, served)

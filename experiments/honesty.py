@@ -33,7 +33,6 @@ from jaxmnist.data.dataset import load_arrays
 from jaxmnist.machine import machine
 from jaxmnist.results.confusion import judge
 from jaxmnist.results.evaluation import gap_between
-from jaxmnist.results.finalists import Corrected, choose_finalist, corrected
 from jaxmnist.results.importance import (
     FEWEST_FOR_IMPORTANCE,
     importances,
@@ -41,9 +40,10 @@ from jaxmnist.results.importance import (
     standings_of,
     tuning_curve,
 )
+from jaxmnist.results.ranking import Corrected, choose_finalist, corrected
 from jaxmnist.results.selection import Rule, rule_of
 from jaxmnist.results.statistics import wilson
-from jaxmnist.runs.trial import Rerun, Trial, pack_right, unpack_right
+from jaxmnist.runs.trial import Key, Trial, pack_right, unpack_right
 from jaxmnist.settings import RECIPES, USUAL_RECIPE
 
 POOL = 20_000
@@ -105,7 +105,7 @@ def train(directory: Path, recipe: str) -> list[list[Trained]]:
             quiet=True,
             **SPACE,
         )
-        again = {trial.key: trial for trial in run.further_trials}
+        again = {trial.key: trial for trial in run.reruns}
         searches.append(
             [
                 Trained(
@@ -113,7 +113,7 @@ def train(directory: Path, recipe: str) -> list[list[Trained]]:
                     np.stack([unpack_right(bits, POOL) for bits in trial.validation]),
                     np.stack(
                         [
-                            unpack_right(again[Rerun(trial.index, r)].validation[-1], POOL)
+                            unpack_right(again[Key(trial.index, r)].validation[-1], POOL)
                             for r in range(1, RERUNS + 1)
                         ]
                     ),
@@ -203,7 +203,7 @@ def finalists(
     """The interval over images of the mean of the chosen finalist's reruns."""
     first = ranked[:FINALISTS]
     records = {
-        Rerun(trial.index, number): replace(
+        Key(trial.index, number): replace(
             seen(trial, trials[trial.index].reruns[number - 1, None][:, validation], trial.index),
             rerun=number,
         )

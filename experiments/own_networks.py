@@ -35,6 +35,7 @@ from jaxmnist.models.flax_network import FlaxNetwork
 from jaxmnist.models.network import Network
 from jaxmnist.models.study import STUDY
 from jaxmnist.models.study_space import configuration
+from jaxmnist.runs.trial import Key
 from jaxmnist.settings import TrainingSettings
 
 STUDY_CASES = ((112, 2, 1, 224), (64, 3, 1, 128), (32, 1, 0, None))
@@ -109,7 +110,7 @@ def by_engine(network: Network, h: Hyperparameters, images: int, epochs: int) ->
     dataset = split("mnist", few, validation_split=64 / (images + 64), seed=0)
     moments = []
     engine = Engine(network, dataset, TrainingSettings(epochs=epochs), 0, jobs=1)
-    with engine.run([(0, h)]) as events:
+    with engine.run([(Key(0), h)]) as events:
         for event in events:
             if isinstance(event, EpochFinished):
                 moments.append(time.perf_counter())

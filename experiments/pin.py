@@ -48,8 +48,8 @@ SEARCHES = {
     "own": OWN,
 }
 COMMON = "--jobs 1 --svm-backend sklearn --verbose --no-tensorboard --no-report"
-# In what a search prints: seconds and speeds.
-TIMES = re.compile(r"\d+\.\d\b|\d+ images/s|, \d+ s\b")
+# In what a search prints: seconds and speeds, which move what is beside them.
+TIMES = re.compile(r" *(\d+\.\d\b|\d+ images/s|, \d+ s\b)")
 NETWORK = """
 import flax.linen as nn
 
@@ -84,7 +84,7 @@ def write_data(place: Path) -> None:
 def run(*words: str) -> str:
     """Run a command of jaxmnist in a process; returns what it prints."""
     line = [sys.executable, "-m", "jaxmnist", *words]
-    return subprocess.run(line, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -29,10 +29,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from raylets import Raylets
 
+from jaxmnist.runs.trial import Key
+
 WEIGHTS = 400_000  # bytes
 
 
-def waits(trials: list[bytes], *others: Any) -> Iterator[list[tuple[str, int | None, bytes]]]:
+def waits(trials: list[bytes], *others: Any) -> Iterator[list[tuple[str, Key | None, bytes]]]:
     """What a task yields that trains for the seconds in its trials' content."""
     import sys
     import time
@@ -40,19 +42,20 @@ def waits(trials: list[bytes], *others: Any) -> Iterator[list[tuple[str, int | N
     first = "jaxmnist.engine.ray" not in sys.modules  # as in `cluster.train_there`
     from jaxmnist.engine.ray import together
 
-    def events() -> Iterator[tuple[float, tuple[str, int, bytes]]]:
+    def events() -> Iterator[tuple[float, tuple[str, Key, bytes]]]:
         """The events, each with its seconds after the one before."""
         for content in trials:
-            key, seconds = content.decode().split()
-            yield 0.0, ("TrialStarted", int(key), b"")
+            index, seconds = content.decode().split()
+            key = Key(int(index))
+            yield 0.0, ("TrialStarted", key, b"")
             for _ in range(5):
-                yield float(seconds) / 5, ("EpochFinished", int(key), bytes(1000))
-            yield 0.0, ("TrialFinished", int(key), bytes(WEIGHTS))
+                yield float(seconds) / 5, ("EpochFinished", key, bytes(1000))
+            yield 0.0, ("TrialFinished", key, bytes(WEIGHTS))
 
     coming = events()
-    pending: list[tuple[float, tuple[str, int, bytes]]] = []
+    pending: list[tuple[float, tuple[str, Key, bytes]]] = []
 
-    def take(patience: float | None) -> tuple[str, int, bytes] | None:
+    def take(patience: float | None) -> tuple[str, Key, bytes] | None:
         if not pending:
             pending.append(next(coming))
         seconds, event = pending.pop()
@@ -88,7 +91,7 @@ def measure(address: str, trials: int, seconds: float) -> dict[str, float]:
     command = [sys.executable, __file__, "--speak", str(theirs.fileno())]
     process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
     theirs.close()
-    waiting = [Assignment(key, f"{key} {seconds}".encode()) for key in range(trials)]
+    waiting = [Assignment(Key(i), f"{i} {seconds}".encode()) for i in range(trials)]
     ours.send(Job(address, b"", [], waiting, {"CPU": {}}, None, False))
     began = cpu = own = first = 0.0
     ended = 0
@@ -138,13 +141,13 @@ def reckon() -> None:
         weights = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), STUDY.shapes(drawn, data))
         state = jax.tree.map(np.asarray, first_state(STUDY, drawn, data, training, weights))
         events = (
-            TrialFinished(0, history, weights, 100.0, validation=validation),
-            Checkpoint(0, state, 4, 0, history[:4], 100.0, validation[:4]),
+            TrialFinished(Key(0), history, weights, 100.0, validation=validation),
+            Checkpoint(Key(0), state, 4, 0, history[:4], 100.0, validation[:4]),
         )
         sizes.append([len(pickle.dumps(event)) for event in events])
     finished, checkpoint = np.mean(sizes, axis=0)
-    steps = len(pickle.dumps(StepsFinished(0, 1, 128, 0.9, 1.0)))
-    ended = len(pickle.dumps(EpochFinished(0, 1, epoch, 1.0, bits)))
+    steps = len(pickle.dumps(StepsFinished(Key(0), 1, 128, 0.9, 1.0)))
+    ended = len(pickle.dumps(EpochFinished(Key(0), 1, epoch, 1.0, bits)))
     print("| event | mean bytes | largest |")
     print("| --- | --- | --- |")
     largest = np.max(sizes, axis=0)

@@ -50,7 +50,7 @@ from jaxmnist.results.run import Run
 from jaxmnist.results.selection import rule_of
 from jaxmnist.results.svm import Fitting, fit
 from jaxmnist.results.trained import TrainedModel
-from jaxmnist.runs.trial import Rerun, TrialKey
+from jaxmnist.runs.trial import Key
 from jaxmnist.settings import SearchSettings, TrainingSettings
 
 FEW = 5_000  # images of the small set
@@ -161,9 +161,9 @@ class Task:
         return f"{self.set}_{self.network}_{self.recipe}_{self.seed}"
 
     @property
-    def key(self) -> TrialKey:
+    def key(self) -> Key:
         """What its initial weights and its order of images depend on."""
-        return Rerun(zlib.crc32(f"{self.network} {self.recipe}".encode()), self.seed)
+        return Key(zlib.crc32(f"{self.network} {self.recipe}".encode()), self.seed)
 
 
 def train(
@@ -182,7 +182,7 @@ def train(
             for event in events:
                 if not isinstance(event, TrialFinished):
                     continue
-                task = here[event.index]
+                task = here[event.key]
                 if weights and event.parameters:
                     arrays = dict(by_path(event.parameters))
                     np.savez(weights / f"{task.name}.npz", **arrays)
@@ -202,7 +202,7 @@ def step_seconds(recipes: list[str], data: Dataset, rounds: int) -> str:
     for recipe in recipes:
         drawn = networks()["reference"].replace(**RECIPES[recipe])
         engine = Engine(STUDY, data, TrainingSettings(), seed=0, stacking=Stacking())
-        (group,) = engine.builder.groups([(0, drawn)], Stacking())
+        (group,) = engine.builder.groups([(Key(0), drawn)], Stacking())
         order = engine.builder.batches_of(group, 0)
         state = engine.builder.start(group, {})
         programs[recipe] = [engine.compilers(group)[0](), state, (*engine.builder.train, order)]
@@ -259,9 +259,9 @@ def effects(folder: str) -> tuple[object, ...]:
     Judged on validation images.
     """
     run = Run(folder)
-    scores = [entry.score for entry in run.ranked]
-    falls = [max((fall.size for fall in e.falls), default=0.0) for e in run.ranked]
-    trials = [entry.trial for entry in run.ranked]
+    scores = [entry.score for entry in run.ranking.ranked]
+    falls = [max((fall.size for fall in e.falls), default=0.0) for e in run.ranking.ranked]
+    trials = [entry.trial for entry in run.ranking.ranked]
     rules = [rule_of("steady", run.validation_images, tolerance) for tolerance in TOLERANCES]
     ranked = [rule.rank(trials) for rule in rules]
     unsteady = (f"{sum(not e.steady for e in each)} ({each[0].score:.4f})" for each in ranked)
@@ -274,13 +274,13 @@ def reruns(folder: str) -> tuple[object, ...] | None:
     A finalist's first training counts among its seeds, but not in the mean of its reruns.
     """
     run = Run(folder)
-    finals = [f for f in run.finals if f.reruns]
+    finals = [f for f in run.ranking.finals if f.reruns]
     if not finals:
         return None
     first = {f.trial.index: f.trial.metric("val_accuracy")[-1] for f in finals}
     means = {f.trial.index: f.mean for f in finals}
     variances = [statistics.variance([first[f.trial.index], *f.scores]) for f in finals]
-    winner = run.ranked[0].trial.index
+    winner = run.ranking.ranked[0].trial.index
     return (
         folder,
         len(finals),
@@ -299,8 +299,8 @@ def svms(folder: str) -> tuple[object, ...]:
     """
     run = Run(folder)
     data = load_dataset(run.settings)
-    found = [svm_accuracy(run.load_model(e.trial), data, "validation") for e in run.ranked]
-    scores = [entry.score for entry in run.ranked]
+    found = [svm_accuracy(run.load_model(e.trial), data, "validation") for e in run.ranking.ranked]
+    scores = [entry.score for entry in run.ranking.ranked]
     above = sum(svm > score for svm, score in zip(found, scores, strict=True))
     return folder, mean(scores), mean(found), above
 

@@ -9,9 +9,9 @@ evaluates it on the test set once, and fits the SVM on its flatten features.
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from jaxmnist import random_search
+from jaxmnist.runs.records import Classification, ModelReport, SvmReport
 
 PARAMETERS = 1_021_562
 # Test accuracy: the study rounds the network's to 0.989. Its confusion matrix has a typo: row 0
@@ -46,7 +46,7 @@ REPORT = {
 }
 
 
-def compare(parameters: int, results: dict[str, dict[str, Any]]) -> str:
+def compare(parameters: int, results: dict[str, Classification]) -> str:
     """The study's figures beside ours, as a table.
 
     Args:
@@ -56,7 +56,7 @@ def compare(parameters: int, results: dict[str, dict[str, Any]]) -> str:
     lines = [f"{'':20} {'the study':>24} {'here':>24}"]
     lines.append(f"{'parameters':20} {PARAMETERS:>24} {parameters:>24}")
     for name, result in results.items():
-        accuracy = f"{ACCURACY[name]:>24.4f} {result['accuracy']:>24.4f}"
+        accuracy = f"{ACCURACY[name]:>24.4f} {result.accuracy:>24.4f}"
         lines.append(f"{'accuracy, ' + name:20} {accuracy}")
     gap = ACCURACY["network"] - ACCURACY["SVM"]
     here = results["network"]["accuracy"] - results["SVM"]["accuracy"]
@@ -92,7 +92,10 @@ def main() -> None:
         project_name=f"study-seed{given['seed']}",
         **given,
     )
-    results = {"network": run.result("best/test.json"), "SVM": run.result("svm/mnist/svm.json")}
+    results = {
+        "network": run.result("best/test.json", ModelReport),
+        "SVM": run.result("svm/mnist/svm.json", SvmReport),
+    }
     print("\n" + compare(run.best_trial.parameters, results))
 
 

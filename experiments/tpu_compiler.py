@@ -46,6 +46,7 @@ from jaxmnist.engine.lanes import Group, Stacking
 from jaxmnist.engine.programs import Builder, ways_of
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.study_space import configuration
+from jaxmnist.runs.trial import Key
 from jaxmnist.settings import PRECISIONS, RECIPES, USUAL_RECIPE, SearchSettings
 
 REFERENCE = configuration(112, 2, 1, 224)
@@ -102,7 +103,7 @@ def compile_one(
 ) -> dict[str, float]:
     """What `compile_all` returns for one trial, unpadded."""
     chips = builder.devices.count
-    group = Group(hyperparameters, ((0, hyperparameters),), chips)
+    group = Group(hyperparameters, ((Key(0), hyperparameters),), chips)
     return compile_all(builder, group, Stacking(way, chips))
 
 

@@ -93,8 +93,8 @@ def random_search(
       data: (x_train, y_train, x_test, y_test), or with (x_validation, y_validation) between the
         two, or (x, y) alone: images [N, H, W] or [N, H, W, C], and labels [N] as numbers or names;
         None for the dataset's.
-      listener: called with every event, after it was recorded. Its `index` is the trial's, or a
-        `runs.keys.Rerun` (index, number) where a trial is trained again.
+      listener: called with every event, after it was recorded. Its `key` is a `runs.trial.Key`
+        (index, rerun); `rerun` is None, or the number where a trial is trained again.
       dataset, …, verbose: the options of the command line; its `--help` explains them.
       **ranges: ranges of hyperparameters by name: text such as '32:128:16', a tuple (first, last[,
         step or 'log']), a list of values, or one value.
@@ -227,10 +227,10 @@ def _recorded_threads(settings: SearchSettings) -> int | None:
 
     It is read before the rest of the run, because it can't be set once JAX has started.
     """
-    from jaxmnist.runs.store import RunDirectory, threads_of
+    from jaxmnist.runs.store import Store, threads_of
 
     try:
-        opened = RunDirectory.open(settings.run_directory)
+        opened = Store.open(settings.run_directory)
         return None if settings.overwrite else threads_of(opened.search)
     except JaxmnistError:  # no run, or a damaged one, which is handled later under the lock
         return None

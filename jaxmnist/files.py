@@ -8,6 +8,7 @@ waits for a pipe or runs code from a file.
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import io
 import json
@@ -16,12 +17,16 @@ import os
 import stat
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import Field, fields, is_dataclass
+from functools import partial
 from io import BufferedIOBase, BytesIO
 from pathlib import Path
-from typing import IO, Any
+from types import UnionType
+from typing import IO, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+import msgspec
 import numpy as np
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
@@ -143,6 +148,8 @@ def _npy_header(
 # --- Files that are written whole or not at all, and whose damage is detected ---
 
 LARGEST_JSON = 2**26  # bytes; the files of a run have about a thousandth of that
+R = TypeVar("R")  # the type of a record
+LACKS = "lacks what this version of jaxmnist writes"
 BFLOAT16 = "BF16"  # as safetensors names it
 SEALED = "sealed"  # metadata key of the JSON with the SHA-256 of all that a safetensors file holds
 
@@ -300,7 +307,7 @@ def read_json(path: Path, shape: Any = None) -> dict[str, Any]:
 def json_content(path: Path, found: bytes, shape: Any = None) -> dict[str, Any]:
     """Return what `read_json` reads from a file that has these bytes; raises like it."""
     try:
-        content = json.loads(found)
+        content: dict[str, Any] = json.loads(found, parse_int=_whole)
         stated = content.pop("sha256", None)
         genuine = content_sha256(content) == stated
     except (ValueError, AttributeError, TypeError, RecursionError):
@@ -308,9 +315,165 @@ def json_content(path: Path, found: bytes, shape: Any = None) -> dict[str, Any]:
     if not genuine:
         raise DamagedFile(path, "its content does not match its SHA-256")
     if not fits(content, shape):
-        raise DamagedFile(path, "lacks what this version of jaxmnist writes")
-    said: dict[str, Any] = content
-    return said
+        raise DamagedFile(path, LACKS)
+    return content
+
+
+def _whole(digits: str) -> int:
+    """Return a whole number that fits into 64 bits; ValueError for a larger one."""
+    number = int(digits)
+    if abs(number) >= 2**63:
+        raise ValueError("a number of more than 64 bits")
+    return number
+
+
+# --- Records: frozen dataclasses, stored as JSON objects ---
+
+
+def stored(encode: Callable[[Any], Any], decode: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return the metadata of a record's field that is stored in another form than its own.
+
+    encode: gives the JSON value. decode: the inverse; ValueError, TypeError or KeyError if invalid.
+    """
+    return {"stored": (encode, decode)}
+
+
+NOT_STORED: dict[str, Any] = {"stored": None}  # the metadata of a field that is not in the file
+OPTIONAL: dict[str, Any] = {"optional": True}  # of one that is in the file unless it is None
+
+
+def as_json(value: Any) -> Any:
+    """Return a record as a JSON object: its fields, and what its class lists in `DERIVED`.
+
+    Derived values are for other programs; `from_json` requires that they are right. Lists, tuples
+    and mappings may contain records.
+    """
+    if is_dataclass(value):
+        kind: Any = type(value)
+        content = {}
+        for item, _ in _stored_fields(kind):
+            part = getattr(value, item.name)
+            if part is not None or "optional" not in item.metadata:
+                encode, _ = item.metadata.get("stored", (as_json, None))
+                content[item.name] = encode(part)
+        return content | {name: as_json(getattr(value, name)) for name in _derived(kind)}
+    if isinstance(value, Mapping):
+        return {name: as_json(each) for name, each in value.items()}
+    return [as_json(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def from_json(kind: type[R], content: Any) -> R:
+    """Return the record of which `as_json` gave the content; ValueError if it isn't one.
+
+    All of the record's fields must be there, with values of their types: an int is no bool, a float
+    may be an int, numbers are finite and have at most 64 bits. Other keys are ignored: another
+    version may have written them.
+
+    kind: a record's class, or a tuple, mapping or union of such.
+    """
+    try:
+        _check_numbers(content)
+        return cast(R, _decoded(kind, content))
+    except (
+        msgspec.ValidationError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as problem:
+        raise ValueError(str(problem)) from None
+
+
+def _decoded(hint: Any, value: Any) -> Any:
+    """Return a JSON value as one of a type; raises what `from_json` catches, or ValueError."""
+    if is_dataclass(hint):
+        return _record(hint, value)
+    origin, members = get_origin(hint), get_args(hint)
+    if not _has_record(hint):
+        return msgspec.convert(value, hint, dec_hook=_custom)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_decoded(members[0], each) for each in value)
+    if origin in (dict, Mapping) and isinstance(value, dict):
+        return {name: _decoded(members[1], each) for name, each in value.items()}
+    for member in members if origin in (Union, UnionType) else ():
+        with suppress(msgspec.ValidationError, ValueError, KeyError, TypeError):
+            return _decoded(member, value)
+    raise ValueError(f"not of type {hint}")
+
+
+def _record(kind: Any, content: Any) -> Any:
+    """Return the record of a JSON object; raises like `_decoded`."""
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    values = {}
+    for item, hint in _stored_fields(kind):
+        if "optional" in item.metadata:
+            if item.name not in content:
+                continue
+            if content[item.name] is None:
+                raise ValueError(f"{item.name} is null")
+        _, decode = item.metadata.get("stored", (None, partial(_decoded, hint)))
+        values[item.name] = decode(content[item.name])
+    record = kind(**values)
+    for name in _derived(kind):
+        if content[name] != as_json(getattr(record, name)):
+            raise ValueError(f"{name} doesn't match the rest")
+    return record
+
+
+def read_record(path: Path, kind: type[R]) -> R:
+    """Read the record that `write_record` wrote; raises like `read_json`."""
+    return record_of(path, read_json(path), kind)
+
+
+def record_of(path: Path, content: Any, kind: type[R], problem: str = LACKS) -> R:
+    """Return the record that a file contains; `DamagedFile` if its content isn't one."""
+    try:
+        return from_json(kind, content)
+    except ValueError:
+        raise DamagedFile(path, problem) from None
+
+
+def write_record(path: Path, record: Any) -> None:
+    """Write a record as a JSON object with its SHA-256 under `sha256`."""
+    write_json(path, as_json(record))
+
+
+@functools.cache
+def _stored_fields(kind: Any) -> tuple[tuple[Field[Any], Any], ...]:
+    """Return the stored fields of a record, each with its type."""
+    hints = get_type_hints(kind)
+    found = [item for item in fields(kind) if item.metadata.get("stored", ()) is not None]
+    return tuple((item, hints[item.name]) for item in found if item.init)
+
+
+def _derived(kind: Any) -> tuple[str, ...]:
+    found: tuple[str, ...] = getattr(kind, "DERIVED", ())
+    return found
+
+
+@functools.cache
+def _has_record(hint: Any) -> bool:
+    """Return whether values of a type may contain records."""
+    return is_dataclass(hint) or any(map(_has_record, get_args(hint)))
+
+
+def _check_numbers(content: Any) -> None:
+    """Raise ValueError if a JSON value has a number that is not finite or has over 64 bits."""
+    if isinstance(content, int | float):
+        if not abs(content) < (2**63 if isinstance(content, int) else math.inf):
+            raise ValueError("a number that is not finite, or has over 64 bits")
+        return
+    inside = content.values() if isinstance(content, dict) else content
+    for each in inside if isinstance(content, dict | list) else ():
+        _check_numbers(each)
+
+
+def _custom(kind: Any, content: Any) -> Any:
+    """Return an object of a class that isn't a dataclass, a mapping, from its JSON object."""
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    return kind(content)
 
 
 def fits(value: Any, shape: Any) -> bool:

@@ -26,8 +26,9 @@ from jaxmnist.engine.events import rows
 from jaxmnist.engine.training import constants_of, optimizer, start_training
 from jaxmnist.files import array_bytes, sha256
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.runs.store import WritableRunDirectory, read_search
-from jaxmnist.runs.trial import METRICS, History, Layer, Metrics, Trial, pack_right
+from jaxmnist.runs.records import File
+from jaxmnist.runs.store import Store, read_search
+from jaxmnist.runs.trial import METRICS, History, Key, Layer, Metrics, Trial, pack_right
 
 PACKAGED = Path(__file__).parents[1] / "jaxmnist" / "data" / "mnist"
 
@@ -105,11 +106,11 @@ def begin(parameters, settings):
     return start_training(parameters, optimizer(settings, constants), constants)
 
 
-def writing(path: Path, search: dict | None = None) -> WritableRunDirectory:
+def writing(path: Path, search: dict | None = None) -> Store:
     """A run directory for writing; its lock file is there, but nobody holds the lock."""
     path.mkdir(exist_ok=True)
     held = os.open(path / "lock", os.O_RDWR | os.O_CREAT)
-    return WritableRunDirectory(path, read_search(path) if search is None else search, held)
+    return Store(path, read_search(path) if search is None else search, held)
 
 
 def history(*accuracies: float, loss: float = 0.5) -> History:
@@ -123,14 +124,17 @@ def bits(*accuracies: float, images: int = 100) -> tuple[bytes, ...]:
     return tuple(map(pack_right, right))
 
 
-def write_completed(run: WritableRunDirectory, trial: Trial, images: int = 100) -> None:
+def write_completed(run: Store, trial: Trial, images: int = 100) -> None:
     """Write a completed trial, whose first validation images are right, with its bits."""
     packed = bits(*trial.metric("val_accuracy"), images=images)
     content = array_bytes(rows(packed))
-    folder = run.trial_folder(trial.index)
-    folder.mkdir(parents=True, exist_ok=True)
-    run.write_validation(trial.index, content)
+    run.write_bytes(File.VALIDATION, content, trial.key)
     run.write_trial(replace(trial, validation_sha256=sha256(content)))
+
+
+def numbered(configurations: Iterable[Hyperparameters]) -> list[tuple[Key, Hyperparameters]]:
+    """Trials of these configurations, with their keys."""
+    return [(Key(index), drawn) for index, drawn in enumerate(configurations)]
 
 
 def a_trial(
@@ -233,7 +237,7 @@ def finished(options: dict, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def eight(finished: Run, options: dict, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The finished run with four more trials: the whole space, of eight configurations."""
     folder = tmp_path_factory.mktemp("eight")
-    shutil.copytree(finished.directory.path, folder / "small")
+    shutil.copytree(finished.store.path, folder / "small")
     given = {**options, "report": True, "max_trials": 8}
     return random_search(**given, directory=str(folder))
 

@@ -78,4 +78,4 @@ def facts(run: Run) -> list:
 
 def looks_of(run: Run) -> list[str]:
     """The purposes of all evaluations of a run's test set, oldest first."""
-    return [look.purpose for look in run.directory.read_looks(run.directory.test_sha256).found]
+    return [look.purpose for look in run.store.read_looks(run.store.test_sha256).found]

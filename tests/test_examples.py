@@ -30,7 +30,7 @@ def test_examples(name, finished, mnist, options):
     known = {
         "run": finished,
         "model": finished.best_model,
-        "directory": finished.directory.path,
+        "directory": finished.store.path,
         "images": mnist.x_test[:5],
         "options": options,
     }

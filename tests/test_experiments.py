@@ -78,7 +78,7 @@ def test_recipes_are_trained_once_and_judged(tmp_path):
 def test_falls_and_finalists_of_a_search_are_told(options, tmp_path):
     unsteady = {**options, "recipe": "study", "learning_rate": 0.05, "epochs": 6}
     run = random_search(**unsteady, finalists=4, reruns=2, svm=False, directory=str(tmp_path))
-    tables = recipe.told([str(run.directory.path)], False).split("\n\n")
+    tables = recipe.told([str(run.store.path)], False).split("\n\n")
     of_search, of_finalists = (table.splitlines() for table in tables)
     scores = np.array([trial.metric("val_accuracy") for trial in run.trials])  # [trials, epochs]
     falls = np.clip(scores[:, :-1] - scores[:, 1:], 0, None).max(1)
@@ -88,8 +88,8 @@ def test_falls_and_finalists_of_a_search_are_told(options, tmp_path):
     assert found[1] == str((falls > 0).sum())
     assert found[2] == f"{falls.max():.4f}"
     assert found[4].split()[0] == str((falls > 0).sum())
-    again = np.array([trial.score for trial in run.further_trials if trial.rerun > 0])
-    keys = [(trial.index, trial.rerun) for trial in run.further_trials]
+    again = np.array([trial.score for trial in run.reruns if trial.rerun > 0])
+    keys = [(trial.index, trial.rerun) for trial in run.reruns]
     assert sorted(keys) == [(index, rerun) for index in range(4) for rerun in (1, 2)]
     seeds = np.empty((4, 3))
     seeds[:, 0] = scores[:, -1]
@@ -101,7 +101,7 @@ def test_falls_and_finalists_of_a_search_are_told(options, tmp_path):
     assert found[1] == f"{seeds.var(1, ddof=1).mean() ** 0.5:.4f}"
     assert found[2] == f"{means.std(ddof=1):.4f}"
     assert found[3] == f"{np.corrcoef(rankdata(seeds[:, 0]), rankdata(means))[0, 1]:.2f}"
-    winner = run.ranked[0].trial.index
+    winner = run.ranking.ranked[0].trial.index
     assert found[4] == f"{scores[winner, -1]:.4f}, {means[winner]:.4f}"
     assert found[5] == f"{means.max():.4f}"
 

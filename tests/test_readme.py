@@ -191,7 +191,7 @@ def fields(page: str, name: str) -> tuple[set[str], set[str]]:
 
 def test_the_run_directory_is_as_its_page_says(finished):
     page = (ROOT / "docs" / "run_directory.md").read_text("utf-8")
-    path = finished.directory.path
+    path = finished.store.path
     svm = f"svm/{finished.settings.dataset_name}/svm.json"
     places = {"search.json": "search.json", "trial.json": "trials/0000/trial.json", "svm.json": svm}
     places |= {name: name for name in ("best/config.json", "best/test.json")}

@@ -11,7 +11,7 @@ import pytest
 from conftest import a_trial, history
 
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.results.finalists import interval, resampled
+from jaxmnist.results.ranking import interval, resampled
 from jaxmnist.results.selection import rule_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))

@@ -12,7 +12,7 @@ from jaxmnist.engine.local import Engine
 from jaxmnist.models.network import DataSpec
 from jaxmnist.models.study import STUDY
 from jaxmnist.models.study_space import configuration
-from jaxmnist.runs.trial import count_parameters
+from jaxmnist.runs.trial import Key, count_parameters
 from jaxmnist.settings import TrainingSettings
 
 if __name__ == "__main__":
@@ -39,13 +39,13 @@ if __name__ == "__main__":
     losses: list[list[float]] = [[] for _ in range(task.trials)]
     accuracies: list[list[float]] = [[] for _ in range(task.trials)]
     engine = Engine(STUDY, data, settings, 0, task.trials)
-    with engine.run((index, hyperparameters) for index in range(task.trials)) as events:
+    with engine.run((Key(index), hyperparameters) for index in range(task.trials)) as events:
         for event in events:
             if isinstance(event, TrialStarted | EpochFinished):
-                moments[event.index].append(time.perf_counter())
+                moments[event.key.index].append(time.perf_counter())
             if isinstance(event, EpochFinished):
-                losses[event.index].append(event.metrics.loss)
-                accuracies[event.index].append(event.metrics.accuracy)
+                losses[event.key.index].append(event.metrics.loss)
+                accuracies[event.key.index].append(event.metrics.accuracy)
     parameters = count_parameters(STUDY.layers(hyperparameters, DataSpec.of(data, settings)))
     packages = ["jaxmnist", "jax", "flax", "optax"]
     answer(packages, imported, parameters, moments, losses, accuracies)

@@ -39,10 +39,10 @@ def main(arguments: list[str], program: str = "jaxmnist export") -> None:
     model = run.ensemble if given.ensemble else run.best_model
     found = model.export(given.path, overwrite=given.overwrite)
     print(
-        f"{printable(given.path)}: {found['file_bytes']} bytes; it is described in"
+        f"{printable(given.path)}: {found.file_bytes} bytes; it is described in"
         f" {printable(given.path)}.json"
     )
-    if found["transposed"]:
+    if found.transposed:
         print(
             "The training images were transposed: transpose images before you give them to the"
             " exported network."

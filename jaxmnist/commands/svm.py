@@ -71,7 +71,9 @@ def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
             baselines=not own,
         )
         compared = (
-            comparisons.write_comparisons(run.files, run.ranked, run.tested_sha256, dataset.y_test)
+            comparisons.write_comparisons(
+                run.store, run.ranking.ranked, run.ranking.tested_sha256, dataset.y_test
+            )
             if own
             else None
         )

@@ -7,14 +7,13 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxmnist.data.split import TEST_FRACTION, held_out
 from jaxmnist.errors import UsageError, printable
-from jaxmnist.files import fits
 from jaxmnist.hyperparameters import shown
 
 # --- Labels of every kind that data bring, as whole numbers and the names of classes ---
@@ -235,14 +234,6 @@ HANDFUL = 5  # hot pixels in an image
 APART = 8  # times what all others reach, where something is hot
 SMALLEST_SIDE = 6  # pixels, of images whose channels come first or that are rows of numbers
 LARGEST_BITS = 64  # of a level of a picture
-SOURCE_SHAPE = {
-    "pictures": bool,
-    "transposed": bool,
-    "label": None,
-    "bits": None,
-    "black": float,
-    "background": None,
-}
 
 Part = tuple[np.ndarray, np.ndarray]
 
@@ -267,27 +258,12 @@ class Source:
     black: float = 0.0
     background: tuple[int, int, int] | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """The source as a JSON object."""
-        ground = self.background
-        return {**asdict(self), "background": None if ground is None else list(ground)}
-
-    @classmethod
-    def from_json(cls, content: Any) -> Source:
-        """The source that `to_json` described; `ValueError` if it is none."""
-        if not fits(content, SOURCE_SHAPE):
+    def __post_init__(self) -> None:
+        levels = (0, *(self.background or ()))
+        bits = 0 if self.bits is None else self.bits
+        possible = min(levels) >= 0 and max(levels) <= EIGHT_BITS and 0 <= bits <= LARGEST_BITS
+        if not possible or self.label not in (None, "first", "last"):
             raise ValueError("not a source")
-        bits, label, ground = content["bits"], content["label"], content["background"]
-        if not (
-            (bits is None or (fits(bits, int) and 0 <= bits <= LARGEST_BITS))
-            and (label is None or fits(label, {"first", "last"}))
-            and (ground is None or (fits(ground, (int, int, int)) and min(ground) >= 0))
-            and (ground is None or max(ground) <= EIGHT_BITS)
-        ):
-            raise ValueError("not a source")
-        background = None if ground is None else (ground[0], ground[1], ground[2])
-        pictures, swapped, black = (content[name] for name in ("pictures", "transposed", "black"))
-        return cls(pictures, swapped, label, bits, float(black), background)
 
 
 ARRAYS = Source()  # arrays as they are

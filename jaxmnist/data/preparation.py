@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import numpy as np
 
 from jaxmnist.data.arrays import ARRAYS, EIGHT_BITS, Source
 from jaxmnist.errors import UsageError
-from jaxmnist.files import fits
+from jaxmnist.files import NOT_STORED
 
 SAMPLE = 2000  # training images that are looked at, evenly spread
 NEAR = 0.1  # of the scale; levels closer than that are one ground
 STRONG = 0.25  # of the scale; levels further from the ground than that are ink
 WORDS = ("auto", "mnist", "inverted", "resize")  # of `preparation_for`
-PLACING_SHAPE = {"ground": float, "ink": float, "size": float, "centre": {"mass", "box"}}
-SHAPE = {"placing": None, "colour": bool, "brightness": None, "source": dict}
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,12 @@ class Placing:
     ground: float
     ink: float
     size: float
-    centre: str
+    centre: Literal["mass", "box"]
+
+    def __post_init__(self) -> None:
+        levels = 0 <= self.ground <= 1 and 0 <= self.ink <= 1
+        if not levels or self.ink == self.ground or not 0 < self.size <= 1:
+            raise ValueError("not a placing")
 
     @property
     def dark(self) -> bool:
@@ -59,54 +62,22 @@ INVERTED = Placing(1.0, 0.0, 20 / 28, "mass")
 class Preparation:
     """How pictures become images for a network.
 
-    image_shape: (H, W, C) of the images.
-    scale: the scale of their pixels; see `Dataset`.
+    image_shape: (H, W, C) of the images; not stored with the rest, which is read with (0, 0, 0).
+    scale: the scale of their pixels, see `Dataset`; not stored either.
     placing: how shapes are placed; None if pictures are only resized.
-    colour: whether the training images have colours, or None if that isn't known.
+    colour: whether the training images are known to have colours.
     brightness: the range of the training images' means, as fractions of the scale, or None.
     source: what was decided for all files of the training images.
     as_trained: whether pictures like the training pictures are used as they are.
     """
 
-    image_shape: tuple[int, int, int]
-    scale: float = EIGHT_BITS
+    image_shape: tuple[int, int, int] = field(default=(0, 0, 0), metadata=NOT_STORED)
+    scale: float = field(default=EIGHT_BITS, metadata=NOT_STORED)
     placing: Placing | None = None
-    colour: bool | None = None
+    colour: bool = False
     brightness: tuple[float, float] | None = None
     source: Source = ARRAYS
-    as_trained: bool = True
-
-    def to_json(self) -> dict[str, Any]:
-        """What the training images say, without shape and scale; see `from_json`."""
-        return {
-            "placing": None if self.placing is None else dataclasses.asdict(self.placing),
-            "colour": self.colour,
-            "brightness": None if self.brightness is None else list(self.brightness),
-            "source": self.source.to_json(),
-        }
-
-    @classmethod
-    def from_json(
-        cls, content: Any, image_shape: tuple[int, int, int], scale: float
-    ) -> Preparation:
-        """The preparation that `to_json` described; `ValueError` if it is none."""
-        if not fits(content, SHAPE):
-            raise ValueError("not a preparation")
-        placing, brightness = content["placing"], content["brightness"]
-        if placing is not None:
-            if not fits(placing, PLACING_SHAPE):
-                raise ValueError("not a placing")
-            fields = {name: placing[name] for name in PLACING_SHAPE}
-            placing = Placing(**fields)
-            levels = 0 <= placing.ground <= 1 and 0 <= placing.ink <= 1
-            if not levels or placing.ink == placing.ground or not 0 < placing.size <= 1:
-                raise ValueError("not a placing")
-        if brightness is not None:
-            if not fits(brightness, (float, float)):
-                raise ValueError("not a range of brightness")
-            brightness = (brightness[0], brightness[1])
-        source = Source.from_json(content["source"])
-        return cls(image_shape, scale, placing, content["colour"], brightness, source)
+    as_trained: bool = field(default=True, metadata=NOT_STORED)
 
     def describe(self) -> str:
         """What happens to pictures, as the end of a sentence: 'dark ink on a bright ground, …'."""
@@ -243,10 +214,10 @@ def _placing_of(levels: np.ndarray) -> Placing | None:
     size = float(np.median(np.maximum(*sides))) / min(height, width)
     # How far the centres of boxes and of masses scatter says which of them was centred.
     box, mass = (sum(_scatter(axis) for axis in centres) for centres in (boxes, masses))
-    ink = ground + sign * contrast
-    return Placing(
-        _extreme(ground), _extreme(ink), round(min(1.0, size), 4), "box" if box < mass else "mass"
-    )
+    ground, ink = _extreme(ground), _extreme(ground + sign * contrast)
+    if ground == ink:
+        return None
+    return Placing(ground, ink, round(min(1.0, size), 4), "box" if box < mass else "mass")
 
 
 def _extent(shapes: np.ndarray, across: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -265,5 +236,6 @@ def _scatter(values: np.ndarray) -> float:
 
 
 def _extreme(level: float) -> float:
-    """A level as 0 or 1 if it is nearly that, so that noise in images doesn't grey pictures."""
+    """A level as 0 or 1 if it is nearly or beyond that, so that noise doesn't grey pictures."""
+    level = min(max(level, 0.0), 1.0)
     return float(round(level)) if abs(level - round(level)) < 0.02 else round(level, 4)

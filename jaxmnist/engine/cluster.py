@@ -30,7 +30,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from jaxmnist.engine import nodes
 from jaxmnist.engine.nodes import Assignment, Job, Machine, Node, describe_machine, node_of, refusal
 from jaxmnist.errors import one_line
-from jaxmnist.runs.trial import TrialKey
+from jaxmnist.runs.trial import Key
 
 # --- Trials given to the nodes of a Ray cluster, and what becomes of them; see `cluster` ---
 
@@ -71,11 +71,11 @@ class Flight:
     """
 
     node: Node
-    trials: dict[TrialKey, Assignment]
+    trials: dict[Key, Assignment]
     generator: Any
     item: Any = None
     begun: bool = False
-    started: set[TrialKey] = field(default_factory=set)
+    started: set[Key] = field(default_factory=set)
 
 
 class Cluster:

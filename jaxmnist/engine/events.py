@@ -1,11 +1,11 @@
 """The events that the engine yields, and checkpoints as arrays and JSON.
 
-An event's `index` names the trial, or a rerun of one.
+An event's `key` identifies the trial or rerun.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -13,24 +13,21 @@ import numpy as np
 
 from jaxmnist.engine.lanes import Stacking
 from jaxmnist.engine.training import TrainingState, first_state
-from jaxmnist.files import fits
+from jaxmnist.files import as_json, from_json, stored
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, Network
 from jaxmnist.runs.trial import (
-    METRICS,
     Computation,
     History,
+    Key,
     Metrics,
-    TrialKey,
     agree,
     history_from_json,
     history_to_json,
-    index_of,
-    number_of,
 )
 from jaxmnist.settings import TrainingSettings
 
-# --- The events that the engine yields; their `index` names the trial, or a rerun of one ---
+# --- The events that the engine yields; their `key` identifies the trial or rerun ---
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class TrialStarted:
     node: the name of the machine, or of the cluster's node.
     """
 
-    index: TrialKey
+    key: Key
     hyperparameters: Hyperparameters
     history: History = ()
     device: str = ""
@@ -58,7 +55,7 @@ class TrialCompiled:
     computation: what its network computes, if that is a person's own.
     """
 
-    index: TrialKey
+    key: Key
     epoch: int = 0
     images: int = 0
     seconds: float = 0.0
@@ -73,7 +70,7 @@ class StepsFinished:
     seconds: wall time since the trial began.
     """
 
-    index: TrialKey
+    key: Key
     epoch: int
     images: int
     accuracy: float
@@ -88,7 +85,7 @@ class EpochFinished:
     validation: one bit per validation image, 1 if correctly classified: see `trial.pack_right`.
     """
 
-    index: TrialKey
+    key: Key
     epoch: int
     metrics: Metrics
     seconds: float
@@ -110,7 +107,7 @@ class TrialFinished:
       the epoch was not evaluated.
     """
 
-    index: TrialKey
+    key: Key
     history: History
     parameters: dict[str, Any] | None
     seconds: float
@@ -130,7 +127,7 @@ class TrialLost:
       checkpoint. Otherwise the trial may have ended the process.
     """
 
-    index: TrialKey
+    key: Key
     node: str
     node_lost: bool
 
@@ -146,7 +143,7 @@ class Checkpoint:
     validation: for each finished epoch, the bits of the correctly classified validation images.
     """
 
-    index: TrialKey
+    key: Key
     state: TrainingState
     epoch: int
     step: int
@@ -180,31 +177,35 @@ Event = TrialEvent | StackingChosen
 
 # --- Conversion of checkpoints to and from named arrays and JSON ---
 
-CHECKPOINT_SHAPE = {
-    "index": int,
-    "rerun": None,
-    "epoch": int,
-    "step": int,
-    "history": {key: list for key in METRICS},
-    "seconds": float,
-}
 VALIDATION = "validation"  # name of the bits, uint8[epochs, B], of the correctly classified images
 
 
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """What the file of a checkpoint has beside its arrays; see `Checkpoint`."""
+
+    index: int
+    rerun: int | None
+    epoch: int
+    step: int
+    history: History = field(metadata=stored(history_to_json, history_from_json))
+    seconds: float
+
+
 def to_arrays(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of a checkpoint by name, and its other values as JSON."""
-    content = {
-        "index": index_of(checkpoint.index),
-        "rerun": number_of(checkpoint.index),
-        "epoch": checkpoint.epoch,
-        "step": checkpoint.step,
-        "history": history_to_json(checkpoint.history),
-        "seconds": checkpoint.seconds,
-    }
+    """The arrays of a checkpoint by name, and its record as JSON."""
+    record = CheckpointRecord(
+        checkpoint.key.index,
+        checkpoint.key.rerun,
+        checkpoint.epoch,
+        checkpoint.step,
+        checkpoint.history,
+        checkpoint.seconds,
+    )
     # What is the trial's own, and not of its training, is known without a checkpoint.
     state = checkpoint.state._replace(constants={})
     arrays = {name: np.asarray(array) for name, array in _named(state)}
-    return {**arrays, VALIDATION: rows(checkpoint.validation)}, content
+    return {**arrays, VALIDATION: rows(checkpoint.validation)}, as_json(record)
 
 
 def rows(validation: tuple[bytes, ...]) -> np.ndarray:
@@ -216,7 +217,7 @@ def rows(validation: tuple[bytes, ...]) -> np.ndarray:
 def from_arrays(
     arrays: dict[str, np.ndarray],
     content: dict[str, Any],
-    index: TrialKey,
+    key: Key,
     hyperparameters: Hyperparameters,
     network: Network,
     data: DataSpec,
@@ -229,11 +230,10 @@ def from_arrays(
 
     images: the number of validation images.
     """
-    own = {"index": index_of(index), "rerun": number_of(index)}
-    if not fits(content, CHECKPOINT_SHAPE) or any(content[key] != own[key] for key in own):
+    record = from_json(CheckpointRecord, content)
+    if key != Key(record.index, record.rerun):
         raise ValueError("it belongs to another trial")
-    epoch, step = content["epoch"], content["step"]
-    history = history_from_json(content["history"])
+    epoch, step, history = record.epoch, record.step, record.history
     if not (0 <= epoch < settings.epochs and step >= 0 and len(history) == epoch):
         raise ValueError("its epochs and steps are inconsistent")
     bits = arrays.get(VALIDATION)
@@ -254,7 +254,7 @@ def from_arrays(
         found.append(array)
     state = jax.tree.unflatten(jax.tree.structure(template), found)
     assert isinstance(state, TrainingState)
-    return Checkpoint(index, state, epoch, step, history, content["seconds"], validation)
+    return Checkpoint(key, state, epoch, step, history, record.seconds, validation)
 
 
 def _named(state: TrainingState) -> list[tuple[str, Any]]:

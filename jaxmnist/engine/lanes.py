@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +21,10 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmnist.errors import EnvironmentFailure, UsageError
-from jaxmnist.files import LARGEST_JSON, read_bytes, write_bytes
+from jaxmnist.files import LARGEST_JSON, as_json, from_json, read_bytes, write_bytes
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import Method, best_method
-from jaxmnist.runs.trial import TrialKey, in_order, number_of
+from jaxmnist.runs.trial import Key
 
 # --- The small arrays of a network's weights as one vector ---
 
@@ -288,11 +288,10 @@ def choose(
     if len(ways) == 1:
         return ways[0], {}
     path = memory / MEMORY if memory else None
-    question = json.dumps([device, *[asdict(way) for way in ways]])
+    question = json.dumps([device, *[as_json(way) for way in ways]])
     known = _read(path) if path else {}
-    for way in ways:
-        if known.get(question) == asdict(way):
-            return way, {}
+    if (chosen := known.get(question)) in ways:
+        return chosen, {}
     rates: dict[str, float] = {}
     best, fastest = ways[0], 0.0
     for way in ways:
@@ -305,24 +304,23 @@ def choose(
         if rate > fastest:
             best, fastest = way, rate
     if path and fastest:
-        _write(path, {**known, question: asdict(best)})
+        _write(path, {**known, question: best})
     return best, rates
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Stacking]:
     """The stored choices; empty if the file is missing or damaged."""
     try:
-        content = json.loads(read_bytes(path, LARGEST_JSON))
+        return from_json(dict[str, Stacking], json.loads(read_bytes(path, LARGEST_JSON)))
     except (UsageError, EnvironmentFailure, ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def _write(path: Path, choices: dict[str, Stacking]) -> None:
     # If the cache can't be written, the measurement is only repeated next time.
     with suppress(OSError, UsageError, EnvironmentFailure):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, json.dumps(content, indent=1).encode())
+        write_bytes(path, json.dumps(as_json(choices), indent=1).encode())
 
 
 # --- Groups of trials that share a program as its lanes ---
@@ -342,7 +340,7 @@ class Group:
     """
 
     widest: Hyperparameters
-    trials: tuple[tuple[TrialKey, Hyperparameters], ...]
+    trials: tuple[tuple[Key, Hyperparameters], ...]
     lanes: int
     key: Hashable = None
 
@@ -363,10 +361,10 @@ class Group:
 
 
 def group_trials(
-    trials: Iterable[tuple[TrialKey, Hyperparameters]],
+    trials: Iterable[tuple[Key, Hyperparameters]],
     stacking: Stacking,
     devices: int,
-    positions: Mapping[TrialKey, Hashable] | None = None,
+    positions: Mapping[Key, Hashable] | None = None,
     key_of: Callable[[Hyperparameters], Hashable] = lambda hyperparameters: hyperparameters,
     pads: Callable[[Hyperparameters], bool] = lambda hyperparameters: True,
     consecutive: bool = False,
@@ -384,10 +382,10 @@ def group_trials(
     def widest_of(hyperparameters: Hyperparameters) -> Hyperparameters:
         return stacking.widest(hyperparameters) if pads(hyperparameters) else hyperparameters
 
-    alike: dict[tuple[Hashable, ...], list[tuple[TrialKey, Hyperparameters]]] = {}
+    alike: dict[tuple[Hashable, ...], list[tuple[Key, Hyperparameters]]] = {}
     before, stretch = None, 0  # the latest key, and the number of changes of it
     for index, hyperparameters in trials:
-        batches = number_of(index), (positions or {}).get(index)
+        batches = index.rerun, (positions or {}).get(index)
         key = key_of(widest_of(hyperparameters)), *batches
         stretch += key != before
         before = key
@@ -400,7 +398,7 @@ def group_trials(
             part = tuple(members[first : first + most])
             widest = widest_of(part[0][1])
             groups.append(Group(widest, part, lanes_for(len(part), devices, most), shared))
-    return sorted(groups, key=lambda group: in_order(group.trials[0][0]))
+    return sorted(groups, key=lambda group: group.trials[0][0])
 
 
 def with_short_tail(groups: list[Group], jobs: int, work: Callable[[Group], float]) -> list[Group]:

@@ -50,7 +50,7 @@ from jaxmnist.errors import NetworkError, one_line, whole_traceback
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.machine import cores
 from jaxmnist.models.network import Network
-from jaxmnist.runs.trial import Metrics, TrialKey, pack_right
+from jaxmnist.runs.trial import Key, Metrics, pack_right
 from jaxmnist.settings import TrainingSettings
 
 # --- Threads that run groups of trials, and an iterator over their events ---
@@ -274,8 +274,8 @@ class Engine:
     @contextmanager
     def run(
         self,
-        trials: Iterable[tuple[TrialKey, Hyperparameters]],
-        checkpoints: Mapping[TrialKey, Checkpoint] | None = None,
+        trials: Iterable[tuple[Key, Hyperparameters]],
+        checkpoints: Mapping[Key, Checkpoint] | None = None,
     ) -> Iterator[Events]:
         """Train trials, given as (key, hyperparameters); the context's value iterates events.
 
@@ -286,12 +286,12 @@ class Engine:
         trials, checkpoints = list(trials), dict(checkpoints or {})
         before = self._choose(trials) if self.stacking is None else []
         assert self.stacking is not None
-        positions = {index: (found.epoch, found.step) for index, found in checkpoints.items()}
+        positions = {key: (found.epoch, found.step) for key, found in checkpoints.items()}
         groups = self.builder.groups(trials, self.stacking, positions, consecutive=self.consecutive)
 
         def work(group: Group) -> float:
-            index, hyperparameters = group.trials[0]
-            left = self.settings.epochs - (positions[index][0] if index in positions else 0)
+            key, hyperparameters = group.trials[0]
+            left = self.settings.epochs - (positions[key][0] if key in positions else 0)
             return left * multiplications(self.network.layers(hyperparameters, self.builder.data))
 
         if not self.consecutive:
@@ -303,9 +303,9 @@ class Engine:
         def run_group(group: Group, stop: threading.Event) -> Iterator[Event]:
             # Take the group's checkpoints out of the mapping, to free their memory when it ends.
             own = {i: checkpoints.pop(i) for i, _ in group.trials if i in checkpoints}
-            for index, hyperparameters in group.trials:
-                history = own[index].history if index in own else ()
-                yield TrialStarted(index, hyperparameters, history, device, node())
+            for key, hyperparameters in group.trials:
+                history = own[key].history if key in own else ()
+                yield TrialStarted(key, hyperparameters, history, device, node())
             yield from self._attempt(group, own, programs, stop)
 
         events = Events(run_group, groups, self.jobs)
@@ -318,7 +318,7 @@ class Engine:
             events.join()
             self.compiled += programs.compiled
 
-    def _choose(self, trials: list[tuple[TrialKey, Hyperparameters]]) -> list[Event]:
+    def _choose(self, trials: list[tuple[Key, Hyperparameters]]) -> list[Event]:
         """Choose how trials are stacked; returns the event that reports it."""
         ways, largest = ways_of(
             self.builder, trials, self.lanes, cores(), consecutive=self.consecutive
@@ -339,7 +339,7 @@ class Engine:
     def _attempt(
         self,
         group: Group,
-        checkpoints: Mapping[TrialKey, Checkpoint],
+        checkpoints: Mapping[Key, Checkpoint],
         programs: Programs,
         stop: threading.Event,
     ) -> Iterator[Event]:
@@ -358,8 +358,8 @@ class Engine:
         finally:
             programs.release(group)
         if len(group.trials) == 1:
-            index, seconds = group.trials[0][0], time.perf_counter() - started
-            yield TrialFinished(index, (), None, seconds, error, refused=refused, traceback=whole)
+            key, seconds = group.trials[0][0], time.perf_counter() - started
+            yield TrialFinished(key, (), None, seconds, error, refused=refused, traceback=whole)
             return
         # Memory ran out, or one of the trials raises: the others must not fail with it.
         for half in group.halves(self.builder.devices.count):
@@ -368,17 +368,17 @@ class Engine:
     def _train_group(
         self,
         group: Group,
-        checkpoints: Mapping[TrialKey, Checkpoint],
+        checkpoints: Mapping[Key, Checkpoint],
         programs: Programs,
         stop: threading.Event,
     ) -> Iterator[Event]:
         """Train a group; all its trials finish together, including those that diverged."""
         lanes = self._start(group, checkpoints)
         train, evaluate = programs.get(group)
-        for index, hyperparameters in group.trials:
+        for key, hyperparameters in group.trials:
             computation = self.network.computation(hyperparameters, self.builder.data)
             images = self._images(lanes)
-            yield TrialCompiled(index, lanes.epoch, images, lanes.seconds, computation)
+            yield TrialCompiled(key, lanes.epoch, images, lanes.seconds, computation)
         while lanes.epoch < self.settings.epochs and lanes.live.any():
             order = self.builder.batches_of(lanes.group, lanes.epoch)
             before = np.int32(lanes.epoch * len(order))
@@ -402,8 +402,8 @@ class Engine:
             images = self._images(lanes)
             correct = np.asarray(lanes.state.correct)
             for lane in np.flatnonzero(lanes.live):
-                index, accuracy = lanes.trials[lane][0], int(correct[lane]) / images
-                yield StepsFinished(index, lanes.epoch + 1, images, accuracy, lanes.seconds)
+                key, accuracy = lanes.trials[lane][0], int(correct[lane]) / images
+                yield StepsFinished(key, lanes.epoch + 1, images, accuracy, lanes.seconds)
         if self.checkpoint_every is not None and now - lanes.kept >= self.checkpoint_every:
             lanes.kept = now
             yield from self._checkpoints(lanes)
@@ -417,11 +417,11 @@ class Engine:
         """The checkpoints of all trials that have not failed."""
         state, packing = jax.device_get(lanes.state), lanes.packing
         for lane in np.flatnonzero(lanes.live):
-            index, hyperparameters = lanes.trials[lane]
+            key, hyperparameters = lanes.trials[lane]
             one = jax.tree.map(operator.itemgetter(lane), state)
             one = packing.unpacked(one) if packing else one
             yield Checkpoint(
-                index,
+                key,
                 self.builder.resized(one, lanes.group.widest, hyperparameters),
                 lanes.epoch,
                 lanes.step,
@@ -440,8 +440,8 @@ class Engine:
             lanes.histories[lane].append(metrics)
             lanes.validation[lane].append(right)
             if wrong is None:
-                index = lanes.trials[lane][0]
-                yield EpochFinished(index, lanes.epoch, metrics, lanes.seconds, right)
+                key = lanes.trials[lane][0]
+                yield EpochFinished(key, lanes.epoch, metrics, lanes.seconds, right)
             else:
                 lanes.errors[lane] = f"the {wrong} stopped being finite in epoch {lanes.epoch}"
 
@@ -449,14 +449,14 @@ class Engine:
         """Yield the results of the trials."""
         weights = jax.device_get(lanes.weights)
         seconds = lanes.seconds / len(lanes.trials)
-        for lane, (index, hyperparameters) in enumerate(lanes.trials):
+        for lane, (key, hyperparameters) in enumerate(lanes.trials):
             parameters, error = None, lanes.errors[lane]
             if error is None:
                 trained, collections = jax.tree.map(operator.itemgetter(lane), weights)
                 trained = self.builder.resized(trained, lanes.group.widest, hyperparameters)
                 parameters = self.network.join(trained, collections)
             yield TrialFinished(
-                index,
+                key,
                 tuple(lanes.histories[lane]),
                 parameters,
                 seconds,
@@ -496,9 +496,9 @@ class Engine:
         sound = np.isfinite(loss_sum)
         return [judged(lane) if sound[lane] else unknown[lane] for lane in range(len(loss_sum))]
 
-    def _start(self, group: Group, checkpoints: Mapping[TrialKey, Checkpoint]) -> _Lanes:
+    def _start(self, group: Group, checkpoints: Mapping[Key, Checkpoint]) -> _Lanes:
         """A group before its next step."""
-        found = [checkpoints.get(index) for index, _ in group.trials]
+        found = [checkpoints.get(key) for key, _ in group.trials]
         return _Lanes(
             group,
             self.builder.start(group, checkpoints),
@@ -571,7 +571,7 @@ def measure(
 
     def group_of(drawn: Hyperparameters) -> Group:
         """A group that trains the configuration on each device."""
-        return engine.builder.groups([(lane, drawn) for lane in range(devices)], stacking)[0]
+        return engine.builder.groups([(Key(lane), drawn) for lane in range(devices)], stacking)[0]
 
     def programs(drawn: Hyperparameters) -> tuple[jax.stages.Compiled, float]:
         """The training program of a configuration, and the seconds of compiling both."""

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from jaxmnist.runs.trial import TrialKey
+from jaxmnist.runs.trial import Key
 
 # --- What the engine for clusters wants of the process that speaks with Ray ---
 
@@ -27,7 +27,7 @@ class Assignment:
     work: how long it takes, in any unit.
     """
 
-    key: TrialKey
+    key: Key
     content: bytes
     work: float = 0.0
 

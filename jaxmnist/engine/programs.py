@@ -44,7 +44,7 @@ from jaxmnist.engine.training import (
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import block_size
 from jaxmnist.models.network import DataSpec, Network, in_own_code
-from jaxmnist.runs.trial import Layer, TrialKey, index_of
+from jaxmnist.runs.trial import Key, Layer
 from jaxmnist.settings import TrainingSettings
 
 # --- Compiled programs, kept while a group needs them, and compiled ahead if that is faster ---
@@ -216,9 +216,9 @@ class Builder:
 
     def groups(
         self,
-        trials: Iterable[tuple[TrialKey, Hyperparameters]],
+        trials: Iterable[tuple[Key, Hyperparameters]],
         stacking: Stacking,
-        positions: Mapping[TrialKey, Hashable] | None = None,
+        positions: Mapping[Key, Hashable] | None = None,
         *,
         consecutive: bool = False,
     ) -> list[Group]:
@@ -250,12 +250,12 @@ class Builder:
 
         return jax.tree.map(resize, tree, is_leaf=lambda part: isinstance(part, dict))
 
-    def start(self, group: Group, checkpoints: Mapping[TrialKey, Checkpoint]) -> TrainingState:
+    def start(self, group: Group, checkpoints: Mapping[Key, Checkpoint]) -> TrainingState:
         """The state of a group before its next step; idle lanes repeat the last trial."""
         states: list[TrainingState] = []
         packing = self.packing_of(group.widest)
         for index, hyperparameters in group.trials:
-            seeds = {"seed": weights_seed(self.seed, index), "index": index_of(index)}
+            seeds = {"seed": weights_seed(self.seed, index), "index": index.index}
             if index in checkpoints:
                 state = checkpoints[index].state
                 # A checkpoint has no constants: they follow from the trial.
@@ -444,7 +444,7 @@ def pays(training: float, compiling: float, ways: int) -> bool:
 
 def ways_of(
     builder: Builder,
-    trials: list[tuple[TrialKey, Hyperparameters]],
+    trials: list[tuple[Key, Hyperparameters]],
     lanes: int | None,
     host_cores: int,
     *,

@@ -40,7 +40,7 @@ from jaxmnist.engine.programs import multiplications
 from jaxmnist.errors import EnvironmentFailure, UsageError
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, Network
-from jaxmnist.runs.trial import TrialKey
+from jaxmnist.runs.trial import Key
 from jaxmnist.settings import TrainingSettings
 
 # --- What a node of a cluster runs: a task that trains a few trials and hands on their events ---
@@ -63,9 +63,9 @@ class Work:
     cache: str | None
 
 
-Trials = list[tuple[TrialKey, Hyperparameters]]
+Trials = list[tuple[Key, Hyperparameters]]
 # What a task says of an event: its class' name, its trial, and the event itself, pickled.
-Told = tuple[str, TrialKey | None, bytes]
+Told = tuple[str, Key | None, bytes]
 TOGETHER = 0.2  # seconds between two lists of events
 LARGE = 8_000_000  # bytes of events that wait no longer
 
@@ -87,7 +87,7 @@ def train(
     if kind != "CPU" and start_jax() == "cpu":
         raise RuntimeError(f"JAX finds no {kind} that Ray says is there: install jax for it")
     own = [pickle.loads(trial) for trial in trials]
-    checkpoints: Mapping[TrialKey, Checkpoint] = {
+    checkpoints: Mapping[Key, Checkpoint] = {
         key: checkpoint for key, _, checkpoint in own if checkpoint is not None
     }
     engine = Engine(
@@ -109,7 +109,7 @@ def train(
             event = events.within(seconds)
             if event is None:
                 return None
-            return type(event).__name__, getattr(event, "index", None), pickle.dumps(event)
+            return type(event).__name__, getattr(event, "key", None), pickle.dumps(event)
 
         yield from together(take)
 
@@ -213,8 +213,8 @@ class RayEngine:
     @contextmanager
     def run(
         self,
-        trials: Iterable[tuple[TrialKey, Hyperparameters]],
-        checkpoints: Mapping[TrialKey, Checkpoint] | None = None,
+        trials: Iterable[tuple[Key, Hyperparameters]],
+        checkpoints: Mapping[Key, Checkpoint] | None = None,
     ) -> Iterator[RayEvents]:
         """Train trials, given as (key, hyperparameters); the context's value iterates events.
 
@@ -292,8 +292,8 @@ class RayEvents:
     def __init__(
         self,
         connection: Connection,
-        trials: dict[TrialKey, Hyperparameters],
-        checkpoints: Mapping[TrialKey, Checkpoint],
+        trials: dict[Key, Hyperparameters],
+        checkpoints: Mapping[Key, Checkpoint],
         work: Callable[[Hyperparameters], float],
     ) -> None:
         self._connection = connection
@@ -301,7 +301,7 @@ class RayEvents:
         self._trials = trials
         self._checkpoints = checkpoints
         self._over: Callable[[], bool] = lambda: False
-        self._lost: TrialKey | None = None
+        self._lost: Key | None = None
         self._come: deque[tuple[bytes, str]] = deque()  # events and their nodes
         self._said = ""  # the last command to the other process
         self._stacked = self._done = False
@@ -315,7 +315,7 @@ class RayEvents:
         """Start no further trials once `over()` is true; those that run finish."""
         self._over = over
 
-    def assignment(self, key: TrialKey) -> Assignment:
+    def assignment(self, key: Key) -> Assignment:
         """What the other process gets of a trial."""
         hyperparameters = self._trials[key]
         content = key, hyperparameters, self._checkpoints.get(key)
@@ -366,7 +366,7 @@ class RayEvents:
             return None
         if kind == "lost":
             lost = TrialLost(*content)
-            self._lost = lost.index if lost.node_lost else None
+            self._lost = lost.key if lost.node_lost else None
             return lost
         if kind == "note":
             logger.info(content[0])

@@ -24,27 +24,27 @@ from jaxmnist.models.network import (
     is_kernel,
     stream_key,
 )
-from jaxmnist.runs.trial import Rerun, TrialKey
+from jaxmnist.runs.trial import Key
 from jaxmnist.settings import TrainingSettings
 
 # --- The seeds of a rerun ---
 
 
-def weights_seed(seed: int, key: TrialKey) -> int:
+def weights_seed(seed: int, key: Key) -> int:
     """Return the seed of a training's initial weights and of all that is random in its steps.
 
-    It is the search's for a trial, and depends on (seed, index, number) for a rerun: an int from 0
+    It is the search's for a trial, and depends on (seed, index, rerun) for a rerun: an int from 0
     to 2³² − 1.
     """
-    return _drawn(seed, key.index, key.number, 4) if isinstance(key, Rerun) else seed
+    return _drawn(seed, key.index, key.rerun, 4) if key.rerun is not None else seed
 
 
-def order_seed(seed: int, key: TrialKey) -> int:
-    """Return the seed of the order of images: the search's, or that of (seed, number) for a rerun.
+def order_seed(seed: int, key: Key) -> int:
+    """Return the seed of the order of images: the search's, or that of (seed, rerun) for a rerun.
 
     Reruns of one number have the same orders, whichever trial they repeat: they share programs.
     """
-    return _drawn(seed, key.number, 5) if isinstance(key, Rerun) else seed
+    return _drawn(seed, key.rerun, 5) if key.rerun is not None else seed
 
 
 def _drawn(*numbers: int) -> int:

@@ -11,7 +11,7 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cached_property, partial
 from itertools import count, takewhile
@@ -115,6 +115,7 @@ class Int:
     max: int
     step: int | None = None
     sampling: str | None = "linear"
+    DERIVED: ClassVar[tuple[str, ...]] = ("kind",)  # of its record in search.json
     kind: ClassVar[str] = "int"
 
     def __post_init__(self) -> None:
@@ -158,6 +159,7 @@ class Float:
     max: float
     step: float | None = None
     sampling: str | None = "linear"
+    DERIVED: ClassVar[tuple[str, ...]] = ("kind",)  # of its record in search.json
     kind: ClassVar[str] = "float"
 
     def __post_init__(self) -> None:
@@ -228,6 +230,7 @@ class Choice:
     """An explicit list of values, all equally likely."""
 
     values: tuple[Any, ...] = field(compare=False)
+    DERIVED: ClassVar[tuple[str, ...]] = ("kind",)  # of its record in search.json
     kind: ClassVar[str] = "choice"
     # The field that == compares: JSON distinguishes 1, 1.0 and true.
     key: str = field(init=False, repr=False)
@@ -269,25 +272,6 @@ def fixed(value: Any) -> Distribution:
 def is_number(value: Any) -> bool:
     """Whether a value is an int or a float, and so can be placed on an axis."""
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def distribution_to_json(distribution: Distribution) -> dict[str, Any]:
-    """A distribution as a JSON object."""
-    if isinstance(distribution, Choice):
-        return {"kind": "choice", "values": list(distribution.values)}
-    return {"kind": distribution.kind, **asdict(distribution)}
-
-
-def distribution_from_json(content: Any) -> Distribution:
-    """The inverse of `distribution_to_json`; ValueError or TypeError for invalid content."""
-    if not isinstance(content, dict):
-        raise ValueError("a distribution must be a JSON object")
-    fields = {name: value for name, value in content.items() if name != "kind"}
-    kinds = {"int": Int, "float": Float, "choice": Choice}
-    if content.get("kind") not in kinds:
-        raise ValueError("the kind of a distribution must be int, float or choice")
-    found: Distribution = kinds[content["kind"]](**fields)
-    return found
 
 
 # --- What a network asks: the hyperparameters of one configuration, in the order of asking ---

@@ -28,8 +28,6 @@ from jaxmnist.models.questions import (
     Float,
     Int,
     Questions,
-    distribution_from_json,
-    distribution_to_json,
     ends_or_values,
     is_number,
     one_step,
@@ -165,6 +163,10 @@ class SpaceDescription:
     size_text: str
     parameters: Mapping[str, tuple[Distribution, ...]]
 
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise ValueError("the size of a space is below 1")
+
     @cached_property
     def varied(self) -> list[str]:
         """The hyperparameters that can take more than one value."""
@@ -186,33 +188,6 @@ class SpaceDescription:
     def ranges(self) -> dict[str, str]:
         """The range of each hyperparameter as text; several ranges are joined by 'or'."""
         return ranges_of(self.parameters)
-
-    def to_json(self) -> dict[str, Any]:
-        """The value of `space` in search.json."""
-        return {
-            "size": self.size,
-            "size_text": self.size_text,
-            "parameters": {
-                name: [distribution_to_json(distribution) for distribution in distributions]
-                for name, distributions in self.parameters.items()
-            },
-        }
-
-    @classmethod
-    def from_json(cls, content: Any) -> SpaceDescription:
-        """The inverse of `to_json`; ValueError, TypeError or KeyError for invalid content."""
-        size = content["size"]
-        if (
-            isinstance(size, bool)
-            or not isinstance(size, int | None)
-            or (size is not None and size < 1)
-        ):
-            raise ValueError("the size of a space must be a positive whole number or null")
-        parameters = {
-            str(name): tuple(distribution_from_json(part) for part in parts)
-            for name, parts in content["parameters"].items()
-        }
-        return cls(size, str(content["size_text"]), parameters)
 
 
 def ranges_of(parameters: Mapping[str, tuple[Distribution, ...]]) -> dict[str, str]:

@@ -26,6 +26,7 @@ from jaxmnist.results.confusion import Evaluation, beside_constant
 from jaxmnist.results.evaluation import describe_looks, looks_of
 from jaxmnist.results.layout import shortened
 from jaxmnist.results.run import Run
+from jaxmnist.runs.records import File, Pair
 
 # --- Several runs compared: what differs between them, and paired tests of their winners ---
 
@@ -57,7 +58,7 @@ class Family:
 
     runs: tuple[str, ...]
     images: int
-    pairs: tuple[Mapping[str, Any], ...] = ()
+    pairs: tuple[Pair, ...] = ()
     problem: str | None = None
 
 
@@ -71,9 +72,11 @@ def families(runs: Mapping[str, Run]) -> list[Family]:
     """
     groups: dict[str, dict[str, Predictions]] = defaultdict(dict)
     for name, run in runs.items():
-        found = tested_models(run.directory, run.ranked, run.tested_sha256).get("network")
+        found = tested_models(run.store, run.ranking.ranked, run.ranking.tested_sha256).get(
+            "network"
+        )
         if found is not None:
-            groups[run.directory.test_sha256][name] = found
+            groups[run.store.test_sha256][name] = found
     return [_family({name: runs[name] for name in members}, members) for members in groups.values()]
 
 
@@ -89,7 +92,7 @@ def _family(runs: Mapping[str, Run], members: Mapping[str, Predictions]) -> Fami
         }
     except JaxmnistError as problem:
         return Family(names, images, problem=str(problem))
-    return Family(names, images, tuple(compare_models(right)))
+    return Family(names, images, compare_models(right))
 
 
 def labels_of(run: Run) -> np.ndarray:
@@ -192,7 +195,7 @@ def write_comparison(paths: Sequence[str], output: Path) -> Path:
     """
     check_replaceable(output)
     runs = [Run(path) for path in paths]
-    folders = [run.directory.path.resolve() for run in runs]
+    folders = [run.store.path.resolve() for run in runs]
     for path, folder in zip(paths, folders, strict=True):
         if folders.count(folder) > 1:
             raise UsageError(f"{path}: is given twice; each run is compared once")
@@ -215,7 +218,7 @@ def make_comparison(runs: Sequence[Run], folder: Path) -> str:
       runs: two or more, of different directories.
       folder: where the page will be, from which it refers to the runs' own pages.
     """
-    names = names_of([run.directory.path for run in runs])
+    names = names_of([run.store.path for run in runs])
     entries = [
         Entry(name, Facts(run), _page_of(run, folder))
         for name, run in zip(names, runs, strict=True)
@@ -248,7 +251,7 @@ def make_comparison(runs: Sequence[Run], folder: Path) -> str:
             f"{entry.name}: {sentence}"
             for entry in entries
             if entry.facts.tested
-            for sentence in beside_constant(Evaluation.from_json(entry.facts.tested))
+            for sentence in beside_constant(Evaluation.of(entry.facts.tested))
         ],
         curves=_curves(entries),
         scores=_scores(entries),
@@ -260,25 +263,25 @@ def make_comparison(runs: Sequence[Run], folder: Path) -> str:
 
 def _page_of(run: Run, folder: Path) -> str | None:
     """The URL of a run's own page, relative to a folder."""
-    path = run.directory.page_path
+    path = run.store.file(File.PAGE)
     return quote(os.path.relpath(path, folder)) if path.is_file() else None
 
 
 def _row(entry: Entry) -> list[Cell]:
     """A row of the table of results, in the order of `HEADS`."""
     facts, winner = entry.facts, entry.facts.winner
-    found = facts.attempt("winner", lambda: entry.run.corrected) if winner else None
+    found = facts.attempt("winner", lambda: entry.run.ranking.corrected) if winner else None
     svm = facts.attempt("test", facts.svm)
     test = facts.tested
-    low, high = test["confidence_interval"] if test else (None, None)
+    low, high = test.confidence_interval if test else (None, None)
     seconds = sum(trial.seconds for trial in facts.trials)
     return [
         Cell(entry.name),
-        _accuracy(test["accuracy"] if test else None),
+        _accuracy(test.accuracy if test else None),
         Cell(f"{low:.4f}–{high:.4f}" if test else ""),
         _accuracy(found.score if found else None),
         _accuracy(found.raw if found else winner.score if winner else None),
-        _accuracy(svm["accuracy"] if svm else None),
+        _accuracy(svm.accuracy if svm else None),
         Cell(str(facts.count("completed"))),
         Cell(str(facts.count("failed"))),
         Cell(sentences.duration(seconds), seconds),
@@ -322,9 +325,9 @@ def _families(entries: Sequence[Entry], notes: dict[str, list[str]]) -> list[Fam
 def _looks(entries: Sequence[Entry], family: Family) -> str | None:
     """How often the test set of a family was evaluated, by these and all runs of their folders."""
     first = next(entry for entry in entries if entry.name == family.runs[0])
-    test_sha256 = first.run.directory.test_sha256
+    test_sha256 = first.run.store.test_sha256
     runs = {
-        entry.name: entry.run.directory
+        entry.name: entry.run.store
         for entry in entries  # also one whose winner is not tested yet: an earlier one may be
         if entry.run.search["data"].get("test_sha256") == test_sha256
     }

@@ -40,11 +40,11 @@ from jaxmnist.engine.events import (
 from jaxmnist.errors import printable
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.report.sentences import about_more, duration, lost
-from jaxmnist.results import finalists
 from jaxmnist.results.layout import fitted, wrapped
+from jaxmnist.results.ranking import finalists_as_text
 from jaxmnist.results.run import rows_as_text
 from jaxmnist.results.selection import Rule, Standing
-from jaxmnist.runs.trial import Rerun, TrialKey, in_order
+from jaxmnist.runs.trial import Key
 
 if TYPE_CHECKING:
     from jaxmnist.results.run import Run
@@ -96,7 +96,7 @@ class Progress:
     epochs, images: epochs of a trial, and training images of an epoch.
     rule: the rule that ranks completed trials.
     ended: the trials and reruns that have ended.
-    completed: the standings of the completed trials, by index; reruns are ranked apart.
+    completed: the standings of the completed trials, by key; reruns are ranked apart.
     running: the running trials and reruns.
     configurations: hyperparameters of each trial that has begun, as `shown` gives them.
     shown: what to show of a configuration.
@@ -109,10 +109,10 @@ class Progress:
     epochs: int
     images: int
     rule: Rule
-    ended: set[TrialKey] = field(default_factory=set)
-    completed: dict[TrialKey, Standing] = field(default_factory=dict)
-    running: dict[TrialKey, Running] = field(default_factory=dict)
-    configurations: dict[TrialKey, Hyperparameters] = field(default_factory=dict)
+    ended: set[Key] = field(default_factory=set)
+    completed: dict[Key, Standing] = field(default_factory=dict)
+    running: dict[Key, Running] = field(default_factory=dict)
+    configurations: dict[Key, Hyperparameters] = field(default_factory=dict)
     shown: Callable[[Hyperparameters], Hyperparameters] = lambda hyperparameters: hyperparameters
     seconds: float | None = None
     cluster: bool = False
@@ -121,14 +121,14 @@ class Progress:
     stopping: bool = field(default=False, init=False)  # whether a signal has asked for it
     _began: float = 0.0
     _before: float = 0.0  # epochs of earlier sessions
-    _lost: set[TrialKey] = field(default_factory=set)  # trials that will start again
+    _lost: set[Key] = field(default_factory=set)  # trials that will start again
     _trials_of: Counter[str] = field(default_factory=Counter)  # that ended, by node
 
     def __post_init__(self) -> None:
         self._before = self.epochs * len(self.ended)
         self._began = self.clock()
 
-    def add(self, further: Collection[TrialKey], ended: Collection[TrialKey], images: int) -> None:
+    def add(self, further: Collection[Key], ended: Collection[Key], images: int) -> None:
         """Add reruns, when all trials that are to run have ended.
 
         Args:
@@ -144,33 +144,33 @@ class Progress:
 
     def update(self, event: TrialEvent) -> None:
         """Update from an event of a trial."""
-        index = event.index
+        key = event.key
         if isinstance(event, TrialStarted):
             last = event.history[-1] if event.history else None
-            self.configurations[index] = self.shown(event.hyperparameters)
-            self.running[index] = Running(
+            self.configurations[key] = self.shown(event.hyperparameters)
+            self.running[key] = Running(
                 event.node,
                 epochs=len(event.history),
                 accuracy=last.accuracy if last else None,
                 val_accuracy=last.val_accuracy if last and isfinite(last.val_accuracy) else None,
             )
             # A trial that ended may be tried again. Epochs of a lost one are of this session.
-            if index not in self._lost:
+            if key not in self._lost:
                 self._before += len(event.history)
-            self._lost.discard(index)
-            self._before -= self.epochs * (index in self.ended)
-            self.ended.discard(index)
+            self._lost.discard(key)
+            self._before -= self.epochs * (key in self.ended)
+            self.ended.discard(key)
         elif isinstance(event, TrialFinished):
-            if running := self.running.pop(index, None):
+            if running := self.running.pop(key, None):
                 self._trials_of[running.node] += 1
-            self.ended.add(index)
-            if event.error is None and not isinstance(index, Rerun):
-                self.completed[index] = self.rule.standing(index, event.validation)
+            self.ended.add(key)
+            if event.error is None and key.rerun is None:
+                self.completed[key] = self.rule.standing(key.index, event.validation)
         elif isinstance(event, TrialLost):
-            self.running.pop(index, None)
-            self._lost.add(index)
+            self.running.pop(key, None)
+            self._lost.add(key)
         else:
-            self._update_running(self.running[index], event)
+            self._update_running(self.running[key], event)
 
     def _update_running(self, trial: Running, event: TrialEvent) -> None:
         """Update a running trial from one of its events."""
@@ -327,9 +327,11 @@ class Console:
         if self.quiet and not self.verbose:
             return
         shown, left = self.first_rows(run)
-        self.result("\n".join(["", rows_as_text(shown), *([left] if left else []), "", run.why()]))
-        if run.finals:
-            self.result(f"\n{finalists.finalists_as_text(run.finals)}\n")
+        self.result(
+            "\n".join(["", rows_as_text(shown), *([left] if left else []), "", run.ranking.why()])
+        )
+        if run.ranking.finals:
+            self.result(f"\n{finalists_as_text(run.ranking.finals)}\n")
         for line in self.about(run):
             self.result(line)
 
@@ -345,7 +347,7 @@ class Console:
 
     def about(self, run: Run) -> list[str]:
         """What is said of the winner's score beside the verdict, in sentences."""
-        said = [run.about_score()] if self.verbose or run.finals else []
+        said = [run.ranking.about_score()] if self.verbose or run.ranking.finals else []
         return [*said, about_more(run)[0]] if self.verbose else said
 
     def event(self, event: Event) -> None:
@@ -362,11 +364,11 @@ class Console:
 
     def show(self, event: TrialEvent, progress: Progress) -> None:
         """Show a trial's event, after which `progress` is already updated."""
-        index = event.index
-        clock = f"[{time.perf_counter() - self._started:6.1f} s] trial {index}"
+        key = event.key
+        clock = f"[{time.perf_counter() - self._started:6.1f} s] trial {key}"
         if isinstance(event, TrialStarted):
             after = f" after epoch {len(event.history)}" if event.history else ""
-            configuration = progress.configurations[index]
+            configuration = progress.configurations[key]
             where = f" on {event.node}" if progress.cluster else ""
             self.note(f"{clock}: {configuration}: compiling and training{after}{where}")
         elif isinstance(event, EpochFinished):
@@ -376,7 +378,7 @@ class Console:
                 shown += f" val_loss {m.val_loss:.4f} val_accuracy {m.val_accuracy:.4f}"
             self.note(
                 f"{clock} epoch {event.epoch}/{progress.epochs}: {shown}"
-                f" {progress.running[index].rate:.0f} images/s"
+                f" {progress.running[key].rate:.0f} images/s"
             )
         elif isinstance(event, TrialLost):
             self.note(f"{clock}: {lost(event)}")
@@ -485,23 +487,23 @@ class Display(Console):
             table.add_column(name, justify="left" if name == head[-1] else "right")
         winner = str(run.best_trial.index)
         for place, row in enumerate(rows):
-            failed = "dim" if place >= len(run.ranked) else ""
+            failed = "dim" if place >= len(run.ranking.ranked) else ""
             table.add_row(*map(Text, row), style="bold green" if row[0] == winner else failed)
-        for part in ("", table, Text(left, style="dim"), Text(run.why())):
+        for part in ("", table, Text(left, style="dim"), Text(run.ranking.why())):
             self._console.print(part)
-        if run.finals:
-            self.result(f"\n{finalists.finalists_as_text(run.finals)}\n")
+        if run.ranking.finals:
+            self.result(f"\n{finalists_as_text(run.ranking.finals)}\n")
         for said in self.about(run):
             self.result(said)
 
     def show(self, event: TrialEvent, progress: Progress) -> None:
         """Print a line for a trial that has ended, or that is lost."""
         if isinstance(event, TrialLost):
-            self.note(f"trial {event.index}: {lost(event)}")
+            self.note(f"trial {event.key}: {lost(event)}")
         if not isinstance(event, TrialFinished):
             return
-        draw = progress.configurations[event.index]
-        line = Text.assemble(("✓ " if event.error is None else "✗ "), f"trial {event.index} ")
+        draw = progress.configurations[event.key]
+        line = Text.assemble(("✓ " if event.error is None else "✗ "), f"trial {event.key} ")
         line.stylize("green" if event.error is None else "red")
         ended = f"in {event.seconds:.1f} s"
         if event.error is not None:
@@ -522,10 +524,10 @@ class Display(Console):
         table.add_column("hyperparameters", style="dim")
         if progress.cluster:
             table.add_column("node")
-        for index, trial in sorted(progress.running.items(), key=lambda item: in_order(item[0])):
+        for key, trial in sorted(progress.running.items(), key=lambda item: item[0]):
             cells = _cells(trial, progress.epochs)
             where = [Text(trial.node)] if progress.cluster else []
-            table.add_row(str(index), *cells, Text(str(progress.configurations[index])), *where)
+            table.add_row(str(key), *cells, Text(str(progress.configurations[key])), *where)
         line = Table.grid(padding=(0, 2))
         bar = ProgressBar(total=1.0, completed=progress.share, width=24)
         line.add_row(bar, Text(str(progress), style="bold"))

@@ -7,7 +7,7 @@ import csv
 import hashlib
 import io
 import shlex
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.errors import JaxmnistError, UsageError, one_line
-from jaxmnist.files import DamagedFile, MissingFile, fits, read_json
+from jaxmnist.files import DamagedFile, MissingFile, fits
 from jaxmnist.hyperparameters import text
 from jaxmnist.models.space import SpaceDescription
 from jaxmnist.models.study_space import DEFINITION
@@ -28,7 +28,8 @@ from jaxmnist.results.layout import shortened
 from jaxmnist.results.run import Run
 from jaxmnist.results.selection import Ranked
 from jaxmnist.results.statistics import p_value, signed
-from jaxmnist.runs.trial import METRICS, History, Trial
+from jaxmnist.runs.records import File, ModelReport, SvmReport
+from jaxmnist.runs.trial import METRICS, Trial
 from jaxmnist.settings import IN_MEMORY, SearchSettings, flag, usual_settings
 
 # --- What a report knows of a run: the content of readable files, and notes about the others ---
@@ -57,7 +58,6 @@ class Facts:
 
     Args:
       run: the run, finished or not.
-      running: the histories so far of running trials, which aren't in their records yet.
 
     Attributes:
       run: the same run without the records that can't be read.
@@ -66,25 +66,18 @@ class Facts:
       notes: for each section of the page, what could not be read or made.
     """
 
-    def __init__(self, run: Run, running: Mapping[int, History] | None = None) -> None:
+    def __init__(self, run: Run) -> None:
         self.run = run.skipping_damaged()
         self.notes: dict[str, list[str]] = {}
         if not fits(self.run.search, SEARCH_SHAPE) or not fits(
             self.run.search.get("machine"), dict
         ):
-            raise UsageError(f"{run.directory.path}/search.json: lacks what the page needs")
-        histories = running or {}
+            raise UsageError(f"{run.store.path}/search.json: lacks what the page needs")
         self.trials: list[Trial] = [
-            replace(
-                trial,
-                hyperparameters=self.space.shown(trial.hyperparameters),
-                history=histories.get(trial.index, trial.history)
-                if trial.status == "running"
-                else trial.history,
-            )
+            replace(trial, hyperparameters=self.space.shown(trial.hyperparameters))
             for trial in self.run.trials
         ]
-        self.ranked: list[Ranked] = self.run.ranked
+        self.ranked: list[Ranked] = self.run.ranking.ranked
         for problem in self.run.damaged:
             self.note("run", f"a trial is left out: {problem}")
 
@@ -137,34 +130,34 @@ class Facts:
         return sum(trial.status == status for trial in self.trials)
 
     @cached_property
-    def tested(self) -> dict[str, Any] | None:
+    def tested(self) -> ModelReport | None:
         """The content of best/test.json if it belongs to the current winner, else None.
 
         If it can't be read, the section gets a note.
         """
         return self.attempt("test", self._test)
 
-    def _test(self) -> dict[str, Any] | None:
+    def _test(self) -> ModelReport | None:
         try:
             return kept_look(self.run) if self.ranked else None
         except MissingFile as problem:
-            if problem.path != self.run.directory.test_path:
+            if problem.path != self.run.store.file(File.TEST):
                 raise
             return None
 
-    def svm(self) -> dict[str, Any] | None:
+    def svm(self) -> SvmReport | None:
         """The content of svm.json for the run's own data, if it belongs to the current winner."""
-        final = self.run.final_trial if self.ranked else None
+        final = self.run.ranking.final if self.ranked else None
         identity = self.run.search["identity"]
-        for path in self.run.directory.svm_paths():
+        for place in self.run.store.svm_places():
             try:
-                content = read_json(path)
+                report = self.run.store.read(SvmReport, place)
             except DamagedFile as problem:
                 self.note("test", str(problem))
                 continue
-            own = final and content.get("model_sha256") == final.weights_sha256
-            if own and content.get("data") == identity["data"]:
-                return content
+            own = final and report.model_sha256 == final.weights_sha256
+            if own and report.data == identity["data"]:
+                return report
         return None
 
     def dataset(self) -> Dataset:
@@ -400,7 +393,14 @@ class Row:
 def trial_heads(facts: Facts) -> list[str]:
     """The headings of the columns beside the index."""
     where = ["node"] if several_nodes(facts.run.trials) else []
-    return [*facts.space.varied, "accuracy", facts.run.rule.column, "parameters", "time", *where]
+    return [
+        *facts.space.varied,
+        "accuracy",
+        facts.run.ranking.rule.column,
+        "parameters",
+        "time",
+        *where,
+    ]
 
 
 def trial_rows(facts: Facts, running: bool) -> list[Row]:
@@ -411,7 +411,7 @@ def trial_rows(facts: Facts, running: bool) -> list[Row]:
     found = []
     winner = facts.winner.index if facts.winner else None
     for entry in facts.ranked:
-        shown = facts.run.rule.cell(entry)
+        shown = facts.run.ranking.rule.cell(entry)
         scores = (Cell(accuracy(entry.score), entry.score), Cell(shown, entry.fall))
         kind = "won" if entry.trial.index == winner else "completed"
         found.append(_row(facts, entry.trial, kind, scores))

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from jaxmnist.data.dataset import Dataset
-from jaxmnist.engine.events import EpochFinished, Event, TrialFinished, TrialLost, TrialStarted
+from jaxmnist.engine.events import EpochFinished, Event, TrialFinished, TrialStarted
 from jaxmnist.errors import JaxmnistError, Stopped, one_line
+from jaxmnist.files import from_json
 from jaxmnist.models.network import Network
 from jaxmnist.models.space import SpaceDescription
 from jaxmnist.report.console import Console, Display, Progress, can_display
@@ -23,8 +24,9 @@ from jaxmnist.report.page import write_page
 from jaxmnist.results.confusion import Evaluation
 from jaxmnist.results.run import Run
 from jaxmnist.results.selection import rule_of
-from jaxmnist.runs.store import WritableRunDirectory, read_times, write_times
-from jaxmnist.runs.trial import History, Trial, TrialKey
+from jaxmnist.runs.records import File, ModelReport
+from jaxmnist.runs.store import Store, read_times, write_times
+from jaxmnist.runs.trial import Key, Trial
 from jaxmnist.search.search import Listener, TrialListener
 from jaxmnist.settings import SearchSettings
 
@@ -53,7 +55,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
 
     def __init__(
         self,
-        directory: WritableRunDirectory,
+        directory: Store,
         network: Network,
         settings: SearchSettings,
         dataset: Dataset,
@@ -67,8 +69,6 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
         self._budget = budget
         self._console = console
         self._tensorboard: TensorBoard | None = None
-        self._running: dict[TrialKey, History] = {}
-        self._uneven: set[TrialKey] = set()  # trials whose epochs did not come in order
         self._next_page = time.monotonic() + PAGE_EVERY
         self._said: set[str] = set()
         self._trained = False
@@ -85,9 +85,9 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
                 settings.epochs,
                 len(self._dataset.y_train),
                 rule,
-                ended={trial.index for trial in done},
-                completed={t.index: rule.standing(t.index, t.validation) for t in completed},
-                shown=SpaceDescription.from_json(self._directory.search["space"]).shown,
+                ended={trial.key for trial in done},
+                completed={t.key: rule.standing(t.index, t.validation) for t in completed},
+                shown=from_json(SpaceDescription, self._directory.search["space"]).shown,
                 seconds=settings.max_seconds,
                 cluster=settings.ray is not None,
             )
@@ -134,27 +134,15 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
                 )
                 self._listener = None
         self._console.event(event)
-        if isinstance(event, TrialLost):
-            self._running.pop(event.index, None)
         if not isinstance(event, TrialStarted | EpochFinished | TrialFinished):
             return
         self._trained = True
-        if isinstance(event, TrialStarted):
-            self._running[event.index] = event.history
-        elif isinstance(event, EpochFinished):
-            history = self._running[event.index]
-            if event.epoch != len(history) + 1:
-                # Trials of a group that failed are tried again from an earlier epoch.
-                self._uneven.add(event.index)
-            self._running[event.index] = (*history[: event.epoch - 1], event.metrics)
         if self._tensorboard:
             self._safely("TensorBoard's files", self._to_tensorboard, event)
-        if isinstance(event, TrialFinished):
-            self._running.pop(event.index, None)
         if self._settings.report and time.monotonic() >= self._next_page:
             self._safely("the page", self._write_page)
 
-    def again(self, reruns: Collection[TrialKey], ended: Collection[TrialKey], images: int) -> None:
+    def again(self, reruns: Collection[Key], ended: Collection[Key], images: int) -> None:
         """Count reruns with the trials: see `Progress.add`."""
         assert self._console.progress is not None
         self._console.progress.add(reruns, ended, images)
@@ -165,31 +153,25 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
 
     def trained(self) -> None:
         """Rewrite the page, if there is one, when all trials are done: it stops reloading."""
-        if self._settings.report and self._directory.page_path.exists():
+        if self._settings.report and self._directory.file(File.PAGE).exists():
             self._safely("the page", self._write_page, last=True, quick=True)
 
     def _to_tensorboard(self, event: TrialStarted | EpochFinished | TrialFinished) -> None:
-        board, index = self._tensorboard, event.index
+        board, key = self._tensorboard, event.key
         assert board is not None
         assert self._console.progress is not None
-        hyperparameters = self._console.progress.configurations[index]
         self._directory.check_there()
         if isinstance(event, EpochFinished):
-            board.epoch(index, event.epoch, event.metrics)
+            board.epoch(key, event.epoch, event.metrics)
             return
-        told = len(self._running[index])
-        # For example, an epoch that diverged has no event.
-        anew = index in self._uneven or len(event.history) != told
-        if isinstance(event, TrialStarted) or anew:
-            running = self._console.progress.running.get(index)
-            cluster = self._settings.ray is not None
-            board.start(index, hyperparameters, running.node if running and cluster else None)
-            for epoch, metrics in enumerate(event.history, 1):
-                board.epoch(index, epoch, metrics)
-        if isinstance(event, TrialFinished):
-            board.end(index, hyperparameters, event.error is not None)
+        hyperparameters = self._console.progress.configurations[key]
+        if isinstance(event, TrialStarted):
+            node = event.node if self._settings.ray is not None else None
+            board.start(key, hyperparameters, event.history, node)
+        else:
+            board.end(key, hyperparameters, event.history, event.error is not None)
 
-    def _records(self) -> list[Trial]:
+    def _records(self) -> Sequence[Trial]:
         """The records of trials on disk; none if they can't be read."""
         try:
             return self._run().trials
@@ -207,16 +189,16 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
 
         space = self._run().space
         self._tensorboard = TensorBoard(self._directory.tensorboard_folder, space)
-        trials = [*self._records(), *self._run().further_trials]
+        trials = [*self._records(), *self._run().reruns]
         self._tensorboard.catch_up(trials, cluster=self._settings.ray is not None)
 
     def _write_winner(self) -> None:
         if self._tensorboard:
             self._directory.check_there()
             run = self._run()
-            test = Evaluation.from_json(run.result("best/test.json"))
+            test = Evaluation.of(run.result("best/test.json", ModelReport))
             summary = run.best_model.summary()
-            final = run.final_trial or run.best_trial
+            final = run.ranking.final or run.best_trial
             self._tensorboard.winner(final.key, len(final.history), summary, test)
 
     def _write_times(self) -> None:
@@ -230,7 +212,6 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
             write_page(
                 self._run(),
                 self._dataset,
-                running=self._running,
                 images=not live,
                 reload=not last,
             )
@@ -273,7 +254,7 @@ class Show(Listener):
 
     def training(
         self,
-        directory: WritableRunDirectory,
+        directory: Store,
         network: Network,
         settings: SearchSettings,
         dataset: Dataset,

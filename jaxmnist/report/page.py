@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,18 @@ from jaxmnist.report.curves import curves, how_to_read, parallel
 from jaxmnist.report.drawing import Figure
 from jaxmnist.report.facts import Facts, render, several_nodes, shares_of
 from jaxmnist.report.figures import confusion_figure
-from jaxmnist.results import comparisons, finalists
+from jaxmnist.results import comparisons
 from jaxmnist.results.confusion import Evaluation, beside_constant, confusions, worst_classes
 from jaxmnist.results.evaluation import Calibration, about_gap, about_probabilities, looks_at_test
-from jaxmnist.results.finalists import Finalist
 from jaxmnist.results.importance import FEWEST_FOR_IMPORTANCE, Importance, importances, tuning_curve
 from jaxmnist.results.layout import short_names
+from jaxmnist.results.ranking import Finalist, finalists_table
 from jaxmnist.results.run import Run
 from jaxmnist.results.statistics import two_components
 from jaxmnist.runs.ledger import Looks
+from jaxmnist.runs.records import Classification, File
 from jaxmnist.runs.store import read_times
-from jaxmnist.runs.trial import History, Trial, summary
+from jaxmnist.runs.trial import Trial, summary
 
 # --- Results computed from the images: confident mistakes, and features in two dimensions ---
 
@@ -66,7 +67,7 @@ def mistakes(run: Run, dataset: Dataset, count: int = SHOWN) -> list[Mistake]:
 
     They come from the stored predictions: the test set is not evaluated again.
     """
-    probabilities = np.load(run.directory.probabilities_path, allow_pickle=False)
+    probabilities = np.load(run.store.file(File.PROBABILITIES), allow_pickle=False)
     if probabilities.shape != (len(dataset.y_test), dataset.classes):
         raise ValueError("the stored predictions don't match these test images")
     predictions = probabilities.argmax(1)
@@ -126,25 +127,19 @@ def test_context(facts: Facts) -> dict[str, Any]:
     context["comparisons"] = []
     if test:
         context["test"] = facts.attempt("test", _tested, test)
-        evaluation = Evaluation.from_json(test)
-        context["gap"] = facts.attempt("trust", about_gap, facts.run, test, evaluation)
+        context["gap"] = facts.attempt("trust", about_gap, facts.run, test)
         context["about_looks"] = facts.attempt("test", looks_at_test, facts.run)
         if context["test"] and not context["test"]["matrix"]:
             context["confusion"] = facts.attempt(
-                "test", confusion_figure, evaluation, "confusion", "network"
+                "test", confusion_figure, Evaluation.of(test), "confusion", "network"
             )
-        found = facts.attempt("trust", Calibration.from_json, test)
-        if found:
-            context["about_calibration"] = facts.attempt(
-                "trust", about_probabilities, facts.run, test
-            )
-            context["reliability"] = facts.attempt("trust", figures.reliability, found)
+        context["about_calibration"] = facts.attempt("trust", about_probabilities, facts.run, test)
+        context["reliability"] = facts.attempt("trust", figures.reliability, Calibration.of(test))
     if svm:
         context["svm"] = facts.attempt("test", lambda: {**_tested(svm), "of": svm})
         if context["svm"] and not context["svm"]["matrix"]:
-            of_svm = Evaluation.from_json(svm)
             context["svm_confusion"] = facts.attempt(
-                "test", confusion_figure, of_svm, "svm-confusion", "SVM"
+                "test", confusion_figure, Evaluation.of(svm), "svm-confusion", "SVM"
             )
     if test:
         kept = facts.attempt("trust", facts.run.kept_comparisons)
@@ -156,9 +151,9 @@ def test_context(facts: Facts) -> dict[str, Any]:
     return context
 
 
-def _tested(content: dict[str, Any]) -> dict[str, Any]:
+def _tested(tested: Classification) -> dict[str, Any]:
     """Variables of one evaluation."""
-    evaluation = Evaluation.from_json(content)
+    evaluation = Evaluation.of(tested)
     matrix = evaluation.confusion_matrix
     wrong = matrix - np.diag(np.diag(matrix))
     low, high = evaluation.confidence_interval()
@@ -205,8 +200,8 @@ def write_page(
     if output is not None:
         write_bytes(output, content)
         return output
-    path = run.directory.page_path
-    run.directory.check_there()
+    path = run.store.file(File.PAGE)
+    run.store.check_there()
     write_together({path: content})  # creates no folder: the run may have vanished with its disk
     return path
 
@@ -215,7 +210,6 @@ def make_page(
     run: Run,
     dataset: Dataset | None = None,
     *,
-    running: Mapping[int, History] | None = None,
     images: bool = True,
     reload: bool = False,
 ) -> str:
@@ -224,11 +218,10 @@ def make_page(
     Args:
       run: the run; it may be unfinished, or have only failed trials.
       dataset: the run's dataset; if not given, it is loaded when needed.
-      running: the histories so far of running trials.
       images: show the sections that are computed from images.
       reload: make the page reload itself, as the search is running.
     """
-    facts = Facts(run, running)
+    facts = Facts(run)
     return render(
         "page.html",
         reload=RELOAD if reload else None,
@@ -247,18 +240,18 @@ def search_context(facts: Facts, running: bool) -> dict[str, Any]:
     """Variables of the page's head and ranking: the state of the search, and the winner."""
     run, winner = facts.run, facts.winner
     state = facts.state(running)
-    why = run.why() if winner else None
+    why = run.ranking.why() if winner else None
     if why and state["word"] in ("running", "unfinished"):
         why = f"So far: {why}"
-    finals = (facts.attempt("winner", lambda: run.finals) or ()) if winner else ()
-    found = facts.attempt("winner", lambda: run.corrected) if winner else None
+    finals = (facts.attempt("winner", lambda: run.ranking.finals) or ()) if winner else ()
+    found = facts.attempt("winner", lambda: run.ranking.corrected) if winner else None
     return {
         "name": run.search["data"]["name"],
         "data": run.search["data"],
         "state": state,
         "winner": winner,
         "corrected": found,
-        "about_score": run.about_score() if found else None,
+        "about_score": run.ranking.about_score() if found else None,
         "finalists": facts.attempt("winner", _finalists, facts, finals) if finals else None,
         "refit": run.settings.refit,
         "why": why,
@@ -279,7 +272,7 @@ def table_context(facts: Facts, running: bool) -> dict[str, Any]:
     trials = [entry.trial for entry in facts.ranked]
     content = facts.attempt("trials", facts_module.trials_as_csv, facts)
     return {
-        "rule": facts.run.rule,
+        "rule": facts.run.ranking.rule,
         "trial_heads": facts_module.trial_heads(facts),
         "trial_rows": facts_module.trial_rows(facts, running),
         "trial_csv": facts_module.data_url(content) if content else None,
@@ -292,7 +285,7 @@ def table_context(facts: Facts, running: bool) -> dict[str, Any]:
 
 def _finalists(facts: Facts, finals: Sequence[Finalist]) -> list[tuple[str, ...]]:
     """The table of finalists with their configurations."""
-    head, *rows = finalists.finalists_table(finals)
+    head, *rows = finalists_table(finals)
     shown = [str(facts.space.shown(each.trial.hyperparameters)) for each in finals]
     return [
         (*head, "configuration"),
@@ -354,7 +347,7 @@ def _importances(facts: Facts, done: list[Trial]) -> list[Importance]:
 
 def _budget(facts: Facts) -> Figure:
     """The tuning curve of completed trials."""
-    standings = facts.run.standings
+    standings = facts.run.ranking.standings
     return figures.budget(standings, tuning_curve(standings), facts.validation_images)
 
 
@@ -389,9 +382,9 @@ def image_context(facts: Facts, dataset: Dataset | None) -> dict[str, Any]:
 def record_context(facts: Facts) -> dict[str, Any]:
     """Variables of the sections on how the run was made, and how to repeat it."""
     run = facts.run
-    times = read_times(run.directory)
-    trained = [*run.trials, *run.further_trials]
-    looks = facts.attempt("record", lambda: run.directory.read_looks(run.directory.test_sha256))
+    times = read_times(run.store)
+    trained = [*run.trials, *run.reruns]
+    looks = facts.attempt("record", lambda: run.store.read_looks(run.store.test_sha256))
     objects = facts_module.in_python_only(run.search)
     changed, defaults = facts_module.settings_rows(run.search)
     return {
@@ -406,7 +399,7 @@ def record_context(facts: Facts) -> dict[str, Any]:
         "objects": objects,
         "command": facts_module.search_command(run.settings),
         "python": facts_module.python_session(run.settings, objects),
-        "directory": str(run.directory.path),
+        "directory": str(run.store.path),
         "class_names": facts.attempt("record", _class_names, run.search["data"]),
     }
 

@@ -20,6 +20,7 @@ from jaxmnist.results.importance import FEWEST_FOR_IMPORTANCE, Importance, most_
 from jaxmnist.results.layout import shortened
 from jaxmnist.results.run import Run
 from jaxmnist.results.statistics import chance_of_new_best, standard_error, wilson
+from jaxmnist.runs.records import File, ModelReport
 from jaxmnist.runs.trial import REFIT, Trial
 from jaxmnist.search.beginning import Preview
 
@@ -97,7 +98,7 @@ def about_more(run: Run) -> list[str]:
 
     run: a run with completed trials.
     """
-    first, standings = run.ranked[0], run.standings
+    first, standings = run.ranking.ranked[0], run.ranking.standings
     ended = sum(trial.status in ("completed", "failed") for trial in run.trials)
     size = run.space.size
     more = ended if size is None else min(ended, size - ended)
@@ -152,11 +153,11 @@ def verdict(run: Run, command: str = "jaxmnist") -> str:
       run: a finished run.
       command: how a person starts jaxmnist, for the commands.
     """
-    content = run.result("best/test.json")
-    test = Evaluation.from_json(content)
+    report = run.result("best/test.json", ModelReport)
+    test = Evaluation.of(report)
     low, high = test.confidence_interval()
-    winner = run.final_trial or run.best_trial
-    ranked = len(run.ranked)
+    winner = run.ranking.final or run.best_trial
+    ranked = len(run.ranking.ranked)
     of = f" of {ranked}" if ranked > 1 else ""
     return "\n".join(
         [
@@ -165,7 +166,7 @@ def verdict(run: Run, command: str = "jaxmnist") -> str:
             f" {printable(str(run.space.shown(winner.hyperparameters)))}",
             *beside_constant(test),
             _about_validation(run),
-            *about_labels(score_of(run, content), test),
+            *about_labels(score_of(run, report), test),
             *_about_training(run.best_trial),
             " ".join([*_others(run, test), evaluation.looks_at_test(run)]),
             *_where(run),
@@ -184,14 +185,14 @@ def _named(trial: Trial) -> str:
 
 def _about_validation(run: Run) -> str:
     """The winner's validation accuracy, and what selection has added to it."""
-    found = run.corrected
+    found = run.ranking.corrected
     low, high = found.interval
-    what = "Mean validation accuracy of its reruns" if run.finals else "Validation accuracy"
+    what = "Mean validation accuracy of its reruns" if run.ranking.finals else "Validation accuracy"
     reach = f"(95 % interval {low:.4f} to {high:.4f})"
     before = " (before the refit)" if run.settings.refit else ""
     if found.trials == 1:
         return f"{what}{before}: {found.score:.4f} {reach}"
-    rivals = f"{found.trials} {'finalists' if run.finals else 'trials'}"
+    rivals = f"{found.trials} {'finalists' if run.ranking.finals else 'trials'}"
     line = (
         f"{what}{before}: {found.raw:.4f}; without the luck of being chosen among {rivals} about"
         f" {found.score:.4f} {reach}"
@@ -221,27 +222,23 @@ def _about_training(winner: Trial) -> list[str]:
 
 def _others(run: Run, test: Evaluation) -> list[str]:
     """Sentences on each of what else was tested on the same images: the SVM, an ensemble."""
-    content = run.kept_comparisons()
-    if content is None:
+    found = run.kept_comparisons()
+    if found is None:
         return []
-    network = content["models"]["network"]["accuracy"] if "network" in content["models"] else None
-    told = {
-        pair["second"]: pair["significant"]
-        for pair in content["comparisons"]
-        if pair["first"] == "network"
-    }
+    network = found.models.get("network")
+    told = {pair.second: pair.significant for pair in found.comparisons if pair.first == "network"}
     said = []
-    for name, model in content["models"].items():
+    for name, model in found.models.items():
         if name == "network":
             continue
-        low, high = wilson(model["accuracy"], test.images)
+        low, high = wilson(model.accuracy, test.images)
         line = (
-            f"{_titled(name, run)}: test accuracy {model['accuracy']:.4f} (95 % interval"
+            f"{_titled(name, run)}: test accuracy {model.accuracy:.4f} (95 % interval"
             f" {low:.4f} to {high:.4f})"
         )
         if network is not None and name in told:
-            line += f", {_compared(model['accuracy'] - network, told[name])}"
-        said += [f"{line}.", *beside_constant(test, model["accuracy"])]
+            line += f", {_compared(model.accuracy - network.accuracy, told[name])}"
+        said += [f"{line}.", *beside_constant(test, model.accuracy)]
     return said
 
 
@@ -256,14 +253,14 @@ def _compared(difference: float, significant: bool) -> str:
 
 def _titled(name: str, run: Run) -> str:
     """What was tested, by its name in best/comparisons.json."""
-    if name == "ensemble" and (content := run.kept_ensemble()):
-        return f"Ensemble of the first {len(content['members'])} trials"
+    if name == "ensemble" and (report := run.kept_ensemble()):
+        return f"Ensemble of the first {len(report.members)} trials"
     return f"{printable(name)} on its features"
 
 
 def _where(run: Run) -> list[str]:
     """Where the page is as a link, or where the results are if there is no page."""
-    page, folder = run.directory.page_path, run.directory.path
+    page, folder = run.store.file(File.PAGE), run.store.path
     if run.settings.report and page.exists():
         return [f"Page: {Path(os.path.abspath(page)).as_uri()}"]
     return [f"Results: {printable(str(folder))}"]
@@ -271,7 +268,7 @@ def _where(run: Run) -> list[str]:
 
 def _next(run: Run, command: str) -> list[str]:
     """The commands to type next, with what they do; tables, so that they are not wrapped."""
-    folder = shlex.quote(printable(str(run.directory.path)))
+    folder = shlex.quote(printable(str(run.store.path)))
     lines = []
     model = run.settings.model
     if model is not None or run.search["identity"]["network"] == DEFINITION.name:
@@ -333,7 +330,7 @@ def _draws(found: Preview) -> list[str]:
         cells = f"{draw.parameters:,}", f"{draw.memory / 2**20:,.0f} MB", duration(draw.seconds)
         if draw.problem is not None:
             cells, said = ("–", "–", "–"), f"{said}: would fail: {printable(draw.problem)}"
-        numbers = f"{draw.index!s:>5}  {cells[0]:>10}  {cells[1]:>9}  {cells[2]:>11}"
+        numbers = f"{draw.key!s:>5}  {cells[0]:>10}  {cells[1]:>9}  {cells[2]:>11}"
         lines.append(f"{numbers}  {said}")
     if len(shown) < found.trials:
         lines.append(f"… and {found.trials - len(shown):,} more trials")

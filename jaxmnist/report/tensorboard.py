@@ -12,6 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,27 @@ from jaxmnist.models.space import SpaceDescription
 from jaxmnist.report.drawing import any_text, drawable, plotting
 from jaxmnist.report.figures import cells_of, ticks
 from jaxmnist.results.confusion import Evaluation
-from jaxmnist.runs.trial import METRICS, Metrics, Rerun, Trial, TrialKey, index_of
+from jaxmnist.runs.trial import METRICS, History, Key, Metrics, Trial
 
 CLOSED = b"_hparams_/session_end_info"  # contained in the file of a trial that ended
 MOST_NAMES = 30  # class names along a side of the confusion matrix
 LEVEL = 3  # letters of a class name that is not turned
 LARGEST_FIGURE = 16.0  # inches along a side, 1600 pixels
 WINNER = ".winner"  # suffix of the file with the winner's summary
+
+
+@dataclass
+class _Curves:
+    """The open file of a running trial.
+
+    node: the cluster's node, if it is named. epochs: the last epoch that was written.
+    even: whether epochs came in order.
+    """
+
+    file: Any
+    node: str | None
+    epochs: int = 0
+    even: bool = True
 
 
 class TensorBoard:
@@ -52,45 +67,63 @@ class TensorBoard:
     def __init__(self, folder: Path, space: SpaceDescription) -> None:
         self.folder = folder
         self._space = space
-        self._writers: dict[TrialKey, Any] = {}
+        self._writers: dict[Key, _Curves] = {}
 
-    def trial_folder(self, index: TrialKey) -> Path:
+    def trial_folder(self, key: Key) -> Path:
         """The folder of a trial or rerun, which is the name that TensorBoard shows."""
-        name = f"trial-{index_of(index):04d}"
-        if isinstance(index, Rerun):
-            name += "-refit" if index.refit else f"-rerun-{index.number}"
+        name = f"trial-{key.index:04d}"
+        if key.rerun is not None:
+            name += "-refit" if key.refit else f"-rerun-{key.rerun}"
         return self.folder / name
 
     def start(
-        self, index: TrialKey, hyperparameters: Hyperparameters, node: str | None = None
+        self,
+        key: Key,
+        hyperparameters: Hyperparameters,
+        history: History = (),
+        node: str | None = None,
     ) -> None:
-        """Begin a trial, on a cluster's node if one is named."""
-        if index in self._writers:
-            self._writers.pop(index).close()
-        folder = self.trial_folder(index)
+        """Begin a trial, with the epochs that it has, on a cluster's node if one is named."""
+        if key in self._writers:
+            self._writers.pop(key).file.close()
+        folder = self.trial_folder(key)
         if folder.is_symlink():
             folder.unlink()  # it may point outside the run directory
         shutil.rmtree(folder, ignore_errors=True)
         self.folder.mkdir(exist_ok=True)  # without the run's, which may have vanished with its disk
         folder.mkdir(exist_ok=True)
-        self._writers[index] = EventsWriter(str(folder / "events"))
+        self._writers[key] = _Curves(EventsWriter(str(folder / "events")), node)
         experiment, began, _ = _hparams(columns(self._space, hyperparameters))
-        self._write(index, experiment)
-        self._write(index, began)
+        self._write(key, experiment)
+        self._write(key, began)
         if node:
-            self._write(index, text("node", node))
+            self._write(key, text("node", node))
+        for epoch, metrics in enumerate(history, 1):
+            self.epoch(key, epoch, metrics)
 
-    def epoch(self, index: TrialKey, epoch: int, metrics: Metrics) -> None:
+    def epoch(self, key: Key, epoch: int, metrics: Metrics) -> None:
         """Add an epoch, counted from 1, to the curves of a trial."""
+        curves = self._writers[key]
+        curves.even &= epoch == curves.epochs + 1
+        curves.epochs = epoch
         for name in METRICS:
             if math.isfinite(value := getattr(metrics, name)):
-                self._write(index, scalar(name, value), epoch)
+                self._write(key, scalar(name, value), epoch)
 
-    def end(self, index: TrialKey, hyperparameters: Hyperparameters, failed: bool) -> None:
-        """End a trial."""
+    def end(
+        self, key: Key, hyperparameters: Hyperparameters, history: History, failed: bool
+    ) -> None:
+        """End a trial; its file is written anew if its epochs aren't those of the history.
+
+        A trial of a group that failed is tried again from an earlier epoch, and an epoch that
+        diverged has no event.
+        """
+        curves = self._writers[key]
+        if not curves.even or curves.epochs != len(history):
+            self.start(key, hyperparameters, history, curves.node)
         ended = _hparams(columns(self._space, hyperparameters))[2]
-        self._write(index, _failed() if failed else ended)
-        self._writers.pop(index).close()
+        self._write(key, _failed() if failed else ended)
+        self._writers.pop(key).file.close()
 
     def catch_up(self, trials: Sequence[Trial], cluster: bool = False) -> None:
         """Write files that ended trials lack: TensorBoard was off, or the disk was full.
@@ -100,16 +133,15 @@ class TensorBoard:
         for trial in trials:
             if trial.status == "running" or self._closed(trial.key):
                 continue
-            self.start(trial.key, trial.hyperparameters, trial.node if cluster else None)
-            for epoch, metrics in enumerate(trial.history, 1):
-                self.epoch(trial.key, epoch, metrics)
-            self.end(trial.key, trial.hyperparameters, trial.status == "failed")
+            node = trial.node if cluster else None
+            self.start(trial.key, trial.hyperparameters, trial.history, node)
+            self.end(trial.key, trial.hyperparameters, trial.history, trial.status == "failed")
 
-    def winner(self, index: TrialKey, epoch: int, summary: str, test: Evaluation) -> None:
+    def winner(self, key: Key, epoch: int, summary: str, test: Evaluation) -> None:
         """Write the winner's summary and confusion matrix beside its curves; delete older ones."""
         for old in self.folder.glob(f"trial-*/*{WINNER}"):
             old.unlink()
-        writer = EventsWriter(str(self.trial_folder(index) / "events"), WINNER)
+        writer = EventsWriter(str(self.trial_folder(key) / "events"), WINNER)
         fenced = "\n".join(f"    {line}" for line in summary.splitlines())
         for content in (text("summary", fenced), _picture(test)):
             writer.write_event(_event(content, epoch))
@@ -119,14 +151,15 @@ class TensorBoard:
         """Close the files of trials that were stopped."""
         while self._writers:
             with contextlib.suppress(OSError):  # a failed write was reported before
-                self._writers.popitem()[1].close()
+                self._writers.popitem()[1].file.close()
 
-    def _write(self, index: TrialKey, summary: Any, step: int = 0) -> None:
-        self._writers[index].write_event(_event(summary, step))
-        self._writers[index].flush()
+    def _write(self, key: Key, summary: Any, step: int = 0) -> None:
+        file = self._writers[key].file
+        file.write_event(_event(summary, step))
+        file.flush()
 
-    def _closed(self, index: TrialKey) -> bool:
-        files = sorted(self.trial_folder(index).glob("*tfevents*"))
+    def _closed(self, key: Key) -> bool:
+        files = sorted(self.trial_folder(key).glob("*tfevents*"))
         return any(CLOSED in file.read_bytes() for file in files)
 
 

@@ -10,29 +10,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from jaxmnist.errors import UsageError, printable
-from jaxmnist.files import DamagedFile, content_sha256, read_array, read_json
-from jaxmnist.results.confusion import REPORT_SHAPE, Evaluation, beside_constant
+from jaxmnist.files import DamagedFile, content_sha256, read_array, read_record
+from jaxmnist.results.confusion import Evaluation, beside_constant
 from jaxmnist.results.selection import Ranked
 from jaxmnist.results.statistics import difference_p_values, holm, p_value, signed
-from jaxmnist.runs.store import RunDirectory, WritableRunDirectory
+from jaxmnist.runs.records import (
+    Compared,
+    Comparisons,
+    EnsembleReport,
+    File,
+    Member,
+    ModelReport,
+    Pair,
+    SvmReport,
+)
+from jaxmnist.runs.store import Store
 from jaxmnist.runs.trial import Trial
 
-# --- Which trials make the ensemble, and what its report says; for reading, without JAX ---
+R = TypeVar("R")
 
-# Fields of best/ensemble/ensemble.json, of which `members` is its own.
-MEMBERS_SHAPE = {"members": [{"trial": int, "model_sha256": str}]}
-SHAPE = {
-    **MEMBERS_SHAPE,
-    "model_sha256": str,
-    **REPORT_SHAPE,
-    "probabilities_sha256": str,
-    "validation_accuracy": float,
-}
+# --- Which trials make the ensemble, and what its report says; for reading, without JAX ---
 
 
 def first_members(ranked: Sequence[Ranked], count: int) -> tuple[Trial, ...]:
@@ -50,70 +52,42 @@ def members_identity(hashes: Sequence[str | None]) -> str:
     return content_sha256(sorted(map(str, hashes)))
 
 
-def are_first_members(content: dict[str, Any], ranked: Sequence[Ranked]) -> bool:
+def members_of(trials: Sequence[Trial]) -> tuple[Member, ...]:
+    """The members of an ensemble of these trials."""
+    return tuple(Member(trial.index, str(trial.weights_sha256)) for trial in trials)
+
+
+def are_first_members(report: EnsembleReport, ranked: Sequence[Ranked]) -> bool:
     """Whether a report is of the first trials of this ranking, with the weights they have now."""
-    stated = content["members"]
-    if not 2 <= len(stated) <= len(ranked):
+    members = report.members
+    if not 2 <= len(members) <= len(ranked):
         return False
-    now = [
-        {"trial": trial.index, "model_sha256": trial.weights_sha256}
-        for trial in first_members(ranked, len(stated))
-    ]
-    same: bool = content["model_sha256"] == members_identity(
-        [each["model_sha256"] for each in stated]
-    )
-    return same and bool(stated == now)
+    identity = members_identity([member.model_sha256 for member in members])
+    now = members_of(first_members(ranked, len(members)))
+    return report.model_sha256 == identity and members == now
 
 
-def kept_ensemble(directory: RunDirectory, ranked: Sequence[Ranked]) -> dict[str, Any] | None:
+def kept_ensemble(directory: Store, ranked: Sequence[Ranked]) -> EnsembleReport | None:
     """The content of best/ensemble/ensemble.json; None if it is damaged or of other trials."""
-    try:
-        content = read_json(directory.ensemble_path, SHAPE)
-        Evaluation.from_json(content)
-    except (DamagedFile, ValueError):  # repeating the search's command sets it aside
-        return None
-    return content if are_first_members(content, ranked) else None
+    report = _read(directory.file(File.ENSEMBLE), EnsembleReport)
+    return report if report and are_first_members(report, ranked) else None
 
 
-def describe_ensemble(content: dict[str, Any]) -> str:
+def describe_ensemble(report: EnsembleReport) -> str:
     """The content of best/ensemble/ensemble.json in sentences, on a line."""
-    members = content["members"]
-    low, high = content["confidence_interval"]
-    names = ", ".join(str(member["trial"]) for member in members)
+    low, high = report.confidence_interval
+    names = ", ".join(str(member.trial) for member in report.members)
+    count = len(report.members)
     said = (
-        f"Ensemble of the first {len(members)} trials ({names}), by the mean of their"
-        f" probabilities: test accuracy {content['accuracy']:.4f} (95 % interval {low:.4f} to"
-        f" {high:.4f}), validation accuracy"
-        f" {content['validation_accuracy']:.4f}. Predicting with it costs {len(members)} times the"
-        " computing."
+        f"Ensemble of the first {count} trials ({names}), by the mean of their"
+        f" probabilities: test accuracy {report.accuracy:.4f} (95 % interval {low:.4f} to"
+        f" {high:.4f}), validation accuracy {report.validation_accuracy:.4f}. Predicting with it"
+        f" costs {count} times the computing."
     )
-    return " ".join([said, *beside_constant(Evaluation.from_json(content))])
+    return " ".join([said, *beside_constant(Evaluation.of(report))])
 
 
 # --- Paired comparisons of everything that was tested on a run's own test images ---
-
-# Fields of best/comparisons.json.
-COMPARISONS_SHAPE = {
-    "models": {str: {"accuracy": float, "predictions_sha256": str}},
-    "comparisons": [
-        {
-            "first": str,
-            "second": str,
-            "only_first": int,
-            "only_second": int,
-            "p_value": float,
-            "significant": bool,
-        }
-    ],
-}
-TESTED_NETWORK = {"model_sha256": str, "accuracy": float, "probabilities_sha256": str}
-TESTED_SVM = {
-    "model_sha256": str,
-    "data": str,
-    "accuracy": float,
-    "predictions_sha256": str,
-    "backend": str,
-}
 
 
 @dataclass(frozen=True)
@@ -136,7 +110,7 @@ class Predictions:
 
 
 def tested_models(
-    directory: RunDirectory, ranked: Sequence[Ranked], winner: str | None
+    directory: Store, ranked: Sequence[Ranked], winner: str | None
 ) -> dict[str, Predictions]:
     """What was tested of the present winner, by name; what can't be read is left out.
 
@@ -145,42 +119,39 @@ def tested_models(
     """
     data = directory.search["identity"]["data"]
     found = {}
-    if report := _read(directory.test_path, TESTED_NETWORK, winner):
+    test = _read(directory.file(File.TEST), ModelReport)
+    if test and test.model_sha256 == winner:
         found["network"] = Predictions(
-            directory.probabilities_path, report["probabilities_sha256"], report["accuracy"]
+            directory.file(File.PROBABILITIES), test.probabilities_sha256, test.accuracy
         )
     if ensemble := kept_ensemble(directory, ranked):
         found["ensemble"] = Predictions(
-            directory.ensemble_probabilities_path,
-            ensemble["probabilities_sha256"],
-            ensemble["accuracy"],
+            directory.file(File.ENSEMBLE_PROBABILITIES),
+            ensemble.probabilities_sha256,
+            ensemble.accuracy,
         )
     for place in directory.svm_places(backends=True):
-        report = _read(directory.svm_path(*place), TESTED_SVM, winner)
-        if report and report["data"] == data:
-            name = "SVM" if "SVM" not in found else f"SVM by {report['backend']}"
-            predictions = directory.predictions_path(*place)
-            found[name] = Predictions(predictions, report["predictions_sha256"], report["accuracy"])
+        svm = _read(directory.file(File.SVM, place), SvmReport)
+        if svm and (svm.model_sha256, svm.data) == (winner, data):
+            name = "SVM" if "SVM" not in found else f"SVM by {svm.backend}"
+            predictions = directory.file(File.PREDICTIONS, place)
+            found[name] = Predictions(predictions, svm.predictions_sha256, svm.accuracy)
     return {name: each for name, each in found.items() if each.path.is_file()}
 
 
-def _read(path: Path, shape: Any, winner: str | None) -> dict[str, Any] | None:
+def _read(path: Path, kind: type[R]) -> R | None:
+    """The record in a file; None if it is damaged or missing: what made it sets it aside."""
     try:
-        content = read_json(path, shape)
-    except DamagedFile:  # what made the file sets it aside
+        return read_record(path, kind)
+    except DamagedFile:
         return None
-    return content if content["model_sha256"] == winner else None
 
 
-def compare_models(right: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+def compare_models(right: Mapping[str, np.ndarray]) -> tuple[Pair, ...]:
     """All pairs of models by McNemar's exact test, as one family.
 
     Args:
       right: the images that each model classified correctly, bool[N], by its name.
-
-    Returns:
-      For each pair the fields `COMPARISONS_SHAPE['comparisons']`; `significant` at 5 % for all
-      pairs together.
 
     References:
       See `paired.difference_p_values` and `paired.holm`.
@@ -191,24 +162,18 @@ def compare_models(right: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         np.int64,
     ).reshape(-1, 2)
     p_values = difference_p_values(counts[:, 0], counts[:, 1])
-    return [
-        {
-            "first": first,
-            "second": second,
-            "only_first": int(only_first),
-            "only_second": int(only_second),
-            "p_value": float(p_value),
-            "significant": bool(told),
-        }
-        for (first, second), (only_first, only_second), p_value, told in zip(
-            pairs, counts, p_values, holm(p_values), strict=True
+    significant = holm(p_values)
+    return tuple(
+        Pair(first, second, int(alone[0]), int(alone[1]), float(p_value), bool(told))
+        for (first, second), alone, p_value, told in zip(
+            pairs, counts, p_values, significant, strict=True
         )
-    ]
+    )
 
 
 def write_comparisons(
-    files: WritableRunDirectory, ranked: Sequence[Ranked], winner: str | None, truth: np.ndarray
-) -> dict[str, Any] | None:
+    files: Store, ranked: Sequence[Ranked], winner: str | None, truth: np.ndarray
+) -> Comparisons | None:
     """Compare what was tested, and write best/comparisons.json; the test set isn't evaluated.
 
     Args:
@@ -227,50 +192,41 @@ def write_comparisons(
     if len(right) < 2:
         return None
     models = _models({name: found[name] for name in right})
-    content = {"models": models, "comparisons": compare_models(right)}
-    if files.mended(lambda: read_json(files.comparisons_path, COMPARISONS_SHAPE)) != content:
-        files.write_json(files.comparisons_path, content)
-    return content
+    now = Comparisons(models, compare_models(right))
+    if files.mended(lambda: files.read(Comparisons)) != now:
+        files.write(now)
+    return now
 
 
 def kept_comparisons(
-    directory: RunDirectory, ranked: Sequence[Ranked], winner: str | None
-) -> dict[str, Any] | None:
+    directory: Store, ranked: Sequence[Ranked], winner: str | None
+) -> Comparisons | None:
     """The content of best/comparisons.json; None if damaged, or not of what was tested last."""
-    try:
-        content = read_json(directory.comparisons_path, COMPARISONS_SHAPE)
-    except DamagedFile:  # repeating the search's command sets it aside
-        return None
-    models = content["models"]
-    named = {name for pair in content["comparisons"] for name in (pair["first"], pair["second"])}
-    same = bool(ranked) and models == _models(tested_models(directory, ranked, winner))
-    return content if same and named == set(models) else None
+    kept = _read(directory.file(File.COMPARISONS), Comparisons)
+    same = kept and ranked and kept.models == _models(tested_models(directory, ranked, winner))
+    return kept if same else None
 
 
-def _models(found: Mapping[str, Predictions]) -> dict[str, Any]:
-    return {
-        name: {"accuracy": each.accuracy, "predictions_sha256": each.sha256}
-        for name, each in found.items()
-    }
+def _models(found: Mapping[str, Predictions]) -> dict[str, Compared]:
+    return {name: Compared(each.accuracy, each.sha256) for name, each in found.items()}
 
 
-def describe_comparisons(content: dict[str, Any] | None) -> list[str]:
+def describe_comparisons(found: Comparisons | None) -> list[str]:
     """The content of best/comparisons.json as lines; none if there is none."""
-    if not content:
+    if not found:
         return []
-    pairs, models = content["comparisons"], content["models"]
+    pairs, models = found.comparisons, found.models
     together = f", at 5 % for all {len(pairs)} together by Holm's method" if len(pairs) > 1 else ""
     lines = [f"On the same test images (McNemar's exact test{together}):"]
     for pair in pairs:
-        first, second = pair["first"], pair["second"]
-        difference = models[second]["accuracy"] - models[first]["accuracy"]
-        verdict = "more than chance explains" if pair["significant"] else "within chance"
+        first, second = models[pair.first].accuracy, models[pair.second].accuracy
+        verdict = "more than chance explains" if pair.significant else "within chance"
         lines.append(
             printable(
-                f"{second} − {first}: {models[second]['accuracy']:.4f} −"
-                f" {models[first]['accuracy']:.4f} = {signed(difference)}; classified correctly by"
-                f" the {first} alone: {pair['only_first']} images, by the {second} alone:"
-                f" {pair['only_second']}; p {p_value(pair['p_value'], '= ')}, {verdict}."
+                f"{pair.second} − {pair.first}: {second:.4f} − {first:.4f} ="
+                f" {signed(second - first)}; classified correctly by the {pair.first} alone:"
+                f" {pair.only_first} images, by the {pair.second} alone: {pair.only_second}; p"
+                f" {p_value(pair.p_value, '= ')}, {verdict}."
             )
         )
     return lines

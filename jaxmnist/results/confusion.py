@@ -12,21 +12,9 @@ from jaxmnist.data.arrays import class_names_of
 from jaxmnist.errors import printable
 from jaxmnist.results.layout import right, short_names, shortened, widest
 from jaxmnist.results.statistics import wilson
+from jaxmnist.runs.records import AVERAGES, Classification
 
 # --- Predictions compared with the true classes: confusion matrix, accuracy, report by class ---
-
-MOST_IMAGES = 10**7  # the most images that a report read from disk may count
-# Names in a report that are no class's.
-AVERAGES = ("accuracy", "micro avg", "macro avg", "weighted avg")
-# Fields of a test report, in test.json and in svm.json.
-REPORT_SHAPE = {
-    "accuracy": float,
-    "confidence_interval": (float, float),
-    "labels": [int],
-    "class_names": [str],
-    "confusion_matrix": [[int]],
-    "classification_report": dict,
-}
 
 
 @dataclass(frozen=True)
@@ -94,28 +82,22 @@ class Evaluation:
         )
         return report
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields `REPORT_SHAPE` of test.json and svm.json."""
-        return {
-            "accuracy": self.accuracy,
-            "confidence_interval": list(self.confidence_interval()),
-            "labels": list(self.labels),
-            "class_names": list(self.class_names),
-            "confusion_matrix": self.confusion_matrix.tolist(),
-            "classification_report": self.classification_report(),
-        }
+    def record(self) -> Classification:
+        """The evaluation as a part of a report."""
+        return Classification(
+            accuracy=self.accuracy,
+            confidence_interval=self.confidence_interval(),
+            labels=self.labels,
+            class_names=self.class_names,
+            confusion_matrix=tuple(map(tuple, self.confusion_matrix.tolist())),
+            classification_report=self.classification_report(),
+        )
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Evaluation:
-        """The evaluation stored by `to_json`; ValueError if its content is impossible."""
-        labels = tuple(content["labels"])
-        matrix = np.asarray(content["confusion_matrix"], np.int64)
-        square = matrix.shape == (len(labels), len(labels))
-        if not square or matrix.min() < 0 or not 0 < matrix.sum() <= MOST_IMAGES:
-            raise ValueError("invalid confusion matrix")
-        if not content["class_names"]:
-            raise ValueError("no class names")
-        return cls(labels, matrix, tuple(content["class_names"]))
+    def of(cls, report: Classification) -> Evaluation:
+        """The evaluation that a report has."""
+        matrix = np.array(report.confusion_matrix, np.int64)
+        return cls(report.labels, matrix, report.class_names)
 
 
 def beside_constant(test: Evaluation, accuracy: float | None = None) -> list[str]:

@@ -7,17 +7,21 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.errors import printable
-from jaxmnist.files import DamagedFile, array_bytes, fits, read_array, read_json, sha256
+from jaxmnist.files import (
+    DamagedFile,
+    array_bytes,
+    read_array,
+    read_bytes,
+    sha256,
+)
 from jaxmnist.results import comparisons
 from jaxmnist.results.confusion import (
-    REPORT_SHAPE,
     SENTENCE,
     Evaluation,
     beside_constant,
@@ -25,41 +29,28 @@ from jaxmnist.results.confusion import (
     describe_confusions,
     judge,
 )
-from jaxmnist.results.finalists import Corrected, interval
 from jaxmnist.results.layout import shortened
+from jaxmnist.results.ranking import Corrected, interval
 from jaxmnist.results.run import Run
 from jaxmnist.results.statistics import signed
-from jaxmnist.runs.ledger import LOOK_SHAPE, Looks, ledger_path
-from jaxmnist.runs.store import RunDirectory
+from jaxmnist.runs.ledger import Looks, ledger_path
+from jaxmnist.runs.records import (
+    BINS,
+    Bin,
+    Classification,
+    EnsembleReport,
+    File,
+    ModelReport,
+    calibration_error,
+)
+from jaxmnist.runs.store import Store
+
+R = TypeVar("R", bound=Classification)
+M = TypeVar("M", bound=ModelReport)
 
 # --- Whether a network's probabilities are as often right as they say ---
 
-BINS = 15
 SIMULATIONS = 2000
-# Fields of a calibration, in test.json; a bin has images, right ones and the sum of probabilities.
-CALIBRATION_SHAPE = {
-    "loss": float,
-    "calibration_error": float,
-    "reliability": [(int, int, float)],
-}
-
-
-@dataclass(frozen=True)
-class Bin:
-    """Images whose predicted class has a probability in one of the 15 equal parts of 0 to 1.
-
-    images, right: their number, and how many of them are classified correctly.
-    probability: the sum of the probabilities of their predicted classes.
-    """
-
-    images: int
-    right: int
-    probability: float
-
-    @property
-    def gap(self) -> float:
-        """By how much the mean probability lies above the accuracy, for all images together."""
-        return self.probability - self.right
 
 
 @dataclass(frozen=True)
@@ -80,13 +71,8 @@ class Calibration:
 
     @property
     def error(self) -> float:
-        """The expected calibration error: Σ |mean probability − accuracy| · images/N over the bins.
-
-        References:
-          Guo, Pleiss, Sun and Weinberger, 'On calibration of modern neural networks', 2017: 15
-          bins of equal width.
-        """
-        return sum(abs(part.gap) for part in self.bins) / self.images
+        """See `calibration_error`."""
+        return calibration_error(self.bins)
 
     @property
     def excess(self) -> float:
@@ -109,24 +95,10 @@ class Calibration:
         drawn = generator.binomial(images, (sums / images).clip(0, 1), (SIMULATIONS, len(filled)))
         return float(np.quantile(np.abs(drawn - sums).sum(1) / self.images, 0.95))
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields `CALIBRATION_SHAPE` of test.json."""
-        bins = [[part.images, part.right, part.probability] for part in self.bins]
-        return {"loss": self.loss, "calibration_error": self.error, "reliability": bins}
-
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Calibration:
-        """The calibration stored by `to_json`; ValueError if its content is impossible."""
-        found = cls(content["loss"], tuple(Bin(*row) for row in content["reliability"]))
-        fits = all(
-            0 <= part.right <= part.images and 0 <= part.probability <= part.images * (1 + 1e-6)
-            for part in found.bins
-        )
-        if not fits or len(found.bins) != BINS or found.images < 1 or found.loss < 0:
-            raise ValueError("invalid calibration")
-        if not math.isclose(found.error, content["calibration_error"], abs_tol=1e-9):
-            raise ValueError("the calibration error is not that of the bins")
-        return found
+    def of(cls, report: ModelReport) -> Calibration:
+        """The calibration that a report has."""
+        return cls(report.loss, report.reliability)
 
 
 def calibration(truth: np.ndarray, probabilities: np.ndarray) -> Calibration:
@@ -179,11 +151,11 @@ def describe_calibration(found: Calibration, label_smoothing: float = 0.0) -> st
 MOST_NAMED = 5  # runs that a sentence names, unless more are shown
 
 
-def looks_of(runs: Mapping[str, RunDirectory], test_sha256: str) -> Looks:
+def looks_of(runs: Mapping[str, Store], test_sha256: str) -> Looks:
     """All evaluations on test images that these runs know: theirs, and those of their folders.
 
     A ledger counts once, and so does an evaluation that several runs know. Raises like
-    `RunDirectory.read_looks`.
+    `Store.read_looks`.
 
     Args:
       runs: by the names that their evaluations get; those of other runs have the ledger's names.
@@ -210,7 +182,7 @@ def describe_looks(looks: Looks, *own: str) -> str:
     """The number of evaluations of a test set, and which they were, by run and purpose.
 
     Args:
-      looks: of the test set; see `RunDirectory.read_looks` and `looks_of`.
+      looks: of the test set; see `Store.read_looks` and `looks_of`.
       own: the names of the runs that are shown, which are named first.
     """
     if not looks.count:
@@ -378,37 +350,36 @@ def describe_gap(found: Corrected, test: Evaluation) -> str:
     )
 
 
-def score_of(run: Run, content: dict[str, Any]) -> Corrected:
+def score_of(run: Run, report: ModelReport) -> Corrected:
     """The corrected validation accuracy of the network that best/test.json tells of.
 
     Args:
       run: with the finalists and the corrected score.
-      content: of best/test.json.
+      report: best/test.json.
     """
-    if not run.finals or "refit_images" in content:
-        return run.corrected
-    score, images = content["validation_accuracy"], content["validation_images"]
-    chosen = run.finals[0]
+    score, images = report.validation_accuracy, report.validation_images
+    if not run.ranking.finals or score is None or images is None:
+        return run.ranking.corrected
+    chosen = run.ranking.finals[0]
     less = max(0.0, score - chosen.added.size)
     reach = interval(less, images, chosen.added.variance)
     return Corrected(chosen.rivals, images, score, less, reach, ())
 
 
-def about_gap(run: Run, content: dict[str, Any], test: Evaluation) -> str:
+def about_gap(run: Run, report: ModelReport) -> str:
     """What the run's best/test.json says about the gap between validation and test accuracy.
 
     Args:
       run: with the finalists and the corrected score.
-      content: of best/test.json.
-      test: its evaluation.
+      report: best/test.json.
     """
-    score = score_of(run, content)
+    score, test = score_of(run, report), Evaluation.of(report)
     images = run.validation_images
     different = run.search["data"].get("validation_different", images)
     instead = ""
-    if "refit_images" in content:
+    if report.refit_images is not None:
         instead = (
-            f"The network was refitted on {content['refit_images']:,} images; no validation images"
+            f"The network was refitted on {report.refit_images:,} images; no validation images"
             " are left, so no gap is shown."
         )
     elif different < (1 - COPIES) * images:
@@ -421,16 +392,6 @@ def about_gap(run: Run, content: dict[str, Any], test: Evaluation) -> str:
 
 # --- The test set: accuracy with its interval, confusion matrix, classification report ---
 
-TEST_SHAPE = {
-    **REPORT_SHAPE,
-    **CALIBRATION_SHAPE,
-    "model_sha256": str,
-    "probabilities_sha256": str,
-    "looks": [LOOK_SHAPE],
-}
-GAP_SHAPE = {"validation_accuracy": float, "validation_images": int}
-REFIT_SHAPE = {"refit_images": int}  # in place of `GAP_SHAPE`, for a refitted network
-
 
 def prepare() -> None:
     """Import in advance the modules that evaluation needs, which takes about a second."""
@@ -438,128 +399,137 @@ def prepare() -> None:
         import_module(name)
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is evaluated on the test set, and where the results lie.
-
-    model_sha256: of the model's weights.
-    predict_proba: returns the probabilities float32[N, K] of images [N, H, W, C].
-    report, beside: the paths of the report, and of the probabilities for the test images.
-    says: what else the report says.
-    """
-
-    model_sha256: str
-    predict_proba: Callable[[np.ndarray], np.ndarray]
-    report: Path
-    beside: Path
-    says: Mapping[str, Any]
-
-
-def look(run: Run, dataset: Dataset, purpose: str) -> dict[str, Any]:
-    """Evaluate the winner on the test set once, and save the results under best/.
-
-    The ledger records the evaluation before it happens. Returns the content of best/test.json.
-    """
-    config, place = run.winner(), run.directory
-    winner = Subject(
-        config["model_sha256"],
+def look(run: Run, dataset: Dataset, purpose: str) -> ModelReport:
+    """Evaluate the winner on the test set once, and save the results under best/."""
+    winner = run.winner()
+    said: dict[str, Any] = {"refit_images": len(dataset.y_train) + len(dataset.y_validation)}
+    return look_at(
+        ModelReport,
+        run.store,
+        dataset,
+        purpose,
+        winner.model_sha256,
         run.best_model.predict_proba,
-        place.test_path,
-        place.probabilities_path,
-        {"refit_images": len(dataset.y_train) + len(dataset.y_validation)}
-        if config.get("refit")
-        else validated(config["score"], dataset),
+        **(said if winner.refit else validated(winner.score, dataset)),
     )
-    return look_at(winner, run, dataset, purpose)
 
 
 def validated(accuracy: float, dataset: Dataset) -> dict[str, Any]:
-    """What a report says of a model's accuracy on the validation images."""
+    """The fields of a report on a model's accuracy on the validation images."""
     return {"validation_accuracy": accuracy, "validation_images": len(dataset.y_validation)}
 
 
-def look_at(subject: Subject, run: Run, dataset: Dataset, purpose: str) -> dict[str, Any]:
-    """Evaluate a model on the test set once, and save the results; returns the report.
+def look_at(
+    kind: type[M],
+    store: Store,
+    dataset: Dataset,
+    purpose: str,
+    model_sha256: str,
+    predict_proba: Callable[[np.ndarray], np.ndarray],
+    **said: Any,
+) -> M:
+    """Evaluate a model on the test set once, and write the report, which is returned.
 
     The ledger records the evaluation before it happens.
+
+    Args:
+      kind: of the report.
+      purpose: see `Look`.
+      model_sha256: of the model's weights.
+      predict_proba: returns the probabilities float32[N, K] of images [N, H, W, C].
+      said: the report's other fields.
     """
-    model_sha256 = subject.model_sha256
-    run.files.record_look(purpose, model_sha256, dataset.test_sha256)
-    probabilities = subject.predict_proba(dataset.x_test)
-    predictions = array_bytes(probabilities)
-    evaluation = judge(dataset.y_test, probabilities.argmax(1), dataset.labels, dataset.class_names)
-    content = {
-        "model_sha256": model_sha256,
-        **evaluation.to_json(),
-        **calibration(dataset.y_test, probabilities).to_json(),
-        "probabilities_sha256": sha256(predictions),
-        "looks": run.files.looks_to_keep(dataset.test_sha256),
-        **subject.says,
-    }
-    run.files.write_file(subject.beside, predictions)
-    run.files.write_json(subject.report, content)
-    return content
+    store.record_look(purpose, model_sha256, dataset.test_sha256)
+    probabilities = predict_proba(dataset.x_test)
+    classes = probabilities.argmax(1)
+    evaluation = judge(dataset.y_test, classes, dataset.labels, dataset.class_names)
+    found = calibration(dataset.y_test, probabilities)
+    return write_report(
+        store,
+        kind,
+        {"probabilities_sha256": array_bytes(probabilities)},
+        **vars(evaluation.record()),
+        model_sha256=model_sha256,
+        loss=found.loss,
+        calibration_error=found.error,
+        reliability=found.bins,
+        looks=store.looks_to_keep(dataset.test_sha256),
+        **said,
+    )
 
 
-def kept_look(run: Run) -> dict[str, Any] | None:
+def write_report(
+    store: Store,
+    kind: type[R],
+    beside: dict[str, bytes],
+    at: Sequence[str] = (),
+    /,
+    **said: Any,
+) -> R:
+    """Write the files that a report names, then the report, which is returned.
+
+    beside: the contents of these files, by the fields of the report that have their SHA-256.
+    at: the place of an SVM. said: the other fields.
+    """
+    said |= {name: sha256(content) for name, content in beside.items()}
+    report = kind(**said)
+    for name, content in beside.items():
+        store.write_bytes(kind.BESIDE[name], content, at)
+    store.write(report, at)
+    return report
+
+
+def read_report(
+    store: Store, kind: type[R], belongs: Callable[[R], bool], at: Sequence[str] = ()
+) -> R | None:
+    """A report; None if it doesn't belong to what is asked for.
+
+    Raises `DamagedFile` if it is damaged, or a file beside it whose SHA-256 it has.
+    """
+    report = store.read(kind, at)
+    if not belongs(report):
+        return None
+    for name, file in kind.BESIDE.items():
+        path = store.file(file, at)
+        if (found := sha256(read_bytes(path))) != getattr(report, name):
+            name = store.file(kind.FILE, at).name
+            raise DamagedFile(path, f"its SHA-256 is {found}, not {name}'s")
+    return report
+
+
+def kept_look(run: Run) -> ModelReport | None:
     """The content of best/test.json; None if it belongs to another winner.
 
     Raises `DamagedFile` if the file, or that of its predictions, is damaged.
     """
-    return _kept(run)[0]
+    return kept_report(run.store, ModelReport, run.ranking.tested_sha256)
 
 
-def _kept(run: Run) -> tuple[dict[str, Any] | None, np.ndarray]:
-    """The content of best/test.json, or None, and the probabilities float32[N, K] beside it."""
-    path, beside = run.directory.test_path, run.directory.probabilities_path
-    return read_report(path, beside, run.tested_sha256)
-
-
-def read_report(
-    path: Path, beside: Path, model_sha256: str | None, shape: Any = None
-) -> tuple[dict[str, Any] | None, np.ndarray]:
-    """A report on test images, None if it is another model's; and the probabilities beside it.
-
-    Args:
-      path, beside: of the report, and of the probabilities float32[N, K].
-      model_sha256: of the model's weights.
-      shape: fields that the report has beyond `TEST_SHAPE`.
-
-    Raises `DamagedFile` if one of the files is damaged.
-    """
-    content = read_json(path, {**TEST_SHAPE, **(shape or {})})
-    try:
-        evaluation = Evaluation.from_json(content)
-        if Calibration.from_json(content).images != evaluation.images:
-            raise ValueError("counts other images")
-    except ValueError:
-        raise DamagedFile(path, "is not a report on test images") from None
-    about: dict[str, Any] = REFIT_SHAPE if "refit_images" in content else GAP_SHAPE
-    possible = fits(content, about) and min(content[name] for name in about) >= 0
-    if not possible or content.get("validation_accuracy", 0) > 1:
-        raise DamagedFile(path, "is not a report on test images")
-    if content["model_sha256"] != model_sha256:
-        return None, np.zeros((0, 0), np.float32)
-    probabilities = read_array(beside, content["probabilities_sha256"])
-    if probabilities.shape != (evaluation.images, len(evaluation.labels)):
-        raise DamagedFile(beside, f"does not match {path.name}")
-    return content, probabilities
+def kept_report(store: Store, kind: type[M], model_sha256: str | None) -> M | None:
+    """A report on a model's probabilities, see `read_report`; None if it is another model's."""
+    report = read_report(store, kind, lambda found: found.model_sha256 == model_sha256)
+    if report is not None:
+        beside = store.file(kind.BESIDE["probabilities_sha256"])
+        shape = read_array(beside, report.probabilities_sha256).shape
+        if shape != (report.images, len(report.labels)):
+            raise DamagedFile(beside, f"does not match {store.file(kind.FILE).name}")
+    return report
 
 
 def looks_at_test(run: Run) -> str:
     """How often the run's test set was evaluated, by this run and others, and for what."""
-    return describe_looks(run.directory.read_looks(run.directory.test_sha256), run.directory.name)
+    return describe_looks(run.store.read_looks(run.store.test_sha256), run.store.name)
 
 
-def about_probabilities(run: Run, content: dict[str, Any]) -> str:
+def about_probabilities(run: Run, report: ModelReport) -> str:
     """The loss and the calibration in best/test.json, with what in training explains them."""
     trained = run.settings.training().for_trial(run.best_trial.hyperparameters)
-    return describe_calibration(Calibration.from_json(content), trained.label_smoothing)
+    return describe_calibration(Calibration.of(report), trained.label_smoothing)
 
 
-def describe_evaluation(run: Run, content: dict[str, Any]) -> str:
-    """The content of the run's best/test.json as text, and all evaluations of the test set."""
-    evaluation = Evaluation.from_json(content)
+def describe_evaluation(run: Run, report: ModelReport) -> str:
+    """The run's best/test.json as text, and all evaluations of the test set."""
+    evaluation = Evaluation.of(report)
     low, high = evaluation.confidence_interval()
     return "\n".join(
         [
@@ -567,8 +537,8 @@ def describe_evaluation(run: Run, content: dict[str, Any]) -> str:
             f" (95 % interval {low:.4f} to {high:.4f})",
             *beside_constant(evaluation),
             looks_at_test(run),
-            about_probabilities(run, content),
-            about_gap(run, content, evaluation),
+            about_probabilities(run, report),
+            about_gap(run, report),
             "",
             describe_confusions(evaluation, "best/test.json"),
             "",
@@ -580,7 +550,7 @@ def describe_evaluation(run: Run, content: dict[str, Any]) -> str:
 # --- The best trials' ensemble on the test set: evaluated once, and read again afterwards ---
 
 
-def evaluate_ensemble(run: Run, dataset: Dataset, count: int) -> dict[str, Any]:
+def evaluate_ensemble(run: Run, dataset: Dataset, count: int) -> EnsembleReport:
     """The report of the first `count` trials' ensemble, which is made unless it is kept.
 
     Args:
@@ -589,38 +559,33 @@ def evaluate_ensemble(run: Run, dataset: Dataset, count: int) -> dict[str, Any]:
       count: number of members.
 
     Returns:
-      The content of best/ensemble/ensemble.json.
+      best/ensemble/ensemble.json.
 
     Raises:
       UsageError: fewer trials have completed.
     """
-    trials = comparisons.first_members(run.ranked, count)
-    hashes = [trial.weights_sha256 for trial in trials]
-    identity = comparisons.members_identity(hashes)
-    if kept := run.files.mended(lambda: _kept_ensemble(run, identity)):
+    trials = comparisons.first_members(run.ranking.ranked, count)
+    members = comparisons.members_of(trials)
+    identity = comparisons.members_identity([member.model_sha256 for member in members])
+    if kept := run.store.mended(lambda: _kept_ensemble(run, identity)):
         return kept
-    place = run.directory
     ensemble = run.ensemble_of(trials)
     right = ensemble.predict_proba(dataset.x_validation).argmax(1) == dataset.y_validation
-    subject = Subject(
+    return look_at(
+        EnsembleReport,
+        run.store,
+        dataset,
+        "ensemble",
         identity,
         ensemble.predict_proba,
-        place.ensemble_path,
-        place.ensemble_probabilities_path,
-        {
-            **validated(float(right.mean()), dataset),
-            "members": [
-                {"trial": trial.index, "model_sha256": trial.weights_sha256} for trial in trials
-            ],
-        },
+        members=members,
+        **validated(float(right.mean()), dataset),
     )
-    return look_at(subject, run, dataset, "ensemble")
 
 
-def _kept_ensemble(run: Run, identity: str) -> dict[str, Any] | None:
+def _kept_ensemble(run: Run, identity: str) -> EnsembleReport | None:
     """The kept report; None if it is another ensemble's. Raises `DamagedFile` if it is damaged."""
-    path, beside = run.directory.ensemble_path, run.directory.ensemble_probabilities_path
-    content, _ = read_report(path, beside, identity, comparisons.MEMBERS_SHAPE)
-    if content is not None and not comparisons.are_first_members(content, run.ranked):
-        raise DamagedFile(path, "does not list the members that it is of")
-    return content
+    report = kept_report(run.store, EnsembleReport, identity)
+    if report is not None and not comparisons.are_first_members(report, run.ranking.ranked):
+        raise DamagedFile(run.store.file(File.ENSEMBLE), "does not list the members that it is of")
+    return report

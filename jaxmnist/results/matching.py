@@ -18,8 +18,9 @@ from jaxmnist.files import DamagedFile, MissingFile, fits, read_tensors
 from jaxmnist.models.network import DataSpec, Network, Parameters, from_paths
 from jaxmnist.models.space import Space
 from jaxmnist.results.trained import MODEL_METADATA
-from jaxmnist.runs.store import RunDirectory
-from jaxmnist.runs.trial import Trial, index_of
+from jaxmnist.runs.records import File
+from jaxmnist.runs.store import Store
+from jaxmnist.runs.trial import Trial
 from jaxmnist.settings import SearchSettings
 
 logger = logging.getLogger("jaxmnist")
@@ -36,7 +37,7 @@ DATA_SHAPE = {
 }
 
 
-def data_of(directory: RunDirectory, settings: SearchSettings, *, refit: bool = False) -> DataSpec:
+def data_of(directory: Store, settings: SearchSettings, *, refit: bool = False) -> DataSpec:
     """The properties of a run's data that its networks depend on; see `DataSpec.of`."""
     data = directory.search["data"]
     if not fits(data, DATA_SHAPE):
@@ -53,7 +54,7 @@ def data_of(directory: RunDirectory, settings: SearchSettings, *, refit: bool = 
     )
 
 
-def check_space(directory: RunDirectory, settings: SearchSettings, network: Network) -> None:
+def check_space(directory: Store, settings: SearchSettings, network: Network) -> None:
     """Raise `UsageError` if a network of one's own has another space than the run has searched."""
     name, known = (directory.search["identity"].get(key) for key in ("network", "space"))
     if network.definition.name != name:
@@ -82,7 +83,7 @@ def check_space(directory: RunDirectory, settings: SearchSettings, network: Netw
 
 
 def check_trial(
-    directory: RunDirectory,
+    directory: Store,
     trial: Trial,
     network: Network,
     settings: SearchSettings,
@@ -157,7 +158,7 @@ class StoredOutputs:
         """The logits `trained` of the trained weights, if there are some."""
         return {} if weights is None else {"trained": self._logits(weights, kept["images"])}
 
-    def differences(self, directory: RunDirectory) -> str:
+    def differences(self, directory: Store) -> str:
         """What differs from what the trial has kept; '' if nothing does, or nothing is kept."""
         key, within = self.trial.key, self.network.rounding(self.trial.hyperparameters, self.data)
         try:
@@ -167,7 +168,7 @@ class StoredOutputs:
             return ""
         found = self._of(kept["images"])
         try:
-            arrays, _ = read_tensors(directory.weights_path(key), MODEL_METADATA)
+            arrays, _ = read_tensors(directory.file(File.WEIGHTS, key), MODEL_METADATA)
             shapes = self.network.shapes(self.trial.hyperparameters, self.data)
             found |= self.of_end(kept, from_paths(arrays, shapes))
         except DamagedFile:  # they were not kept, or are mended elsewhere
@@ -182,7 +183,7 @@ class StoredOutputs:
     def _of(self, images: np.ndarray) -> dict[str, np.ndarray]:
         drawn, key = self.trial.hyperparameters, self.trial.key
         initial = self.network.initial_parameters(
-            drawn, self.data, seed=weights_seed(self.settings.seed, key), index=index_of(key)
+            drawn, self.data, seed=weights_seed(self.settings.seed, key), index=key.index
         )
         weights = self.network.random_weights(initial)
         return {"initial": self._logits(initial, images), "random": self._logits(weights, images)}

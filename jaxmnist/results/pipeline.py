@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import combinations
@@ -18,7 +18,14 @@ import numpy as np
 from safetensors.numpy import save as save_tensors
 
 from jaxmnist.errors import UsageError, local_path
-from jaxmnist.files import DamagedFile, content_sha256, fits, read_tensors, tensors_sha256
+from jaxmnist.files import (
+    DamagedFile,
+    as_json,
+    content_sha256,
+    read_tensors,
+    record_of,
+    tensors_sha256,
+)
 from jaxmnist.machine import cores
 
 # --- A support vector machine with an RBF kernel: fitted by a library, stored as arrays ---
@@ -100,7 +107,6 @@ class RbfSvm:
         "intercept": np.float64,
         "labels": np.int64,
     }
-    numbers: ClassVar[tuple[str, ...]] = ("gamma", "c")
 
     @staticmethod
     def default(x: np.ndarray) -> dict[str, float]:
@@ -190,8 +196,8 @@ class RbfSvm:
             and self.vectors.shape == (vectors, components)
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields of svm.json that describe the SVM."""
+    def described(self) -> dict[str, Any]:
+        """The fields of `SvmFit` that describe the SVM."""
         return {
             "kind": self.kind,
             "description": self.describe(),
@@ -314,6 +320,23 @@ PROJECTION = ("scaler_mean", "scaler_scale", "pca_mean", "pca_components")
 
 
 @dataclass(frozen=True)
+class PipelineRecord:
+    """What the file of a pipeline has beside its arrays.
+
+    kind: in `SVMS`. gamma, c: see `RbfSvm`. content_sha256: of arrays and the other fields.
+    """
+
+    kind: str
+    gamma: float
+    c: float
+    content_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in SVMS:
+            raise ValueError("an unknown SVM")
+
+
+@dataclass(frozen=True)
 class SvmPipeline:
     """A fitted scaler → PCA → SVM, which predicts with NumPy alone.
 
@@ -329,18 +352,18 @@ class SvmPipeline:
         """Labels of features float32[N, D]: int64[N]."""
         return self.classifier.predict(self.project(features))
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields of svm.json that describe the pipeline."""
-        return {**self.classifier.to_json(), "components": len(self.project.pca_components)}
+    def described(self) -> dict[str, Any]:
+        """The fields of `SvmFit` that describe the pipeline."""
+        return {**self.classifier.described(), "components": len(self.project.pca_components)}
 
     def to_bytes(self) -> bytes:
         """The pipeline as a safetensors file that contains the SHA-256 of its content."""
         svm = self.classifier
         arrays = {name: np.ascontiguousarray(getattr(self.project, name)) for name in PROJECTION}
         arrays |= {name: np.ascontiguousarray(getattr(svm, name)) for name in svm.arrays}
-        said = {"kind": svm.kind, **{name: getattr(svm, name) for name in svm.numbers}}
-        said |= {"content_sha256": _sha256(arrays, said)}
-        return save_tensors(arrays, {SVM_METADATA: json.dumps(said)})
+        record = PipelineRecord(svm.kind, svm.gamma, svm.c)
+        record = replace(record, content_sha256=_sha256(arrays, record))
+        return save_tensors(arrays, {SVM_METADATA: json.dumps(as_json(record))})
 
     @classmethod
     def load(cls, path: Path) -> SvmPipeline:
@@ -349,24 +372,25 @@ class SvmPipeline:
         Raises `DamagedFile` if its content isn't what `to_bytes` returned.
         """
         path = Path(local_path(path))
-        arrays, said = read_tensors(path, SVM_METADATA)
-        if not fits(said, {"kind": set(SVMS), "content_sha256": str}):
-            raise DamagedFile(path, "is not a file of jaxmnist's SVM")
-        kind = SVMS[said["kind"]]
+        arrays, content = read_tensors(path, SVM_METADATA)
+        problem = "is not a file of jaxmnist's SVM"
+        record = record_of(path, content, PipelineRecord, problem)
+        kind = SVMS[record.kind]
         dtypes = {name: np.dtype(np.float32) for name in PROJECTION}
         dtypes |= {name: np.dtype(dtype) for name, dtype in kind.arrays.items()}
-        found = {name: array.dtype for name, array in arrays.items()}
-        if found != dtypes or not fits(said, dict.fromkeys(kind.numbers, float)):
-            raise DamagedFile(path, "is not a file of jaxmnist's SVM")
-        if said.pop("content_sha256") != _sha256(arrays, said):
+        if {name: array.dtype for name, array in arrays.items()} != dtypes:
+            raise DamagedFile(path, problem)
+        if record.content_sha256 != _sha256(arrays, record):
             raise DamagedFile(path, "its content does not match its SHA-256")
         project = Projection(**{name: arrays.pop(name) for name in PROJECTION})
-        fields: dict[str, Any] = {**arrays, **{name: float(said[name]) for name in kind.numbers}}
-        svm = cls(project, kind(**fields))
+        fields: dict[str, Any] = arrays
+        svm = cls(project, kind(**fields, gamma=record.gamma, c=record.c))
         if not project.fits() or not svm.classifier.fits(len(project.pca_components)):
-            raise DamagedFile(path, "is not a file of jaxmnist's SVM")
+            raise DamagedFile(path, problem)
         return svm
 
 
-def _sha256(arrays: dict[str, np.ndarray], said: dict[str, Any]) -> str:
-    return content_sha256([tensors_sha256(arrays), said])
+def _sha256(arrays: dict[str, np.ndarray], record: PipelineRecord) -> str:
+    content = as_json(record)
+    del content["content_sha256"]
+    return content_sha256([tensors_sha256(arrays), content])

@@ -9,21 +9,23 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jaxmnist.data.dataset import Dataset, dataset_in_memory, load_dataset
 from jaxmnist.data.download import check_downloaded
 from jaxmnist.engine.devices import set_pool_size
 from jaxmnist.errors import UsageError, printable
-from jaxmnist.files import DamagedFile, MissingFile, fits, read_json
+from jaxmnist.files import DamagedFile, MissingFile, fits, from_json, read_record
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import SpaceDescription
-from jaxmnist.results import comparisons, finalists
-from jaxmnist.results.finalists import Corrected, Finalist, corrected, describe_corrected
-from jaxmnist.results.importance import standings_of
-from jaxmnist.results.selection import Ranked, Rule, Standing, rule_of
-from jaxmnist.runs.store import RunDirectory, WritableRunDirectory, continue_run, threads_of
-from jaxmnist.runs.trial import DONE, REFIT, Rerun, Trial, TrialKey, agree, state_of
+from jaxmnist.results import comparisons
+from jaxmnist.results.ranking import (
+    Ranking,
+    finalists_as_text,
+)
+from jaxmnist.runs.records import Comparisons, EnsembleReport, File, Winner
+from jaxmnist.runs.store import Store, continue_run, threads_of
+from jaxmnist.runs.trial import REFIT, Key, Trial, agree
 from jaxmnist.settings import SearchSettings, check_whole
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ SEARCH_SHAPE = {
     "identity": {"data": str, "network": str},
     "space": dict,
 }
-CONFIG_SHAPE = {"trial": int, "score": float, "model_sha256": str}  # fields of best/config.json
+R = TypeVar("R")  # the type of a record
 MENDS = "repeat the search's command, which sets the file aside and recreates it"
 
 
@@ -45,7 +47,7 @@ class Run:
     """The results of a search: returned by `random_search`, or `Run(directory)` for an earlier one.
 
     Args:
-      directory: path of the run directory, or an open `RunDirectory`.
+      directory: path of the run directory, or an open `Store`.
       network: the network whose configurations were trained, or its function `build_model`; may
         be left out if it is the study's, and without it a network of one's own can't be used, but
         its results be read.
@@ -63,7 +65,7 @@ class Run:
 
     def __init__(
         self,
-        directory: Path | str | RunDirectory,
+        directory: Path | str | Store,
         network: Network | Callable[[Any], Any] | None = None,
         skip_damaged: bool = False,
         *,
@@ -72,12 +74,13 @@ class Run:
         self._network = _network_of(network)
         self._noted = checked  # that versions differ: the search says it
         self._skip_damaged = skip_damaged
+        self._unreadable: dict[Key, str] = {}
         try:
-            if not isinstance(directory, RunDirectory):
-                directory = RunDirectory.open(directory)
+            if not isinstance(directory, Store):
+                directory = Store.open(directory)
         except DamagedFile as problem:
             raise UsageError(f"{problem}; {MENDS}") from None
-        self.directory = directory
+        self.store = directory
         self.search = directory.search
         known = {item.name for item in fields(SearchSettings)}
         try:
@@ -85,12 +88,12 @@ class Run:
                 raise ValueError
             stored = {k: v for k, v in self.search["settings"].items() if k in known}
             self.settings = SearchSettings(**stored)
-            self.space = SpaceDescription.from_json(self.search["space"])
+            self.space = from_json(SpaceDescription, self.search["space"])
             self.validation_images: int = self.search["data"]["validation"]
             if self.validation_images < 1:
                 raise ValueError
         except (TypeError, ValueError, KeyError, AttributeError):
-            path = self.directory.path / "search.json"
+            path = self.store.path / "search.json"
             raise DamagedFile(path, "lacks what was searched") from None
         if self._network is not None and not checked:
             self._check_network()
@@ -100,16 +103,18 @@ class Run:
         # Imported here: JAX takes a second.
         from jaxmnist.results.matching import check_space
 
-        check_space(self.directory, self.settings, self.network)
-        if self.network.traced and (trial := self._in_best() or next(iter(self._best()), None)):
+        check_space(self.store, self.settings, self.network)
+        if self.network.traced and (
+            trial := self._in_best() or next(iter(self.ranking.best), None)
+        ):
             self._check_trial(trial)
 
     def _check_trial(self, trial: Trial) -> None:
         """Raise `UsageError` unless the network is the one that a trial was trained with."""
         from jaxmnist.results.matching import check_trial, data_of
 
-        data = data_of(self.directory, self.settings, refit=trial.rerun == REFIT)
-        note = check_trial(self.directory, trial, self.network, self.settings, data)
+        data = data_of(self.store, self.settings, refit=trial.rerun == REFIT)
+        note = check_trial(self.store, trial, self.network, self.settings, data)
         if note and not self._noted:
             logger.info(note)
             self._noted = True
@@ -117,44 +122,69 @@ class Run:
     def _in_best(self) -> Trial | None:
         """The record of the network that lies in best/; None if there is none."""
         try:
-            config = read_json(self.directory.config_path, CONFIG_SHAPE)
-            rerun = REFIT if config.get("refit") else config.get("rerun")
-            index = config["trial"]
-            return self.directory.read_trial(index if rerun is None else Rerun(index, rerun))
-        except (DamagedFile, TypeError):  # told where it is needed
+            kept = read_record(self.store.file(File.WINNER), Winner)
+            rerun = REFIT if kept.refit else kept.rerun
+            return self.store.read_trial(Key(kept.trial, rerun))
+        except DamagedFile:  # told where it is needed
             return None
 
+    @cached_property
+    def ranking(self) -> Ranking:
+        """Which trial won, and why."""
+        trials = self._readable(self.store.trial_keys())
+        reruns = self._readable(self.store.reruns(), later=True)
+        return Ranking(
+            list(trials.values()),
+            reruns,
+            self.settings,
+            self.validation_images,
+            str(self.store.path),
+            {} if self._skip_damaged else self._unreadable,
+        )
+
     @property
-    def trials(self) -> list[Trial]:
+    def trials(self) -> Sequence[Trial]:
         """The records of all trials, by index."""
-        return self._records[0]
+        return self.ranking.trials
+
+    @property
+    def reruns(self) -> list[Trial]:
+        """The records of all reruns and refits, also of those that the settings don't ask for.
+
+        Damaged ones are left out: those that are asked for are made again elsewhere.
+        """
+        return list(self.ranking.reruns.values())
 
     @property
     def damaged(self) -> list[str]:
         """What is wrong with each record that was left out."""
-        further = [str(found) for found in self._further.values() if isinstance(found, DamagedFile)]
-        return [*self._records[1], *further]
+        _ = self.ranking
+        return list(self._unreadable.values())
 
-    @cached_property
-    def _records(self) -> tuple[list[Trial], list[str]]:
-        trials, damaged = [], []
-        for index in self.directory.trial_indices():
+    def _readable(self, keys: Sequence[Key], later: bool = False) -> dict[Key, Trial]:
+        """The records of trials; those that can't be read are noted in `_unreadable`.
+
+        later: an unreadable record is an error only where it is needed.
+        """
+        found = {}
+        for key in keys:
             try:
-                trial = self._read(index)
+                if trial := self._read(key):
+                    found[key] = trial
             except DamagedFile as problem:
-                if not self._skip_damaged:
+                if not (self._skip_damaged or later):
                     raise UsageError(f"{problem}; {MENDS}") from None
-                damaged.append(str(problem))
-                continue
-            trials += [] if trial is None else [trial]
-        return trials, damaged
+                self._unreadable[key] = (
+                    str(problem) if self._skip_damaged else f"{problem}; {MENDS}"
+                )
+        return found
 
-    def _read(self, key: TrialKey) -> Trial | None:
+    def _read(self, key: Key) -> Trial | None:
         """The record of a trial; `DamagedFile` if it isn't one of this run's completed trials."""
-        trial = self.directory.read_trial(key)
+        trial = self.store.read_trial(key)
         if trial is None or trial.status != "completed":
             return trial
-        path = self.directory.trial_folder(key) / "trial.json"
+        path = self.store.file(File.TRIAL, key)
         if len(trial.history) != self.settings.epochs:
             raise DamagedFile(path, f"does not have {self.settings.epochs} epochs")
         images = 0 if trial.rerun == REFIT else self.validation_images
@@ -162,20 +192,9 @@ class Run:
             raise DamagedFile(path, "its validation accuracies do not match validation.npy")
         return trial
 
-    @cached_property
-    def ranked(self) -> list[Ranked]:
-        """Completed trials as the run's `--select` ranks them; the first wins without finalists."""
-        return self.rule.rank(self.trials)
-
-    @property
-    def rule(self) -> Rule:
-        """The selection rule of the run's settings."""
-        settings = self.settings
-        return rule_of(settings.select, self.validation_images, settings.tolerance)
-
     def skipping_damaged(self) -> Run:
         """The same run without the records that can't be read."""
-        return Run(self.directory, self._network, skip_damaged=True, checked=True)
+        return Run(self.store, self._network, skip_damaged=True, checked=True)
 
     @property
     def network(self) -> Network:
@@ -188,17 +207,10 @@ class Run:
 
         if name != STUDY.definition.name:
             raise UsageError(
-                f"{self.directory.path}: its network is not jaxmnist's own: to use its weights give"
+                f"{self.store.path}: its network is not jaxmnist's own: to use its weights give"
                 " --model FILE, or build_model in Python"
             )
         return STUDY
-
-    @property
-    def files(self) -> WritableRunDirectory:
-        """The run directory for writing; `UsageError` if the run was opened only for reading."""
-        if not isinstance(self.directory, WritableRunDirectory):
-            raise UsageError(f"{self.directory.path}: was opened only for reading")
-        return self.directory
 
     @property
     def best_trial(self) -> Trial:
@@ -206,86 +218,12 @@ class Run:
 
         With finalists it is the first rerun of the chosen one, whose network is tested.
         """
-        self._completed()
-        return self._best()[0]
-
-    @property
-    def rerun_keys(self) -> list[Rerun]:
-        """The reruns that the run's settings ask for, of the finalists in the current ranking."""
-        trials = [entry.trial for entry in self.ranked]
-        settings = self.settings
-        return finalists.rerun_keys(trials, settings.finalists or 0, settings.reruns or 0)
-
-    @cached_property
-    def finals(self) -> tuple[Finalist, ...]:
-        """The finalists, the chosen one first; none while reruns are missing, or if all failed."""
-        keys, retries = self.rerun_keys, self.settings.max_retries
-        records = {key: trial for key in keys if (trial := self._again(key))}
-        if any(state_of(records.get(key), retries) not in DONE for key in keys):
-            return ()
-        trials = [entry.trial for entry in self.ranked[: self.settings.finalists or 0]]
-        return finalists.choose_finalist(
-            trials, records, self.settings.reruns or 0, self.validation_images
-        )
-
-    @cached_property
-    def final_trial(self) -> Trial | None:
-        """The record of the network that best/ is to hold: the winner's, or that of its refit.
-
-        None while it is not trained; `UsageError` if no trial has completed.
-        """
-        winner = self.best_trial
-        if self.settings.finalists and winner.rerun is None:
-            return None
-        if not self.settings.refit:
-            return winner
-        refit = self._again(finalists.refit_of(winner))
-        return refit if refit and refit.status == "completed" else None
-
-    @property
-    def further_trials(self) -> list[Trial]:
-        """The records of all reruns and refits, also of those that the settings don't ask for.
-
-        Damaged ones are left out: those that are asked for are made again elsewhere.
-        """
-        return [found for found in self._further.values() if isinstance(found, Trial)]
-
-    @cached_property
-    def _further(self) -> dict[Rerun, Trial | DamagedFile]:
-        """The record of each rerun and refit that has one, or what is wrong with it."""
-        found: dict[Rerun, Trial | DamagedFile] = {}
-        for key in self.directory.reruns():
-            try:
-                if trial := self._read(key):
-                    found[key] = trial
-            except DamagedFile as problem:
-                found[key] = problem
-        return found
-
-    def _again(self, key: Rerun) -> Trial | None:
-        """The record of a rerun or refit; None if it has none, or a damaged one is left out."""
-        found = self._further.get(key)
-        if isinstance(found, DamagedFile):
-            if not self._skip_damaged:
-                raise UsageError(f"{found}; {MENDS}")
-            return None
-        return found
-
-    def _best(self) -> list[Trial]:
-        """Completed trials, the winner first; finalists as their reruns, in the order of these."""
-        again = {each.trial.index for each in self.finals}
-        others = [entry.trial for entry in self.ranked if entry.trial.index not in again]
-        return [each.tested or each.trial for each in self.finals] + others
-
-    def _completed(self) -> list[Ranked]:
-        if not self.ranked:
-            raise UsageError(f"{self.directory.path}: has no completed trial")
-        return self.ranked
+        return self.ranking.winner
 
     def get_best_hyperparameters(self, n: int = 1) -> list[Hyperparameters]:
         """The hyperparameters of the first n trials, the winner's first."""
         n = check_whole("n", n, 1)
-        return [trial.hyperparameters for trial in self._best()[:n]]
+        return [trial.hyperparameters for trial in self.ranking.best[:n]]
 
     def get_best_models(self, n: int = 1) -> list[TrainedModel]:
         """The first n models, the winner first; `UsageError` if their weights weren't kept.
@@ -298,26 +236,26 @@ class Run:
             raise UsageError(
                 f"weights of {kept} trials were kept, not of {n}; search with keep={n} to keep them"
             )
-        models = [self.load_model(trial) for trial in self._best()[:n]]
+        models = [self.load_model(trial) for trial in self.ranking.best[:n]]
         return [self.best_model, *models[1:]] if self.settings.refit else models
 
     def load_model(self, trial: Trial) -> TrainedModel:
         """The network of a trial whose weights are kept."""
         self._check_trial(trial)
-        return self._load(self.directory.weights_path(trial.key), trial.weights_sha256)
+        return self._load(self.store.file(File.WEIGHTS, trial.key), trial.weights_sha256)
 
     def results_table(self) -> list[tuple[str, ...]]:
         """The table of trials: its header, then rows as they rank, those that failed last."""
-        head = ("trial", "val_accuracy", self.rule.column, "seconds", "hyperparameters")
+        head = ("trial", "val_accuracy", self.ranking.rule.column, "seconds", "hyperparameters")
         rows = [
             (
                 str(entry.trial.index),
                 f"{entry.score:.4f}",
-                self.rule.cell(entry),
+                self.ranking.rule.cell(entry),
                 f"{entry.trial.seconds:.1f}",
                 str(self.space.shown(entry.trial.hyperparameters)),
             )
-            for entry in self.ranked
+            for entry in self.ranking.ranked
         ]
         for trial in self.trials:
             if trial.status != "completed":
@@ -327,53 +265,32 @@ class Run:
         return [head, *rows]
 
     def results_summary(self) -> str:
-        """What `ranking` says; then the ensemble, and how what was tested compares."""
-        lines = [self.ranking()]
-        if self.ranked:
+        """A line for each trial in the order of the ranking, then those that failed.
+
+        Then why the winner won, its score corrected for having been selected, and the trials that
+        are statistically tied with it, or the finalists; the ensemble, and paired comparisons of
+        what was tested.
+        """
+        ranking = self.ranking
+        lines = [rows_as_text(self.results_table())]
+        if ranking.ranked:
+            lines += ["", ranking.why()]
+            lines += [f"\n{finalists_as_text(ranking.finals)}\n"] if ranking.finals else []
+            lines += [ranking.about_score()]
             found = self.kept_ensemble()
             lines += [comparisons.describe_ensemble(found)] if found else []
             lines += comparisons.describe_comparisons(self.kept_comparisons())
         return "\n".join(lines)
 
-    def ranking(self) -> str:
-        """A line for each trial in the order of the ranking, then those that failed.
-
-        Then why the first one won, its score corrected for having been selected, and the trials
-        that the validation images don't tell from it; or else the finalists, and which of them is
-        chosen.
-        """
-        table = rows_as_text(self.results_table())
-        if not self.ranked:
-            return table
-        more = self.about_score()
-        if self.finals:
-            more = f"\n{finalists.finalists_as_text(self.finals)}\n\n{more}"
-        return "\n".join([table, "", self.why(), more])
-
-    def about_score(self) -> str:
-        """The winner's score, what selection has added to it, and which trials are as good.
-
-        Raises `UsageError` if no trial has completed.
-        """
-        return (
-            finalists.describe_finalists(self.finals)
-            if self.finals
-            else describe_corrected(self.corrected)
-        )
-
-    def kept_ensemble(self) -> dict[str, Any] | None:
+    def kept_ensemble(self) -> EnsembleReport | None:
         """The content of best/ensemble/ensemble.json; None unless it is of the first trials."""
-        return comparisons.kept_ensemble(self.directory, self.ranked)
+        return comparisons.kept_ensemble(self.store, self.ranking.ranked)
 
-    def kept_comparisons(self) -> dict[str, Any] | None:
+    def kept_comparisons(self) -> Comparisons | None:
         """The content of best/comparisons.json; None unless it is of the present models."""
-        return comparisons.kept_comparisons(self.directory, self.ranked, self.tested_sha256)
-
-    @property
-    def tested_sha256(self) -> str | None:
-        """The SHA-256 of the weights that best/ is to hold; None while they are not trained."""
-        final = self.final_trial if self.ranked else None
-        return final.weights_sha256 if final else None
+        return comparisons.kept_comparisons(
+            self.store, self.ranking.ranked, self.ranking.tested_sha256
+        )
 
     def search_space_summary(self) -> str:
         """A line for each hyperparameter with its range, and the number of configurations."""
@@ -382,38 +299,13 @@ class Run:
         lines = [f"{name:{width}}  {values}" for name, values in ranges.items()]
         return "\n".join([f"{self.space.size_text} configurations", *lines])
 
-    def why(self) -> str:
-        """Why the winner won, which better trials the rule passed over, and what that cost.
-
-        With finalists this says it of the ranking that they come from. Raises `UsageError` if no
-        trial has completed.
-        """
-        reason = self.rule.reason(self._completed())
-        return f"Before the reruns: {reason}" if self.finals else reason
-
-    @cached_property
-    def corrected(self) -> Corrected:
-        """The winner's score corrected for its selection, and the trials as good as it.
-
-        With finalists it is the mean of the chosen one's reruns. Raises `UsageError` if no trial
-        has completed.
-        """
-        if self.finals:
-            return finalists.corrected_mean(self.finals, [each.trial for each in self.ranked])
-        return corrected(self._completed(), self.rule)
-
-    @cached_property
-    def standings(self) -> list[Standing]:
-        """The standings of the ranked trials, in the order of the ranking."""
-        return standings_of(self.ranked, self.rule)
-
     @cached_property
     def best_model(self) -> TrainedModel:
         """The winner's trained network, loaded from best/."""
-        config = self.result("best/config.json", CONFIG_SHAPE)
+        kept = self.result("best/config.json", Winner)
         if trial := self._in_best():
             self._check_trial(trial)
-        return self._load(self.directory.model_path, config["model_sha256"])
+        return self._load(self.store.file(File.MODEL), kept.model_sha256)
 
     @cached_property
     def ensemble(self) -> Ensemble:
@@ -424,16 +316,16 @@ class Run:
         content = self.kept_ensemble()
         if content is None:
             raise UsageError(
-                f"{self.directory.path}: has no ensemble of its first trials: repeat its search"
+                f"{self.store.path}: has no ensemble of its first trials: repeat its search"
                 " with --ensemble K, in Python ensemble=K, to test one"
             )
-        count, kept = len(content["members"]), self.settings.keep
+        count, kept = len(content.members), self.settings.keep
         if kept is not None and count > kept:
             raise UsageError(
-                f"{self.directory.path}: weights of {kept} trials were kept, not of the ensemble's"
+                f"{self.store.path}: weights of {kept} trials were kept, not of the ensemble's"
                 f" {count}: repeat its search with --ensemble {count}, in Python ensemble={count}"
             )
-        return self.ensemble_of(comparisons.first_members(self.ranked, count))
+        return self.ensemble_of(comparisons.first_members(self.ranking.ranked, count))
 
     def ensemble_of(self, trials: Sequence[Trial]) -> Ensemble:
         """The networks of trials whose weights are kept as one ensemble."""
@@ -441,36 +333,33 @@ class Run:
         from jaxmnist.results.trained import Ensemble, Origin
 
         # A directory for reading alone: an ensemble outlives the lock of a run that is written.
-        place = RunDirectory(self.directory.path, self.search)
+        place = self.store.for_reading()
         identity = comparisons.members_identity([trial.weights_sha256 for trial in trials])
         return Ensemble(
             tuple(map(self.load_model, trials)),
             tuple(trial.index for trial in trials),
-            Origin(place, identity, place.ensemble_path),
+            Origin(place, identity, place.file(File.ENSEMBLE)),
         )
 
-    def winner(self) -> dict[str, Any]:
+    def winner(self) -> Winner:
         """The content of best/config.json; `UsageError` unless it is the winner of these trials."""
-        config = self.result("best/config.json", CONFIG_SHAPE)
-        final = self.final_trial
-        if final is None or config["model_sha256"] != final.weights_sha256:
+        kept = self.result("best/config.json", Winner)
+        final = self.ranking.final
+        if final is None or kept.model_sha256 != final.weights_sha256:
             raise UsageError(
-                f"{self.directory.path}: best/ holds an earlier winner, as its search is not"
+                f"{self.store.path}: best/ holds an earlier winner, as its search is not"
                 " finished; the search's own command goes on"
             )
-        return config
+        return kept
 
-    def result(self, name: str, shape: Any = None) -> dict[str, Any]:
-        """The content of a JSON file of the run: 'best/test.json', 'svm/mnist/svm.json', ….
-
-        shape: the fields that it must have; see `whole_files.fits`.
-        """
+    def result(self, name: str, kind: type[R]) -> R:
+        """The record in a file of the run, such as 'svm/mnist/svm.json'; see `runs.records`."""
         *folders, file = name.split("/")
         try:
-            return read_json(self.directory.folder(*folders) / file, shape)
+            return read_record(self.store.folder(*folders) / file, kind)
         except MissingFile:
             raise UsageError(
-                f"{self.directory.path}: has no {name}: its search is not finished"
+                f"{self.store.path}: has no {name}: its search is not finished"
             ) from None
         except DamagedFile as problem:
             raise UsageError(f"{problem}; {MENDS}") from None
@@ -490,12 +379,12 @@ class Run:
             settings = replace(settings, dataset=settings.dataset_name, data_dir=data_dir)
         elif data is None and self.search["data"]["in_memory"]:
             raise UsageError(
-                f"{self.directory.path}: its data were arrays in memory: give them again as data=,"
+                f"{self.store.path}: its data were arrays in memory: give them again as data=,"
                 " or where they lie by --data-dir"
             )
         elif data is None and settings.data_dir and not os.path.exists(settings.data_dir):
             raise UsageError(
-                f"{self.directory.path}: its data are not at {settings.data_dir} any more; name"
+                f"{self.store.path}: its data are not at {settings.data_dir} any more; name"
                 " their place with --data-dir"
             )
         if data is None and settings.data_dir is None:
@@ -503,7 +392,7 @@ class Run:
         dataset = load_dataset(settings) if data is None else dataset_in_memory(data, settings)
         if dataset.fingerprint != self.search["identity"]["data"]:
             raise UsageError(
-                f"{self.directory.path}: the data of {dataset.name} have changed: they"
+                f"{self.store.path}: the data of {dataset.name} have changed: they"
                 " are not those of the search"
             )
         return dataset
@@ -519,7 +408,7 @@ class Run:
         except DamagedFile as problem:
             raise UsageError(f"{problem}; {MENDS}") from None
         # A directory for reading alone: a model outlives the lock of a run that is written.
-        return replace(model, origin=Origin(RunDirectory(self.directory.path, self.search), sha256))
+        return replace(model, origin=Origin(self.store.for_reading(), sha256))
 
 
 def rows_as_text(rows: Sequence[tuple[str, ...]]) -> str:
@@ -544,7 +433,7 @@ def locked_run(
     network: Network | None = None,
 ) -> Iterator[Run]:
     """Open an existing run and hold its lock; its files are read under the lock."""
-    if threads := threads_of(RunDirectory.open(directory).search):
+    if threads := threads_of(Store.open(directory).search):
         set_pool_size(threads)
     with continue_run(directory) as opened:
         yield Run(opened, network)

@@ -18,19 +18,13 @@ from threadpoolctl import threadpool_limits
 from jaxmnist.data.dataset import Dataset, joined
 from jaxmnist.engine.devices import pool_size, start_jax
 from jaxmnist.errors import UsageError, printable
-from jaxmnist.files import DamagedFile, array_bytes, memory, read_bytes, read_json, sha256
-from jaxmnist.results.confusion import (
-    REPORT_SHAPE,
-    Evaluation,
-    beside_constant,
-    describe_classes,
-    judge,
-)
-from jaxmnist.results.evaluation import describe_looks
+from jaxmnist.files import array_bytes, memory
+from jaxmnist.results.confusion import Evaluation, beside_constant, describe_classes, judge
+from jaxmnist.results.evaluation import describe_looks, read_report, write_report
 from jaxmnist.results.pipeline import SVMS, Projection, RbfSvm, SvmPipeline, choose_backend
 from jaxmnist.results.run import Run
-from jaxmnist.runs.ledger import LOOK_SHAPE
-from jaxmnist.runs.trial import TrialKey
+from jaxmnist.runs.records import SvmFit, SvmReport
+from jaxmnist.runs.trial import Key
 
 if TYPE_CHECKING:
     from jaxmnist.results.trained import TrainedModel
@@ -271,31 +265,6 @@ def _search(
 
 # --- The support vector machine on the flatten features of a run's winner ---
 
-FITTED_SHAPE = {
-    **REPORT_SHAPE,
-    "backend": str,
-    "seconds": {str: float},
-    "kind": str,
-    "description": str,
-    "components": int,
-    "search": [{str: float}],
-}
-# What `svm_fit.tune` found; None where the fit itself searches.
-# Fields of svm.json that are read again.
-SVM_SHAPE = {
-    **FITTED_SHAPE,
-    "model_sha256": str,
-    "data": str,
-    "dataset": str,
-    "folder": str,
-    "draws": int,
-    "baselines": {str: FITTED_SHAPE},
-    "pipeline_sha256": str,
-    "predictions_sha256": str,
-    "test_sha256": str,
-    "looks": [LOOK_SHAPE],
-}
-
 
 def raw_pixels(images: np.ndarray, scale: float) -> Iterator[tuple[int, np.ndarray]]:
     """Pixels divided by `scale`, to be used in place of features, a block of rows at a time."""
@@ -315,16 +284,16 @@ class Tested:
     evaluation: Evaluation
     predictions: np.ndarray
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields `FITTED_SHAPE` of svm.json."""
+    def record(self) -> SvmFit:
+        """What svm.json says of it."""
         seconds = {stage: round(value, 3) for stage, value in self.fit.seconds.items()}
-        return {
-            **self.evaluation.to_json(),
-            "backend": self.fit.backend,
-            "seconds": {**seconds, "total": round(sum(self.fit.seconds.values()), 3)},
-            **self.fit.svm.to_json(),
-            "search": self.fit.search,
-        }
+        return SvmFit(
+            **vars(self.evaluation.record()),
+            backend=self.fit.backend,
+            seconds={**seconds, "total": round(sum(self.fit.seconds.values()), 3)},
+            **self.fit.svm.described(),
+            search=tuple(self.fit.search),
+        )
 
 
 def fit_and_test(
@@ -383,24 +352,24 @@ class Task:
     name: str
     own: bool
     model_sha256: str
-    key: TrialKey
+    key: Key
 
     @classmethod
     def of(cls, run: Run, dataset: Dataset) -> Task:
         """The task for `dataset`; `UsageError` if its image shape is not the network's."""
-        config, final = run.winner(), run.final_trial
+        winner, final = run.winner(), run.ranking.final
         assert final is not None  # as there is a winner
         takes = run.best_model.image_shape
         if dataset.image_shape != takes:
             raise UsageError(
                 f"{dataset.name}: its images have shape {dataset.image_shape}; the network of"
-                f" {run.directory.path} takes {takes}"
+                f" {run.store.path} takes {takes}"
             )
         own = dataset.fingerprint == run.search["identity"]["data"]
         name = dataset.name
         if not own and name == run.settings.dataset_name:
             name += f"-{dataset.fingerprint[:8]}"  # other images under the run's own name
-        return cls(run, dataset, name, own, config["model_sha256"], final.key)
+        return cls(run, dataset, name, own, winner.model_sha256, final.key)
 
     @property
     def model(self) -> TrainedModel:
@@ -447,10 +416,10 @@ class Task:
         trained_on = self.dataset.fingerprint[:16]
         details = f"{how.kind}, {how.backend}, {how.draws} draws, data {trained_on}"
         test_sha256 = self.dataset.test_sha256
-        self.run.files.record_look(purpose, self.model_sha256, test_sha256, details)
+        self.run.store.record_look(purpose, self.model_sha256, test_sha256, details)
         return fit_and_test(batches, width, data, how=how, seed=seed, tuned=tuned)
 
-    def test_baselines(self, *, how: Fitting) -> dict[str, Any]:
+    def test_baselines(self, *, how: Fitting) -> dict[str, SvmFit]:
         """The same SVM on raw pixels, and on the network's features before it was trained."""
         before = self.model.untrained(self.run.settings.seed, self.key)
         pixels = self.test(
@@ -466,8 +435,8 @@ class Task:
             how=how,
         )
         return {
-            "raw pixels": pixels.to_json(),
-            "the untrained network's features": features.to_json(),
+            "raw pixels": pixels.record(),
+            "the untrained network's features": features.record(),
         }
 
 
@@ -478,7 +447,7 @@ def fit_on_run(
     wanted: str,
     draws: int,
     baselines: bool = False,
-) -> dict[str, Any]:
+) -> SvmReport:
     """Fit the SVM on the winner's features of `dataset`, and save it under svm/.
 
     An SVM saved for the same network, data and settings is reused without evaluating the test set
@@ -493,21 +462,21 @@ def fit_on_run(
       baselines: fit the same SVM on raw pixels and on the untrained network's features too.
 
     Returns:
-      The content of svm.json.
+      svm.json.
     """
     task = Task.of(run, dataset)
     place: tuple[str, ...] = (task.name,)
-    kept = run.files.mended(lambda: _kept(task, place))
+    kept = run.store.mended(lambda: _kept(task, place))
     how = Fitting(wanted, draws)
-    if kept and wanted not in ("auto", kept["backend"]):
+    if kept and wanted not in ("auto", kept.backend):
         place = (task.name, wanted)
-        kept = run.files.mended(lambda: _kept(task, place))
+        kept = run.store.mended(lambda: _kept(task, place))
     if (
         kept
-        and wanted in ("auto", kept["backend"])
-        and kept["kind"] == how.kind
-        and draws in (0, kept["draws"])
-        and (kept["baselines"] or not baselines)
+        and wanted in ("auto", kept.backend)
+        and kept.kind == how.kind
+        and draws in (0, kept.draws)
+        and (kept.baselines or not baselines)
     ):
         return kept
     fitted = len(dataset.y_train) + task.refitted * len(dataset.y_validation)
@@ -521,90 +490,65 @@ def fit_on_run(
         how=how,
         tuned=task.tune(how),
     )
-    content = {
-        "model_sha256": task.model_sha256,
-        "data": dataset.fingerprint,
-        "dataset": task.name,
-        "folder": "/".join(place),
-        "draws": draws,
-        **result.to_json(),
-        "baselines": task.test_baselines(how=how) if baselines else {},
-        "test_sha256": dataset.test_sha256,
-        "looks": run.files.looks_to_keep(dataset.test_sha256),
-    }
-    _keep(task, place, content, result)
-    return content
+    return write_report(
+        run.store,
+        SvmReport,
+        {
+            "pipeline_sha256": result.fit.svm.to_bytes(),
+            "predictions_sha256": array_bytes(result.predictions),
+        },
+        place,
+        **vars(result.record()),
+        model_sha256=task.model_sha256,
+        data=dataset.fingerprint,
+        dataset=task.name,
+        folder="/".join(place),
+        draws=draws,
+        baselines=task.test_baselines(how=how) if baselines else {},
+        test_sha256=dataset.test_sha256,
+        looks=run.store.looks_to_keep(dataset.test_sha256),
+    )
 
 
-def _keep(task: Task, place: tuple[str, ...], content: dict[str, Any], result: Tested) -> None:
-    """Write the pipeline and the predictions, then svm.json, which names their hashes."""
-    pipeline, predictions = result.fit.svm.to_bytes(), array_bytes(result.predictions)
-    files = task.run.files
-    files.write_file(files.pipeline_path(*place), pipeline)
-    files.write_file(files.predictions_path(*place), predictions)
-    content["pipeline_sha256"] = sha256(pipeline)
-    content["predictions_sha256"] = sha256(predictions)
-    files.write_json(files.svm_path(*place), content)
+def _kept(task: Task, place: tuple[str, ...]) -> SvmReport | None:
+    """The SVM at a place, see `read_report`; None if it is another network's or dataset's."""
+    wanted = task.model_sha256, task.dataset.fingerprint
+    return read_report(
+        task.run.store, SvmReport, lambda kept: (kept.model_sha256, kept.data) == wanted, place
+    )
 
 
-def _kept(task: Task, place: tuple[str, ...]) -> dict[str, Any] | None:
-    """The content of svm.json at a place; None if it belongs to another network or dataset.
-
-    Raises `DamagedFile` if it is damaged, or a file whose hash it contains.
-    """
-    directory = task.run.directory
-    path = directory.svm_path(*place)
-    content = read_json(path, SVM_SHAPE)
-    for part in (content, *content["baselines"].values()):
-        try:
-            Evaluation.from_json(part)
-        except ValueError:
-            raise DamagedFile(path, "is not a report on test images") from None
-    if (content["model_sha256"], content["data"]) != (
-        task.model_sha256,
-        task.dataset.fingerprint,
-    ):
-        return None
-    for beside, key in (
-        (directory.pipeline_path(*place), "pipeline_sha256"),
-        (directory.predictions_path(*place), "predictions_sha256"),
-    ):
-        if content[key] != (found := sha256(read_bytes(beside))):
-            raise DamagedFile(beside, f"its SHA-256 is {found}, not svm.json's")
-    return content
-
-
-def describe_svm(run: Run, content: dict[str, Any]) -> str:
-    """The content of the run's svm.json as text, and all evaluations of the test set."""
-    evaluation = Evaluation.from_json(content)
+def describe_svm(run: Run, report: SvmReport) -> str:
+    """The run's svm.json as text, and all evaluations of the test set."""
+    evaluation = Evaluation.of(report)
     low, high = evaluation.confidence_interval()
     stages = ", ".join(
-        f"{printable(stage)} {value:.1f} s" for stage, value in content["seconds"].items()
+        f"{printable(stage)} {value:.1f} s" for stage, value in report.seconds.items()
     )
     lines = [
-        f"SVM on the flatten features of {printable(content['dataset'])} (scaler, PCA to"
-        f" {content['components']}, {printable(content['description'])};"
-        f" {printable(content['backend'])})",
+        f"SVM on the flatten features of {printable(report.dataset)} (scaler, PCA to"
+        f" {report.components}, {printable(report.description)};"
+        f" {printable(report.backend)})",
         f"Seconds: {stages}",
         f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images (95 % interval"
         f" {low:.4f} to {high:.4f})",
         *beside_constant(evaluation),
-        describe_looks(run.directory.read_looks(content["test_sha256"]), run.directory.name),
+        describe_looks(run.store.read_looks(report.test_sha256), run.store.name),
     ]
-    if content["search"]:
-        lines.append(f"These parameters are the best of {len(content['search'])} on validation:")
-    for tried in content["search"][:3]:
+    if report.search:
+        lines.append(f"These parameters are the best of {len(report.search)} on validation:")
+    for tried in report.search[:3]:
         values = ", ".join(
             f"{printable(name)} = {value:.3g}"
             for name, value in tried.items()
             if name != "val_accuracy"
         )
         lines.append(f"  {values}: validation accuracy {tried.get('val_accuracy', 0):.4f}")
-    for name, baseline in content["baselines"].items():
-        low, high = baseline["confidence_interval"]
+    for name, baseline in report.baselines.items():
+        low, high = baseline.confidence_interval
         lines.append(
-            f"The same SVM on {printable(name)}: {baseline['accuracy']:.4f} (95 % interval"
+            f"The same SVM on {printable(name)}: {baseline.accuracy:.4f} (95 % interval"
             f" {low:.4f} to {high:.4f})"
         )
-    file = f"svm/{printable(content['folder'])}/svm.json"
+    file = f"svm/{printable(report.folder)}/svm.json"
     return "\n".join([*lines, "", describe_classes(evaluation, file)])

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,16 @@ from jaxmnist.engine.devices import start_jax
 from jaxmnist.engine.training import apply, weights_seed
 from jaxmnist.errors import NetworkError, UsageError, local_path
 from jaxmnist.files import (
+    OPTIONAL,
     DamagedFile,
     MissingFile,
+    as_json,
     disk,
     fits,
     json_bytes,
-    read_json,
+    read_record,
     read_tensors,
+    record_of,
     sha256,
     write_together,
 )
@@ -39,13 +41,13 @@ from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import best_method, block_size
 from jaxmnist.models.network import DataSpec, Network, Parameters, by_path, from_paths
 from jaxmnist.models.study import STUDY
-from jaxmnist.runs.store import RunDirectory, exists
-from jaxmnist.runs.trial import Computation, Layer, TrialKey, index_of, summary
+from jaxmnist.runs.records import File, ModelRecord, ModelReport
+from jaxmnist.runs.store import Store, exists
+from jaxmnist.runs.trial import Computation, Key, Layer, summary
 
 # --- What a run says about a model that was loaded from it ---
 
 DTYPES = {"uint8", "float32"}  # of a dataset's images
-TESTED = {"model_sha256": str, "accuracy": float}  # fields of a report on test images
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Origin:
     report: the report on test images that may be the model's; None for best/test.json.
     """
 
-    directory: RunDirectory
+    directory: Store
     sha256: str
     report: Path | None = None
 
@@ -78,18 +80,13 @@ class Origin:
         found: list[str] | None = names
         return found
 
-    @property
-    def preparation(self) -> Any:
-        """How pictures are prepared for the run's networks, a JSON value; None if it isn't said."""
-        return self._said("preparation")
-
     def test_accuracy(self) -> float | None:
         """The model's accuracy on the test images; None if it wasn't evaluated on them.
 
         Raises `UsageError` if the report on them is damaged.
         """
         try:
-            report = read_json(self.report or self.directory.test_path, TESTED)
+            report = read_record(self.report or self.directory.file(File.TEST), ModelReport)
         except MissingFile:
             return None
         except DamagedFile as problem:
@@ -97,8 +94,7 @@ class Origin:
             if self.report:
                 mend = "repeat the search's command, which makes it again"
             raise UsageError(f"{problem}; {mend}") from None
-        accuracy: float = report["accuracy"]
-        return accuracy if report["model_sha256"] == self.sha256 else None
+        return report.accuracy if report.model_sha256 == self.sha256 else None
 
     def _said(self, name: str) -> Any:
         """What search.json says under `name`: about the data, or at its top."""
@@ -106,23 +102,52 @@ class Origin:
         return search["data"].get(name, search.get(name))
 
 
-def facts(origin: Origin | None, labels: Sequence[int]) -> dict[str, Any]:
-    """What is known about a model beyond its weights, for JSON.
-
-    class_names: K names, in the order of `labels`; the labels as text where there are no others.
-    test_accuracy: None if it isn't known. preparation: as the run says it, if it says it.
-    """
-    names = origin.class_names(len(labels)) if origin else None
-    found: dict[str, Any] = {
-        "class_names": names or [str(label) for label in labels],
-        "test_accuracy": origin.test_accuracy() if origin else None,
-    }
-    if origin and origin.preparation is not None:
-        found["preparation"] = origin.preparation
-    return found
-
-
 # --- A trained network as one file for other programs ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """The description that lies beside an exported model.
+
+    file, file_sha256, file_bytes: the name, SHA-256 and size of the exported file.
+    platforms: of a .stablehlo file.
+    dtype: of the images that it takes. transposed: whether they have rows and columns swapped, as
+      in training.
+    class_names: in the order of `labels`; the labels as text where there are no others.
+    test_accuracy: None if it isn't known.
+    output, members: of an ensemble.
+    versions: of the packages that wrote it.
+    The other fields are those of `ModelRecord`.
+    """
+
+    file: str
+    file_sha256: str
+    file_bytes: int
+    platforms: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
+    dtype: str
+    transposed: bool
+    network: str
+    hyperparameters: Hyperparameters | None = field(default=None, metadata=OPTIONAL)
+    image_shape: tuple[int, int, int]
+    labels: tuple[int, ...]
+    class_names: tuple[str, ...]
+    scale: float
+    preparation: Preparation | None = field(default=None, metadata=OPTIONAL)
+    computation: Computation | None = field(default=None, metadata=OPTIONAL)
+    length: tuple[int, int, int] | None = field(default=None, metadata=OPTIONAL)
+    output: str | None = field(default=None, metadata=OPTIONAL)
+    members: tuple[ExportedMember, ...] | None = field(default=None, metadata=OPTIONAL)
+    test_accuracy: float | None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ExportedMember:
+    """A network of an exported ensemble."""
+
+    trial: int
+    model_sha256: str | None
+    hyperparameters: Hyperparameters
 
 
 @dataclass(frozen=True)
@@ -132,13 +157,13 @@ class Exportable:
     probabilities: a pure function of images, [N, H, W, C], to float32[N, K].
     examples: a few random images, uint8 or float32[N, H, W, C].
     weights: returns the model as a safetensors file.
-    description: of the model, for JSON.
+    described: the fields of `Exported` that describe the model.
     """
 
     probabilities: portable.Function
     examples: np.ndarray
     weights: Callable[[], bytes]
-    description: Mapping[str, Any]
+    described: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -148,13 +173,13 @@ class Format:
     content: returns the file's bytes.
     check: raises `UsageError` if the format can't be made here.
     packages: whose versions matter to who reads the file.
-    says: what else the description says about the file.
+    platforms: on which the file runs; None if that isn't said.
     """
 
     content: Callable[[Exportable], bytes]
     check: Callable[[], None]
     packages: tuple[str, ...]
-    says: Mapping[str, Any]
+    platforms: tuple[str, ...] | None = None
 
 
 def _nothing() -> None:
@@ -167,15 +192,14 @@ FORMATS = {
         lambda model: portable.stablehlo(model.probabilities, model.examples),
         _nothing,
         ("jax", "jaxlib", "flax"),
-        {"platforms": list(portable.PLATFORMS)},
+        tuple(portable.PLATFORMS),
     ),
     ".onnx": Format(
         lambda model: portable.onnx(model.probabilities, model.examples),
         portable.check_onnx,
         ("jax", "flax", "jax2onnx", "onnx"),
-        {},
     ),
-    ".safetensors": Format(lambda model: model.weights(), _nothing, ("jax", "flax"), {}),
+    ".safetensors": Format(lambda model: model.weights(), _nothing, ("jax", "flax")),
 }
 
 
@@ -224,35 +248,26 @@ def target(path: str | os.PathLike[str], overwrite: bool = False) -> Target:
     return where
 
 
-def write(model: Exportable, where: Target) -> dict[str, Any]:
+def write(model: Exportable, where: Target) -> Exported:
     """Write a model and its description, both or neither; returns the description."""
     content = where.format.content(model)
-    description = {
-        "file": where.path.name,
-        "file_sha256": sha256(content),
-        "file_bytes": len(content),
-        **where.format.says,
-        "dtype": str(model.examples.dtype),
-        **model.description,
-        "versions": {
-            "jaxmnist": __version__,
-            **{name: version(name) for name in where.format.packages},
-        },
-    }
-    write_together({where.path: content, where.described: json_bytes(description)})
+    packages = {name: version(name) for name in where.format.packages}
+    description = Exported(
+        file=where.path.name,
+        file_sha256=sha256(content),
+        file_bytes=len(content),
+        platforms=where.format.platforms,
+        dtype=str(model.examples.dtype),
+        **model.described,
+        versions={"jaxmnist": __version__, **packages},
+    )
+    write_together({where.path: content, where.described: json_bytes(as_json(description))})
     return description
 
 
 # --- A trained network ---
 
 MODEL_METADATA = "jaxmnist"  # the metadata key for the description of the model
-MODEL_SHAPE = {
-    "network": str,
-    "hyperparameters": dict,
-    "image_shape": (int, int, int),
-    "labels": [int],
-    "scale": float,
-}
 BATCH_SIZE = 512  # a multiple of every platform's block size
 EXAMPLES = 5  # images that an exported model may be tried with
 AHEAD = 3  # batches in flight beyond the one that is waited for
@@ -341,10 +356,10 @@ class TrainedModel:
     def _data(self) -> DataSpec:
         return DataSpec(self.image_shape, len(self.labels), self.scale, *self.length)
 
-    def untrained(self, seed: int, key: TrialKey) -> TrainedModel:
+    def untrained(self, seed: int, key: Key) -> TrainedModel:
         """The same network with the initial weights of trial or rerun `key` of `seed`."""
         parameters = self.network.initial_parameters(
-            self.hyperparameters, self._data, seed=weights_seed(seed, key), index=index_of(key)
+            self.hyperparameters, self._data, seed=weights_seed(seed, key), index=key.index
         )
         return replace(self, parameters=parameters, origin=None)
 
@@ -393,7 +408,7 @@ class TrainedModel:
         check_levels("images", images, self.scale)
         return images
 
-    def export(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> dict[str, Any]:
+    def export(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Exported:
         """Write the model for other programs, and a description beside it, in `path` + '.json'.
 
         Args:
@@ -427,29 +442,26 @@ class TrainedModel:
             examples.astype(dtype),
             self.to_bytes,
             {
-                **self._metadata,
-                **facts(self.origin, self.labels),
-                # Images have rows and columns swapped, as in training.
+                **vars(self._record),
+                "class_names": self.class_names,
+                "test_accuracy": self.origin.test_accuracy() if self.origin else None,
                 "transposed": bool(self.preparation and self.preparation.source.transposed),
             },
         )
 
     @property
-    def _metadata(self) -> dict[str, Any]:
+    def _record(self) -> ModelRecord:
         """What belongs to the weights in a file."""
-        content = {
-            "network": self.network.definition.name,
-            "hyperparameters": self.hyperparameters.to_json(),
-            "image_shape": list(self.image_shape),
-            "labels": list(self.labels),
-            "scale": self.scale,
-        }
-        if self.preparation is not None:
-            content["preparation"] = self.preparation.to_json()
-        if self.computation is not None:
-            content["computation"] = self.computation.to_json()
-            content["length"] = list(self.length)
-        return content
+        return ModelRecord(
+            self.network.definition.name,
+            self.hyperparameters,
+            self.image_shape,
+            self.labels,
+            self.scale,
+            self.preparation,
+            self.computation,
+            self.length if self.computation else None,
+        )
 
     def to_bytes(self) -> bytes:
         """The model as a safetensors file."""
@@ -457,7 +469,7 @@ class TrainedModel:
             path: np.asarray(jax.device_get(array), order="C")
             for path, array in by_path(self.parameters)
         }
-        return save_tensors(arrays, {MODEL_METADATA: json.dumps(self._metadata)})
+        return save_tensors(arrays, {MODEL_METADATA: json.dumps(as_json(self._record))})
 
     @classmethod
     def load(cls, path: Path, sha256: str | None = None, network: Network = STUDY) -> TrainedModel:
@@ -470,39 +482,22 @@ class TrainedModel:
         `UsageError` if it holds another network.
         """
         path = Path(local_path(path))
-        arrays, metadata = read_tensors(path, MODEL_METADATA, sha256)
+        arrays, content = read_tensors(path, MODEL_METADATA, sha256)
+        problem = "lacks the description of its model"
+        record = record_of(path, content, ModelRecord, problem)
+        hyperparameters, name = record.hyperparameters, network.definition.name
+        if record.network != name:
+            raise UsageError(f"{path}: holds the network {record.network!r}, not {name!r}")
+        length = record.length or (0, 0, 1)
+        data = DataSpec(record.image_shape, len(record.labels), record.scale, *length)
         try:
-            scale = metadata["scale"] if fits(metadata, MODEL_SHAPE) else 0.0
-            labels = tuple(metadata["labels"])
-            if not 0 < scale < math.inf or len(set(labels)) < max(2, len(labels)):
-                raise ValueError
-            hyperparameters = Hyperparameters(metadata["hyperparameters"])
-        except (ValueError, TypeError, KeyError):
-            raise DamagedFile(path, "lacks the description of its model") from None
-        name = network.definition.name
-        if metadata["network"] != name:
-            raise UsageError(f"{path}: holds the network {metadata['network']!r}, not {name!r}")
-        height, width, channels = metadata["image_shape"]
-        length = metadata.get("length", [0, 0, 1])
-        if not fits(length, (int, int, int)) or length[2] < 1:
-            raise DamagedFile(path, "lacks the description of its model")
-        images, epochs, batch_size = length
-        shape = (height, width, channels)
-        data = DataSpec(shape, len(labels), float(scale), images, epochs, batch_size)
-        try:
-            computation = Computation.from_json(metadata.get("computation"))
-            preparation = None
-            if "preparation" in metadata:
-                preparation = Preparation.from_json(
-                    metadata["preparation"], data.image_shape, data.scale
-                )
             network.definition.check(hyperparameters, data.image_shape)
             expected = network.shapes(hyperparameters, data)
-        except NetworkError as problem:
-            cause = problem.__cause__ or problem
-            raise NetworkError(f"{path}: {problem}", problem.traceback) from cause
+        except NetworkError as error:
+            raise NetworkError(f"{path}: {error}", error.traceback) from (error.__cause__ or error)
         except (ValueError, TypeError, KeyError):
-            raise DamagedFile(path, "lacks the description of its model") from None
+            raise DamagedFile(path, problem) from None
+        computation = record.computation
         now, different = network.computation(hyperparameters, data), ""
         if computation and now and computation.versions == now.versions:
             different = computation.differences(now)
@@ -516,12 +511,12 @@ class TrainedModel:
             raise DamagedFile(path, "its weights don't fit its hyperparameters")
         return cls(
             hyperparameters,
-            data.image_shape,
-            labels,
-            data.scale,
+            record.image_shape,
+            record.labels,
+            record.scale,
             from_paths(arrays, expected),
             network,
-            preparation=preparation,
+            preparation=record.preparation,
             computation=computation,
             length=data.length,
         )
@@ -593,7 +588,7 @@ class Ensemble:
         """How pictures are prepared; see `TrainedModel`."""
         return self.members[0].preparation
 
-    def export(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> dict[str, Any]:
+    def export(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Exported:
         """Write the ensemble as one function for other programs; see `TrainedModel.export`.
 
         The function returns the members' mean probability, float32[N, K]. The description lists the
@@ -605,24 +600,21 @@ class Ensemble:
     def exportable(self) -> Exportable:
         """What `export` writes of it."""
         parts = [member.exportable for member in self.members]
-        said = parts[0].description
         shared = ("network", "image_shape", "labels", "scale", "preparation", "transposed")
+        members = [
+            ExportedMember(trial, each.origin.sha256 if each.origin else None, each.hyperparameters)
+            for trial, each in zip(self.trials, self.members, strict=True)
+        ]
         return Exportable(
             _mean([part.probabilities for part in parts]),
             parts[0].examples,
             _refuse_weights,
             {
-                **{name: said[name] for name in shared if name in said},
+                **{name: parts[0].described[name] for name in shared},
+                "class_names": self.class_names,
                 "output": "the mean of the members' probabilities",
-                "members": [
-                    {
-                        "trial": trial,
-                        "model_sha256": member.origin.sha256 if member.origin else None,
-                        "hyperparameters": member.hyperparameters.to_json(),
-                    }
-                    for trial, member in zip(self.trials, self.members, strict=True)
-                ],
-                **facts(self.origin, self.labels),
+                "members": tuple(members),
+                "test_accuracy": self.origin.test_accuracy(),
             },
         )
 

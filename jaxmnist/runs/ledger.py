@@ -15,20 +15,21 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from jaxmnist.errors import UsageError, printable
 from jaxmnist.files import (
     DamagedFile,
     MissingFile,
+    as_json,
     content_sha256,
     disk,
-    fits,
     flush_folder,
+    from_json,
     read_bytes,
-    read_json,
+    read_record,
 )
 from jaxmnist.runs import lock
 
@@ -57,6 +58,8 @@ class Look:
     time: when it was recorded, UTC.
     """
 
+    DERIVED: ClassVar[tuple[str, ...]] = ("identifier",)
+
     purpose: str
     run: str
     identity_sha256: str
@@ -65,23 +68,22 @@ class Look:
     details: str = ""
     time: str = field(default_factory=_now)
 
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            object.__setattr__(self, item.name, printable(getattr(self, item.name)))
+
     @property
     def identifier(self) -> str:
         """A SHA-256 that looks have in common if the later one shows nothing new."""
         parts = (self.identity_sha256, self.model_sha256, self.test_sha256)
         return content_sha256([*parts, self.purpose, self.details])
 
-    def to_json(self) -> dict[str, str]:
-        """The look as a JSON object, with its identifier."""
-        return {"identifier": self.identifier, **asdict(self)}
 
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Look:
-        """The look that `to_json` gave, which has the shape `LOOK_SHAPE`."""
-        return cls(**{item.name: printable(content[item.name]) for item in fields(cls)})
+@dataclass(frozen=True)
+class Kept:
+    """What results of every kind have: the evaluations that were known when they were made."""
 
-
-LOOK_SHAPE = {item.name: str for item in fields(Look)}
+    looks: tuple[Look, ...]
 
 
 @dataclass(frozen=True)
@@ -190,15 +192,14 @@ def kept_looks(results: Iterable[Path]) -> list[Look]:
     Damaged and missing results are skipped; other errors are raised as by `whole_files.read_bytes`.
 
     Args:
-      results: the paths of JSON files; see `RunDirectory.looks_paths`.
+      results: the paths of JSON files; see `Store.looks_paths`.
     """
-    found = []
+    found: list[Look] = []
     for file in results:
         try:
-            looks = read_json(file, {"looks": [LOOK_SHAPE]})["looks"]
+            found += read_record(file, Kept).looks
         except DamagedFile:
             continue
-        found += [Look.from_json(look) for look in looks]
     return found
 
 
@@ -215,7 +216,7 @@ def _append(path: Path, looks: list[Look]) -> None:
     before, damaged = _parse_all(kept)
     lines = b"\n" if kept and not kept.endswith(b"\n") else b""
     for number, look in enumerate(looks, len(before) + damaged + 1):
-        line = {"number": number, **look.to_json()}
+        line = {"number": number, **as_json(look)}
         lines += json.dumps({**line, "sha256": content_sha256(line)}).encode() + b"\n"
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with disk(path, WHY), open(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
@@ -240,10 +241,7 @@ def _parse(line: bytes) -> tuple[int, Look | None]:
     try:
         content = json.loads(line)
         genuine = content.pop("sha256", None) == content_sha256(content)
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        genuine = False
-    if not genuine or not fits(content, {**LOOK_SHAPE, "number": int}):
+        number, look = from_json(int, content["number"]), from_json(Look, content)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return 0, None
-    if content["number"] not in range(1, MOST_LINES):
-        return 0, None
-    return content["number"], Look.from_json(content)
+    return (number, look) if genuine and number in range(1, MOST_LINES) else (0, None)

@@ -1,4 +1,7 @@
-"""A run's files: their paths, reading them, and writing them under the lock of one process."""
+"""The store of a run: its files, reading them, and writing them under the lock of one process.
+
+A process that writes locks the run with `begin_run` or `continue_run`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +30,16 @@ from jaxmnist.files import (
     LARGEST_JSON,
     DamagedFile,
     MissingFile,
+    as_json,
     content_sha256,
     disk,
     fits,
+    from_json,
+    json_bytes,
     read_array,
     read_bytes,
     read_json,
+    read_record,
     read_sealed,
     sealed_bytes,
     unfinished,
@@ -41,12 +48,12 @@ from jaxmnist.files import (
 )
 from jaxmnist.runs import ledger, lock
 from jaxmnist.runs.ledger import Look, Looks, kept_looks, ledger_path, read_lines
-from jaxmnist.runs.trial import REFIT, Rerun, Trial, TrialKey, index_of
+from jaxmnist.runs.records import File, Session, Stored, Times
+from jaxmnist.runs.trial import REFIT, Key, Trial
 from jaxmnist.settings import SVM_BACKENDS
 
-# --- Reading a run: the paths of its files, search.json, its trials, its test-set evaluations ---
-
 logger = logging.getLogger("jaxmnist")
+R = TypeVar("R", bound=Stored)
 T = TypeVar("T")
 MOST_THREADS = 4096  # the largest size of XLA's thread pool that search.json may state
 PROGRAM = "jaxmnist"
@@ -74,7 +81,7 @@ STACKING_SHAPE = {"way": str, "lanes": int, "padding": {str: int}}
 
 def exists(path: Path) -> bool:
     """Return whether a run has been started in a folder."""
-    return os.path.lexists(path / "search.json")
+    return os.path.lexists(path / File.SEARCH)
 
 
 def gone(path: Path) -> EnvironmentFailure:
@@ -85,7 +92,7 @@ def gone(path: Path) -> EnvironmentFailure:
 def read_search(path: Path) -> dict[str, Any]:
     """Read search.json of a run directory; raise `UsageError` if it isn't one of this program."""
     check_ours(path)
-    file = path / "search.json"
+    file = path / File.SEARCH
     if not exists(path):
         raise UsageError(f"{path}: is not a run of jaxmnist: it has no search.json")
     search = read_json(file, {"format": None})
@@ -113,7 +120,7 @@ def check_ours(path: Path) -> None:
     # A damaged search.json may be replaced, unless other programs' files are in the folder.
     damaged = None if strangers else PROGRAM
     try:
-        content = read_bytes(path / "search.json", LARGEST_JSON)
+        content = read_bytes(path / File.SEARCH, LARGEST_JSON)
     except DamagedFile:
         content = b""
     try:
@@ -125,22 +132,28 @@ def check_ours(path: Path) -> None:
         raise UsageError(f"{path}: is a run of another program: see its search.json")
 
 
-class RunDirectory:
-    """A run's files, for reading.
+class Store:
+    """A run's files. Only the process that holds the run's lock may write.
 
     Args:
       path: the run directory.
       search: the content of its search.json, or what that will be.
+      lock: the open lock file; None for a store that is only read.
     """
 
-    def __init__(self, path: Path | str, search: dict[str, Any]) -> None:
+    def __init__(self, path: Path | str, search: dict[str, Any], lock: int | None = None) -> None:
         self.path = Path(local_path(path))
         self._search = search
+        self._lock = lock
 
     @classmethod
-    def open(cls, path: Path | str) -> RunDirectory:
-        """Open an existing run; raises like `read_search`."""
+    def open(cls, path: Path | str) -> Store:
+        """Open an existing run for reading; raises like `read_search`."""
         return cls(path, read_search(Path(local_path(path))))
+
+    def for_reading(self) -> Store:
+        """The same run, to be read after the lock was released."""
+        return Store(self.path, self._search)
 
     @property
     def search(self) -> dict[str, Any]:
@@ -157,8 +170,14 @@ class RunDirectory:
 
     def check_there(self) -> None:
         """Raise `EnvironmentFailure` if the run is no longer at its path."""
-        if not exists(self.path):
+        if self._lock is None:
+            there = exists(self.path)
+        else:  # also if another folder is there now
+            there = lock.held(self.path / File.LOCK, self._lock)
+        if not there:
             raise gone(self.path)
+
+    # --- files ---
 
     def folder(self, *parts: str) -> Path:
         """Return a folder of the run; `UsageError` if a link, which may lead out, is on the way."""
@@ -171,297 +190,54 @@ class RunDirectory:
                 raise UsageError(f"{path}: is a link; a run must have its files in its own folder")
         return path
 
-    # --- the winner ---
+    def file(self, file: File, at: Key | Sequence[str] = ()) -> Path:
+        """The path of a file.
 
-    @property
-    def config_path(self) -> Path:
-        """The description of the winner, as JSON."""
-        return self.folder("best") / "config.json"
-
-    @property
-    def model_path(self) -> Path:
-        """The winner's weights."""
-        return self.folder("best") / "model.safetensors"
-
-    @property
-    def summary_path(self) -> Path:
-        """The winner's layer table as text."""
-        return self.folder("best") / "summary.txt"
-
-    @property
-    def test_path(self) -> Path:
-        """The winner's report on the test set."""
-        return self.folder("best") / "test.json"
-
-    @property
-    def probabilities_path(self) -> Path:
-        """The winner's probabilities for the test images: float32[N, K]."""
-        return self.folder("best") / "test_probabilities.npy"
-
-    @property
-    def ensemble_path(self) -> Path:
-        """The report of the best trials' ensemble on the test set."""
-        return self.folder("best", "ensemble") / "ensemble.json"
-
-    @property
-    def ensemble_probabilities_path(self) -> Path:
-        """The ensemble's probabilities for the test images: float32[N, K]."""
-        return self.folder("best", "ensemble") / "test_probabilities.npy"
-
-    @property
-    def comparisons_path(self) -> Path:
-        """The paired comparisons of all models on the test set."""
-        return self.folder("best") / "comparisons.json"
-
-    @property
-    def times_path(self) -> Path:
-        """The wall time of each stage."""
-        return self.folder("best") / "times.json"
-
-    # --- the SVM on a dataset ---
-
-    # place: the name of the dataset, and for an SVM beside the first one its backend.
-
-    def svm_path(self, *place: str) -> Path:
-        """Return the path of the SVM's report."""
-        return self.folder("svm", *place) / "svm.json"
-
-    def pipeline_path(self, *place: str) -> Path:
-        """Return the path of the fitted SVM."""
-        return self.folder("svm", *place) / "pipeline.safetensors"
-
-    def predictions_path(self, *place: str) -> Path:
-        """Return the path of the SVM's predictions for the test images: classes int64[N]."""
-        return self.folder("svm", *place) / "test_predictions.npy"
-
-    def svm_paths(self, backends: bool = False) -> list[Path]:
-        """Return the paths of all SVMs' reports, as `svm_places` does their places."""
-        return [self.svm_path(*place) for place in self.svm_places(backends)]
-
-    def svm_places(self, backends: bool = False) -> list[tuple[str, ...]]:
-        """Return the places of all SVMs with a report; with `backends` other backends' last.
-
-        Folders that are links are left out.
+        at: the trial or rerun, or the place of the SVM, whose file it is.
         """
-        folder = self.folder("svm")
-        found = sorted(folder.glob("*/svm.json"))
-        found += sorted(folder.glob("*/*/svm.json")) if backends else []
-        return [
-            path.relative_to(folder).parts[:-1]
-            for path in found
-            if not (path.parent.is_symlink() or path.parent.parent.is_symlink())
-        ]
+        *folders, name = file.split("/")
+        if isinstance(at, Key):
+            return self.trial_folder(at) / name
+        place = folders.index("{}") if at else len(folders)
+        return self.folder(*folders[:place], *at, *folders[place + 1 :]) / name
 
-    # --- the report ---
+    def read(self, kind: type[R], at: Key | Sequence[str] = ()) -> R:
+        """Read the record of a JSON file; raises like `read_record`."""
+        return read_record(self.file(kind.FILE, at), kind)
 
-    @property
-    def page_path(self) -> Path:
-        """The report page."""
-        return self.path / "report.html"
+    def write(self, record: Any, at: Key | Sequence[str] = ()) -> None:
+        """Write a record as its JSON file."""
+        self.write_bytes(record.FILE, json_bytes(as_json(record)), at)
+
+    def write_bytes(self, file: File, content: bytes, at: Key | Sequence[str] = ()) -> None:
+        """Write a file."""
+        path = self.file(file, at)
+        if self._lock is None:
+            raise UsageError(f"{self.path}: was opened only for reading")
+        self.check_there()
+        with disk(path):
+            for folder in reversed(path.relative_to(self.path).parents[:-1]):
+                (self.path / folder).mkdir(exist_ok=True)
+        write_bytes(path, content)
+
+    def delete(self, file: File, at: Key | Sequence[str] = ()) -> None:
+        """Delete a file or a link, if there is one; a folder in its place is set aside.
+
+        Also an unfinished one, which a killed process left.
+        """
+        whole = self.file(file, at)
+        for path in (whole, unfinished(whole)):
+            if os.path.isdir(path) and not os.path.islink(path):
+                logger.info(f"note: {path}: is not a file; moved to {self.set_aside(path)}")
+            with disk(path, "can't be deleted"):
+                path.unlink(missing_ok=True)
 
     @property
     def tensorboard_folder(self) -> Path:
         """TensorBoard's log directory."""
         return self.folder("tensorboard")
 
-    # --- trials ---
-
-    def trial_folder(self, key: TrialKey) -> Path:
-        """Return the folder of a trial, or of a rerun, which lies in its trial's."""
-        parts = ["trials", f"{index_of(key):04d}"]
-        if isinstance(key, Rerun):
-            parts += ["refit"] if key.refit else ["reruns", str(key.number)]
-        return self.folder(*parts)
-
-    def read_trial(self, key: TrialKey) -> Trial | None:
-        """Read the record of a trial or rerun; None if there is none.
-
-        Raises `DamagedFile` if the record, or the validation.npy of a completed trial, is damaged;
-        `MissingFile` if it has no validation.npy.
-        """
-        path = self.trial_folder(key) / "trial.json"
-        try:
-            content = read_json(path)
-        except MissingFile:
-            return None
-        try:
-            trial = Trial.from_json(content)
-        except (ValueError, TypeError):
-            raise DamagedFile(path, "is not the record of a trial") from None
-        if trial.key != key:
-            raise DamagedFile(path, f"is the record of trial {trial.key}")
-        if content.get("search_sha256") != self.identity_sha256:
-            raise DamagedFile(path, "is the record of another search's trial")
-        if trial.status != "completed":
-            return trial
-        return replace(trial, validation=self._read_validation(trial))
-
-    def _read_validation(self, trial: Trial) -> tuple[bytes, ...]:
-        """Read which validation images a completed trial classified correctly, by epoch."""
-        if trial.validation_sha256 is None:
-            path = self.trial_folder(trial.key) / "trial.json"
-            raise DamagedFile(path, "does not refer to results on validation images")
-        path = self.validation_path(trial.key)
-        bits = read_array(path, trial.validation_sha256)
-        if bits.dtype != np.uint8 or bits.ndim != 2 or len(bits) != len(trial.history):
-            raise DamagedFile(path, "does not have the bits of each epoch")
-        return tuple(row.tobytes() for row in bits)
-
-    def trial_indices(self) -> list[int]:
-        """Return the trials that have a folder, ascending; ignores folders not named like one."""
-        names = _listed(self.folder("trials"))
-        return sorted(int(name) for name in names if _is_index(name))
-
-    def reruns(self) -> list[Rerun]:
-        """Return the reruns and refits that have a folder, in order."""
-        found = []
-        for index in self.trial_indices():
-            folder = self.trial_folder(index)
-            found += [Rerun(index, REFIT)] if os.path.lexists(folder / "refit") else []
-            names = _listed(self.folder("trials", folder.name, "reruns"))
-            found += [Rerun(index, int(name)) for name in names if _is_number(name)]
-        return sorted(found)
-
-    def weights_path(self, key: TrialKey) -> Path:
-        """Return the path of a trial's weights, which exist while it is among the best."""
-        return self.trial_folder(key) / "model.safetensors"
-
-    def validation_path(self, key: TrialKey) -> Path:
-        """Return the path of the record of which validation images a trial classified correctly."""
-        return self.trial_folder(key) / "validation.npy"
-
-    def checkpoint_path(self, key: TrialKey) -> Path:
-        """Return the path of a trial's checkpoint, which exists while it runs."""
-        return self.trial_folder(key) / "checkpoint.safetensors"
-
-    def read_checkpoint(self, key: TrialKey) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Read a trial's checkpoint; raises like `read_json`, also if it is of another search."""
-        path = self.checkpoint_path(key)
-        arrays, content = read_sealed(path)
-        if content.get("search_sha256") != self.identity_sha256:
-            raise DamagedFile(path, "is the checkpoint of another search's trial")
-        return arrays, content
-
-    def outputs_path(self, key: TrialKey) -> Path:
-        """Return the path of a few images with a trial's outputs for them: see `read_outputs`."""
-        return self.trial_folder(key) / "outputs.safetensors"
-
-    def error_path(self, key: TrialKey) -> Path:
-        """Return the path of the traceback of a trial that has failed."""
-        return self.trial_folder(key) / "error.txt"
-
-    def read_outputs(self, key: TrialKey) -> dict[str, np.ndarray]:
-        """Read the outputs of a network of one's own by which it can be told from others.
-
-        Returns `images`, and the logits `initial`, and `trained` of a completed trial; see
-        `results.matching`. Raises like `read_json`.
-        """
-        path = self.outputs_path(key)
-        arrays, _ = read_sealed(path)
-        if not {"images", "initial"} <= arrays.keys():
-            raise DamagedFile(path, "lacks images and their outputs")
-        return arrays
-
-    # --- test-set evaluations ---
-
-    @property
-    def looks_paths(self) -> list[Path]:
-        """The paths of all results that keep looks, if they exist; those behind links are left out.
-
-        They are those of the winner, the ensemble and the SVMs.
-        """
-        found = []
-        with suppress(UsageError):  # a link
-            found.append(self.test_path)
-            found.append(self.ensemble_path)
-        with suppress(UsageError):
-            found += self.svm_paths(backends=True)
-        return found
-
-    @property
-    def name(self) -> str:
-        """The run's folder with the folder that holds it, as the ledger names it: 'runs/mnist'."""
-        path = Path(os.path.abspath(self.path))
-        return printable(f"{path.parent.name}/{path.name}")
-
-    @property
-    def test_sha256(self) -> str:
-        """The fingerprint of the test images and labels; `DamagedFile` if none is recorded."""
-        if not fits(self._search, {"data": {"test_sha256": str}}):
-            raise DamagedFile(self.path / "search.json", "lacks the SHA-256 of the test images")
-        found: str = self._search["data"]["test_sha256"]
-        return found
-
-    def read_looks(self, test_sha256: str) -> Looks:
-        """Return all evaluations on test images, by every run of the folder that holds this run.
-
-        They are those of the ledger, and those that this run's results keep. A damaged line of the
-        ledger may be about these images, and is counted. Raises like `whole_files.read_bytes`.
-
-        Args:
-          test_sha256: the fingerprint of the test images; see `Dataset.test_sha256`.
-        """
-        recorded, damaged = read_lines(ledger_path(self.path))
-        looks = [*recorded, *kept_looks(self.looks_paths)]
-        return Looks.of((look for look in looks if look.test_sha256 == test_sha256), damaged)
-
-
-def threads_of(search: dict[str, Any]) -> int | None:
-    """Return the size of XLA's thread pool that search.json records; None if it records none."""
-    threads = search.get("threads")
-    if isinstance(threads, bool) or not isinstance(threads, int):
-        return None
-    return threads if 0 < threads <= MOST_THREADS else None
-
-
-def _listed(folder: Path) -> list[str]:
-    """Return the names in a folder; none if there is no such folder."""
-    try:
-        return os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise disk_error(f"{folder}: can't be read", error) from None
-
-
-def _is_number(name: str) -> bool:
-    return name.isascii() and name.isdecimal() and int(name) > 0 and name == str(int(name))
-
-
-def _is_index(name: str) -> bool:
-    return name.isascii() and name.isdecimal() and name == f"{int(name):04d}"
-
-
-# --- Writing a run: one process at a time, which locks it with `begin_run` or `continue_run` ---
-
-# What search.json has of each session that differed from the one before.
-SESSION = ("versions", "device", "environment")
-# What people call the entries of its section `device`.
-DEVICE_WORDS = {
-    "kind": "the device",
-    "devices": "the number of devices",
-    "machine": "the processor's architecture",
-    "processor": "the processor",
-}
-
-
-class WritableRunDirectory(RunDirectory):
-    """A run's files, for the one process that holds its lock.
-
-    Args:
-      path: the run directory.
-      search: the content of its search.json, or what that will be.
-      lock: the open lock file.
-    """
-
-    def __init__(self, path: Path | str, search: dict[str, Any], lock: int) -> None:
-        super().__init__(path, search)
-        self._lock = lock
-
-    def check_there(self) -> None:
-        """Raise `EnvironmentFailure` if the locked folder is no longer the one at its path."""
-        if not lock.held(self.path / "lock", self._lock):
-            raise gone(self.path)
+    # --- search.json ---
 
     def write_search(self) -> list[str]:
         """Write search.json; its `sessions` list the versions and devices that the run has used.
@@ -499,7 +275,7 @@ class WritableRunDirectory(RunDirectory):
         self._write({**self._search, "stacking": stacking})
 
     def _write(self, search: dict[str, Any]) -> None:
-        write_json(self.path / "search.json", search)
+        write_json(self.path / File.SEARCH, search)
         self._search = search
 
     # --- damage ---
@@ -545,80 +321,152 @@ class WritableRunDirectory(RunDirectory):
 
     # --- trials ---
 
+    def trial_folder(self, key: Key) -> Path:
+        """Return the folder of a trial, or of a rerun, which lies in its trial's."""
+        parts = ["trials", f"{key.index:04d}"]
+        if key.rerun is not None:
+            parts += ["refit"] if key.refit else ["reruns", str(key.rerun)]
+        return self.folder(*parts)
+
+    def trial_keys(self) -> list[Key]:
+        """Return the trials that have a folder, in order; ignores folders not named like one."""
+        names = _listed(self.folder("trials"))
+        return sorted(Key(int(name)) for name in names if _is_index(name))
+
+    def reruns(self) -> list[Key]:
+        """Return the reruns and refits that have a folder, in order."""
+        found = []
+        for trial in self.trial_keys():
+            folder = self.trial_folder(trial)
+            found += [Key(trial.index, REFIT)] if os.path.lexists(folder / "refit") else []
+            names = _listed(self.folder("trials", folder.name, "reruns"))
+            found += [Key(trial.index, int(name)) for name in names if _is_number(name)]
+        return sorted(found)
+
+    def read_trial(self, key: Key) -> Trial | None:
+        """Read the record of a trial or rerun; None if there is none.
+
+        Raises `DamagedFile` if the record, or the validation.npy of a completed trial, is damaged;
+        `MissingFile` if it has no validation.npy.
+        """
+        path = self.file(File.TRIAL, key)
+        try:
+            content = read_json(path)
+        except MissingFile:
+            return None
+        try:
+            trial = from_json(Trial, content)
+        except ValueError:
+            raise DamagedFile(path, "is not the record of a trial") from None
+        if trial.key != key:
+            raise DamagedFile(path, f"is the record of trial {trial.key}")
+        if content.get("search_sha256") != self.identity_sha256:
+            raise DamagedFile(path, "is the record of another search's trial")
+        if trial.status != "completed":
+            return trial
+        return replace(trial, validation=self._read_validation(trial))
+
+    def _read_validation(self, trial: Trial) -> tuple[bytes, ...]:
+        """Read which validation images a completed trial classified correctly, by epoch."""
+        if trial.validation_sha256 is None:
+            path = self.file(File.TRIAL, trial.key)
+            raise DamagedFile(path, "does not refer to results on validation images")
+        path = self.file(File.VALIDATION, trial.key)
+        bits = read_array(path, trial.validation_sha256)
+        if bits.dtype != np.uint8 or bits.ndim != 2 or len(bits) != len(trial.history):
+            raise DamagedFile(path, "does not have the bits of each epoch")
+        return tuple(row.tobytes() for row in bits)
+
     def write_trial(self, trial: Trial) -> None:
         """Write the record of a trial."""
-        self.check_there()
-        path = self.trial_folder(trial.key) / "trial.json"
-        with disk(path):
-            self.folder("trials").mkdir(exist_ok=True)
-            if isinstance(trial.key, Rerun):
-                self.trial_folder(trial.index).mkdir(exist_ok=True)
-                path.parent.parent.mkdir(exist_ok=True)
-        write_json(path, {**trial.to_json(), "search_sha256": self.identity_sha256})
+        content = {**as_json(trial), "search_sha256": self.identity_sha256}
+        self.write_bytes(File.TRIAL, json_bytes(content), trial.key)
 
-    def write_weights(self, key: TrialKey, content: bytes) -> None:
-        """Write a trial's weights."""
-        self.check_there()
-        write_bytes(self.weights_path(key), content)
-
-    def write_file(self, path: Path, content: bytes) -> None:
-        """Write a file of the winner, or of an SVM."""
-        self.check_there()
-        with disk(path):
-            path.parent.parent.mkdir(exist_ok=True)
-        write_bytes(path, content)
-
-    def write_json(self, path: Path, content: dict[str, Any]) -> None:
-        """Write a JSON file of the run."""
-        self.check_there()
-        write_json(path, content)
-
-    def write_validation(self, key: TrialKey, content: bytes) -> None:
-        """Write the record of which validation images a trial classified correctly."""
-        self.check_there()
-        write_bytes(self.validation_path(key), content)
-
-    def write_outputs(self, key: TrialKey, arrays: dict[str, np.ndarray]) -> None:
-        """Write the outputs of a network of one's own: see `read_outputs`."""
-        self.check_there()
-        write_bytes(self.outputs_path(key), sealed_bytes(arrays, {}))
-
-    def write_error(self, key: TrialKey, traceback: str) -> None:
-        """Write the traceback of a trial that has failed; an empty one deletes it."""
-        self.check_there()
-        if traceback:
-            write_bytes(self.error_path(key), traceback.encode(errors="backslashreplace"))
-        else:
-            self._delete(self.error_path(key))
+    def read_checkpoint(self, key: Key) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Read a trial's checkpoint; raises like `read_json`, also if it is of another search."""
+        path = self.file(File.CHECKPOINT, key)
+        arrays, content = read_sealed(path)
+        if content.get("search_sha256") != self.identity_sha256:
+            raise DamagedFile(path, "is the checkpoint of another search's trial")
+        return arrays, content
 
     def write_checkpoint(
-        self, key: TrialKey, arrays: dict[str, np.ndarray], content: dict[str, Any]
+        self, key: Key, arrays: dict[str, np.ndarray], content: dict[str, Any]
     ) -> None:
         """Write a running trial's checkpoint."""
-        self.check_there()
         content = {**content, "search_sha256": self.identity_sha256}
-        write_bytes(self.checkpoint_path(key), sealed_bytes(arrays, content))
+        self.write_bytes(File.CHECKPOINT, sealed_bytes(arrays, content), key)
 
-    def drop_checkpoint(self, key: TrialKey) -> None:
-        """Delete a trial's checkpoint, also an unfinished one that a killed process left."""
-        path = self.checkpoint_path(key)
-        for each in (path, unfinished(path)):
-            self._delete(each)
+    def read_outputs(self, key: Key) -> dict[str, np.ndarray]:
+        """Read the outputs of a network of one's own by which it can be told from others.
 
-    def keep_weights(self, kept: Container[TrialKey], among: Iterable[TrialKey]) -> None:
-        """Delete the weights of the trials `among` that are not in `kept`."""
-        for key in among:
-            if key not in kept:
-                self._delete(self.weights_path(key))
+        Returns `images`, and the logits `initial`, and `trained` of a completed trial; see
+        `results.matching`. Raises like `read_json`.
+        """
+        path = self.file(File.OUTPUTS, key)
+        arrays, _ = read_sealed(path)
+        if not {"images", "initial"} <= arrays.keys():
+            raise DamagedFile(path, "lacks images and their outputs")
+        return arrays
 
-    def _delete(self, path: Path) -> None:
-        """Delete a file or a link; a folder in its place is set aside."""
-        if os.path.isdir(path) and not os.path.islink(path):
-            logger.info(f"note: {path}: is not a file; moved to {self.set_aside(path)}")
-        with disk(path, "can't be deleted"):
-            path.unlink(missing_ok=True)
+    # --- the SVMs ---
+
+    def svm_places(self, backends: bool = False) -> list[tuple[str, ...]]:
+        """Return the places of all SVMs with a report; with `backends` other backends' last.
+
+        Folders that are links are left out.
+        """
+        folder = self.folder("svm")
+        found = sorted(folder.glob("*/svm.json"))
+        found += sorted(folder.glob("*/*/svm.json")) if backends else []
+        return [
+            path.relative_to(folder).parts[:-1]
+            for path in found
+            if not (path.parent.is_symlink() or path.parent.parent.is_symlink())
+        ]
 
     # --- test-set evaluations ---
+
+    @property
+    def looks_paths(self) -> list[Path]:
+        """The paths of all results that keep looks, if they exist; those behind links are left out.
+
+        They are those of the winner, the ensemble and the SVMs.
+        """
+        found = []
+        with suppress(UsageError):  # a link
+            found.append(self.file(File.TEST))
+            found.append(self.file(File.ENSEMBLE))
+        with suppress(UsageError):
+            found += [self.file(File.SVM, place) for place in self.svm_places(backends=True)]
+        return found
+
+    @property
+    def name(self) -> str:
+        """The run's folder with the folder that holds it, as the ledger names it: 'runs/mnist'."""
+        path = Path(os.path.abspath(self.path))
+        return printable(f"{path.parent.name}/{path.name}")
+
+    @property
+    def test_sha256(self) -> str:
+        """The fingerprint of the test images and labels; `DamagedFile` if none is recorded."""
+        if not fits(self._search, {"data": {"test_sha256": str}}):
+            raise DamagedFile(self.path / File.SEARCH, "lacks the SHA-256 of the test images")
+        found: str = self._search["data"]["test_sha256"]
+        return found
+
+    def read_looks(self, test_sha256: str) -> Looks:
+        """Return all evaluations on test images, by every run of the folder that holds this run.
+
+        They are those of the ledger, and those that this run's results keep. A damaged line of the
+        ledger may be about these images, and is counted. Raises like `whole_files.read_bytes`.
+
+        Args:
+          test_sha256: the fingerprint of the test images; see `Dataset.test_sha256`.
+        """
+        recorded, damaged = read_lines(ledger_path(self.path))
+        looks = [*recorded, *kept_looks(self.looks_paths)]
+        return Looks.of((look for look in looks if look.test_sha256 == test_sha256), damaged)
 
     def record_look(
         self, purpose: str, model_sha256: str, test_sha256: str, details: str = ""
@@ -630,9 +478,46 @@ class WritableRunDirectory(RunDirectory):
         )
         ledger.record(ledger_path(self.path), look)
 
-    def looks_to_keep(self, test_sha256: str) -> list[dict[str, str]]:
+    def looks_to_keep(self, test_sha256: str) -> tuple[Look, ...]:
         """Return the field `looks` of a result: all evaluations on these images known so far."""
-        return [look.to_json() for look in self.read_looks(test_sha256).found]
+        return self.read_looks(test_sha256).found
+
+
+def threads_of(search: dict[str, Any]) -> int | None:
+    """Return the size of XLA's thread pool that search.json records; None if it records none."""
+    threads = search.get("threads")
+    if isinstance(threads, bool) or not isinstance(threads, int):
+        return None
+    return threads if 0 < threads <= MOST_THREADS else None
+
+
+def _listed(folder: Path) -> list[str]:
+    """Return the names in a folder; none if there is no such folder."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise disk_error(f"{folder}: can't be read", error) from None
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and int(name) > 0 and name == str(int(name))
+
+
+def _is_index(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and name == f"{int(name):04d}"
+
+
+# What search.json has of each session that differed from the one before.
+SESSION = ("versions", "device", "environment")
+# What people call the entries of its section `device`.
+DEVICE_WORDS = {
+    "kind": "the device",
+    "devices": "the number of devices",
+    "machine": "the processor's architecture",
+    "processor": "the processor",
+}
 
 
 def _said(value: Any) -> str:
@@ -703,7 +588,7 @@ def begin_run(
     search: dict[str, Any],
     *,
     overwrite: bool,
-) -> Iterator[WritableRunDirectory]:
+) -> Iterator[Store]:
     """Lock a run directory in which a search may begin or continue.
 
     Args:
@@ -718,17 +603,17 @@ def begin_run(
     with _locked(Path(local_path(path))) as (folder, held):
         if overwrite:
             _delete_run(folder)
-        directory = WritableRunDirectory(folder, search, held)
+        directory = Store(folder, search, held)
         _check_identity(directory)
         yield directory
 
 
 @contextmanager
-def continue_run(path: Path | str) -> Iterator[WritableRunDirectory]:
+def continue_run(path: Path | str) -> Iterator[Store]:
     """Lock an existing run directory; raises like `read_search` and `begin_run`."""
     read_search(Path(local_path(path)))  # first, so that other folders get no lock file
     with _locked(Path(local_path(path))) as (folder, held):
-        yield WritableRunDirectory(folder, read_search(folder), held)
+        yield Store(folder, read_search(folder), held)
 
 
 @contextmanager
@@ -737,13 +622,13 @@ def _locked(path: Path) -> Iterator[tuple[Path, int]]:
     check_ours(path)
     with disk(path):
         path.mkdir(parents=True, exist_ok=True)
-    with lock.hold(path / "lock") as held:
+    with lock.hold(path / File.LOCK) as held:
         _complete_ledger(path)
         try:
             yield path, held
         except (JaxmnistError, OSError):
             # Whatever a run lacks that has vanished: that it has is what there is to say.
-            if not lock.held(path / "lock", held):
+            if not lock.held(path / File.LOCK, held):
                 raise gone(path) from None
             raise
 
@@ -755,13 +640,13 @@ def _complete_ledger(path: Path) -> None:
     end with its test if the ledger can't be written.
     """
     beside = ledger_path(path)
-    results = RunDirectory(path, {}).looks_paths
+    results = Store(path, {}).looks_paths
     if added := ledger.complete(beside, kept_looks(results)):
         what = "evaluation" if added == 1 else "evaluations"
         logger.info(f"note: {beside} lacked {added} test-set {what} of {path}'s results: added")
 
 
-def _check_identity(directory: WritableRunDirectory) -> None:
+def _check_identity(directory: Store) -> None:
     """Raise `UsageError` unless the folder is empty or has files of this run."""
     path, identity = directory.path, directory.search["identity"]
     try:
@@ -810,12 +695,12 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _are_trials_of(directory: RunDirectory) -> bool:
+def _are_trials_of(directory: Store) -> bool:
     """Return whether there are trials, and all that can be read belong to this run."""
     found = set()
-    for index in directory.trial_indices():
+    for key in directory.trial_keys():
         try:
-            record = read_json(directory.trial_folder(index) / "trial.json")
+            record = read_json(directory.file(File.TRIAL, key))
         except DamagedFile:
             continue
         found.add(record.get("search_sha256"))
@@ -837,27 +722,20 @@ def _delete_run(path: Path) -> None:
 
 # --- The wall time of each stage of a search, stored beside its winner ---
 
-TIMES_SHAPE = {"sessions": [{"finished": str, "seconds": {str: float}}]}
 
-
-def write_times(directory: WritableRunDirectory, seconds: dict[str, float]) -> None:
+def write_times(directory: Store, seconds: dict[str, float]) -> None:
     """Record the wall time, in seconds, of each stage of a search that has just ended."""
-    session = {
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
-    }
-    before = directory.mended(lambda: _read(directory)) or []
-    directory.write_json(directory.times_path, {"sessions": [*before, session]})
+    session = Session(
+        time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        {stage: round(value, 3) for stage, value in seconds.items()},
+    )
+    before = directory.mended(lambda: directory.read(Times)) or Times(())
+    directory.write(Times((*before.sessions, session)))
 
 
-def read_times(directory: RunDirectory) -> list[dict[str, Any]]:
+def read_times(directory: Store) -> tuple[Session, ...]:
     """Return the records of `write_times`, oldest first; none if they can't be read."""
     try:
-        return _read(directory)
+        return directory.read(Times).sessions
     except UsageError:
-        return []
-
-
-def _read(directory: RunDirectory) -> list[dict[str, Any]]:
-    sessions: list[dict[str, Any]] = read_json(directory.times_path, TIMES_SHAPE)["sessions"]
-    return sessions
+        return ()

@@ -4,62 +4,57 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any
+from functools import total_ordering
+from typing import ClassVar, Literal
 
+import msgspec
 import numpy as np
 
-from jaxmnist.files import fits
+from jaxmnist.files import NOT_STORED, stored
 from jaxmnist.hyperparameters import Hyperparameters
 
-# --- What names a training: a trial's index, or one of its reruns ---
+# --- Keys that identify a trial or one of its reruns ---
 
 REFIT = 0  # the number of a refit
 
 
-@dataclass(frozen=True, order=True)
-class Rerun:
-    """A training of trial `index` again, with fresh weights and another order of images.
+@total_ordering
+@dataclass(frozen=True)
+class Key:
+    """Identifies a trial or one of its reruns.
 
-    number: from 1; `REFIT` for the refit, which trains on the validation images too.
+    A rerun trains the trial's configuration with fresh weights and another order of images. Keys
+    are sorted by index; a trial precedes its refit and its reruns.
+
+    index: of the trial.
+    rerun: None for the trial itself; a number from 1 for a rerun; `REFIT` for the refit, which
+      trains on the validation images too.
     """
 
     index: int
-    number: int
+    rerun: int | None = None
 
     @property
     def refit(self) -> bool:
         """Whether it trains on training and validation images together."""
-        return self.number == REFIT
+        return self.rerun == REFIT
+
+    def __lt__(self, other: Key) -> bool:
+        return self._place < other._place
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        return self.index, -1 if self.rerun is None else self.rerun
 
     def __str__(self) -> str:
-        return f"{self.index} ({'refit' if self.refit else f'rerun {self.number}'})"
-
-
-# A trial is named by its index alone.
-TrialKey = int | Rerun
-
-
-def index_of(key: TrialKey) -> int:
-    """Return the index of the trial."""
-    return key.index if isinstance(key, Rerun) else key
-
-
-def number_of(key: TrialKey) -> int | None:
-    """Return the number of the rerun; None for the trial itself."""
-    return key.number if isinstance(key, Rerun) else None
-
-
-def in_order(key: TrialKey) -> tuple[int, int]:
-    """Return what keys are sorted by: the index; a trial precedes its refit and its reruns."""
-    number = number_of(key)
-    return index_of(key), -1 if number is None else number
+        if self.rerun is None:
+            return str(self.index)
+        return f"{self.index} ({'refit' if self.refit else f'rerun {self.rerun}'})"
 
 
 # --- The layer table of a network: its rows, as JSON, and as text with Keras' columns ---
-
-ROW_SHAPE = {"name": str, "kind": str, "output_shape": [int], "parameters": int}
 
 
 @dataclass(frozen=True)
@@ -73,23 +68,6 @@ class Layer:
     kind: str
     output_shape: tuple[int, ...]
     parameters: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the row as a JSON object."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "output_shape": list(self.output_shape),
-            "parameters": self.parameters,
-        }
-
-    @classmethod
-    def from_json(cls, content: Any) -> Layer:
-        """Return the row from the object of `to_json`; ValueError if it isn't one."""
-        if not fits(content, ROW_SHAPE):
-            raise ValueError("not a row of a layer table")
-        shape = tuple(content["output_shape"])
-        return cls(content["name"], content["kind"], shape, content["parameters"])
 
 
 def count_parameters(layers: Sequence[Layer]) -> int:
@@ -130,7 +108,7 @@ def _bytes(count: int) -> str:
 
 # --- The record of a trial, as stored in trial.json, and its metrics ---
 
-STATUSES = ("running", "completed", "failed")
+Status = Literal["running", "completed", "failed"]
 
 
 @dataclass(frozen=True)
@@ -151,24 +129,6 @@ class Metrics:
 METRICS = tuple(item.name for item in fields(Metrics))
 # A trial's epochs, oldest first: the type of a history everywhere from the engine to the page.
 History = tuple[Metrics, ...]
-TRIAL_SHAPE = {
-    "index": int,
-    "hyperparameters": dict,
-    "status": set(STATUSES),
-    "history": {key: list for key in METRICS},
-    "parameters": int,
-    "layers": list,
-    "seconds": float,
-    "attempts": int,
-    "failures": int,
-    "deaths": int,
-    "error": None,
-    "weights_sha256": None,
-    "validation_sha256": None,
-    "validation_data_sha256": None,
-    "computation": None,
-}
-HASHES = ("weights_sha256", "validation_sha256", "validation_data_sha256")
 
 
 def history_to_json(history: Sequence[Metrics]) -> dict[str, list[float | None]]:
@@ -184,11 +144,12 @@ def history_from_json(content: Mapping[str, Sequence[float | None]]) -> History:
     columns = [content[key] for key in METRICS]
     if len({len(column) for column in columns}) != 1:
         raise ValueError("metrics of unequal length")
-    if not fits([x for column in columns for x in column if x is not None], [float]):
-        raise ValueError("a history that isn't numbers")
+    try:
+        numbers = msgspec.convert(columns, list[list[float | None]])
+    except msgspec.ValidationError:
+        raise ValueError("a history that isn't numbers") from None
     return tuple(
-        Metrics(*(math.nan if x is None else float(x) for x in row))
-        for row in zip(*columns, strict=True)
+        Metrics(*(math.nan if x is None else x for x in row)) for row in zip(*numbers, strict=True)
     )
 
 
@@ -237,19 +198,6 @@ class Computation:
         found = [say for name, say in words.items() if getattr(self, name) != getattr(other, name)]
         return " and ".join(filter(None, (", ".join(found[:-1]), *found[-1:])))
 
-    def to_json(self) -> dict[str, str]:
-        """The object in trial.json."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Any) -> Computation | None:
-        """The inverse of `to_json`; ValueError for invalid content."""
-        if content is None:
-            return None
-        if not fits(content, {item.name: str for item in fields(cls)}):
-            raise ValueError("not what a network computes")
-        return cls(**{item.name: content[item.name] for item in fields(cls)})
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -266,16 +214,21 @@ class Trial:
       after each epoch.
     validation_data_sha256: SHA-256 of the validation images and their labels.
     device, node: what it trains on, and the machine that has it; None in a record without them.
-    rerun: the number of a rerun, see `keys.Rerun`; None for the trial itself.
+    rerun: the number of a rerun, see `keys.Key`; None for the trial itself.
     computation: what its network computes, if that is a person's own.
     validation: of a completed trial, which validation images were classified correctly, for each
       epoch as `pack_right` packs them; the content of validation.npy, not a field of trial.json.
     """
 
+    DERIVED: ClassVar[tuple[str, ...]] = (
+        "score",
+        "parameters",
+    )  # in trial.json, for other programs
+
     index: int
     hyperparameters: Hyperparameters
-    status: str
-    history: History
+    status: Status
+    history: History = field(metadata=stored(history_to_json, history_from_json))
     layers: tuple[Layer, ...]
     seconds: float = 0.0
     attempts: int = 1
@@ -289,12 +242,20 @@ class Trial:
     rerun: int | None = None
     device: str | None = None
     node: str | None = None
-    validation: tuple[bytes, ...] = field(default=(), repr=False)
+    validation: tuple[bytes, ...] = field(default=(), repr=False, metadata=NOT_STORED)
+
+    def __post_init__(self) -> None:
+        if self.rerun is not None and self.rerun < REFIT:
+            raise ValueError("the number of a rerun is below 0")
+        name = "accuracy" if self.rerun == REFIT else "val_accuracy"
+        possible = bool(self.history) and all(0 <= value <= 1 for value in self.metric(name))
+        if self.status == "completed" and not possible:
+            raise ValueError("a completed trial without accuracies")
 
     @property
-    def key(self) -> TrialKey:
-        """What names it: its index, or which rerun of it it is."""
-        return self.index if self.rerun is None else Rerun(self.index, self.rerun)
+    def key(self) -> Key:
+        """Identifies it."""
+        return Key(self.index, self.rerun)
 
     @property
     def score(self) -> float | None:
@@ -313,67 +274,6 @@ class Trial:
     def metric(self, name: str) -> list[float]:
         """Return the values of a metric, by epoch."""
         return [getattr(epoch, name) for epoch in self.history]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the object in trial.json; numbers that are not finite become null."""
-        return {
-            "index": self.index,
-            "hyperparameters": self.hyperparameters.to_json(),
-            "status": self.status,
-            "history": history_to_json(self.history),
-            "score": self.score,
-            "seconds": self.seconds,
-            "parameters": self.parameters,
-            "layers": [layer.to_json() for layer in self.layers],
-            "attempts": self.attempts,
-            "failures": self.failures,
-            "deaths": self.deaths,
-            "error": self.error,
-            "weights_sha256": self.weights_sha256,
-            "validation_sha256": self.validation_sha256,
-            "validation_data_sha256": self.validation_data_sha256,
-            "computation": self.computation and self.computation.to_json(),
-            "rerun": self.rerun,
-            "device": self.device,
-            "node": self.node,
-        }
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Trial:
-        """Return the trial from the object of `to_json`; ValueError or TypeError if invalid."""
-        if not fits(content, TRIAL_SHAPE):
-            raise ValueError("not a trial")
-        history = history_from_json(content["history"])
-        rerun = content.get("rerun")
-        if rerun is not None and (not fits(rerun, int) or rerun < 0):
-            raise ValueError("rerun is not a number")
-        name = "accuracy" if rerun == REFIT else "val_accuracy"
-        possible = bool(history) and all(0 <= getattr(epoch, name) <= 1 for epoch in history)
-        if content["status"] == "completed" and not possible:
-            raise ValueError("a completed trial without accuracies")
-        for key in ("error", "device", "node", *HASHES):
-            if not isinstance(content.get(key), str | None):
-                raise ValueError(f"{key} is not text")
-        trial = cls(
-            content["index"],
-            Hyperparameters(content["hyperparameters"]),
-            content["status"],
-            history,
-            tuple(Layer.from_json(row) for row in content["layers"]),
-            content["seconds"],
-            content["attempts"],
-            content["error"],
-            failures=content["failures"],
-            deaths=content["deaths"],
-            computation=Computation.from_json(content["computation"]),
-            rerun=rerun,
-            device=content.get("device"),
-            node=content.get("node"),
-            **{key: content[key] for key in HASHES},
-        )
-        if trial.parameters != content["parameters"]:
-            raise ValueError("parameters that don't match the layers")
-        return trial
 
 
 # --- The state of a trial according to its record ---

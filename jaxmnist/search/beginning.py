@@ -29,7 +29,7 @@ from jaxmnist.errors import (
     local_path,
     one_line,
 )
-from jaxmnist.files import memory
+from jaxmnist.files import as_json, memory
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.machine import instructions, machine
 from jaxmnist.models.network import DataSpec, Network
@@ -37,8 +37,8 @@ from jaxmnist.models.questions import Questions, answers_of
 from jaxmnist.models.space import Space, SpaceDescription, ranges_of
 from jaxmnist.results import svm
 from jaxmnist.results.pipeline import choose_backend
-from jaxmnist.runs.store import RunDirectory, check_same, exists
-from jaxmnist.runs.trial import DONE, Layer, TrialKey, count_parameters, state_of
+from jaxmnist.runs.store import Store, check_same, exists
+from jaxmnist.runs.trial import DONE, Key, Layer, count_parameters, state_of
 from jaxmnist.settings import KEEP, OF_OPTIMIZER, RECIPES, SearchSettings, TrainingSettings, flag
 
 # --- The description of a search in search.json, and the notes shown before it begins ---
@@ -120,7 +120,7 @@ def describe_search(
             "space": space.ranges(),
             **settings.identity(),
         },
-        "space": space.to_json(),
+        "space": as_json(space),
         "settings": settings.to_json(),
         "data": {
             "name": dataset.name,
@@ -136,7 +136,7 @@ def describe_search(
             "class_names": list(dataset.class_names),
             "scale": dataset.scale,
             "notes": list(dataset.notes),
-            "preparation": dataset.preparation.to_json(),
+            "preparation": as_json(dataset.preparation),
         },
         "versions": {
             "jaxmnist": __version__,
@@ -311,7 +311,7 @@ def rehearse(
     error = None
     try:
         engine = Engine(network, few, TrainingSettings(epochs=1, batch_size=2), seed=0)
-        with engine.run([(0, hyperparameters)]) as events:
+        with engine.run([(Key(0), hyperparameters)]) as events:
             for event in events:
                 if isinstance(event, TrialFinished) and not event.diverged:
                     error = event.error
@@ -339,7 +339,7 @@ class Beginning:
     settings: SearchSettings
     dataset: Dataset
     space: SpaceDescription
-    draws: dict[TrialKey, Hyperparameters]
+    draws: dict[Key, Hyperparameters]
 
 
 def begin(settings: SearchSettings, network: Network, dataset: Dataset | None = None) -> Beginning:
@@ -371,7 +371,7 @@ def begin(settings: SearchSettings, network: Network, dataset: Dataset | None = 
     )
     description = space.describe()
     drawn = itertools.islice(space.draws(settings.seed), settings.max_trials)
-    draws: dict[TrialKey, Hyperparameters] = dict(enumerate(drawn))
+    draws: dict[Key, Hyperparameters] = {Key(index): draw for index, draw in enumerate(drawn)}
     check_counts(len(draws), settings)
     trainable = check_network(network, draws.values(), data)
     check_memory(draws.values(), settings, dataset, network)
@@ -404,7 +404,7 @@ class Draw:
     problem: why its network can't be built, so that it would fail; then the numbers are 0.
     """
 
-    index: TrialKey
+    key: Key
     hyperparameters: Hyperparameters
     parameters: int
     memory: int
@@ -450,30 +450,30 @@ def preview(settings: SearchSettings, network: Network) -> Preview:
     engine = Engine(network, first.dataset, training, settings.seed, jobs=settings.jobs)
     assert engine.jobs is not None
     described = list(first.draws.items())[: MOST_TRACED if network.traced else None]
-    works = {index: _work(engine, draw) for index, draw in described}
-    work = {index: found for index, found in works.items() if isinstance(found, float)}
+    works = {key: _work(engine, draw) for key, draw in described}
+    work = {key: found for key, found in works.items() if isinstance(found, float)}
     if not work:
-        raise UsageError(f"no trial can be trained; trial 0 ({first.draws[0]}): {works[0]}")
+        raise UsageError(
+            f"no trial can be trained; trial 0 ({first.draws[Key(0)]}): {works[Key(0)]}"
+        )
     order = sorted(work, key=work.__getitem__)
     middle = order[len(order) // 2]
     left = len(first.draws) - len(ended)
     # As in a search, as many compile at once as train at once.
     jobs = max(1, min(engine.jobs, left))
-    beside = [first.draws[index] for index in order if index != middle][: jobs - 1]
+    beside = [first.draws[key] for key in order if key != middle][: jobs - 1]
     pace = _measured(engine, first.draws, middle, jobs, beside)
     draws = []
-    for index, draw in described:
-        found = works[index]
+    for key, draw in described:
+        found = works[key]
         if not isinstance(found, float):
-            draws.append(Draw(index, draw, 0, 0, 0.0, found))
+            draws.append(Draw(key, draw, 0, 0, 0.0, found))
             continue
         layers = network.layers(draw, DataSpec.of(first.dataset, first.settings.training()))
         size = engine.builder.settings_of(draw).batch_size
         seconds = _seconds(first, size, pace.step * found / work[middle]) + pace.compiling
-        draws.append(
-            Draw(index, draw, count_parameters(layers), least_memory(layers, size), seconds)
-        )
-    trained = [draw.seconds for draw in draws if draw.index not in ended]
+        draws.append(Draw(key, draw, count_parameters(layers), least_memory(layers, size), seconds))
+    trained = [draw.seconds for draw in draws if draw.key not in ended]
     return Preview(
         settings,
         first.dataset,
@@ -500,20 +500,20 @@ def _work(engine: Engine, draw: Hyperparameters) -> float | str:
 
 def _measured(
     engine: Engine,
-    draws: Mapping[TrialKey, Hyperparameters],
-    index: TrialKey,
+    draws: Mapping[Key, Hyperparameters],
+    key: Key,
     jobs: int,
     beside: Sequence[Hyperparameters],
 ) -> Pace:
     """The pace of a trial; an error in one line if it can't be trained."""
     try:
-        return measure(engine, draws[index], jobs, beside)
+        return measure(engine, draws[key], jobs, beside)
     except JaxmnistError:
         raise
     except Exception as problem:
         kind = UsageError if engine.network.traced else EnvironmentFailure
         why = one_line(problem, named=True)
-        raise kind(f"trial {index} ({draws[index]}) can't be trained: {why}") from None
+        raise kind(f"trial {key} ({draws[key]}) can't be trained: {why}") from None
 
 
 def _seconds(first: Beginning, batch_size: int, step: float) -> float:
@@ -535,7 +535,7 @@ def _together(trained: list[float], left: int, together: int, settings: SearchSe
     return max(max(trained), mean * (left + again) / together)
 
 
-def _ended(first: Beginning, network: Network) -> set[TrialKey]:
+def _ended(first: Beginning, network: Network) -> set[Key]:
     """The trials that an earlier session of this search has ended; `UsageError` if it is another's.
 
     Nothing is mended, and no lock is taken.
@@ -544,7 +544,7 @@ def _ended(first: Beginning, network: Network) -> set[TrialKey]:
     if first.settings.overwrite or not exists(path):
         return set()
     said = describe_search(first.settings, first.dataset, network.definition.name, first.space)
-    opened = RunDirectory.open(path)
+    opened = Store.open(path)
     check_same(path, opened.search["identity"], said["identity"])
     retries = first.settings.max_retries
-    return {index for index in first.draws if state_of(opened.read_trial(index), retries) in DONE}
+    return {key for key in first.draws if state_of(opened.read_trial(key), retries) in DONE}

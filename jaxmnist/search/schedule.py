@@ -1,16 +1,17 @@
-"""The trials of a search: their states, which to train next, and whose weights to keep."""
+"""What a search trains: its trials, reruns and refit, which is next, and whose weights to keep."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property, partial
 
-from jaxmnist.data.dataset import Dataset
+from jaxmnist.data.dataset import Dataset, joined
 from jaxmnist.engine.events import (
     Checkpoint,
+    EpochFinished,
     Event,
     StackingChosen,
     TrialCompiled,
@@ -23,36 +24,31 @@ from jaxmnist.engine.events import (
 )
 from jaxmnist.engine.lanes import Stacking
 from jaxmnist.errors import EnvironmentFailure, NetworkError, UsageError
-from jaxmnist.files import DamagedFile, MissingFile, array_bytes, read_bytes, sha256
+from jaxmnist.files import DamagedFile, MissingFile, array_bytes, read_bytes, sealed_bytes, sha256
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, Network, Parameters
 from jaxmnist.results.matching import SAME, StoredOutputs, check_trial
-from jaxmnist.results.run import Run
-from jaxmnist.results.selection import rule_of
+from jaxmnist.results.ranking import Ranking
 from jaxmnist.results.trained import TrainedModel
-from jaxmnist.runs.store import WritableRunDirectory
+from jaxmnist.runs.records import File
+from jaxmnist.runs.store import Store
 from jaxmnist.runs.trial import (
     DONE,
     QUEUE,
-    Rerun,
+    Key,
     State,
     Trial,
-    TrialKey,
     agree,
     history_to_json,
-    index_of,
-    number_of,
     state_of,
 )
 from jaxmnist.settings import SearchSettings
-
-# --- The trials of a search: their states, which to train next, and whose weights to keep ---
 
 logger = logging.getLogger("jaxmnist")
 OTHERWISE = f"{SAME}; --overwrite starts over, --project-name starts a run beside it"
 
 
-class StoredCheckpoints(Mapping[TrialKey, Checkpoint]):
+class StoredCheckpoints(Mapping[Key, Checkpoint]):
     """The checkpoints of some trials by key, each read from disk when it is asked for.
 
     Args:
@@ -63,39 +59,43 @@ class StoredCheckpoints(Mapping[TrialKey, Checkpoint]):
 
     def __init__(
         self,
-        keys: Iterable[TrialKey],
-        exists: Callable[[TrialKey], bool],
-        read: Callable[[TrialKey], Checkpoint | None],
+        keys: Iterable[Key],
+        exists: Callable[[Key], bool],
+        read: Callable[[Key], Checkpoint | None],
     ) -> None:
         self._keys = dict.fromkeys(keys)
         self._exists = exists
         self._read = read
 
-    def __getitem__(self, key: TrialKey) -> Checkpoint:
+    def __getitem__(self, key: Key) -> Checkpoint:
         found = self._read(key) if key in self._keys and self._exists(key) else None
         if found is None:
             raise KeyError(key)
         return found
 
-    def __iter__(self) -> Iterator[TrialKey]:
+    def __iter__(self) -> Iterator[Key]:
         return (key for key in self._keys if self._exists(key))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
 
-class Trials:
-    """The trial records of a run, written to disk whenever they change.
+class Schedule:
+    """The trials, reruns and refit of a search: their records, written whenever they change.
 
-    On construction, invalid records are set aside, and trials that are given up are recorded as
-    failed.
+    On construction the trials are scheduled, and `add` schedules what follows them; either sets
+    invalid records aside, and records as failed the trials that are given up.
 
     Args:
-      directory: the run directory, for writing.
+      store: the run, locked by the caller.
       network: the network whose configurations are trained.
       dataset: the dataset that the trials train on.
       settings: the settings of the search.
-      draws: the hyperparameters of each trial of the budget, by index.
+      draws: the hyperparameters of each trial of the budget.
+
+    Attributes:
+      current: what is to be trained now: the trials, the reruns or the refit.
+      draws: the hyperparameters of all that was scheduled.
 
     Raises:
       UsageError: the run has finished trials beyond the budget.
@@ -103,126 +103,174 @@ class Trials:
 
     def __init__(
         self,
-        directory: WritableRunDirectory,
+        store: Store,
         network: Network,
         dataset: Dataset,
         settings: SearchSettings,
-        draws: Mapping[TrialKey, Hyperparameters],
+        draws: Mapping[Key, Hyperparameters],
     ) -> None:
-        self.draws = draws
-        self._directory = directory
+        self.draws: dict[Key, Hyperparameters] = {}
+        self.current: list[Key] = []
+        self._store = store
         self._network = network
         self._dataset = dataset
-        self._data = DataSpec.of(dataset, settings.training())
         self._settings = settings
-        self._records: dict[TrialKey, Trial] = {}
-        self._running: set[TrialKey] = set()
-        self._from: dict[TrialKey, tuple[int, int]] = {}  # epoch and step of the checkpoints
-        directory.set_aside_misplaced()
-        for index in self._stored():
-            trial = directory.mended(partial(self._read, index))
+        self._records: dict[Key, Trial] = {}
+        self._running: set[Key] = set()
+        self._from: dict[Key, tuple[int, int]] = {}  # epoch and step of the checkpoints
+        store.set_aside_misplaced()
+        self.add(draws)
+
+    def add(self, draws: Mapping[Key, Hyperparameters]) -> None:
+        """Schedule trainings of one kind, to be trained now: trials, reruns or a refit."""
+        self.draws |= draws
+        self.current = list(draws)
+        stored = self._stored()
+        for key in stored:
+            trial = self._store.mended(partial(self._read, key))
             if trial is not None:
-                self._records[index] = trial
+                self._records[key] = trial
         self._check_network()
-        done = [index for index in self._records if self._is_done(index)]
-        beyond = [i for i in done if i not in draws and isinstance(i, int)]
+        done = [key for key in stored if self._is_done(key)]
+        beyond = [key for key in done if key not in self.draws and key.rerun is None]
         if beyond:
             raise UsageError(
-                f"--max-trials {len(draws)} is less than the {max(beyond) + 1} trials that this run"
-                " has finished"
+                f"--max-trials {len(draws)} is less than the {max(beyond).index + 1} trials that"
+                " this run has finished"
             )
-        for index in done:
-            self._write_given_up(index)
-        if done := [index for index in done if index in draws]:
-            logger.info(self._already(len(done)))
+        for key in done:
+            self._write_given_up(key)
+        if done := [key for key in done if key in draws]:
+            what = "trials" if self.current[0].rerun is None else f"of {len(draws)}"
+            logger.info(f"{len(done)} {what} are already finished")
+
+    @property
+    def dataset(self) -> Dataset:
+        """What is trained on now: for a refit the training and validation images together."""
+        return self._joined if self.current[0].refit else self._dataset
+
+    @cached_property
+    def _joined(self) -> Dataset:
+        return joined(self._dataset)
+
+    @property
+    def _data(self) -> DataSpec:
+        return DataSpec.of(self.dataset, self._settings.training())
+
+    @property
+    def ranking(self) -> Ranking:
+        """Which trial wins, of the records as they are now."""
+        return Ranking(
+            [self._records[key] for key in sorted(self._records) if key.rerun is None],
+            {key: trial for key, trial in self._records.items() if key.rerun is not None},
+            self._settings,
+            len(self._dataset.y_validation),
+            str(self._store.path),
+        )
+
+    def trial(self, key: Key) -> Trial:
+        """The record of a trial that has begun."""
+        return self._records[key]
+
+    @property
+    def ended(self) -> list[Key]:
+        """Those of the current trainings that have ended."""
+        return [key for key in self.current if self._is_done(key)]
 
     @property
     def stacking(self) -> Stacking | None:
         """How the trials share programs; None if that was not chosen yet."""
-        kept = self._directory.search.get("stacking")
+        kept = self._store.search.get("stacking")
         try:
             return None if kept is None else Stacking(**kept)
         except (TypeError, ValueError):  # written by a later version; measured again
             return None
 
-    def state(self, index: TrialKey) -> State:
+    def state(self, key: Key) -> State:
         """The state of a trial."""
-        return state_of(self._records.get(index), self._settings.max_retries)
+        return state_of(self._records.get(key), self._settings.max_retries)
 
-    def pending(self) -> dict[TrialKey, Hyperparameters]:
-        """The draws to train next, in the order of `QUEUE`; empty when all are done."""
+    def pending(self) -> dict[Key, Hyperparameters]:
+        """What to train next, in the order of `QUEUE`; empty when all is done."""
         for states in QUEUE:
-            found = [index for index in self.draws if self.state(index) in states]
+            found = [key for key in self.current if self.state(key) in states]
             if found:
                 alone = states == QUEUE[-1]
-                return {index: self.draws[index] for index in (found[:1] if alone else found)}
+                return {key: self.draws[key] for key in (found[:1] if alone else found)}
         return {}
 
     @property
     def left(self) -> int:
-        """The number of trials of the budget that are not done."""
-        return sum(not self._is_done(index) for index in self.draws)
+        """The number of current trainings that are not done."""
+        return len(self.current) - len(self.ended)
 
-    def without_weights(self) -> dict[TrialKey, Hyperparameters]:
-        """The best trials whose weights are missing; to be called when no others will be trained.
+    def without_weights(self) -> dict[Key, Hyperparameters]:
+        """The best trials whose weights are missing; to be asked when no others will be trained.
 
         The weights may have been lost, or were not kept because a different rule ranked the trials.
         If training such a trial again fails, the search ends, and the trial's record is kept.
         """
-        lost = [i for i in self._best() if not self._directory.weights_path(i).is_file()]
-        return {index: self.draws[index] for index in lost}
+        lost = [key for key in self._best() if not self._store.file(File.WEIGHTS, key).is_file()]
+        return {key: self.draws[key] for key in lost}
 
-    def why_again(self, index: TrialKey) -> str | None:
+    def why_again(self, key: Key) -> str | None:
         """The reason why a trial is trained again; None for other trials."""
-        if self._is_done(index):
-            return f"trial {index} is among the best, but its weights are missing: trained again"
-        if self.state(index) is State.RETRY:
-            error = self._records[index].error
-            return f"trial {index} is trained again" + (f"; it failed: {error}" if error else "")
+        if self._is_done(key):
+            return f"trial {key} is among the best, but its weights are missing: trained again"
+        if self.state(key) is State.RETRY:
+            error = self._records[key].error
+            return f"trial {key} is trained again" + (f"; it failed: {error}" if error else "")
         return None
 
-    def set_aside_damaged_weights(self) -> None:
-        """Set aside weights of the best trials whose SHA-256 differs from that in their records."""
-        for index in self._best():
-            self._directory.mended(partial(self._check_weights, index))
+    def clean_up(self) -> None:
+        """Set aside damaged weights of the best trials; delete files that a killed process left.
 
-    def delete_leftovers(self) -> None:
-        """Delete files that a killed process left; to be called when no others will be trained."""
-        best = set(self._best())
+        To be called when no others will be trained.
+        """
+        for key in self._best():
+            self._store.mended(partial(self._check_weights, key))
         missing = self.without_weights()
-        for index in self._records:
-            if self._is_done(index) and index not in missing:
-                self._directory.drop_checkpoint(index)
-        self._directory.keep_weights(best, self._stored())
+        for key in self._stored():
+            if self._is_done(key) and key not in missing:
+                self._store.delete(File.CHECKPOINT, key)
+        self._keep_weights(self._best())
 
-    def set_aside_damaged_checkpoints(self, indices: Iterable[TrialKey]) -> StoredCheckpoints:
+    def _keep_weights(self, kept: Collection[Key]) -> None:
+        """Delete the weights of others than these."""
+        for key in self._stored():
+            if key not in kept:
+                self._store.delete(File.WEIGHTS, key)
+
+    def set_aside_damaged_checkpoints(self, keys: Iterable[Key]) -> StoredCheckpoints:
         """The checkpoints of these trials, where they exist; damaged ones are set aside."""
-        indices, self._from = list(indices), {}
-        for index in indices:
-            self._checkpoint(index)
+        keys, self._from = list(keys), {}
+        for key in keys:
+            self._checkpoint(key)
 
-        def exists(index: TrialKey) -> bool:
-            return self._directory.checkpoint_path(index).is_file()
+        def exists(key: Key) -> bool:
+            return self._store.file(File.CHECKPOINT, key).is_file()
 
-        return StoredCheckpoints(indices, exists, self._checkpoint)
+        return StoredCheckpoints(keys, exists, self._checkpoint)
 
-    def _checkpoint(self, index: TrialKey) -> Checkpoint | None:
+    def _checkpoint(self, key: Key) -> Checkpoint | None:
         """The checkpoint of a trial, or None; one that is damaged is set aside."""
-        found = self._directory.mended(partial(self._read_checkpoint, index))
-        self._from.pop(index, None)
+        found = self._store.mended(partial(self._read_checkpoint, key))
+        self._from.pop(key, None)
         if found is not None:
-            self._from[index] = found.epoch, found.step
+            self._from[key] = found.epoch, found.step
         return found
 
     def record(self, event: Event) -> None:
         """Write an event to disk."""
         if isinstance(event, StackingChosen):
-            self._directory.write_stacking(asdict(event.stacking))
+            self._store.write_stacking(asdict(event.stacking))
         elif isinstance(event, TrialStarted):
             self._start(event)
         elif isinstance(event, TrialCompiled):
             self._compare(event)
-            self._write_outputs(event.index)
+            self._write_outputs(event.key)
+        elif isinstance(event, EpochFinished):
+            self._add_epoch(event)
         elif isinstance(event, Checkpoint):
             self._keep_checkpoint(event)
         elif isinstance(event, TrialFinished):
@@ -232,89 +280,99 @@ class Trials:
 
     def stopped(self) -> None:
         """Uncount the attempts of running trials, which did not cause this end of the process."""
-        for index in self._running:
-            self._uncount(index)
+        for key in self._running:
+            self._uncount(key)
 
     # --- the events of a trial ---
 
     def _start(self, event: TrialStarted) -> None:
-        index = event.index
-        if self._is_done(index):
+        key = event.key
+        if self._is_done(key):
             return  # its record is kept until its weights exist again
-        trial, before = self._new(index, "running"), self._records.get(index)
-        trial = replace(trial, device=event.device, node=event.node)
+        trial, before = self._new(key), self._records.get(key)
+        trial = replace(trial, history=event.history, device=event.device, node=event.node)
         if before:
             attempts, failures = before.attempts + 1, before.failures
             trial = replace(trial, attempts=attempts, failures=failures, deaths=before.deaths)
         # A death is counted in advance, because a process that dies can't count it.
         trial = replace(trial, deaths=trial.deaths + 1)
-        self._records[index] = trial  # before writing: the trial runs even if the disk is full
-        self._running.add(index)
-        self._directory.write_trial(trial)
+        self._records[key] = trial  # before writing: the trial runs even if the disk is full
+        self._running.add(key)
+        self._store.write_trial(trial)
+
+    def _add_epoch(self, event: EpochFinished) -> None:
+        """Add an epoch to a running trial's record, so that whoever reads the run sees it."""
+        trial = self._records[event.key]
+        if trial.status == "running":
+            # Trials of a group that failed are tried again from an earlier epoch.
+            history = (*trial.history[: event.epoch - 1], event.metrics)
+            trial = replace(trial, history=history, seconds=event.seconds)
+            self._records[event.key] = trial
+            self._store.write_trial(trial)
 
     def _compare(self, event: TrialCompiled) -> None:
         """Raise `UsageError` if what is trained is not what this process has built."""
-        recorded, trained = self._records[event.index].computation, event.computation
+        recorded, trained = self._records[event.key].computation, event.computation
         if not recorded or not trained or recorded.versions != trained.versions:
             return
         if different := recorded.differences(trained):
             raise UsageError(
-                f"{self._directory.path}: trial {event.index}: build_model returns another network"
+                f"{self._store.path}: trial {event.key}: build_model returns another network"
                 f" on the trial's node than here, with different {different}"
             )
 
     def _lose(self, event: TrialLost) -> None:
         """A trial has ended without a word: its attempt counts unless the node was lost."""
-        if event.index in self._running:
-            self._running.discard(event.index)
+        if event.key in self._running:
+            self._running.discard(event.key)
             if event.node_lost:
-                self._uncount(event.index)
+                self._uncount(event.key)
 
-    def _uncount(self, index: TrialKey) -> None:
+    def _uncount(self, key: Key) -> None:
         """Uncount a trial's attempt, whose end it did not cause."""
-        trial = self._records[index]
+        trial = self._records[key]
         trial = replace(trial, attempts=trial.attempts - 1, deaths=max(0, trial.deaths - 1))
-        self._records[index] = trial
-        self._directory.write_trial(trial)
+        self._records[key] = trial
+        self._store.write_trial(trial)
 
     def _keep_checkpoint(self, event: Checkpoint) -> None:
-        self._directory.write_checkpoint(event.index, *to_arrays(event))
-        trial = self._records[event.index]
-        further = (event.epoch, event.step) > self._from.get(event.index, (0, 0))
+        self._store.write_checkpoint(event.key, *to_arrays(event))
+        trial = self._records[event.key]
+        further = (event.epoch, event.step) > self._from.get(event.key, (0, 0))
         if trial.deaths and further:
             # The trial makes progress: the next attempt will resume from this checkpoint.
-            self._records[event.index] = replace(trial, deaths=0)
+            self._records[event.key] = replace(trial, deaths=0)
             if trial.status == "running":
-                self._directory.write_trial(self._records[event.index])
+                self._store.write_trial(self._records[event.key])
 
     def _end(self, event: TrialFinished) -> None:
-        index, before = event.index, self._records[event.index]
+        key, before = event.key, self._records[event.key]
         trial = self._finish(event, before)
         if before.status == "completed":
             if trial.status != "completed":
-                raise EnvironmentFailure(f"trial {index} failed when trained again: {trial.error}")
+                raise EnvironmentFailure(f"trial {key} failed when trained again: {trial.error}")
             # As JSON, where what isn't a number equals itself.
             now, then = (history_to_json(each.history) for each in (trial, before))
             if now != then or trial.validation_sha256 != before.validation_sha256:
-                logger.info(f"note: trial {index} did not reproduce its first result")
+                logger.info(f"note: trial {key} did not reproduce its first result")
             elif trial.weights_sha256 == before.weights_sha256:
                 trial = before
         if trial is not before:
-            self._directory.write_trial(trial)
-        self._running.discard(index)
-        self._records[index] = trial
-        if not self._is_done(index):
+            self._store.write_trial(trial)
+        self._running.discard(key)
+        self._records[key] = trial
+        if not self._is_done(key):
             return
-        self._directory.drop_checkpoint(index)
+        self._store.delete(File.CHECKPOINT, key)
         # The weights of a trial that is not done are kept, because its record may name them again.
-        others = {i for i in self._stored() if not self._is_done(i)}
-        self._directory.keep_weights(others | set(self._best()), self._stored())
+        others = [key for key in self._stored() if not self._is_done(key)]
+        self._keep_weights([*others, *self._best()])
 
     def _finish(self, event: TrialFinished, before: Trial) -> Trial:
         """The record of a trial that ended; writes the weights and bits that it names first."""
-        trial = self._new(event.index, "completed" if event.error is None else "failed")
+        trial = self._new(event.key)
         validation = array_bytes(rows(event.validation))
-        weights_sha256, data = None, self._dataset
+        weights_sha256, data = None, self.dataset
         if event.parameters is not None:
             model = TrainedModel(
                 trial.hyperparameters,
@@ -329,14 +387,18 @@ class Trials:
             )
             content = model.to_bytes()
             weights_sha256 = sha256(content)
-            self._write_outputs(event.index, event.parameters)
-            self._directory.write_validation(event.index, validation)
-            self._directory.write_weights(event.index, content)
-        if event.traceback or self._directory.error_path(event.index).is_file():
-            self._directory.write_error(event.index, event.traceback)
+            self._write_outputs(event.key, event.parameters)
+            self._store.write_bytes(File.VALIDATION, validation, event.key)
+            self._store.write_bytes(File.WEIGHTS, content, event.key)
+        if event.traceback:
+            traceback = event.traceback.encode(errors="backslashreplace")
+            self._store.write_bytes(File.ERROR, traceback, event.key)
+        else:
+            self._store.delete(File.ERROR, event.key)
         failures = before.failures + (event.error is not None)
         return replace(
             trial,
+            status="completed" if event.error is None else "failed",
             attempts=before.attempts,
             device=before.device,
             node=before.node,
@@ -350,180 +412,136 @@ class Trials:
             validation_data_sha256=None if weights_sha256 is None else data.validation_sha256,
         )
 
-    def _new(self, index: TrialKey, status: str) -> Trial:
-        draw = self.draws[index]
+    def _new(self, key: Key) -> Trial:
+        """The record of a trial that begins."""
+        draw = self.draws[key]
         layers = self._network.layers(draw, self._data)
         computation = None
         with suppress(NetworkError):  # its trial says why
             computation = self._network.computation(draw, self._data)
-        trial = Trial(index_of(index), draw, status, (), layers, computation=computation)
-        return replace(trial, rerun=number_of(index))
+        return Trial(
+            key.index, draw, "running", (), layers, computation=computation, rerun=key.rerun
+        )
 
-    def _write_outputs(self, index: TrialKey, weights: Parameters | None = None) -> None:
+    def _write_outputs(self, key: Key, weights: Parameters | None = None) -> None:
         """Keep what a network of one's own is compared by, across versions of JAX."""
-        trial = self._records[index]
+        trial = self._records[key]
         if trial.computation is None:
             return
-        kept = self._directory.mended(partial(self._directory.read_outputs, index))
+        kept = self._store.mended(partial(self._store.read_outputs, key))
         if kept is None or weights is not None:
             outputs = StoredOutputs(self._network, trial, self._settings, self._data)
             found = kept or outputs.of_start()
-            self._directory.write_outputs(index, found | outputs.of_end(found, weights))
+            self._store.write_bytes(
+                File.OUTPUTS, sealed_bytes(found | outputs.of_end(found, weights), {}), key
+            )
 
-    def _write_given_up(self, index: TrialKey) -> None:
-        trial = self._records[index]
-        if self.state(index) is State.GIVEN_UP and trial.status == "running":
+    def _write_given_up(self, key: Key) -> None:
+        trial = self._records[key]
+        if self.state(key) is State.GIVEN_UP and trial.status == "running":
             error = f"the process died {trial.deaths} times while this trial was running"
             error += "; a larger --max-retries trains it again"
-            self._records[index] = replace(trial, status="failed", error=error)
-            self._directory.write_trial(self._records[index])
+            self._records[key] = replace(trial, status="failed", error=error)
+            self._store.write_trial(self._records[key])
 
     # --- reading and checking files ---
 
     def _check_network(self) -> None:
         """Raise `UsageError` if a network of one's own is not what trials were trained with."""
         notes = {
-            check_trial(
-                self._directory, trial, self._network, self._settings, self._data, OTHERWISE
-            )
-            for index, trial in self._records.items()
-            if index in self.draws
+            check_trial(self._store, trial, self._network, self._settings, self._data, OTHERWISE)
+            for key in self.current
+            if (trial := self._records.get(key))
         }
         for note in sorted(filter(None, notes)):
             logger.info(note)
+        for key in self.current:
+            if key.rerun is not None:
+                self._check_rerun(key)
 
-    def _is_done(self, index: TrialKey) -> bool:
-        return self.state(index) in DONE
+    def _check_rerun(self, key: Key) -> None:
+        """Raise `UsageError` unless a rerun has its trial's network; a refit has other steps."""
+        before = self._records[Key(key.index)].computation
+        now = self._network.computation(self.draws[key], self._data)
+        if before is None or now is None or now.versions != before.versions:
+            return
+        now = replace(now, training=before.training) if key.refit else now
+        if different := before.differences(now):
+            raise UsageError(
+                f"{self._store.path}: trial {key} has another network than trial {key.index},"
+                f" with different {different}"
+            )
 
-    def _already(self, done: int) -> str:
-        """What is said of trials that earlier sessions finished."""
-        return f"{done} trials are already finished"
+    def _is_done(self, key: Key) -> bool:
+        return self.state(key) in DONE
 
-    def _stored(self) -> Sequence[TrialKey]:
-        """The trials that have a folder."""
-        return self._directory.trial_indices()
+    def _stored(self) -> list[Key]:
+        """The trainings of the current kind that have a folder."""
+        first = self.current[0]
+        if first.rerun is None:
+            return self._store.trial_keys()
+        return [key for key in self._store.reruns() if key.refit == first.refit]
 
-    def _best(self) -> list[TrialKey]:
-        """The trials whose weights are kept."""
-        images = len(self._dataset.y_validation)
-        rule = rule_of(self._settings.select, images, self._settings.tolerance)
-        ranked = rule.rank(list(self._records.values()))
-        return [entry.trial.index for entry in ranked[: self._settings.keep]]
+    def _best(self) -> list[Key]:
+        """The current trainings whose weights are kept.
 
-    def _read(self, index: TrialKey) -> Trial | None:
+        Of the reruns it is the first one of each trial that completed, because its network is
+        tested if the trial is chosen.
+        """
+        if self.current[0].rerun is None:
+            return [each.trial.key for each in self.ranking.ranked[: self._settings.keep]]
+        first: dict[int, Key] = {}
+        for key in sorted(self.current):
+            record = self._records.get(key)
+            if record is not None and record.status == "completed":
+                first.setdefault(key.index, key)
+        return list(first.values())
+
+    def _read(self, key: Key) -> Trial | None:
         """The record of a trial; `DamagedFile` if the record or its validation bits are invalid."""
         try:
-            trial = self._directory.read_trial(index)
+            trial = self._store.read_trial(key)
         except MissingFile:
-            if index in self.draws:
-                logger.info(f"note: trial {index} has no validation.npy and is trained again")
+            if key in self.draws:
+                logger.info(f"note: trial {key} has no validation.npy and is trained again")
             raise
         if trial is None:
             return None
-        path = self._directory.trial_folder(index) / "trial.json"
-        if trial.hyperparameters != self.draws.get(index, trial.hyperparameters):
+        path = self._store.trial_folder(key) / "trial.json"
+        if trial.hyperparameters != self.draws.get(key, trial.hyperparameters):
             raise DamagedFile(path, "does not have the hyperparameters of its draw")
         if trial.status != "completed":
             return trial
         epochs = len(trial.history)
         if epochs != self._settings.epochs:
             raise DamagedFile(path, f"has {epochs} epochs, not {self._settings.epochs}")
-        if trial.validation_data_sha256 != self._dataset.validation_sha256:
+        if trial.validation_data_sha256 != self.dataset.validation_sha256:
             raise DamagedFile(path, "does not refer to results on these validation images")
-        if not agree(trial.history, trial.validation, len(self._dataset.y_validation)):
+        if not agree(trial.history, trial.validation, len(self.dataset.y_validation)):
             raise DamagedFile(path, "its validation accuracies do not match validation.npy")
         return trial
 
-    def _read_checkpoint(self, index: TrialKey) -> Checkpoint:
+    def _read_checkpoint(self, key: Key) -> Checkpoint:
         """The checkpoint of a trial; `DamagedFile` if it is invalid."""
-        arrays, content = self._directory.read_checkpoint(index)
+        arrays, content = self._store.read_checkpoint(key)
         try:
             return from_arrays(
                 arrays,
                 content,
-                index,
-                self.draws[index],
+                key,
+                self.draws[key],
                 self._network,
                 self._data,
-                len(self._dataset.y_validation),
+                len(self.dataset.y_validation),
                 self._settings.training(),
             )
         except ValueError as problem:
-            path = self._directory.checkpoint_path(index)
+            path = self._store.file(File.CHECKPOINT, key)
             raise DamagedFile(path, f"is not a checkpoint of this trial: {problem}") from None
 
-    def _check_weights(self, index: TrialKey) -> bool:
+    def _check_weights(self, key: Key) -> bool:
         """True if a trial's weights match its record; `DamagedFile` if they don't."""
-        path = self._directory.weights_path(index)
-        if sha256(read_bytes(path)) != self._records[index].weights_sha256:
+        path = self._store.file(File.WEIGHTS, key)
+        if sha256(read_bytes(path)) != self._records[key].weights_sha256:
             raise DamagedFile(path, "its SHA-256 differs from the one in the trial's record")
         return True
-
-
-# --- Trainings again of trials that are done: the finalists' reruns, and the winner's refit ---
-
-
-class Reruns(Trials):
-    """The records of reruns, or of a refit, written to disk whenever they change.
-
-    They are what `Trials` are for trials; its `draws` are the reruns that are wanted. The weights
-    of the first completed rerun of each trial are kept, because its network is tested if the trial
-    is chosen; other reruns that an earlier session trained keep their records.
-    """
-
-    def _already(self, done: int) -> str:
-        return f"{done} of {len(self.draws)} are already finished"
-
-    def _stored(self) -> Sequence[TrialKey]:
-        kinds = {key.refit for key in self.draws if isinstance(key, Rerun)}
-        return [key for key in self._directory.reruns() if key.refit in kinds]
-
-    def _best(self) -> list[TrialKey]:
-        wanted = sorted(key for key in self.draws if isinstance(key, Rerun))
-        first: dict[int, TrialKey] = {}
-        for key in wanted:
-            record = self._records.get(key)
-            if record is not None and record.status == "completed":
-                first.setdefault(key.index, key)
-        return list(first.values())
-
-    def _check_network(self) -> None:
-        """Also that a refit has the network of its trial, but for the number of its steps."""
-        super()._check_network()
-        for key, draw in self.draws.items():
-            trial = self._directory.read_trial(index_of(key))
-            if trial is None or trial.computation is None:
-                continue
-            now = self._network.computation(draw, self._data)
-            if now is None or now.versions != trial.computation.versions:
-                continue
-            refit = isinstance(key, Rerun) and key.refit
-            now = replace(now, training=trial.computation.training) if refit else now
-            if different := trial.computation.differences(now):
-                raise UsageError(
-                    f"{self._directory.path}: trial {key} has another network than trial"
-                    f" {trial.index}, with different {different}"
-                )
-
-    @property
-    def ended(self) -> Collection[TrialKey]:
-        """The wanted reruns that have ended."""
-        return [key for key in self.draws if self._is_done(key)]
-
-
-def check_reruns(run: Run) -> None:
-    """Raise `EnvironmentFailure` if no rerun of any finalist completed."""
-    if not run.finals:
-        key = run.rerun_keys[0]
-        failed = run.directory.read_trial(key)
-        assert failed is not None
-        raise EnvironmentFailure(f"every rerun failed; trial {key}: {failed.error}")
-
-
-def check_refit(run: Run, key: Rerun) -> None:
-    """Raise `EnvironmentFailure` if the refit failed."""
-    record = run.directory.read_trial(key)
-    if run.final_trial is None and record is not None:
-        raise EnvironmentFailure(
-            f"trial {key} failed: {record.error}; without --refit the winner itself is tested"
-        )

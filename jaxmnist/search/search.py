@@ -5,31 +5,31 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from jaxmnist.data.dataset import Dataset, joined
+from jaxmnist.data.dataset import Dataset
 from jaxmnist.engine.devices import cache_folder
 from jaxmnist.engine.events import Event
 from jaxmnist.engine.lanes import Stacking
 from jaxmnist.engine.local import Engine, Events
 from jaxmnist.engine.ray import RayEngine, RayEvents, load_ray
 from jaxmnist.errors import EnvironmentFailure, signals_call
-from jaxmnist.files import DamagedFile, read_bytes, read_json, sha256
-from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.files import DamagedFile, read_bytes, sha256
 from jaxmnist.models.network import Network
-from jaxmnist.results import comparisons, evaluation, finalists, svm
+from jaxmnist.results import comparisons, evaluation, svm
 from jaxmnist.results.evaluation import evaluate_ensemble
-from jaxmnist.results.finalists import refit_of
-from jaxmnist.results.run import CONFIG_SHAPE, Run
-from jaxmnist.runs.store import WritableRunDirectory, begin_run
-from jaxmnist.runs.trial import Rerun, TrialKey
+from jaxmnist.results.ranking import finalist_records
+from jaxmnist.results.run import Run
+from jaxmnist.runs.records import File, Winner
+from jaxmnist.runs.store import Store, begin_run
+from jaxmnist.runs.trial import REFIT, Key
 from jaxmnist.search.beginning import begin, describe_end, describe_search
-from jaxmnist.search.schedule import Reruns, Trials, check_refit, check_reruns
+from jaxmnist.search.schedule import Schedule
 from jaxmnist.settings import SearchSettings
 
 # --- The interface of listeners, which show a search: console, page, TensorBoard ---
@@ -43,7 +43,7 @@ class Listener:
 
     def training(
         self,
-        directory: WritableRunDirectory,
+        directory: Store,
         network: Network,
         settings: SearchSettings,
         dataset: Dataset,
@@ -69,7 +69,7 @@ class TrialListener:
     def event(self, event: Event) -> None:
         """An event of the engine has happened."""
 
-    def again(self, reruns: Collection[TrialKey], ended: Collection[TrialKey], images: int) -> None:
+    def again(self, reruns: Collection[Key], ended: Collection[Key], images: int) -> None:
         """Reruns follow; some may have ended in an earlier session.
 
         images: their training images of an epoch.
@@ -95,7 +95,7 @@ def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Liste
     listener.stage("test")
     keep_winner(run)
     listener.detail("\n" + run.best_model.summary() + "\n")
-    kept = run.files.mended(lambda: evaluation.kept_look(run))
+    kept = run.store.mended(lambda: evaluation.kept_look(run))
     test = kept or evaluation.look(run, dataset, "winner")
     listener.detail(evaluation.describe_evaluation(run, test))
     if settings.ensemble is not None:
@@ -110,16 +110,18 @@ def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Liste
         )
         listener.detail("\n" + svm.describe_svm(run, content))
     if lines := comparisons.describe_comparisons(
-        comparisons.write_comparisons(run.files, run.ranked, run.tested_sha256, dataset.y_test)
+        comparisons.write_comparisons(
+            run.store, run.ranking.ranked, run.ranking.tested_sha256, dataset.y_test
+        )
     ):
         listener.detail("\n" + "\n".join(lines))
 
 
 def _test_ensemble(run: Run, count: int, dataset: Dataset, listener: Listener) -> None:
     """Evaluate the ensemble, and show it; a warning if too many trials have failed for it."""
-    if len(run.ranked) < count:
+    if len(run.ranking.ranked) < count:
         logger.warning(
-            f"no ensemble of {count} is made: only {len(run.ranked)} trials have completed"
+            f"no ensemble of {count} is made: only {len(run.ranking.ranked)} trials have completed"
         )
         return
     listener.stage("ensemble")
@@ -129,43 +131,48 @@ def _test_ensemble(run: Run, count: int, dataset: Dataset, listener: Listener) -
 
 def keep_winner(run: Run) -> None:
     """Write best/: the winner's weights, their description and the network's summary."""
-    best, trial, files = run.best_trial, run.final_trial, run.files
+    best, trial, files = run.best_trial, run.ranking.final, run.store
     assert trial is not None  # the search is finished
     model = run.load_model(trial)
-    config = {
-        "trial": trial.index,
-        "hyperparameters": trial.hyperparameters.to_json(),
-        "image_shape": list(model.image_shape),
-        "labels": list(model.labels),
-        "class_names": list(model.class_names),
-        "scale": model.scale,
-        "preparation": None if model.preparation is None else model.preparation.to_json(),
-        "score": best.score,
-        "corrected_score": run.corrected.score,
-        "corrected_interval": list(run.corrected.interval),
-        "indistinguishable": list(run.corrected.indistinguishable),
-        **({"finalists": finalists.finalists_to_json(run.finals)} if run.finals else {}),
-        "selection": f"{run.why()} {run.about_score()}" if run.finals else run.why(),
-        "rerun": best.rerun,
-        "refit": run.settings.refit,
-        "model_sha256": trial.weights_sha256,
-    }
-    weights = read_bytes(run.directory.weights_path(trial.key))
+    ranking, corrected = run.ranking, run.ranking.corrected
+    assert best.score is not None  # it is the winner
+    assert trial.weights_sha256 is not None  # the model was loaded
+    winner = Winner(
+        trial=trial.index,
+        hyperparameters=trial.hyperparameters,
+        image_shape=model.image_shape,
+        labels=model.labels,
+        class_names=model.class_names,
+        scale=model.scale,
+        preparation=model.preparation,
+        score=best.score,
+        corrected_score=corrected.score,
+        corrected_interval=corrected.interval,
+        indistinguishable=corrected.indistinguishable,
+        finalists=finalist_records(ranking.finals) if ranking.finals else None,
+        selection=f"{ranking.why()} {ranking.about_score()}" if ranking.finals else ranking.why(),
+        rerun=best.rerun,
+        refit=run.settings.refit,
+        model_sha256=trial.weights_sha256,
+    )
+    weights = read_bytes(run.store.file(File.WEIGHTS, trial.key))
     summary = (model.summary() + "\n").encode()
 
     def check() -> None:
         """Raise `DamagedFile` unless best/ is intact; it may hold an earlier winner."""
-        before = read_json(files.config_path, CONFIG_SHAPE)
-        known = (before["model_sha256"], trial.weights_sha256)  # killed between two writes
-        if sha256(read_bytes(files.model_path)) not in known:
-            raise DamagedFile(files.model_path, "its SHA-256 differs from the one in config.json")
-        if before["trial"] == trial.index and read_bytes(files.summary_path) != summary:
-            raise DamagedFile(files.summary_path, "is not the winner's summary")
+        before = files.read(Winner)
+        known = (before.model_sha256, trial.weights_sha256)  # killed between two writes
+        if sha256(read_bytes(files.file(File.MODEL))) not in known:
+            raise DamagedFile(
+                files.file(File.MODEL), "its SHA-256 differs from the one in config.json"
+            )
+        if before.trial == trial.index and read_bytes(files.file(File.SUMMARY)) != summary:
+            raise DamagedFile(files.file(File.SUMMARY), "is not the winner's summary")
 
     files.mended(check)
-    files.write_file(files.model_path, weights)
-    files.write_file(files.summary_path, summary)
-    files.write_json(files.config_path, config)
+    files.write_bytes(File.MODEL, weights)
+    files.write_bytes(File.SUMMARY, summary)
+    files.write(winner)
 
 
 # --- The random search: draws, trials, winner ---
@@ -189,7 +196,7 @@ def search(
     settings, dataset, draws = first.settings, first.dataset, first.draws
     said = describe_search(settings, dataset, network.definition.name, first.space)
     with begin_run(settings.run_directory, said, overwrite=settings.overwrite) as directory:
-        trials = Trials(directory, network, dataset, settings, draws)
+        schedule = Schedule(directory, network, dataset, settings, draws)
         for line in directory.write_search():
             logger.info("note: %s", line)
         logger.info(
@@ -208,52 +215,58 @@ def search(
             # Runs beside the trials to save time afterwards. Leaving the context waits for it,
             # because modules can't be imported while Python shuts down.
             beside.submit(evaluation.prepare)
-            train(trials, network, settings, dataset, told)
-            if trials.left:
-                logger.info(describe_end(settings.max_seconds, len(draws), trials.left))
-            run = Run(directory, network, checked=True)
-            if not run.ranked and trials.left:
+            train(schedule, network, settings, told)
+            if schedule.left:
+                logger.info(describe_end(settings.max_seconds, len(draws), schedule.left))
+            if not schedule.ranking.ranked and schedule.left:
                 raise EnvironmentFailure(
                     f"no trial has completed in the time of {settings.max_seconds:g} s; the same"
                     " command goes on"
                 )
-            if not run.ranked:
-                raise EnvironmentFailure(f"every trial failed; trial 0: {run.trials[0].error}")
-            run = train_again(run, settings, dataset, told)
+            if not schedule.ranking.ranked:
+                error = schedule.trial(Key(0)).error
+                raise EnvironmentFailure(f"every trial failed; trial 0: {error}")
+            train_again(schedule, network, settings, told)
             told.trained()
+            run = Run(directory, network, checked=True)
             listener.ranked(run)
             finish(run, settings, dataset, listener)
     return run
 
 
 def train(
-    trials: Trials,
+    schedule: Schedule,
     network: Network,
     settings: SearchSettings,
-    dataset: Dataset,
     listener: TrialListener,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Train the trials that are not done; each event is recorded and passed to the listener.
+    """Train what is scheduled and not done; each event is recorded and passed to the listener.
 
     With `max_seconds` no trial starts after that time, except the first ones; trials are left then.
     """
     limit = math.inf if settings.max_seconds is None else settings.max_seconds
     until = clock() + limit
     in_time = True
-    engine = engine_of(settings, network, dataset, trials.stacking)
-    while pending := (in_time and trials.pending()) or lost_trials(trials):
-        for index in pending:
-            if line := trials.why_again(index):
+    engine = engine_of(settings, network, schedule.dataset, schedule.stacking)
+    while True:
+        pending = schedule.pending() if in_time else {}
+        if not pending:
+            schedule.clean_up()
+            pending = schedule.without_weights()
+        if not pending:
+            return
+        for key in pending:
+            if line := schedule.why_again(key):
                 logger.info(line)
-        checkpoints = trials.set_aside_damaged_checkpoints(pending)
+        checkpoints = schedule.set_aside_damaged_checkpoints(pending)
         running = engine.run(pending.items(), checkpoints)
         with running as events, signals_call(partial(_stop, events, listener)):
             if in_time:
                 events.end_when(lambda: clock() >= until)
             try:
                 for event in events:
-                    trials.record(event)
+                    schedule.record(event)
                     listener.event(event)
             except BaseException:
                 # For example, the disk is full or the terminal is closed: record what is possible.
@@ -261,12 +274,12 @@ def train(
                 with suppress(Exception):  # of the engine itself
                     for event in events:
                         with suppress(Exception):
-                            trials.record(event)
+                            schedule.record(event)
                 with suppress(Exception):
-                    trials.stopped()
+                    schedule.stopped()
                 raise
             if events.stopping:
-                trials.stopped()
+                schedule.stopped()
         in_time = clock() < until
 
 
@@ -295,23 +308,24 @@ def _stop(events: Events | RayEvents, listener: TrialListener) -> None:
     listener.stopping()
 
 
-def train_again(run: Run, settings: SearchSettings, dataset: Dataset, told: TrialListener) -> Run:
+def train_again(
+    schedule: Schedule, network: Network, settings: SearchSettings, told: TrialListener
+) -> None:
     """Train the finalists again, then the winner on all images, as far as the settings ask for it.
 
     `max_seconds` is the time of the trials before; these are all trained.
-    Returns the run as it is then.
+
+    Raises:
+      EnvironmentFailure: every rerun failed, or the refit did.
     """
 
-    def again(keys: list[Rerun], data: Dataset) -> Run:
-        drawn = {trial.index: trial.hyperparameters for trial in run.trials}
-        draws: dict[TrialKey, Hyperparameters] = {key: drawn[key.index] for key in keys}
-        reruns = Reruns(run.files, run.network, data, settings, draws)
-        told.again(keys, reruns.ended, len(data.y_train))
-        train(reruns, run.network, replace(settings, max_seconds=None), data, told)
-        return Run(run.directory, run.network, checked=True)
+    def again(keys: Sequence[Key]) -> None:
+        schedule.add({key: schedule.draws[Key(key.index)] for key in keys})
+        told.again(keys, schedule.ended, len(schedule.dataset.y_train))
+        train(schedule, network, replace(settings, max_seconds=None), told)
 
     if settings.finalists:
-        keys = run.rerun_keys
+        keys = schedule.ranking.rerun_keys
         finalists = list(dict.fromkeys(key.index for key in keys))
         if len(finalists) < settings.finalists:
             logger.info(
@@ -320,21 +334,17 @@ def train_again(run: Run, settings: SearchSettings, dataset: Dataset, told: Tria
             )
         names = ", ".join(map(str, finalists))
         logger.info(f"finalists: trials {names}; {settings.reruns} reruns of each")
-        run = again(keys, dataset)
-        check_reruns(run)
+        again(keys)
+        if not schedule.ranking.finals:
+            error = schedule.trial(keys[0]).error
+            raise EnvironmentFailure(f"every rerun failed; trial {keys[0]}: {error}")
     if settings.refit:
-        key = refit_of(run.best_trial)
-        data = joined(dataset)
-        logger.info(
-            f"refit of trial {key.index} on {len(data.y_train)} training and validation images"
-        )
-        run = again([key], data)
-        check_refit(run, key)
-    return run
-
-
-def lost_trials(trials: Trials) -> dict[TrialKey, Hyperparameters]:
-    """The best trials whose weights are missing or damaged; deletes leftover files first."""
-    trials.set_aside_damaged_weights()
-    trials.delete_leftovers()
-    return trials.without_weights()
+        key = Key(schedule.ranking.winner.index, REFIT)
+        images = len(schedule.dataset.y_train) + len(schedule.dataset.y_validation)
+        logger.info(f"refit of trial {key.index} on {images} training and validation images")
+        again([key])
+        if schedule.ranking.final is None:
+            raise EnvironmentFailure(
+                f"trial {key} failed: {schedule.trial(key).error}; without --refit the winner"
+                " itself is tested"
+            )

@@ -176,7 +176,7 @@ def test_a_pipe_is_a_file(options, tmp_path):
 
 def test_the_settings_of_a_run(finished, settings_of):
     """They are those of the run, but for what belongs to its session; flags win."""
-    path = str(finished.directory.path / "search.json")
+    path = str(finished.store.path / "search.json")
     found = settings_of("", "--config", path)
     assert found.to_json() == {**finished.settings.to_json(), "quiet": False}
     assert found.identity() == finished.settings.identity()
@@ -189,7 +189,7 @@ def test_the_settings_of_a_run(finished, settings_of):
 def test_the_recipe_of_a_run(finished, tmp_path, more, settings_of):
     """What the recipe says of training counts, and what was said besides."""
     settings = replace(SearchSettings(**more), directory=finished.settings.directory)
-    search = read_json(finished.directory.path / "search.json")
+    search = read_json(finished.store.path / "search.json")
     path = tmp_path / "search.json"
     write_json(path, {**search, "settings": settings.to_json()})
     found = settings_of("", "--config", str(path))
@@ -200,19 +200,19 @@ def test_a_run_s_settings_are_never_to_overwrite(options, tmp_path):
     """A run that began with --overwrite goes on: nothing is trained, or deleted."""
     given = {**options, "max_trials": 1, "epochs": 1, "svm": False, "directory": str(tmp_path)}
     run = random_search(**given, overwrite=True)
-    path = run.directory.path / "search.json"
+    path = run.store.path / "search.json"
     assert read_json(path)["settings"]["overwrite"]
     done = command("search", "--config", path)
     assert done.returncode == 0, done.stderr
     assert "1 trials are already finished" in done.stdout
     assert "compiling" not in done.stdout
-    assert facts(Run(run.directory.path)) == facts(run)
+    assert facts(Run(run.store.path)) == facts(run)
 
 
 def test_a_run_of_another_network(finished, tmp_path, settings_of, capsys):
     """Of data in memory or a network of one's own, one line says what to name."""
     path = tmp_path / "search.json"
-    content = read_json(finished.directory.path / "search.json")
+    content = read_json(finished.store.path / "search.json")
     for section, value, says in (
         ("data", {"in_memory": True}, "its data were arrays in memory: name data by --data-dir"),
         (
@@ -233,7 +233,7 @@ def test_a_search_json_names_no_code(finished, tmp_path, dry):
     """Neither a network's file, nor a folder of compiled programs, nor a cluster."""
     (tmp_path / "theirs.py").write_text(f"open('ran', 'w').close()\n{NETWORK}")
     (tmp_path / "ours.py").write_text(NETWORK)
-    content = read_json(finished.directory.path / "search.json")
+    content = read_json(finished.store.path / "search.json")
     for section, changes in (
         ("settings", {"model": str(tmp_path / "theirs.py"), "ranges": {}}),
         ("identity", {"network": "build_model"}),
@@ -274,7 +274,7 @@ def test_a_search_json_names_no_code(finished, tmp_path, dry):
 )
 def test_a_changed_search_json(finished, tmp_path, change, says, capsys):
     path = tmp_path / "search.json"
-    path.write_text(change((finished.directory.path / "search.json").read_text()))
+    path.write_text(change((finished.store.path / "search.json").read_text()))
     assert run_command(search.main, ["--config", str(path)]) == 2
     said = capsys.readouterr().err
     assert says in said
@@ -284,7 +284,7 @@ def test_a_changed_search_json(finished, tmp_path, change, says, capsys):
 @pytest.mark.parametrize("value", [3, {"a": {}}, {"filters": None}, {"filters": [[]]}, [1]])
 def test_a_search_json_that_says_something_else(finished, tmp_path, value, capsys):
     path = tmp_path / "search.json"
-    content = read_json(finished.directory.path / "search.json")
+    content = read_json(finished.store.path / "search.json")
     for settings in (
         {**content["settings"], "ranges": value},
         {**content["settings"], "keep": value, "ensemble": value},

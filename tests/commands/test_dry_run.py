@@ -83,7 +83,7 @@ def ranges_of(options: dict) -> dict:
 
 def test_a_run_that_exists_stays_as_it_is(finished, options, capsys):
     """Even with --overwrite; what has ended isn't counted, and another search is refused."""
-    place = finished.directory.path
+    place = finished.store.path
     before = files(place.parent)
     line = [*flags(options), "--directory", str(place.parent), "--dry-run"]
     assert run_command(main, line) == 0
@@ -168,7 +168,7 @@ def test_parameters_and_memory(found):
     """Compared with the arrays themselves."""
     data = DataSpec.of(found.dataset, found.settings.training())
     for draw in found.draws:
-        weights = STUDY.initial_parameters(draw.hyperparameters, data, seed=0, index=draw.index)
+        weights = STUDY.initial_parameters(draw.hyperparameters, data, seed=0, index=draw.key.index)
         counted = sum(array.size for layer in weights.values() for array in layer.values())
         assert draw.parameters == counted
         # Weights, gradients, Adam's two moments and float64 initial weights, and some outputs.

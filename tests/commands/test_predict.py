@@ -19,7 +19,7 @@ from jaxmnist.commands.parser import run_command
 from jaxmnist.commands.predict import main
 from jaxmnist.data.arrays import Arrays
 from jaxmnist.data.preparation import preparation_of
-from jaxmnist.files import read_json, write_json
+from jaxmnist.files import as_json, read_json, write_json
 
 LIKE = (
     "Pictures are prepared like the training images: bright ink on a dark ground, scaled into"
@@ -48,14 +48,14 @@ def folder(images: np.ndarray, tmp_path: Path) -> Path:
 def test_the_run_says_how_pictures_are_prepared(finished: Run, mnist: Arrays) -> None:
     dataset = finished.load_dataset()
     expected = preparation_of(dataset.x_train, 255)
-    path = finished.directory.path
+    path = finished.store.path
     assert finished.best_model.preparation == expected
-    assert read_json(path / "search.json")["data"]["preparation"] == expected.to_json()
-    assert read_json(path / "best" / "config.json")["preparation"] == expected.to_json()
+    assert read_json(path / "search.json")["data"]["preparation"] == as_json(expected)
+    assert read_json(path / "best" / "config.json")["preparation"] == as_json(expected)
 
 
 def test_folders(finished: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = str(finished.directory.path)
+    run = str(finished.store.path)
     names = ["a/0.png", "a/2.png", "b/1.png", "b/3.png"]
     assert run_command(main, [run, str(folder)]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
@@ -78,7 +78,7 @@ def test_folders(finished: Run, folder: Path, capsys: pytest.CaptureFixture[str]
 def test_tables_for_machines(
     finished: Run, folder: Path, images: np.ndarray, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, model = str(finished.directory.path), finished.best_model
+    run, model = str(finished.store.path), finished.best_model
     np.save(folder / "a" / "inverted.npy", 255 - images[0])
     stack = np.concatenate([images[[0, 2]], 255 - images[:1], images[[1, 3]]])
     probabilities = model.predict_proba(stack)
@@ -103,7 +103,7 @@ def test_tables_for_machines(
 def test_what_prepares_can_be_said(
     finished: Run, images: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, path = str(finished.directory.path), tmp_path / "drawn.png"
+    run, path = str(finished.store.path), tmp_path / "drawn.png"
     Image.fromarray(255 - images[0, ..., 0]).resize((90, 90)).save(path)
     for word, says in (
         ("mnist", "like MNIST's digits: bright ink on a dark"),
@@ -181,7 +181,7 @@ def test_reading_in_python(
 def test_classes_have_their_names(
     finished: Run, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(finished.directory.path, tmp_path / "named")
+    shutil.copytree(finished.store.path, tmp_path / "named")
     search = read_json(tmp_path / "named" / "search.json")
     names = [f"class {label}" for label in finished.best_model.labels]
     search["data"]["class_names"] = names
@@ -227,7 +227,7 @@ def test_a_search_of_transposed_images(
     counts = ", ".join(f"{k} ({left[k]})" for k in range(10))
     assert f"12 classes (training images): {counts} and 2 more" in said
     capsys.readouterr()
-    path = str(run.directory.path)
+    path = str(run.store.path)
     line = "The training images were transposed: arrays and tables are transposed too; give"
     assert run_command(main, [path, str(tmp_path / "data.npz"), "--csv"]) == 0
     printed = capsys.readouterr()

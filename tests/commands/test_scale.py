@@ -137,9 +137,9 @@ def test_every_scale_gives_the_same_run(runs, name):
     assert np.array_equal(run.best_model.predict_proba(x), usual.best_model.predict_proba(other))
     assert np.array_equal(run.best_model.features(x), usual.best_model.features(other))
     # Images in the page are equally bright.
-    page = (run.directory.path / "report.html").read_text()
+    page = (run.store.path / "report.html").read_text()
     drawn = [part.split('"')[0] for part in page.split("data:image/png;base64,")[1:]]
-    page = (usual.directory.path / "report.html").read_text()
+    page = (usual.store.path / "report.html").read_text()
     assert drawn == [part.split('"')[0] for part in page.split("data:image/png;base64,")[1:]]
     assert drawn
 
@@ -149,11 +149,11 @@ def test_an_svm_on_images_of_another_scale(runs, options):
     """A network knows pixels from 0 to 1: another task's are divided by their own scale."""
     found = []
     for name in ("ones", "usual"):
-        with locked_run(str(runs["fractions"].directory.path)) as run:
+        with locked_run(str(runs["fractions"].store.path)) as run:
             data = load_dataset(runs[name].settings)
             content = fit_on_run(run, data, wanted="sklearn", draws=0, baselines=True)
-            parts = [content, *content["baselines"].values()]
-            found.append([part["confusion_matrix"] for part in parts])
+            parts = [content, *content.baselines.values()]
+            found.append([part.confusion_matrix for part in parts])
     assert found[0] == found[1]
 
 
@@ -165,7 +165,7 @@ def test_predict_prepares_pictures_for_the_scale(runs, mnist, tmp_path: Path):
     )
     answers = set()
     for name in ("usual", "ones", "fractions"):
-        done = command("predict", runs[name].directory.path, tmp_path / "seven.png")
+        done = command("predict", runs[name].store.path, tmp_path / "seven.png")
         assert done.returncode == 0, done.stderr
         answers.add(done.stdout.partition(";")[0])
         assert ("white is" in done.stdout) == (name != "usual")

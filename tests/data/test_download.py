@@ -201,7 +201,7 @@ def test_a_run_downloads_nothing(offline, finished, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(home := tmp_path / "home"))
     monkeypatch.delenv("TFDS_DATA_DIR")
     home.mkdir()
-    shutil.copytree(finished.directory.path, run := tmp_path / "run")
+    shutil.copytree(finished.store.path, run := tmp_path / "run")
     content = read_json(run / "search.json")
     settings = {**content["settings"], "data_dir": None, "dataset": "fashion_mnist"}
     write_json(run / "search.json", {**content, "settings": settings})

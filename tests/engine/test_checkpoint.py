@@ -25,7 +25,7 @@ from jaxmnist.files import DamagedFile, read_sealed, sealed_bytes
 from jaxmnist.models.network import DataSpec
 from jaxmnist.models.study import STUDY
 from jaxmnist.models.study_space import configuration
-from jaxmnist.runs.trial import METRICS
+from jaxmnist.runs.trial import METRICS, Key
 from jaxmnist.settings import TrainingSettings
 
 # 300 images in batches of 8 are 38 steps, so that an epoch has pauses within it.
@@ -44,7 +44,8 @@ SETTINGS = TrainingSettings(
 PADDING = {"filters": 8, "units": 8}
 HALVES = {key: [0.5] for key in METRICS}
 MNIST = DataSpec((28, 28, 1), 10)
-TRIALS = {3: configuration(4, 2, 1, 8), 5: configuration(3, 2, 1, 5)}
+FIRST, SECOND = Key(3), Key(5)
+TRIALS = {FIRST: configuration(4, 2, 1, 8), SECOND: configuration(3, 2, 1, 5)}
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +55,13 @@ def dataset(small):
 
 def run(engine, trials, checkpoints=None):
     """Checkpoints by trial, in order, and how each trial ended."""
-    kept, ended = {index: [] for index in trials}, {}
+    kept, ended = {key: [] for key in trials}, {}
     with engine.run(trials.items(), checkpoints) as events:
         for event in events:
             if isinstance(event, Checkpoint):
-                kept[event.index].append(event)
+                kept[event.key].append(event)
             elif isinstance(event, TrialFinished):
-                ended[event.index] = event
+                ended[event.key] = event
     return kept, ended
 
 
@@ -69,8 +70,8 @@ def through_a_file(checkpoint, tmp_path, settings=SETTINGS):
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(sealed_bytes(*to_arrays(checkpoint)))
     arrays, content = read_sealed(path)
-    index = checkpoint.index
-    return from_arrays(arrays, content, index, TRIALS[index], STUDY, MNIST, 100, settings)
+    key = checkpoint.key
+    return from_arrays(arrays, content, key, TRIALS[key], STUDY, MNIST, 100, settings)
 
 
 def same(a, b):
@@ -80,17 +81,19 @@ def same(a, b):
 
 def test_a_trial_goes_on_from_anywhere(dataset, tmp_path):
     """Bit for bit: from each pause of both epochs, the epoch's running means included."""
-    one = {3: TRIALS[3]}
+    one = {FIRST: TRIALS[FIRST]}
     kept, ended = run(Engine(STUDY, dataset, SETTINGS, 0, checkpoint_every=0.0), one)
-    assert [(c.epoch, c.step) for c in kept[3]] == [(e, s) for e in (0, 1) for s in (16, 32, 38)]
-    assert [len(c.history) for c in kept[3]] == [0, 0, 0, 1, 1, 1]
-    same(run(Engine(STUDY, dataset, SETTINGS, 0), one)[1][3], ended[3])
-    for checkpoint in kept[3]:
+    assert [(c.epoch, c.step) for c in kept[FIRST]] == [
+        (e, s) for e in (0, 1) for s in (16, 32, 38)
+    ]
+    assert [len(c.history) for c in kept[FIRST]] == [0, 0, 0, 1, 1, 1]
+    same(run(Engine(STUDY, dataset, SETTINGS, 0), one)[1][FIRST], ended[FIRST])
+    for checkpoint in kept[FIRST]:
         again = through_a_file(checkpoint, tmp_path)
         assert again.seconds == checkpoint.seconds
-        _, went_on = run(Engine(STUDY, dataset, SETTINGS, 0), one, {3: again})
-        same(went_on[3], ended[3])
-        assert went_on[3].seconds > checkpoint.seconds
+        _, went_on = run(Engine(STUDY, dataset, SETTINGS, 0), one, {FIRST: again})
+        same(went_on[FIRST], ended[FIRST])
+        assert went_on[FIRST].seconds > checkpoint.seconds
 
 
 @pytest.mark.slow
@@ -103,17 +106,15 @@ def test_lanes_go_on_too(dataset, tmp_path):
         )
 
     kept, ended = run(engine(checkpoint_every=0.0), TRIALS)
-    assert kept[5][0].state.parameters["dense"]["kernel"].shape == (6 * 6 * 3, 5)
-    middle = {
-        index: through_a_file(checkpoints[1], tmp_path) for index, checkpoints in kept.items()
-    }
+    assert kept[SECOND][0].state.parameters["dense"]["kernel"].shape == (6 * 6 * 3, 5)
+    middle = {key: through_a_file(checkpoints[1], tmp_path) for key, checkpoints in kept.items()}
     _, went_on = run(engine(), TRIALS, middle)
-    for index in TRIALS:
-        same(went_on[index], ended[index])
-    apart = {3: middle[3]}  # the other trial starts over, in its own program
+    for key in TRIALS:
+        same(went_on[key], ended[key])
+    apart = {FIRST: middle[FIRST]}  # the other trial starts over, in its own program
     _, went_on = run(engine(), TRIALS, apart)
-    for index in TRIALS:
-        for a, b in zip(went_on[index].history, ended[index].history, strict=True):
+    for key in TRIALS:
+        for a, b in zip(went_on[key].history, ended[key].history, strict=True):
             assert a.loss == pytest.approx(b.loss, abs=1e-3)
 
 
@@ -128,23 +129,25 @@ def test_stopping_keeps_where_a_trial_is(dataset):
             if isinstance(event, StepsFinished):
                 events.stop()
             if isinstance(event, Checkpoint):
-                kept.append(event.index)
+                kept.append(event.key)
     assert sorted(kept) == sorted(TRIALS)
 
 
 def test_a_trial_that_goes_on_tells_what_it_had(dataset):
-    one = {3: TRIALS[3]}
+    one = {FIRST: TRIALS[FIRST]}
     kept, _ = run(Engine(STUDY, dataset, SETTINGS, 0, checkpoint_every=0.0), one)
-    with Engine(STUDY, dataset, SETTINGS, 0).run(one.items(), {3: kept[3][4]}) as events:
+    with Engine(STUDY, dataset, SETTINGS, 0).run(one.items(), {FIRST: kept[FIRST][4]}) as events:
         first = next(iter(events))
-    assert first == TrialStarted(3, TRIALS[3], kept[3][4].history, "cpu", platform.node())
+    assert first == TrialStarted(
+        FIRST, TRIALS[FIRST], kept[FIRST][4].history, "cpu", platform.node()
+    )
     assert len(first.history) == 1
 
 
 @pytest.fixture(scope="module")
 def written(dataset):
-    one = {3: TRIALS[3]}
-    return run(Engine(STUDY, dataset, SETTINGS, 0, checkpoint_every=0.0), one)[0][3][3]
+    one = {FIRST: TRIALS[FIRST]}
+    return run(Engine(STUDY, dataset, SETTINGS, 0, checkpoint_every=0.0), one)[0][FIRST][3]
 
 
 @pytest.mark.parametrize(
@@ -165,22 +168,25 @@ def written(dataset):
 def test_what_is_no_checkpoint(written, change):
     arrays, content = to_arrays(written)
     with pytest.raises(
-        ValueError, match=r"another trial|are inconsistent|metrics of|isn't numbers|its bits"
+        ValueError,
+        match=r"another trial|Expected|isn't numbers|are inconsistent|metrics of|its bits",
     ):
-        from_arrays(arrays, {**content, **change}, 3, TRIALS[3], STUDY, MNIST, 100, SETTINGS)
+        from_arrays(
+            arrays, {**content, **change}, FIRST, TRIALS[FIRST], STUDY, MNIST, 100, SETTINGS
+        )
 
 
 def test_arrays_of_another_configuration(written):
     arrays, content = to_arrays(written)
-    other = TRIALS[3].replace(filters=5)
+    other = TRIALS[FIRST].replace(filters=5)
     with pytest.raises(ValueError, match="fit this configuration"):
-        from_arrays(arrays, content, 3, other, STUDY, MNIST, 100, SETTINGS)
+        from_arrays(arrays, content, FIRST, other, STUDY, MNIST, 100, SETTINGS)
     fewer = {**arrays, "validation": arrays["validation"][:, :-1]}
     with pytest.raises(ValueError, match="its bits don't match"):
-        from_arrays(fewer, content, 3, TRIALS[3], STUDY, MNIST, 100, SETTINGS)
+        from_arrays(fewer, content, FIRST, TRIALS[FIRST], STUDY, MNIST, 100, SETTINGS)
     del arrays[next(name for name in arrays if ".mu" in name)]
     with pytest.raises(ValueError, match=r"\.mu.* doesn't fit"):
-        from_arrays(arrays, content, 3, TRIALS[3], STUDY, MNIST, 100, SETTINGS)
+        from_arrays(arrays, content, FIRST, TRIALS[FIRST], STUDY, MNIST, 100, SETTINGS)
 
 
 def test_a_sealed_file_shows_any_change(written, tmp_path):

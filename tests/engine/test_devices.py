@@ -22,7 +22,7 @@ from jaxmnist.files import read_json, write_json
 
 @pytest.mark.slow
 def test_a_platform_that_is_not_there(finished, options, tmp_path):
-    shutil.copytree(finished.directory.path, tmp_path / "small")
+    shutil.copytree(finished.store.path, tmp_path / "small")
     run = tmp_path / "small"
     searched = [*flags(options), "--directory", tmp_path / "new"]
     picture = Path(__file__).parents[2] / "experiments" / "screenshots" / "page-light.png"
@@ -143,8 +143,8 @@ def test_a_run_that_goes_on_on_fewer_cores(options, tmp_path):
     assert parts.search["threads"] == 2
     assert facts(parts) == facts(whole)
     for name in ("best/test_probabilities.npy", "svm/small/pipeline.safetensors"):
-        wanted = (whole.directory.path / name).read_bytes()
-        assert (parts.directory.path / name).read_bytes() == wanted
+        wanted = (whole.store.path / name).read_bytes()
+        assert (parts.store.path / name).read_bytes() == wanted
     # Another number of threads gives another run, so this test is able to fail.
     assert facts(search("one", 3, threads="1")) != facts(whole)
 
@@ -234,7 +234,7 @@ OF_RESULTS = [
 @pytest.mark.parametrize("setting", slow_after(0, OF_RESULTS))
 def test_a_setting_on_which_results_depend(setting, finished, options, tmp_path):
     """It is told when a run goes on with another one, then no more; and when it is gone again."""
-    shutil.copytree(finished.directory.path, tmp_path / "small")
+    shutil.copytree(finished.store.path, tmp_path / "small")
     variable, value, says = setting
     line = [*flags({**options, "quiet": False}), "--directory", tmp_path]
     (note,) = notes(process("search", *line, env={**os.environ, variable: value}))
@@ -277,7 +277,7 @@ DEVICES = {
 @pytest.mark.parametrize("name", DEVICES)
 def test_another_device(finished, tmp_path, name):
     """What it has no effect on isn't told, and each session that differs is recorded."""
-    shutil.copytree(finished.directory.path, tmp_path / "small")
+    shutil.copytree(finished.store.path, tmp_path / "small")
     before, now, told = DEVICES[name]
     path = tmp_path / "small" / "search.json"
     search = read_json(path)
@@ -320,7 +320,7 @@ def test_lanes_on_an_accelerator(finished, tmp_path, before, recorded, now, on, 
 
     On a CPU, to which the run has gone on, each trial is alone unless a number is asked for.
     """
-    shutil.copytree(finished.directory.path, tmp_path / "small")
+    shutil.copytree(finished.store.path, tmp_path / "small")
     path = tmp_path / "small" / "search.json"
     search = read_json(path)
 
@@ -335,7 +335,7 @@ def test_lanes_on_an_accelerator(finished, tmp_path, before, recorded, now, on, 
 
 
 def test_a_difference_is_told_where_jax_runs_already(finished, tmp_path):
-    shutil.copytree(finished.directory.path, tmp_path / "small")
+    shutil.copytree(finished.store.path, tmp_path / "small")
     path = tmp_path / "small" / "search.json"
     before = read_json(path)
     assert before["threads"] == pool_size()

@@ -17,13 +17,15 @@ from jaxmnist.engine.events import (
 from jaxmnist.engine.local import Engine, Events
 from jaxmnist.models.study import STUDY
 from jaxmnist.models.study_space import configuration
+from jaxmnist.runs.trial import Key
 from jaxmnist.settings import TrainingSettings
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=32, learning_rate=0.01)
+FIRST = Key(0)
 TRIALS = {
-    0: configuration(4, 1, 0),
-    3: configuration(4, 2, 1, 8),
-    5: configuration(8, 1, 1, 8),
+    FIRST: configuration(4, 1, 0),
+    Key(3): configuration(4, 2, 1, 8),
+    Key(5): configuration(8, 1, 1, 8),
 }
 
 
@@ -33,12 +35,12 @@ def dataset(small):
 
 
 def run(dataset, settings=SETTINGS, trials=TRIALS, **options):
-    """The events of each trial, by index."""
-    found = {index: [] for index in trials}
+    """The events of each trial, by key."""
+    found = {key: [] for key in trials}
     with Engine(STUDY, dataset, settings, 0, **options).run(trials.items()) as events:
         for event in events:
             if not isinstance(event, StepsFinished):  # whose times depend on the clock
-                found[event.index].append(event)
+                found[event.key].append(event)
     return found
 
 
@@ -58,11 +60,11 @@ def test_every_trial_tells_its_epochs(alone):
 
 def test_histories_and_weights_do_not_depend_on_jobs(dataset, alone):
     together = run(dataset, trials=dict(reversed(TRIALS.items())), jobs=3)
-    for index, events in alone.items():
-        assert together[index][-1].history == events[-1].history
+    for key, events in alone.items():
+        assert together[key][-1].history == events[-1].history
         for layer, arrays in events[-1].parameters.items():
             for name, array in arrays.items():
-                assert np.array_equal(array, together[index][-1].parameters[layer][name])
+                assert np.array_equal(array, together[key][-1].parameters[layer][name])
 
 
 @pytest.mark.parametrize(("consecutive", "order"), [(False, [3, 5, 0]), (True, [0, 3, 5])])
@@ -70,7 +72,7 @@ def test_the_longest_of_the_last_trials_start_first(dataset, consecutive, order)
     with Engine(STUDY, dataset, SETTINGS, 0, jobs=2, consecutive=consecutive).run(
         TRIALS.items()
     ) as events:
-        started = [event.index for event in events if isinstance(event, TrialStarted)]
+        started = [event.key.index for event in events if isinstance(event, TrialStarted)]
     assert {*started[:2]} == {*order[:2]}
     assert started[2] == order[2]
 
@@ -80,10 +82,10 @@ def test_accuracies_are_those_of_the_weights(dataset, alone):
     from jaxmnist.results.trained import TrainedModel
 
     averaged = run(dataset, dataclasses.replace(SETTINGS, ema_momentum=0.9), jobs=2)
-    for index, events in [*alone.items(), *averaged.items()]:
+    for key, events in [*alone.items(), *averaged.items()]:
         last = events[-1]
         model = TrainedModel(
-            TRIALS[index], dataset.image_shape, dataset.labels, dataset.scale, last.parameters
+            TRIALS[key], dataset.image_shape, dataset.labels, dataset.scale, last.parameters
         )
         right = (
             model.predict(dataset.x_validation) == np.asarray(dataset.labels)[dataset.y_validation]
@@ -103,18 +105,18 @@ def test_divergence_is_an_error_and_hurts_nobody(dataset):
 def test_divergence_that_only_validation_sees(dataset):
     """One step an epoch: the training loss is that of the weights before it."""
     wild = TrainingSettings(epochs=2, batch_size=1000, learning_rate=1e30)
-    events = run(dataset, wild, {0: TRIALS[3]})[0]
+    events = run(dataset, wild, {FIRST: TRIALS[Key(3)]})[FIRST]
     assert events[-1].error == "the validation loss stopped being finite in epoch 1"
 
 
 def test_an_exception_is_the_trials_own(dataset, alone):
     """A network too large for any machine fails; its neighbours don't notice."""
     huge = configuration(10**5, 1, 1, 10**6)
-    found = run(dataset, trials={1: huge, **TRIALS}, jobs=2)
-    assert found[1][-1].error is not None
-    assert "\n" not in found[1][-1].error
-    for index, events in alone.items():
-        assert found[index][-1].history == events[-1].history
+    found = run(dataset, trials={Key(1): huge, **TRIALS}, jobs=2)
+    assert found[Key(1)][-1].error is not None
+    assert "\n" not in found[Key(1)][-1].error
+    for key, events in alone.items():
+        assert found[key][-1].history == events[-1].history
 
 
 def test_leaving_early_stops_the_trials(dataset):
@@ -167,7 +169,7 @@ def test_a_failure_of_a_worker_is_raised_after_the_events_before_it():
 
 def test_fewer_images_than_a_batch(dataset):
     tiny = dataclasses.replace(dataset, x_train=dataset.x_train[:20], y_train=dataset.y_train[:20])
-    events = run(tiny, TrainingSettings(epochs=1, batch_size=128), {0: TRIALS[0]})[0]
+    events = run(tiny, TrainingSettings(epochs=1, batch_size=128), {FIRST: TRIALS[FIRST]})[FIRST]
     assert events[-1].history[0].finite
-    huge = run(tiny, TrainingSettings(epochs=1, batch_size=10**9), {0: TRIALS[0]})[0]
+    huge = run(tiny, TrainingSettings(epochs=1, batch_size=10**9), {FIRST: TRIALS[FIRST]})[FIRST]
     assert huge[-1].history == events[-1].history

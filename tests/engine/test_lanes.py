@@ -12,7 +12,7 @@ import jax
 import jax.export
 import numpy as np
 import pytest
-from conftest import begin, float64, slow_after
+from conftest import begin, float64, numbered, slow_after
 
 from jaxmnist.data.dataset import load_arrays, split
 from jaxmnist.engine.events import (
@@ -45,6 +45,7 @@ from jaxmnist.models.network import DataSpec
 from jaxmnist.models.space import Space
 from jaxmnist.models.study import STUDY, StudyNetwork, build_model
 from jaxmnist.models.study_space import DEFINITION, configuration
+from jaxmnist.runs.trial import Key
 from jaxmnist.settings import TrainingSettings
 
 SHAPE, CLASSES = (12, 13, 2), 4
@@ -174,11 +175,11 @@ def test_highest_precision_reaches_products_and_their_gradients():
 
 def test_the_whole_space_needs_few_programs():
     """357 configurations, padded to one or two widths of convolutions."""
-    trials = list(enumerate(Space(DEFINITION).draws(0)))
+    trials = numbered(Space(DEFINITION).draws(0))
     for multiple, buckets in ((64, 2), (128, 1)):
         stacking = Stacking("products", 16, {"filters": multiple, "units": 256})
         groups = group_trials(trials, stacking, 1)
-        assert sorted(index for group in groups for index, _ in group.trials) == list(range(357))
+        assert sorted(trial for group in groups for trial in group.trials) == trials
         assert len({group.widest for group in groups}) == 9 * buckets
         for group in groups:
             assert len(group.trials) <= group.lanes <= 16
@@ -188,7 +189,7 @@ def test_the_whole_space_needs_few_programs():
 
 
 def test_trials_that_start_in_order_share_programs_with_their_neighbours():
-    trials = list(enumerate(Space(DEFINITION).draws(0)))[:60]
+    trials = numbered(Space(DEFINITION).draws(0))[:60]
     stacking = Stacking("products", 4, {"filters": 128, "units": 256})
     groups = group_trials(trials, stacking, 1, consecutive=True)
     assert [trial for group in groups for trial in group.trials] == trials
@@ -202,11 +203,12 @@ def test_trials_that_start_in_order_share_programs_with_their_neighbours():
 def test_the_last_groups_start_with_the_longest():
     """Only the last three for each job change places, and only where several run at once."""
     work = [5, 1, 9, 2, 8, 2, 7, 3]
-    groups = [Group(configuration(32, 1, 0), ((i, configuration(32, 1, 0)),), 1) for i in range(8)]
+    drawn = configuration(32, 1, 0)
+    groups = [Group(drawn, (trial,), 1) for trial in numbered([drawn] * 8)]
 
     def order(jobs):
-        found = with_short_tail(groups, jobs, lambda group: work[group.trials[0][0]])
-        return [group.trials[0][0] for group in found]
+        found = with_short_tail(groups, jobs, lambda group: work[group.trials[0][0].index])
+        return [group.trials[0][0].index for group in found]
 
     assert order(1) == list(range(8))
     assert order(2) == [0, 1, 2, 4, 6, 7, 3, 5]
@@ -222,23 +224,23 @@ def test_lanes_are_a_power_of_two_on_each_device(trials, devices, most, lanes):
 
 
 TRIALS = {
-    0: configuration(4, 1, 0),
-    1: configuration(8, 1, 0),
-    2: configuration(3, 2, 1, 8),
-    4: configuration(4, 2, 1, 5),
-    7: configuration(2, 2, 1, 8),
+    Key(0): configuration(4, 1, 0),
+    Key(1): configuration(8, 1, 0),
+    Key(2): configuration(3, 2, 1, 8),
+    Key(4): configuration(4, 2, 1, 5),
+    Key(7): configuration(2, 2, 1, 8),
 }
 
 
 def run(engine, trials=TRIALS):
-    found = {index: [] for index in trials}
+    found = {key: [] for key in trials}
     chosen = []
     with engine.run(trials.items()) as events:
         for event in events:
             if isinstance(event, StackingChosen):
                 chosen.append(event)
             elif not isinstance(event, StepsFinished):
-                found[event.index].append(event)
+                found[event.key].append(event)
     return found, chosen
 
 
@@ -254,15 +256,15 @@ def stacked(dataset, way="products", lanes=4, settings=SETTINGS, **options):
 
 def same(ours, theirs, close=1e-3):
     """Whether two runs tell the same of every trial, within rounding."""
-    for index, events in theirs.items():
-        assert [type(event) for event in ours[index]] == [type(event) for event in events]
-        for a, b in zip(ours[index][-1].history, events[-1].history, strict=True):
+    for key, events in theirs.items():
+        assert [type(event) for event in ours[key]] == [type(event) for event in events]
+        for a, b in zip(ours[key][-1].history, events[-1].history, strict=True):
             assert abs(a.loss - b.loss) < close
             assert abs(a.val_loss - b.val_loss) < close
             assert abs(a.accuracy - b.accuracy) <= 2.5 / 300
             assert abs(a.val_accuracy - b.val_accuracy) <= 2 / 100
         if events[-1].parameters is not None:
-            assert difference(ours[index][-1].parameters, events[-1].parameters) < 20 * close
+            assert difference(ours[key][-1].parameters, events[-1].parameters) < 20 * close
 
 
 @pytest.mark.parametrize("way", slow_after(0, ["products", "grouped", "map"]))
@@ -275,11 +277,14 @@ def test_stacked_trials_go_as_they_do_alone(dataset, alone, way):
 
 @pytest.mark.slow
 def test_numbers_of_training_are_arguments_of_a_shared_program(dataset):
+    small = TRIALS[Key(0)]
     trials = {
-        i: TRIALS[0].replace(label_smoothing=0.1 * i, ema_momentum=0.3 * i, random_rotation=5.0 * i)
+        Key(i): small.replace(
+            label_smoothing=0.1 * i, ema_momentum=0.3 * i, random_rotation=5.0 * i
+        )
         for i in (1, 2, 3)
     }
-    trials[4] = TRIALS[0].replace(label_smoothing=0.0, ema_momentum=0.0, random_rotation=0.0)
+    trials[Key(4)] = small.replace(label_smoothing=0.0, ema_momentum=0.0, random_rotation=0.0)
     alone = run(Engine(STUDY, dataset, SETTINGS, 0, jobs=1), trials)[0]
     engine = stacked(dataset, "map")
     same(run(engine, trials)[0], alone)
@@ -295,10 +300,10 @@ def test_a_lane_that_diverges_hurts_nobody(dataset, alone, monkeypatch):
 
     monkeypatch.setattr(StudyNetwork, "initial_parameters", wild)
     found, _ = run(stacked(dataset))
-    assert found[4][-1].error == "the loss stopped being finite in epoch 1"
-    assert found[4][-1].parameters is None
-    assert len(found[4][-1].history) == 1
-    same(found, {index: events for index, events in alone.items() if index != 4})
+    assert found[Key(4)][-1].error == "the loss stopped being finite in epoch 1"
+    assert found[Key(4)][-1].parameters is None
+    assert len(found[Key(4)][-1].history) == 1
+    same(found, {key: events for key, events in alone.items() if key != Key(4)})
 
 
 def test_a_diverged_lane_is_frozen():
@@ -340,14 +345,14 @@ def test_one_bad_trial_of_a_group_fails_alone(dataset, alone, monkeypatch):
 
     monkeypatch.setattr(StudyNetwork, "initial_parameters", broken)
     found, _ = run(stacked(dataset))
-    assert found[2][-1].error == "ValueError: no such weights"
-    assert [type(event) for event in found[2]] == [TrialStarted, TrialFinished]
-    same(found, {index: events for index, events in alone.items() if index != 2})
+    assert found[Key(2)][-1].error == "ValueError: no such weights"
+    assert [type(event) for event in found[Key(2)]] == [TrialStarted, TrialFinished]
+    same(found, {key: events for key, events in alone.items() if key != Key(2)})
 
 
 @pytest.mark.slow
 def test_asking_for_lanes_measures_the_ways_and_remembers(dataset, tmp_path):
-    trials = {index: configuration(4, 1, 0) for index in range(3)}
+    trials = dict(numbered([configuration(4, 1, 0)] * 3))
     short = TrainingSettings(epochs=1, batch_size=32)
     engine = Engine(STUDY, dataset, short, 0, lanes=2, memory=tmp_path)
     found, (chosen,) = run(engine, trials)
@@ -412,12 +417,13 @@ from jaxmnist.models.study_space import configuration
 from jaxmnist.data.dataset import load_arrays, split
 from jaxmnist.engine.local import Engine
 from jaxmnist.engine.events import TrialFinished
-from jaxmnist.engine.lanes import group_trials
-from jaxmnist.engine.lanes import Stacking
+from jaxmnist.engine.lanes import Stacking, group_trials
+from jaxmnist.runs.trial import Key
 
 dataset = split("small", load_arrays(None, sys.argv[1]), validation_split=0.25, seed=0)
 settings = TrainingSettings(epochs=2, batch_size=32, learning_rate=1e-3)
-trials = {int(index): configuration(**given) for index, given in json.loads(sys.argv[2]).items()}
+drawn = json.loads(sys.argv[2])
+trials = {Key(int(index)): configuration(**given) for index, given in drawn.items()}
 padding = {"filters": 8, "units": 8}
 for stacking in (Stacking("alone", 8, padding), Stacking("products", 16, padding)):
     engine = Engine(STUDY, dataset, settings, 0, lanes=stacking.lanes, stacking=stacking)
@@ -425,14 +431,14 @@ for stacking in (Stacking("alone", 8, padding), Stacking("products", 16, padding
         ended = [event for event in events if isinstance(event, TrialFinished)]
     state = engine.builder.start(group_trials(trials.items(), stacking, 8)[0], {})
     used = len(state.loss_sum.sharding.device_set)
-    found = {event.index: [[m.loss, m.val_loss] for m in event.history] for event in ended}
+    found = {event.key.index: [[m.loss, m.val_loss] for m in event.history] for event in ended}
     print(json.dumps([used, jax.local_device_count(), found]))
 """
 
 
 @pytest.mark.slow
 def test_lanes_are_spread_over_all_devices(small, alone):
-    trials = {index: h.to_json() for index, h in TRIALS.items()}
+    trials = {key.index: h.to_json() for key, h in TRIALS.items()}
     done = subprocess.run(
         [sys.executable, "-c", SHARDED, str(small), json.dumps(trials)],
         env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
@@ -444,6 +450,6 @@ def test_lanes_are_spread_over_all_devices(small, alone):
     for line in done.stdout.splitlines():
         used, devices, found = json.loads(line)
         assert used == devices == 8
-        for index, events in alone.items():
+        for key, events in alone.items():
             expected = [[m.loss, m.val_loss] for m in events[-1].history]
-            np.testing.assert_allclose(found[str(index)], expected, rtol=0, atol=2e-3)
+            np.testing.assert_allclose(found[str(key)], expected, rtol=0, atol=2e-3)

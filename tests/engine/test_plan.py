@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import pytest
+from conftest import numbered
 
 from jaxmnist.engine.lanes import Group, Stacking, group_trials
 from jaxmnist.engine.programs import COSTS, Costs, cheapest, paddings, pays, seconds
@@ -12,7 +13,7 @@ from jaxmnist.models.network import DataSpec
 from jaxmnist.models.space import Space
 from jaxmnist.models.study import STUDY
 from jaxmnist.models.study_space import DEFINITION, configuration
-from jaxmnist.runs.trial import Layer
+from jaxmnist.runs.trial import Key, Layer
 
 MNIST = DataSpec((28, 28, 1), 10)
 STEPS = 5 * 422
@@ -24,7 +25,7 @@ def layers_of(h):
 
 
 def grouped(trials, stacking):
-    return group_trials(list(enumerate(trials)), stacking, 1)
+    return group_trials(numbered(trials), stacking, 1)
 
 
 def programs(stacking, trials):
@@ -51,7 +52,7 @@ def test_seconds_by_hand():
     }
     costs = Costs(step=1e-3, value=1e-6, multiplication=1e-8, compiling=3.0, compiling_more=1e-3)
     small, large = configuration(4, 1, 0), configuration(8, 1, 0)
-    groups = [Group(small, ((0, small),), 1), Group(large, ((1, large),), 1)] * 2
+    groups = [Group(small, ((Key(0), small),), 1), Group(large, ((Key(1), large),), 1)] * 2
     training, compiling = seconds(
         groups, costs, lambda h: layers[h["filters"]], lambda group: 10, 32, cores=1
     )

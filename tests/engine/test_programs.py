@@ -9,8 +9,9 @@ import pytest
 from jaxmnist.engine.lanes import Group
 from jaxmnist.engine.programs import Programs
 from jaxmnist.models.study_space import configuration
+from jaxmnist.runs.trial import Key
 
-GROUPS = [Group(configuration(4, depth, 0), ((depth, None),), 1) for depth in (1, 2, 2, 3)]
+GROUPS = [Group(configuration(4, depth, 0), ((Key(depth), None),), 1) for depth in (1, 2, 2, 3)]
 
 
 def test_all_programs_are_compiled_at_once():

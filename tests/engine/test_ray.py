@@ -22,6 +22,7 @@ from jaxmnist.engine.devices import check_ray
 from jaxmnist.engine.nodes import Machine, Node, node_of, refusal
 from jaxmnist.engine.ray import together
 from jaxmnist.models.network import load_function, own_modules
+from jaxmnist.runs.records import ModelReport
 
 OWN = """
 import flax.linen as nn
@@ -116,7 +117,8 @@ def test_histories_equal_those_of_one_machine(cluster, options, finished, tmp_pa
     run = random_search(**options, directory=str(tmp_path), ray=cluster.address)
     assert facts(run) == facts(finished)
     for name in ("accuracy", "confusion_matrix"):
-        assert run.result("best/test.json")[name] == finished.result("best/test.json")[name]
+        theirs, ours = (each.result("best/test.json", ModelReport) for each in (finished, run))
+        assert getattr(ours, name) == getattr(theirs, name)
     host = socket.gethostname()
     assert {trial.node for trial in run.trials} == {host, f"{host}-2"}
     assert {trial.device for trial in run.trials} == {"cpu"}
@@ -156,10 +158,10 @@ def test_lanes_reruns_and_a_limit_of_time(cluster, options, tmp_path):
     given = {**options, "max_trials": 3, "svm": False, "ray": cluster.address}
     run = random_search(**given, lanes=2, finalists=2, reruns=1, directory=str(tmp_path / "reruns"))
     assert [trial.status for trial in run.trials] == ["completed"] * 3
-    assert len(run.finals) == 2
+    assert len(run.ranking.finals) == 2
     short = {**options, "max_seconds": 0.01, "svm": False, "ray": cluster.address}
     run = random_search(**short, directory=str(tmp_path / "short"))
-    assert 1 <= len(run.ranked) < 4
+    assert 1 <= len(run.ranking.ranked) < 4
 
 
 def test_a_worker_that_is_killed_is_counted(cluster, long, undisturbed, tmp_path):

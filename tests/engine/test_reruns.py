@@ -16,12 +16,12 @@ from jaxmnist.engine.local import Engine
 from jaxmnist.engine.training import order_seed, weights_seed
 from jaxmnist.models.study import STUDY
 from jaxmnist.models.study_space import configuration
-from jaxmnist.runs.trial import REFIT, Rerun
+from jaxmnist.runs.trial import REFIT, Key
 from jaxmnist.settings import TrainingSettings
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=32, learning_rate=0.01)
 SMALL = configuration(4, 1, 0)
-RERUNS = [Rerun(3, 1), Rerun(5, 1), Rerun(3, 2)]
+RERUNS = [Key(3, 1), Key(5, 1), Key(3, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,9 @@ def run(dataset, keys, **options):
     with Engine(STUDY, dataset, SETTINGS, 0, **options).run((key, SMALL) for key in keys) as events:
         for event in events:
             if isinstance(event, EpochFinished):
-                epochs[event.index] += 1
+                epochs[event.key] += 1
             elif isinstance(event, TrialFinished):
-                ended[event.index] = event
+                ended[event.key] = event
     assert all(event.error is None for event in ended.values())
     return ended, epochs
 
@@ -48,11 +48,11 @@ def same(a, b):
 
 def test_seeds():
     """A trial's are the search's; others are pinned, as runs are gone on with."""
-    assert weights_seed(7, 3) == order_seed(7, 3) == 7
-    assert weights_seed(0, Rerun(3, 1)) == np.random.SeedSequence([0, 3, 1, 4]).generate_state(1)[0]
+    assert weights_seed(7, Key(3)) == order_seed(7, Key(3)) == 7
+    assert weights_seed(0, Key(3, 1)) == np.random.SeedSequence([0, 3, 1, 4]).generate_state(1)[0]
     assert [weights_seed(0, key) for key in RERUNS] == [257007797, 1309318003, 3923955012]
     assert [order_seed(0, key) for key in RERUNS] == [3507651262, 3507651262, 3608231367]
-    keys = [Rerun(index, number) for index in range(20) for number in range(20)]
+    keys = [Key(index, number) for index in range(20) for number in range(20)]
     assert len({weights_seed(seed, key) for seed in (0, 1) for key in keys}) == 800
     assert len({order_seed(seed, key) for seed in (0, 1) for key in keys}) == 40
 
@@ -67,25 +67,25 @@ def test_orders_are_those_of_the_number(dataset):
         assert np.array_equal(np.sort(found), np.arange(300))
         return found
 
-    assert np.array_equal(order(Rerun(3, 1)), order(Rerun(5, 1)))
-    assert np.array_equal(order(3), order(5))
-    others = [order(3), order(Rerun(3, 1)), order(Rerun(3, 2)), order(Rerun(3, REFIT))]
-    others.append(order(Rerun(3, 1), epoch=1))
+    assert np.array_equal(order(Key(3, 1)), order(Key(5, 1)))
+    assert np.array_equal(order(Key(3)), order(Key(5)))
+    others = [order(Key(3)), order(Key(3, 1)), order(Key(3, 2)), order(Key(3, REFIT))]
+    others.append(order(Key(3, 1), epoch=1))
     assert len({found.tobytes() for found in others}) == 5
 
 
 def test_only_reruns_of_one_number_share_a_group():
-    keys = [3, 5, *RERUNS]
+    keys = [Key(3), Key(5), *RERUNS]
     groups = group_trials([(key, SMALL) for key in keys], Stacking("map", 8), 1)
     members = [{key for key, _ in group.trials} for group in groups]
-    assert members == [{3, 5}, {Rerun(3, 1), Rerun(5, 1)}, {Rerun(3, 2)}]
+    assert members == [{Key(3), Key(5)}, {Key(3, 1), Key(5, 1)}, {Key(3, 2)}]
     assert len({group.key for group in groups}) == 1  # so that they share compiled programs
 
 
 @pytest.mark.slow
 def test_a_rerun_is_a_training_of_its_own_alone_or_stacked(dataset):
-    alone, epochs = run(dataset, [3, *RERUNS], jobs=2)
-    assert epochs == dict.fromkeys([3, *RERUNS], 2)
+    alone, epochs = run(dataset, [Key(3), *RERUNS], jobs=2)
+    assert epochs == dict.fromkeys([Key(3), *RERUNS], 2)
     assert len({event.history for event in alone.values()}) == 4
     stacked = run(dataset, RERUNS[:2], lanes=2)[0]
     for key, event in stacked.items():
@@ -104,7 +104,7 @@ def test_a_refit_trains_on_the_validation_images_too(dataset):
         y_validation=dataset.y_test[:10],
     )
     assert (len(data.y_train), len(data.y_validation)) == (400, 0)
-    key = Rerun(3, REFIT)
+    key = Key(3, REFIT)
     (refit, epochs), (expected, _) = run(data, [key]), run(by_hand, [key])
     assert epochs == {key: 2}
     assert same(refit[key], expected[key])
@@ -116,7 +116,7 @@ def test_a_refit_trains_on_the_validation_images_too(dataset):
 
 def test_a_refit_that_diverges_is_an_error(dataset):
     wild = replace(SETTINGS, learning_rate=1e30)
-    with Engine(STUDY, joined(dataset), wild, 0).run([(Rerun(3, REFIT), SMALL)]) as events:
+    with Engine(STUDY, joined(dataset), wild, 0).run([(Key(3, REFIT), SMALL)]) as events:
         *_, last = events
     assert last.error == "the loss stopped being finite in epoch 1"
 
@@ -125,10 +125,10 @@ def test_a_refit_that_diverges_is_an_error(dataset):
 def test_a_refit_that_diverges_in_its_last_step_is_an_error(dataset, lanes):
     """With one step an epoch, the training loss is that before the step: it is finite."""
     wild = replace(SETTINGS, epochs=1, batch_size=400, learning_rate=1e30)
-    keys = [Rerun(3, REFIT), Rerun(5, REFIT)]
+    keys = [Key(3, REFIT), Key(5, REFIT)]
     with Engine(STUDY, joined(dataset), wild, 0, lanes=lanes).run((k, SMALL) for k in keys) as run:
         ended = [event for event in run if isinstance(event, TrialFinished)]
-    assert {event.index for event in ended} == set(keys)
+    assert {event.key for event in ended} == set(keys)
     for event in ended:
         assert event.error == "the loss after the last step stopped being finite in epoch 1"
         assert (event.diverged, event.parameters) == (True, None)

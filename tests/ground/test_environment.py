@@ -29,6 +29,8 @@ from jaxmnist.errors import Stopped, one_line, signals, signals_call
 from jaxmnist.machine import blas_threads, enough_threads
 from jaxmnist.report.console import Console
 from jaxmnist.report.page import write_page
+from jaxmnist.runs.records import ModelReport
+from jaxmnist.runs.trial import Key
 
 
 def mount(*arguments: object) -> None:
@@ -67,7 +69,7 @@ def test_a_disk_that_is_full_at_any_moment(disk, finished, options):
     """From no room at all to enough: each try ends in a line, and the one with room is right."""
     run = disk / "small"
     large = shutil.ignore_patterns("report.html", "tensorboard")
-    shutil.copytree(finished.directory.path, run, ignore=large)
+    shutil.copytree(finished.store.path, run, ignore=large)
     index = finished.best_trial.index
     for lost in (run / "trials" / f"{index:04d}", run / "best", run / "svm"):
         shutil.rmtree(lost)
@@ -90,8 +92,8 @@ def test_a_disk_that_is_full_at_any_moment(disk, finished, options):
     assert failures > 2
     assert facts(again) == facts(finished)
     assert looks_of(again) == ["winner", "svm"]
-    test = again.result("best/test.json")
-    assert test["accuracy"] == finished.result("best/test.json")["accuracy"]
+    test = again.result("best/test.json", ModelReport)
+    assert test.accuracy == finished.result("best/test.json", ModelReport).accuracy
 
 
 def test_the_command_on_a_full_disk(disk, options):
@@ -109,7 +111,7 @@ def at(kind: str, index: int, happens: Callable[[], object]) -> type[Console]:
 
     def event(self, event):
         Console.event(self, event)
-        if type(event).__name__ == kind and event.index == index:
+        if type(event).__name__ == kind and event.key == Key(index):
             happens()
 
     def stage(self, name):
@@ -287,7 +289,7 @@ def test_a_run_that_is_deleted_while_it_is_in_use(options, tmp_path, monkeypatch
 
 def test_a_page_of_a_run_that_has_vanished(finished, tmp_path, monkeypatch):
     """`jaxmnist report`, which holds no lock, while the run is deleted: it is not made again."""
-    shutil.copytree(finished.directory.path, run := tmp_path / "small")
+    shutil.copytree(finished.store.path, run := tmp_path / "small")
     monkeypatch.setattr("jaxmnist.report.page.make_page", lambda *_, **__: str(shutil.rmtree(run)))
     with pytest.raises(EnvironmentFailure, match="was moved or deleted"):
         write_page(Run(run))
@@ -336,9 +338,9 @@ def test_files_that_may_not_be_read(finished, options, tmp_path):
     cases = {}
     for number, (what, name) in enumerate(FORBIDDEN.items()):
         run = tmp_path / str(number) / "small"
-        shutil.copytree(finished.directory.path, run)
+        shutil.copytree(finished.store.path, run)
         for beside in ("ledger.jsonl", "ledger.lock"):
-            shutil.copy(finished.directory.path.parent / beside, run.parent)
+            shutil.copy(finished.store.path.parent / beside, run.parent)
         for path in (run.parent, *run.parent.rglob("*")):
             os.chown(path, 65534, 65534)
         path = run / name.format(winner=f"{finished.best_trial.index:04d}")
@@ -346,7 +348,7 @@ def test_files_that_may_not_be_read(finished, options, tmp_path):
         os.chown(path, 0, 0)
         path.chmod(0)
         cases[what] = run, path
-    shutil.copytree(finished.directory.path, tmp_path / "warm" / "small")
+    shutil.copytree(finished.store.path, tmp_path / "warm" / "small")
     lines = [[*flags(options), "--directory", str(tmp_path / "warm")]]
     lines += [[*flags(options), "--directory", str(run.parent)] for run, _ in cases.values()]
     done = subprocess.run(
@@ -594,7 +596,7 @@ def test_whatever_ends_a_search_what_ran_can_go_on(failure, options, tmp_path, m
     event = Reports.event
 
     def fail(reports, happened):
-        if type(happened).__name__ == "EpochFinished" and happened.index == 1:
+        if type(happened).__name__ == "EpochFinished" and happened.key == Key(1):
             raise failure
         event(reports, happened)
 

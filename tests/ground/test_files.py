@@ -2,21 +2,36 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jaxmnist.errors import EnvironmentFailure, UsageError
 from jaxmnist.files import (
+    LACKS,
+    NOT_STORED,
+    OPTIONAL,
     DamagedFile,
     MissingFile,
+    as_json,
     fits,
+    from_json,
     read_bytes,
     read_json,
+    read_record,
     read_tensors,
+    stored,
     write_bytes,
     write_json,
+    write_record,
     write_together,
 )
+from jaxmnist.hyperparameters import Hyperparameters
 
 
 def test_json_reads_back_and_knows_damage(tmp_path):
@@ -113,3 +128,192 @@ def test_files_are_written_together_or_not_at_all(tmp_path):
     write_together({old: b"new", tmp_path / "other": b"content"})
     assert old.read_bytes() == b"new"
     assert sorted(tmp_path.iterdir()) == [folder, old, tmp_path / "other"]
+
+
+class Point(NamedTuple):
+    """A member of a list of lists."""
+
+    x: int
+    y: float
+
+
+@dataclass(frozen=True)
+class Circle:
+    """A record with a default, told from `Square` by its kind."""
+
+    DERIVED: ClassVar[tuple[str, ...]] = ("kind",)
+    radius: float
+    name: str = "circle"
+    kind: ClassVar[str] = "circle"
+
+    def __post_init__(self) -> None:
+        if self.radius < 0:
+            raise ValueError("a negative radius")
+
+
+@dataclass(frozen=True)
+class Square:
+    DERIVED: ClassVar[tuple[str, ...]] = ("kind", "area")
+    side: int
+    kind: ClassVar[str] = "square"
+
+    @property
+    def area(self) -> int:
+        return self.side**2
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """All that a record may have."""
+
+    number: int
+    shown: bool
+    word: Literal["a", "b"]
+    note: str | None
+    corner: tuple[int, float]
+    points: tuple[Point, ...]
+    rows: tuple[tuple[int, ...], ...]
+    sums: dict[str, float]
+    free: dict[str, Any]
+    given: Hyperparameters
+    one: Circle
+    shapes: tuple[Circle | Square, ...]
+    named: Mapping[str, Circle]
+    nothing: Square | None
+    sides: np.ndarray = field(metadata=stored(np.ndarray.tolist, np.asarray), compare=False)
+    extra: int | None = field(default=None, metadata=OPTIONAL)
+    inner: tuple[bytes, ...] = field(default=(), metadata=NOT_STORED)
+
+
+DRAWING = Drawing(
+    *(3, True, "b", None, (1, 2.0), (Point(1, 2.5), Point(0, 0.0)), ((1, 2), ()), {"a": 1.5}),
+    *({"any": [1, None, {}]}, Hyperparameters(rate=0.1, sizes=(1, 2)), Circle(1.5)),
+    *((Square(2), Circle(0.5, "c")), {"x": Circle(2.0)}, None, np.array([1, 2])),
+)
+AS_JSON = {
+    **{"number": 3, "shown": True, "word": "b", "note": None, "corner": [1, 2.0]},
+    **{"points": [[1, 2.5], [0, 0.0]], "rows": [[1, 2], []], "sums": {"a": 1.5}},
+    **{"free": {"any": [1, None, {}]}, "given": {"rate": 0.1, "sizes": [1, 2]}},
+    "one": {"radius": 1.5, "name": "circle", "kind": "circle"},
+    "shapes": [
+        {"side": 2, "kind": "square", "area": 4},
+        {"radius": 0.5, "name": "c", "kind": "circle"},
+    ],
+    "named": {"x": {"radius": 2.0, "name": "circle", "kind": "circle"}},
+    **{"nothing": None, "sides": [1, 2]},
+}
+
+
+def test_a_record_is_the_json_written_by_hand(tmp_path):
+    assert as_json(DRAWING) == AS_JSON
+    assert from_json(Drawing, json.loads(json.dumps(AS_JSON))) == DRAWING
+    path = tmp_path / "drawing.json"
+    write_record(path, DRAWING)
+    assert read_json(path) == AS_JSON
+    assert read_record(path, Drawing) == DRAWING
+    for extra in (0, 7):
+        write_record(path, replace(DRAWING, extra=extra, inner=(b"x",)))
+        assert read_json(path) == {**AS_JSON, "extra": extra}
+        assert read_record(path, Drawing) == replace(DRAWING, extra=extra)
+    # Another version may have written more; a whole number may stand for a float.
+    assert from_json(Drawing, {**AS_JSON, "new": [None]}) == DRAWING
+    assert from_json(Circle, {**AS_JSON["one"], "radius": 2}) == Circle(2.0)
+    assert from_json(dict[str, Circle], AS_JSON["named"]) == {"x": Circle(2.0)}
+    write_json(path, {**AS_JSON, "number": "3"})
+    with pytest.raises(DamagedFile, match=f"drawing.json: {LACKS}"):
+        read_record(path, Drawing)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("extra", None),
+        ("word", "c"),
+        ("corner", [1]),
+        ("corner", [1, 2.0, 3]),
+        ("corner", {"0": 1}),
+        ("points", [[1]]),
+        ("points", {"x": [1, 2.5]}),
+        ("given", None),
+        ("given", [["rate", 0.1]]),
+        ("sums", {"a": True}),
+        ("one", {"radius": 1.5, "kind": "circle"}),  # a default is for Python, not for files
+        ("one", {"radius": -1, "name": "", "kind": "circle"}),
+        ("one", {"radius": 1.5, "name": "", "kind": "square"}),
+        ("shapes", [{"side": 2, "kind": "square", "area": 5}]),
+        ("shapes", [{"side": 2, "kind": "square"}]),
+        ("shapes", [{"side": 2, "kind": "triangle", "area": 4}]),
+        ("shapes", [None]),
+        ("named", [{"radius": 2.0, "name": "circle", "kind": "circle"}]),
+        ("nothing", {}),
+        ("nothing", False),
+        ("free", {"a": {"b": [float("nan")]}}),
+        ("free", {"a": 2**63}),
+        ("sums", {"a": 2**63}),
+    ],
+)
+def test_what_is_no_record(name, wrong):
+    with pytest.raises(ValueError):  # noqa: PT011, the file is named where it is read
+        from_json(Drawing, {**AS_JSON, name: wrong})
+
+
+def test_deep_json_is_no_record():
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(ValueError, match="recursion"):
+        from_json(Drawing, {**AS_JSON, "free": {"a": deep}})
+
+
+# Where a value lies in `AS_JSON`, with the shape that `fits` refused other values by.
+PLACES = {
+    ("number",): int,
+    ("shown",): bool,
+    ("word",): {"a", "b"},
+    ("corner",): (int, float),
+    ("corner", 1): float,
+    ("points",): [(int, float)],
+    ("points", 0, 0): int,
+    ("rows",): [[int]],
+    ("rows", 0, 1): int,
+    ("sums",): {str: float},
+    ("sums", "a"): float,
+    ("free",): dict,
+    ("given",): dict,
+    ("one",): {"radius": float, "name": str},
+    ("one", "radius"): float,
+    ("one", "name"): str,
+    ("named",): {str: {"radius": float, "name": str}},
+    ("named", "x", "radius"): float,
+}
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([2**63, -(2**63), 10**400])
+    | st.floats()
+    | st.text(max_size=2),
+    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=2), inside),
+    max_leaves=4,
+)
+REMOVED = object()
+
+
+@settings(max_examples=500, deadline=None)
+@given(place=st.sampled_from(list(PLACES)), value=VALUES | st.just(REMOVED))
+def test_what_a_shape_refused_is_refused(place, value):
+    """A key that is missing, or a value of another type, anywhere in a record."""
+    content = json.loads(json.dumps(AS_JSON))
+    *above, last = place
+    inside = content
+    for step in above:
+        inside = inside[step]
+    if value is REMOVED:
+        refused = last in AS_JSON or last in ("radius", "name")
+        del inside[last]
+    else:
+        refused = not fits(value, PLACES[place])
+        inside[last] = value
+    if refused:
+        with pytest.raises(ValueError):  # noqa: PT011
+            from_json(Drawing, content)

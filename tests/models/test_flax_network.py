@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import slow_after
+from conftest import numbered, slow_after
 from networks import NETWORKS
 
 from jaxmnist import UsageError
@@ -22,6 +22,7 @@ from jaxmnist.engine.training import epoch_order
 from jaxmnist.models.flax_network import FlaxNetwork
 from jaxmnist.models.network import DataSpec
 from jaxmnist.models.space import Space
+from jaxmnist.runs.trial import Key
 from jaxmnist.settings import TrainingSettings
 
 DATA = DataSpec((28, 28, 1), 10)
@@ -64,7 +65,7 @@ def test_ten_networks_as_people_write_them(name, dataset):
     assert network.batching(h, DATA) == (
         "exact" if name == "bridged" else "masked" if stateful else "independent"
     )
-    with Engine(network, dataset, SETTINGS, 0).run([(0, h)]) as events:
+    with Engine(network, dataset, SETTINGS, 0).run(numbered([h])) as events:
         ended = [event for event in events if isinstance(event, TrialFinished)]
     assert ended[0].error is None
     assert ended[0].history[1].loss < ended[0].history[0].loss
@@ -94,7 +95,7 @@ def test_an_epoch_equals_one_of_plain_flax(own, dataset):
     h = first(network)
     assert network.batching(h, DATA) == ("exact" if own else "masked")
     settings = TrainingSettings(1, 16, learning_rate=1e-2, optimizer="sgd")
-    with Engine(network, dataset, settings, 0).run([(0, h)]) as events:
+    with Engine(network, dataset, settings, 0).run(numbered([h])) as events:
         (ended,) = [event for event in events if isinstance(event, TrialFinished)]
 
     module = Normalised(own)
@@ -167,7 +168,7 @@ def test_a_trial_goes_on_from_each_checkpoint(dataset):
 
     def run(checkpoints=None):
         engine = Engine(network, dataset, settings, 3, checkpoint_every=0.0)
-        with engine.run([(5, h)], checkpoints) as events:
+        with engine.run([(Key(5), h)], checkpoints) as events:
             found = list(events)
         return found[-1], [event for event in found if isinstance(event, Checkpoint)]
 
@@ -177,9 +178,9 @@ def test_a_trial_goes_on_from_each_checkpoint(dataset):
     for checkpoint in kept:
         arrays, content = to_arrays(checkpoint)
         again = from_arrays(
-            arrays, content, 5, h, network, DATA, len(dataset.y_validation), settings
+            arrays, content, Key(5), h, network, DATA, len(dataset.y_validation), settings
         )
-        went_on, _ = run({5: again})
+        went_on, _ = run({Key(5): again})
         assert went_on.history == ended.history
         pairs = zip(
             jax.tree.leaves(went_on.parameters), jax.tree.leaves(ended.parameters), strict=True
@@ -196,22 +197,22 @@ def test_learning_rates_share_a_program(dataset):
 
     network = FlaxNetwork(build_model)
     space = Space(network.definition)
-    trials = [(i, space.configuration(lambda *_, r=r: r)) for i, r in enumerate((1e-3, 1e-2))]
+    trials = numbered(space.configuration(lambda *_, r=r: r) for r in (1e-3, 1e-2))
     engine = Engine(network, dataset, SETTINGS, 0, jobs=1)
     with engine.run(trials) as events:
-        found = {e.index: e for e in events if isinstance(e, TrialFinished)}
+        found = {e.key: e for e in events if isinstance(e, TrialFinished)}
     assert engine.compiled == 1
-    for index, h in trials:
+    for key, h in trials:
         alone = Engine(
             network,
             dataset,
             TrainingSettings(epochs=2, batch_size=16, learning_rate=h["learning_rate"]),
             0,
         )
-        with alone.run([(index, h)]) as events:
+        with alone.run([(key, h)]) as events:
             (same,) = [event for event in events if isinstance(event, TrialFinished)]
-        assert same.history == found[index].history
-    assert found[0].history != found[1].history
+        assert same.history == found[key].history
+    assert len({ended.history for ended in found.values()}) == 2
 
 
 @pytest.mark.slow
@@ -222,7 +223,7 @@ def test_the_weights_of_an_optimizer_of_ones_own_are_averaged_too(dataset):
 
     def weights(epochs, momentum):
         settings = TrainingSettings(epochs, len(dataset.y_train), ema_momentum=momentum)
-        with Engine(network, dataset, settings, 0).run([(0, h)]) as events:
+        with Engine(network, dataset, settings, 0).run(numbered([h])) as events:
             (ended,) = [event for event in events if isinstance(event, TrialFinished)]
         return ended.parameters["params"]
 
@@ -247,7 +248,7 @@ def test_each_optimizer_and_schedule_trains(dataset):
     chosen = [members[0], members[9], members[14], members[20], members[27], members[35]]
     assert len({h["optimizer"] for h in chosen}) == 6
     settings = TrainingSettings(epochs=1, learning_rate=1e-3)
-    with Engine(network, dataset, settings, 0).run(enumerate(chosen)) as events:
+    with Engine(network, dataset, settings, 0).run(numbered(chosen)) as events:
         ended = [event for event in events if isinstance(event, TrialFinished)]
     assert [event.error for event in ended] == [None] * 6
 
@@ -284,7 +285,7 @@ def test_an_optimizer_of_ones_own_has_its_own_names(dataset):
     h = first(network)
     assert network.training(SETTINGS, h, DATA).batch_size == 8
     assert network.training(SETTINGS, h, DATA).optimizer == SETTINGS.optimizer
-    with Engine(network, dataset, SETTINGS, 0).run([(0, h)]) as events:
+    with Engine(network, dataset, SETTINGS, 0).run(numbered([h])) as events:
         (ended,) = [event for event in events if isinstance(event, TrialFinished)]
     assert ended.error is None
 
@@ -359,7 +360,7 @@ def test_a_configuration_that_fails(name, dataset):
     build_model, line = FAILING[name]
     network = FlaxNetwork(build_model)
     h = first(network)
-    with Engine(network, dataset, SETTINGS, 0).run([(0, h)]) as events:
+    with Engine(network, dataset, SETTINGS, 0).run(numbered([h])) as events:
         (ended,) = [event for event in events if isinstance(event, TrialFinished)]
     assert ended.error is not None
     assert "\n" not in ended.error

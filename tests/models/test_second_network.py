@@ -22,6 +22,7 @@ from jaxmnist.models.space import Space
 from jaxmnist.report.page import make_page
 from jaxmnist.report.tensorboard import columns
 from jaxmnist.results.trained import TrainedModel
+from jaxmnist.runs.records import ModelReport, SvmReport
 from jaxmnist.runs.trial import Layer
 
 pytestmark = pytest.mark.slow
@@ -130,9 +131,9 @@ def test_its_space_is_what_it_asks_for(run):
 
 
 def test_it_learns(run):
-    assert len(run.ranked) == 6
-    assert run.result("best/test.json")["accuracy"] > 0.5
-    assert run.result("svm/small/svm.json")["accuracy"] > 0.5
+    assert len(run.ranking.ranked) == 6
+    assert run.result("best/test.json", ModelReport).accuracy > 0.5
+    assert run.result("svm/small/svm.json", SvmReport).accuracy > 0.5
 
 
 def test_its_histories_are_those_of_plain_flax(run):
@@ -156,7 +157,7 @@ def NETWORK_DATA(dataset):
 
 
 def test_it_resumes_and_extends(run, options, tmp_path):
-    shutil.copytree(run.directory.path, tmp_path / "small")
+    shutil.copytree(run.store.path, tmp_path / "small")
     shutil.rmtree(tmp_path / "small" / "trials" / "0002")
     settings = options_of(options, max_trials=7, directory=str(tmp_path), keep=7)
     again = search(settings, NETWORK)
@@ -166,7 +167,7 @@ def test_it_resumes_and_extends(run, options, tmp_path):
 
 
 def test_the_studys_network_is_another_run(run, options, tmp_path):
-    shutil.copytree(run.directory.path, tmp_path / "small")
+    shutil.copytree(run.store.path, tmp_path / "small")
     from jaxmnist import random_search
 
     with pytest.raises(UsageError, match="network was 'perceptron', not 'study'"):
@@ -174,7 +175,7 @@ def test_the_studys_network_is_another_run(run, options, tmp_path):
 
 
 def test_its_page_shows_what_it_has(run):
-    page = check((run.directory.path / "report.html").read_text("utf-8"))
+    page = check((run.store.path / "report.html").read_text("utf-8"))
     names = {attributes["id"] for attributes in page.all("figure")}
     assert {
         f"figure-quality-{name}"
@@ -189,11 +190,11 @@ def test_its_page_shows_what_it_has(run):
 
 def test_its_page_needs_no_network(run):
     """Records say what was trained: whoever reads them needs none of it."""
-    page = check(make_page(Run(run.directory.path), images=False))
+    page = check(make_page(Run(run.store.path), images=False))
     assert "perceptron" in page.text["record"]
     assert run.best_model.summary() in page.text["network"]
     with pytest.raises(UsageError, match="its network is not jaxmnist's own"):
-        _ = Run(run.directory.path).best_model
+        _ = Run(run.store.path).best_model
 
 
 def test_its_columns_in_tensorboard(run):
@@ -223,5 +224,5 @@ def test_a_range_of_its_own(options, tmp_path):
     assert {t.hyperparameters["activation"] for t in run.trials} == {"gelu"}
     assert {t.hyperparameters["units_0"] for t in run.trials} <= {4, 6}
     assert run.space.varied == ["depth", "units_0", "normalised", "units_1"]
-    saved = read_json(run.directory.path / "search.json")
+    saved = read_json(run.store.path / "search.json")
     assert saved["settings"]["ranges"] == {"units_0": "4,6", "activation": "gelu"}

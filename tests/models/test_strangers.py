@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import slow_after
+from conftest import numbered, slow_after
 from flax import nnx
 
 from jaxmnist.data.arrays import Arrays
@@ -54,7 +54,7 @@ def dataset():
 def trained(built, dataset, **settings):
     """The weights of a training, and its data's properties."""
     chosen = TrainingSettings(**{"epochs": 2, "batch_size": 16, **settings})
-    with Engine(built, dataset, chosen, 0).run([(0, NOTHING)]) as events:
+    with Engine(built, dataset, chosen, 0).run(numbered([NOTHING])) as events:
         (ended,) = [event for event in events if isinstance(event, TrialFinished)]
     assert ended.error is None
     return ended.parameters, DataSpec.of(dataset, chosen)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import float64
+from conftest import float64, numbered
 from jax import lax
 from pages import check
 from processes import command
@@ -26,12 +26,14 @@ from jaxmnist.models.network import DataSpec, StepInputs
 from jaxmnist.models.study import LEVELS, STUDY, dropout_factors
 from jaxmnist.models.study_space import configuration
 from jaxmnist.report.tensorboard import columns
+from jaxmnist.runs.trial import Key
 from jaxmnist.settings import TrainingSettings
 
 SHAPE, CLASSES = (13, 12, 2), 4
 DATA, CUT, MNIST = DataSpec(SHAPE, CLASSES), DataSpec((12, 12, 1), 10), DataSpec((28, 28, 1), 10)
 SETTINGS = TrainingSettings(epochs=2, batch_size=4, learning_rate=0.01)
-TRIALS = {0: configuration(4, 1, 1, 8, dropout=0.2), 1: configuration(4, 1, 1, 8, dropout=0.5)}
+FIRST = Key(0)
+TRIALS = dict(numbered(configuration(4, 1, 1, 8, dropout=rate) for rate in (0.2, 0.5)))
 NARROWER, WITHOUT = configuration(3, 1, 1, 8, dropout=0.5), configuration(4, 1, 1, 8)
 
 
@@ -141,7 +143,7 @@ def run(engine, trials=TRIALS, checkpoints=None):
     with engine.run(trials.items(), checkpoints) as events:
         for event in events:
             if isinstance(event, TrialFinished):
-                ended[event.index] = event
+                ended[event.key] = event
             elif isinstance(event, Checkpoint):
                 kept.append(event)
     assert not any(event.error for event in ended.values())
@@ -171,20 +173,20 @@ def alone(dataset):
     """All trials in a CPU's own way, the number of programs, and the checkpoints of trial 0."""
     engine = Reusing(STUDY, dataset, SETTINGS, 0, jobs=1, checkpoint_every=0.0)
     ended, kept = run(engine)
-    return ended, engine.compiled, [checkpoint for checkpoint in kept if checkpoint.index == 0]
+    return ended, engine.compiled, [checkpoint for checkpoint in kept if checkpoint.key == FIRST]
 
 
 def test_rates_share_a_program(dataset, alone):
     """The rate is an argument of it: another one gives the same trial another result."""
     ended, compiled, _ = alone
     assert compiled == 1
-    other, _ = run(Reusing(STUDY, dataset, SETTINGS, 0), {0: TRIALS[1]})
-    assert other[0].history[0].loss != ended[0].history[0].loss
+    other, _ = run(Reusing(STUDY, dataset, SETTINGS, 0), {FIRST: TRIALS[Key(1)]})
+    assert other[FIRST].history[0].loss != ended[FIRST].history[0].loss
 
 
 def test_who_shares_a_program():
     """Padding is for trials without dropout alone, to any multiple."""
-    trials = list(enumerate([*TRIALS.values(), NARROWER, WITHOUT, configuration(3, 1, 1, 8)]))
+    trials = numbered([*TRIALS.values(), NARROWER, WITHOUT, configuration(3, 1, 1, 8)])
     for multiple in (32, 64, 128):
         groups = group_trials(
             trials,
@@ -193,8 +195,9 @@ def test_who_shares_a_program():
             key_of=lambda h: STUDY.program_key(h, CUT),
             pads=STUDY.pads,
         )
-        assert [[index for index, _ in group.trials] for group in groups] == [[0, 1], [2], [3, 4]]
-        assert [group.widest for group in groups[:2]] == [TRIALS[0], NARROWER]
+        members = [[key.index for key, _ in group.trials] for group in groups]
+        assert members == [[0, 1], [2], [3, 4]]
+        assert [group.widest for group in groups[:2]] == [TRIALS[FIRST], NARROWER]
         assert groups[2].widest["filters"] > 4
 
 
@@ -204,9 +207,11 @@ def test_a_trial_with_dropout_goes_on_from_every_checkpoint(dataset, alone):
     assert [(c.epoch, c.step) for c in kept] == [(e, s) for e in (0, 1) for s in (16, 19)]
     for checkpoint in kept:
         arrays, content = to_arrays(checkpoint)
-        again = from_arrays(arrays, content, 0, TRIALS[0], STUDY, CUT, 25, SETTINGS)
-        went_on, _ = run(Reusing(STUDY, dataset, SETTINGS, 0), {0: TRIALS[0]}, {0: again})
-        assert equal(went_on[0], ended[0])
+        again = from_arrays(arrays, content, FIRST, TRIALS[FIRST], STUDY, CUT, 25, SETTINGS)
+        went_on, _ = run(
+            Reusing(STUDY, dataset, SETTINGS, 0), {FIRST: TRIALS[FIRST]}, {FIRST: again}
+        )
+        assert equal(went_on[FIRST], ended[FIRST])
 
 
 def test_lanes_have_their_own_rates_and_masks(dataset, alone):
@@ -215,9 +220,9 @@ def test_lanes_have_their_own_rates_and_masks(dataset, alone):
     engine = Engine(STUDY, dataset, SETTINGS, 0, lanes=2, stacking=stacking)
     ended, _ = run(engine)
     assert engine.compiled == 1
-    for index, event in ended.items():
+    for key, event in ended.items():
         assert event.parameters["conv2d"]["bias"].shape == (4,)
-        for a, b in zip(event.history, alone[0][index].history, strict=True):
+        for a, b in zip(event.history, alone[0][key].history, strict=True):
             assert abs(a.loss - b.loss) < 1e-3
             assert abs(a.val_loss - b.val_loss) < 1e-3
 
@@ -254,7 +259,7 @@ def test_a_search_with_both(opened):
         assert names.count("Dropout") == names.count("Dense") == h["dense_layers"] + 1
         assert f"kernel_size={h['kernel_size']} dropout={h['dropout']}" in printed
         assert {"kernel_size", "dropout"} <= columns(run.space, h).keys()
-    page = check((run.directory.path / "report.html").read_text("utf-8"))
+    page = check((run.store.path / "report.html").read_text("utf-8"))
     assert "dropout" in page.text["trials"]
 
 
@@ -275,7 +280,7 @@ def test_a_search_that_leaves_both_fixed(finished):
     assert finished.space.ranges() | {"kernel_size": "3", "dropout": "0.0"} == (
         finished.space.ranges()
     )
-    page = check((finished.directory.path / "report.html").read_text("utf-8"))
+    page = check((finished.store.path / "report.html").read_text("utf-8"))
     assert {section for section, text in page.text.items() if "dropout" in text} == {"record"}
     assert "dropout" not in finished.results_summary()
     for trial in finished.trials:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmnist.engine.programs import multiplications
+from jaxmnist.files import as_json, from_json
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, by_path, from_paths
 from jaxmnist.models.questions import Questions, answers_of
@@ -142,9 +143,9 @@ def test_the_work_of_a_network():
 
 def test_layers_survive_json():
     rows = STUDY.layers(REFERENCE, MNIST)
-    assert tuple(Layer.from_json(row.to_json()) for row in rows) == rows
-    with pytest.raises(ValueError, match="not a row"):
-        Layer.from_json({"name": "dense"})
+    assert from_json(tuple[Layer, ...], as_json(rows)) == rows
+    with pytest.raises(ValueError, match="kind"):
+        from_json(Layer, {"name": "dense"})
 
 
 def test_paths_of_a_tree():

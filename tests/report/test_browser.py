@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from pages import SECTIONS
 from PIL import Image
 
 from jaxmnist import Run
-from jaxmnist.files import array_bytes, read_json, sha256, write_json
+from jaxmnist.files import array_bytes, read_record, sha256, write_record
 from jaxmnist.report.page import make_page
 from jaxmnist.results.confusion import Evaluation
 from jaxmnist.results.evaluation import calibration
+from jaxmnist.runs.records import ModelReport
 
 PICTURES = Path(__file__).parents[2] / "experiments" / "pictures.py"
 
@@ -52,7 +54,7 @@ def test_the_page_in_chromium(browser, finished, scheme, width):
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
-    address = (finished.directory.path / "report.html").as_uri()
+    address = (finished.store.path / "report.html").as_uri()
     page.goto(address)
     page.mouse.wheel(0, 20_000)
     assert said == []
@@ -83,7 +85,7 @@ def test_the_page_in_chromium(browser, finished, scheme, width):
 
 def test_the_page_can_be_printed(browser, finished):
     page = browser.new_page(color_scheme="dark")
-    page.goto((finished.directory.path / "report.html").as_uri())
+    page.goto((finished.store.path / "report.html").as_uri())
     assert page.pdf(format="A4").startswith(b"%PDF")
     page.emulate_media(media="print")
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -93,7 +95,7 @@ def test_the_page_can_be_printed(browser, finished):
 
 
 def test_a_running_page_loads_itself_again(browser, finished, tmp_path: Path):
-    shutil.copytree(finished.directory.path, tmp_path / "small")
+    shutil.copytree(finished.store.path, tmp_path / "small")
     shutil.rmtree(tmp_path / "small" / "best")
     file = tmp_path / "report.html"
     file.write_text(make_page(Run(tmp_path / "small"), images=False, reload=True))
@@ -107,8 +109,8 @@ def test_a_running_page_loads_itself_again(browser, finished, tmp_path: Path):
 def test_names_of_classes_fit(browser, finished, tmp_path: Path):
     """Of ten classes in a table, and of many in a figure."""
     path = tmp_path / "small"
-    shutil.copytree(finished.directory.path, path)
-    test = read_json(path / "best" / "test.json")
+    shutil.copytree(finished.store.path, path)
+    test = read_record(path / "best" / "test.json", ModelReport)
     for classes in (10, 200):
         counts = np.diag(np.full(classes, 20))
         counts[1, 0] = 3
@@ -116,10 +118,16 @@ def test_names_of_classes_fit(browser, finished, tmp_path: Path):
         evaluation = Evaluation(tuple(range(classes)), counts, names)
         probabilities = np.full((int(counts.sum()), classes), 0.1, np.float32)
         content = array_bytes(probabilities)
-        calibrated = calibration(np.zeros(len(probabilities), int), probabilities).to_json()
+        found = calibration(np.zeros(len(probabilities), int), probabilities)
         (path / "best" / "test_probabilities.npy").write_bytes(content)
-        changed = {**evaluation.to_json(), **calibrated, "probabilities_sha256": sha256(content)}
-        write_json(path / "best" / "test.json", {**test, **changed})
+        changed = {
+            **vars(evaluation.record()),
+            "loss": found.loss,
+            "calibration_error": found.error,
+            "reliability": found.bins,
+            "probabilities_sha256": sha256(content),
+        }
+        write_record(path / "best" / "test.json", replace(test, **changed))
         file = tmp_path / f"{classes}.html"
         file.write_text(make_page(Run(path), images=False))
         page = browser.new_page()
@@ -136,7 +144,7 @@ def test_names_of_classes_fit(browser, finished, tmp_path: Path):
 
 def test_readmes_pictures(browser, finished, tmp_path):
     """The script that takes them, on a run that is not MNIST's."""
-    line = [sys.executable, str(PICTURES), str(finished.directory.path), str(tmp_path)]
+    line = [sys.executable, str(PICTURES), str(finished.store.path), str(tmp_path)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     light, dark = (Image.open(tmp_path / f"page-{scheme}.png") for scheme in ("light", "dark"))

@@ -15,6 +15,7 @@ from jaxmnist.commands import predict
 from jaxmnist.files import read_json, write_json
 from jaxmnist.report.figures import scatter
 from jaxmnist.report.page import make_page
+from jaxmnist.runs.records import ModelReport
 
 NAMES = ["T-shirt/top", "<script>alert(1)</script>", "$\\frac{1}{0}$", "数字", "a name " * 14]
 NAMES += ["accuracy", "\x1b[2Jclear", "Sneaker", "Bag & purse", "Ankle boot"]
@@ -62,23 +63,23 @@ def test_what_many_classes_print_is_bounded_and_safe(many):
 
 def test_the_files_of_many_classes_are_bounded(many):
     run, _ = many
-    path = run.directory.path
+    path = run.store.path
     size = {file.relative_to(path).as_posix(): file.stat().st_size for file in path.rglob("*.*")}
     assert size["report.html"] < 250_000  # of which 60 kB are images
     assert size["best/test.json"] < 11 * MANY**2
     assert size["svm/many/svm.json"] < 11 * MANY**2
     assert size["search.json"] < 30_000
     assert sum(n for name, n in size.items() if name.startswith("tensorboard")) < 250_000
-    test = run.result("best/test.json")
-    assert len(test["classification_report"]) == MANY + 3
+    test = run.result("best/test.json", ModelReport)
+    assert len(test.classification_report) == MANY + 3
     names = run.search["data"]["class_names"]
-    assert test["class_names"] == run.result("best/config.json")["class_names"] == names
+    assert list(test.class_names) == list(run.winner().class_names) == names
     assert list(run.best_model.class_names) == names == list(run.load_dataset().class_names)
 
 
 def test_the_page_of_many_classes(many):
     run, _ = many
-    page = check((run.directory.path / "report.html").read_text("utf-8"))
+    page = check((run.store.path / "report.html").read_text("utf-8"))
     figures = {attributes["id"] for attributes in page.all("figure")}
     assert {"figure-confusion", "figure-svm-confusion"} <= figures
     tables = [attributes.get("id") for attributes in page.all("table")]
@@ -88,7 +89,7 @@ def test_the_page_of_many_classes(many):
     assert "Confusion matrix of the network: 120 classes" in text
     assert "the 20 classes of the lowest f1-scores of 120 (best/test.json has all)" in text
     assert "(120 in all)" in page.text["record"]
-    matrix = np.array(run.result("best/test.json")["confusion_matrix"])
+    matrix = np.array(run.result("best/test.json", ModelReport).confusion_matrix)
     assert f"{matrix.sum() - np.trace(matrix)} of 240 images are misclassified" in text
 
 
@@ -97,7 +98,7 @@ def test_predict_names_the_class(many, capsys, tmp_path):
     data = run.load_dataset()
     image = data.x_test[np.flatnonzero(data.y_test == data.class_names.index("Sneaker 7"))[:1]]
     np.save(tmp_path / "one.npy", image)
-    assert predict.main([str(run.directory.path), str(tmp_path / "one.npy")]) == 0
+    assert predict.main([str(run.store.path), str(tmp_path / "one.npy")]) == 0
     best, second = np.argsort(-run.best_model.predict_proba(image)[0], kind="stable")[:2]
     said = capsys.readouterr().out
     assert f": {data.class_names[best]} with probability" in said
@@ -109,7 +110,7 @@ def test_predict_names_the_class(many, capsys, tmp_path):
 def named(finished, tmp_path) -> Path:
     """The finished run on digits, whose classes now have names."""
     path = tmp_path / "small"
-    shutil.copytree(finished.directory.path, path)
+    shutil.copytree(finished.store.path, path)
     for file in ("best/test.json", "svm/small/svm.json"):
         content = read_json(path / file)
         write_json(path / file, {**content, "class_names": NAMES})
@@ -134,8 +135,8 @@ def test_the_page_of_ten_named_classes(named, finished):
 
 def test_a_run_whose_names_say_nothing_has_its_numbers(finished):
     names = [str(k) for k in range(10)]
-    assert finished.result("best/test.json")["class_names"] == names
-    assert list(finished.result("best/test.json")["classification_report"])[:10] == names
+    assert list(finished.result("best/test.json", ModelReport).class_names) == names
+    assert list(finished.result("best/test.json", ModelReport).classification_report)[:10] == names
 
 
 def test_labels_in_the_figure_of_features_are_few_and_apart():

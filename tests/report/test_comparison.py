@@ -19,6 +19,7 @@ from jaxmnist.report.comparison import differing, families, make_comparison, nam
 from jaxmnist.results import comparisons
 from jaxmnist.results.importance import Importance
 from jaxmnist.runs.ledger import Look, record
+from jaxmnist.runs.records import Compared, Comparisons, ModelReport
 
 
 def report(*arguments: object, folder: Path) -> Ended:
@@ -40,19 +41,19 @@ def sections(text: str) -> dict[str, str]:
 
 def test_two_runs(finished, eight, tmp_path):
     before = {
-        run: (run.directory.path.parent / "ledger.jsonl").read_bytes() for run in (finished, eight)
+        run: (run.store.path.parent / "ledger.jsonl").read_bytes() for run in (finished, eight)
     }
-    done = report(finished.directory.path, eight.directory.path, folder=tmp_path)
+    done = report(finished.store.path, eight.store.path, folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "comparison.html\n"
     text = sections((tmp_path / "comparison.html").read_text("utf-8"))
     for run in (finished, eight):
-        assert f"{run.result('best/test.json')['accuracy']:.4f}" in text["results"]
-        assert f"{run.corrected.score:.4f}" in text["results"]
-        assert (run.directory.path.parent / "ledger.jsonl").read_bytes() == before[run]
+        assert f"{accuracy_of(run):.4f}" in text["results"]
+        assert f"{run.ranking.corrected.score:.4f}" in text["results"]
+        assert (run.store.path.parent / "ledger.jsonl").read_bytes() == before[run]
     assert "max_trials48" in text["settings"]  # the row of a table
     assert "epochs3" in text["settings"]  # among what is the same
-    again = report(eight.directory.path, finished.directory.path, folder=tmp_path)
+    again = report(eight.store.path, finished.store.path, folder=tmp_path)
     assert again.returncode == 0  # a page of jaxmnist is replaced
 
 
@@ -63,14 +64,14 @@ def test_the_test_is_mcnemars(finished, eight, mnist):
     right = [run.best_model.predict(mnist.x_test[:200]) == truth for run in (finished, eight)]
     only = [int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())]
     (pair,) = family.pairs
-    assert [pair["only_first"], pair["only_second"]] == only
+    assert [pair.only_first, pair.only_second] == only
     expected = binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0
-    assert pair["p_value"] == pytest.approx(expected)
+    assert pair.p_value == pytest.approx(expected)
 
 
 def copy_of(run: Run, folder: Path) -> Path:
     folder.mkdir()
-    return Path(shutil.copytree(run.directory.path, folder / "small"))
+    return Path(shutil.copytree(run.store.path, folder / "small"))
 
 
 def changed(path: Path, **changes: object) -> Path:
@@ -97,13 +98,17 @@ def test_without_the_data_all_else_is_there(finished, eight, tmp_path):
     text = sections(make_comparison(runs, tmp_path))
     assert "can't be compared image by image" in text["test"]
     assert "its data are not at" in text["test"]
-    assert f"{finished.result('best/test.json')['accuracy']:.4f}" in text["results"]
+    assert f"{accuracy_of(finished):.4f}" in text["results"]
+
+
+def accuracy_of(run: Run) -> float:
+    return run.result("best/test.json", ModelReport).accuracy
 
 
 @pytest.fixture
 def two_folders(finished, options, tmp_path) -> tuple[Path, Path]:
     """A run in each of two folders, with ledgers of their own, by searches of their own."""
-    shutil.copytree(finished.directory.path.parent, tmp_path / "a" / "runs")
+    shutil.copytree(finished.store.path.parent, tmp_path / "a" / "runs")
     folder = tmp_path / "b" / "runs"
     random_search(**{**options, "max_trials": 1, "epochs": 1, "seed": 1}, directory=str(folder))
     return tmp_path / "a" / "runs" / "small", folder / "small"
@@ -142,7 +147,7 @@ def test_evaluations_are_those_of_all_runs(two_folders, tmp_path):
         assert "winner and SVM of b/runs/small" in text
         assert "copied;" not in text
     # What the other folder's runs did counts as well, and each damaged line once.
-    images = Run(b).directory.test_sha256
+    images = Run(b).store.test_sha256
     record(ledgers[1], Look("winner", "runs/other", "identity", "model", images))
     shutil.copytree(b, b.parent / "again")
     lines = ledgers[1].read_bytes().splitlines(keepends=True)
@@ -165,12 +170,12 @@ def test_an_untested_runs_folder_counts_too(two_folders, tmp_path):
 def test_no_p_value_is_printed_as_0(finished, eight, tmp_path, monkeypatch):
     """On the page of several runs and on a run's own, whose numbers have been rounded to 0."""
     pairs = comparisons.compare_models({"a": np.ones(2400, bool), "b": np.zeros(2400, bool)})
-    assert pairs[0]["p_value"] == 0
+    assert pairs[0].p_value == 0
     monkeypatch.setattr(comparison, "compare_models", lambda right: pairs)
     text = sections(make_comparison([finished, eight], tmp_path))["test"]
     assert "below 1e-300more than chance explains" in text
-    models = {name: {"accuracy": accuracy} for name, accuracy in (("a", 1.0), ("b", 0.0))}
-    _, line = comparisons.describe_comparisons({"models": models, "comparisons": pairs})
+    models = {name: Compared(accuracy, "") for name, accuracy in (("a", 1.0), ("b", 0.0))}
+    _, line = comparisons.describe_comparisons(Comparisons(models, pairs))
     assert "; p below 1e-300, more than chance explains." in line
     never = Importance("filters", 400, 0.5, 0.4, 0.6, chance=0.1, p_value=0.0, matters=True)
     monkeypatch.setattr(page, "_importances", lambda *_: [never])
@@ -207,7 +212,7 @@ def test_damage_is_noted(eight, finished, tmp_path):
 def test_mistakes_get_one_line(finished, eight, tmp_path):
     """Of the command, which writes nothing then."""
     strange = changed(copy_of(finished, tmp_path / "a"), format=2)
-    run = finished.directory.path
+    run = finished.store.path
     said = one_line(report(run, strange, folder=tmp_path))
     assert f"{strange}/search.json: has format 2; this version reads 1" in said
     said = one_line(report(run, f"{run}/../small", folder=tmp_path))
@@ -216,7 +221,7 @@ def test_mistakes_get_one_line(finished, eight, tmp_path):
     assert "is not a run of jaxmnist" in said
     mine = tmp_path / "mine.html"
     mine.write_text("<p>my own page")
-    said = one_line(report(run, eight.directory.path, "--output", mine, folder=tmp_path))
+    said = one_line(report(run, eight.store.path, "--output", mine, folder=tmp_path))
     assert "mine.html: exists and is not a page of jaxmnist" in said
     assert mine.read_text() == "<p>my own page"
     assert not (tmp_path / "comparison.html").exists()
@@ -224,11 +229,11 @@ def test_mistakes_get_one_line(finished, eight, tmp_path):
 
 def test_one_run_elsewhere(finished, tmp_path):
     """`--output` of one run leaves its own report.html alone."""
-    before = (finished.directory.path / "report.html").stat().st_mtime_ns
-    done = report(finished.directory.path, "--output", "page.html", folder=tmp_path)
+    before = (finished.store.path / "report.html").stat().st_mtime_ns
+    done = report(finished.store.path, "--output", "page.html", folder=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "page.html\n", "")
     check((tmp_path / "page.html").read_text("utf-8"))
-    assert (finished.directory.path / "report.html").stat().st_mtime_ns == before
+    assert (finished.store.path / "report.html").stat().st_mtime_ns == before
 
 
 def test_short_names_tell_runs_apart():

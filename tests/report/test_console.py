@@ -29,9 +29,9 @@ from jaxmnist.models.study_space import DEFINITION, configuration
 from jaxmnist.report.console import Console, Display, Progress, can_display
 from jaxmnist.report.live import open_console
 from jaxmnist.report.sentences import about_more, verdict
-from jaxmnist.results.finalists import describe_corrected
+from jaxmnist.results.ranking import describe_corrected
 from jaxmnist.results.selection import Standing, rule_of
-from jaxmnist.runs.trial import History, Metrics, Rerun
+from jaxmnist.runs.trial import History, Key, Metrics
 
 DRAWS = {index: configuration(4 * index + 4, 1, 0) for index in range(4)}
 
@@ -42,12 +42,12 @@ def metrics(accuracy: float) -> Metrics:
 
 def trial(index: int, accuracy: float, seconds: float = 4.0) -> list:
     """The events of a trial of two epochs."""
-    history = (metrics(0.5), metrics(accuracy))
+    key, history = Key(index), (metrics(0.5), metrics(accuracy))
     return [
-        TrialStarted(index, DRAWS[index]),
-        EpochFinished(index, 1, history[0], seconds * 0.75),
-        EpochFinished(index, 2, history[1], seconds),
-        TrialFinished(index, history, {}, seconds, validation=bits(*accuracies(history))),
+        TrialStarted(key, DRAWS[index]),
+        EpochFinished(key, 1, history[0], seconds * 0.75),
+        EpochFinished(key, 2, history[1], seconds),
+        TrialFinished(key, history, {}, seconds, validation=bits(*accuracies(history))),
     ]
 
 
@@ -59,7 +59,12 @@ def progress(done: int = 0) -> Progress:
     rule = rule_of("steady", 100)
     shown = Space(DEFINITION).describe().shown
     return Progress(
-        len(DRAWS), epochs=2, images=100, rule=rule, ended=set(range(done)), shown=shown
+        len(DRAWS),
+        epochs=2,
+        images=100,
+        rule=rule,
+        ended={Key(index) for index in range(done)},
+        shown=shown,
     )
 
 
@@ -68,16 +73,18 @@ def test_progress():
     assert found.left() == "time left not known yet"
     for event in trial(0, 0.9)[:3]:
         found.update(event)
-    assert found.running[0].rate == pytest.approx(
+    assert found.running[Key(0)].rate == pytest.approx(
         100
     )  # 100 images in the second that the epoch took
     assert found.share == pytest.approx(2 / 8)
     found.update(trial(0, 0.9)[3])
     for event in trial(1, 0.95):
         found.update(event)
-    found.update(TrialStarted(2, DRAWS[2]))
-    found.update(TrialFinished(2, (metrics(0.99),), None, 1.0, "the loss stopped being finite"))
-    assert found.ended == {0, 1, 2}
+    found.update(TrialStarted(Key(2), DRAWS[2]))
+    found.update(
+        TrialFinished(Key(2), (metrics(0.99),), None, 1.0, "the loss stopped being finite")
+    )
+    assert found.ended == {Key(0), Key(1), Key(2)}
     assert found.best == (1, pytest.approx(0.94))
     assert found.share == pytest.approx(6 / 8)
     assert str(found).startswith("3 of 4 trials, best so far 0.9400 (trial 1), about ")
@@ -89,7 +96,7 @@ def test_progress_of_a_resumed_run_counts_what_is_left():
     for event in trial(2, 0.9):
         found.update(event)
     assert found.share == pytest.approx(1 / 2)
-    found.update(TrialStarted(3, DRAWS[3], (metrics(0.7),)))
+    found.update(TrialStarted(Key(3), DRAWS[3], (metrics(0.7),)))
     assert found.share == pytest.approx(2 / 3)  # 2 of the 3 epochs that remained
 
 
@@ -102,13 +109,13 @@ def test_the_clock_of_a_search_that_has_a_time():
     assert str(found) == "1 of 100 trials, best so far 0.8900 (trial 0), 2 min 30 s of 10 min 00 s"
     assert found.share == pytest.approx(0.25)
     now[0] += 455
-    found.update(TrialStarted(1, DRAWS[1]))
+    found.update(TrialStarted(Key(1), DRAWS[1]))
     assert found.left() == "10 min 05 s of 10 min 00 s, running trials finish"
     assert found.share == 1
     for event in trial(1, 0.8)[1:]:
         found.update(event)
     # The limit is for trials: of two trials and two reruns, half took 605 s.
-    found.add([Rerun(0, 1), Rerun(1, 1)], [], 100)
+    found.add([Key(0, 1), Key(1, 1)], [], 100)
     assert found.share == pytest.approx(0.5)
     assert str(found) == (
         "2 of 4 trials and reruns, best so far 0.8900 (trial 0), about 10 min 05 s left"
@@ -117,12 +124,12 @@ def test_the_clock_of_a_search_that_has_a_time():
 
 def test_progress_within_an_epoch():
     found = progress()
-    found.update(TrialStarted(0, DRAWS[0]))
-    found.update(TrialCompiled(0, 0, 0, 1.0))  # compiling took a second
-    found.update(EpochFinished(0, 1, metrics(0.8), 2.0))
-    assert found.running[0].rate == pytest.approx(100)
-    found.update(StepsFinished(0, 2, 50, 0.85, 2.5))
-    trial = found.running[0]
+    found.update(TrialStarted(Key(0), DRAWS[0]))
+    found.update(TrialCompiled(Key(0), 0, 0, 1.0))  # compiling took a second
+    found.update(EpochFinished(Key(0), 1, metrics(0.8), 2.0))
+    assert found.running[Key(0)].rate == pytest.approx(100)
+    found.update(StepsFinished(Key(0), 2, 50, 0.85, 2.5))
+    trial = found.running[Key(0)]
     assert (trial.epochs, trial.share, trial.accuracy, trial.rate) == (1, 0.5, 0.85, 100.0)
     assert trial.val_accuracy == pytest.approx(0.79)
     assert found.share == pytest.approx(1.5 / 8)
@@ -131,36 +138,36 @@ def test_progress_within_an_epoch():
 def test_the_rate_of_a_trial_that_goes_on():
     """Neither the images nor the time of an earlier session count."""
     found = progress()
-    found.update(TrialStarted(0, DRAWS[0], (metrics(0.7),)))
-    found.update(TrialCompiled(0, 1, 60, 180.0))
-    found.update(StepsFinished(0, 2, 80, 0.85, 180.5))
-    assert found.running[0].rate == pytest.approx(40)
-    found.update(EpochFinished(0, 2, metrics(0.8), 181.0))
-    assert found.running[0].rate == pytest.approx(40)
+    found.update(TrialStarted(Key(0), DRAWS[0], (metrics(0.7),)))
+    found.update(TrialCompiled(Key(0), 1, 60, 180.0))
+    found.update(StepsFinished(Key(0), 2, 80, 0.85, 180.5))
+    assert found.running[Key(0)].rate == pytest.approx(40)
+    found.update(EpochFinished(Key(0), 2, metrics(0.8), 181.0))
+    assert found.running[Key(0)].rate == pytest.approx(40)
     assert found.share == pytest.approx(0.4 / 6.4)  # 1.6 of the 8 epochs were done before
     # A group that was split starts over, with its own clock.
-    found.update(TrialCompiled(0, 0, 0, 0.5))
-    found.update(StepsFinished(0, 1, 50, 0.85, 1.0))
-    assert (found.running[0].epochs, found.running[0].rate) == (0, 100.0)
+    found.update(TrialCompiled(Key(0), 0, 0, 0.5))
+    found.update(StepsFinished(Key(0), 1, 50, 0.85, 1.0))
+    assert (found.running[Key(0)].epochs, found.running[Key(0)].rate) == (0, 100.0)
 
 
 def test_a_trial_that_failed_and_is_tried_again_counts_once():
     found = progress()
-    found.update(TrialStarted(0, DRAWS[0]))
-    found.update(TrialFinished(0, (), None, 1.0, "MemoryError"))
+    found.update(TrialStarted(Key(0), DRAWS[0]))
+    found.update(TrialFinished(Key(0), (), None, 1.0, "MemoryError"))
     assert found.share == pytest.approx(1 / 4)
-    found.update(TrialStarted(0, DRAWS[0]))
+    found.update(TrialStarted(Key(0), DRAWS[0]))
     assert found.ended == set()
     for event in trial(0, 0.9):
         found.update(event)
-    assert (found.ended, found.best) == ({0}, (0, pytest.approx(0.89)))
+    assert (found.ended, found.best) == ({Key(0)}, (0, pytest.approx(0.89)))
 
 
 def test_a_line_for_each_trial_and_epoch(capsys):
     console = Console()
     console.begin(progress())
-    failed = TrialFinished(1, (), None, 1.5, "ValueError: no")
-    for event in [*trial(0, 0.9), TrialStarted(1, DRAWS[1]), failed]:
+    failed = TrialFinished(Key(1), (), None, 1.5, "ValueError: no")
+    for event in [*trial(0, 0.9), TrialStarted(Key(1), DRAWS[1]), failed]:
         console.event(event)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6
@@ -180,10 +187,10 @@ def test_the_best_so_far_while_trials_complete():
 
     class Slow(Standing):
         def __lt__(self, other):
-            found.completed[len(found.completed)] = self  # another trial completes meanwhile
+            found.completed[Key(len(found.completed))] = self  # another trial completes meanwhile
             return super().__lt__(other)
 
-    found.completed = {index: Slow((0.5,), index, 0.5) for index in range(2)}
+    found.completed = {Key(index): Slow((0.5,), index, 0.5) for index in range(2)}
     assert found.best == (0, 0.5)
     assert len(found.completed) > 2
 
@@ -206,7 +213,7 @@ def test_a_signal_is_acknowledged_past_the_streams(capfd):
     console = Console()
     console.stopping()  # before training: nothing is to be saved
     console.begin(progress())
-    for event in (*trial(0, 0.9), TrialStarted(1, DRAWS[1]), TrialStarted(2, DRAWS[2])):
+    for event in (*trial(0, 0.9), TrialStarted(Key(1), DRAWS[1]), TrialStarted(Key(2), DRAWS[2])):
         console.event(event)
     capfd.readouterr()
     console.stopping()
@@ -237,14 +244,14 @@ def test_what_a_terminal_shows(finished):
     for event in [
         *trial(0, 0.9),
         *trial(1, 0.8)[:2],
-        TrialStarted(2, DRAWS[2]),
-        TrialStarted(3, DRAWS[3]),
+        TrialStarted(Key(2), DRAWS[2]),
+        TrialStarted(Key(3), DRAWS[3]),
     ]:
         display.event(event)
     for event in (
-        TrialCompiled(1, 1, 0, 3.0),
-        TrialCompiled(3),
-        StepsFinished(1, 2, 50, 0.75, 4.0),
+        TrialCompiled(Key(1), 1, 0, 3.0),
+        TrialCompiled(Key(3)),
+        StepsFinished(Key(1), 2, 50, 0.75, 4.0),
     ):
         display.event(event)
     terminal.print(display.picture())
@@ -260,12 +267,12 @@ def test_what_a_terminal_shows(finished):
     assert re.search(r"3 +0\.0/2 .*filters=16", shown)
     assert "1 of 4 trials, best so far 0.8900 (trial 0)" in shown
     assert "stopping: saving 3 running trials …" in shown
-    scores = [f"{entry.score:.4f}" for entry in finished.ranked]
+    scores = [f"{entry.score:.4f}" for entry in finished.ranking.ranked]
     table = shown[shown.index("largest fall") :]
     assert [table.index(score) for score in dict.fromkeys(scores)] == sorted(
         table.index(score) for score in dict.fromkeys(scores)
     )
-    assert describe_corrected(finished.corrected) in " ".join(shown.split())
+    assert describe_corrected(finished.ranking.corrected) in " ".join(shown.split())
     assert about_more(finished)[0] in " ".join(shown.split())
     assert "\x1b[?25h" in file.getvalue()  # the cursor is visible again
 
@@ -274,8 +281,8 @@ def test_failed_trials_on_a_terminal(finished):
     file = io.StringIO()
     display = Display(RichConsole(force_terminal=True, width=100, file=file))
     display.begin(progress())
-    display.event(TrialStarted(0, DRAWS[0]))
-    display.event(TrialFinished(0, (), None, 1.0, "[red]not markup[/red]"))
+    display.event(TrialStarted(Key(0), DRAWS[0]))
+    display.event(TrialFinished(Key(0), (), None, 1.0, "[red]not markup[/red]"))
     display.close()
     assert "[red]not markup[/red]" in file.getvalue()
 
@@ -347,7 +354,9 @@ def test_a_search_on_a_real_terminal(options: dict, tmp_path: Path):
 def test_results_summary_is_the_same_table(finished):
     lines = finished.results_summary().split("\n\n")[0].splitlines()
     assert lines[0].split()[:2] == ["trial", "val_accuracy"]
-    assert [line.split()[1] for line in lines[1:]] == [f"{e.score:.4f}" for e in finished.ranked]
+    assert [line.split()[1] for line in lines[1:]] == [
+        f"{e.score:.4f}" for e in finished.ranking.ranked
+    ]
 
 
 def test_a_line_of_a_trial_that_was_tried_again():
@@ -355,7 +364,7 @@ def test_a_line_of_a_trial_that_was_tried_again():
     found = progress()
     for event in [*trial(0, 0.9)[:2], *trial(0, 0.9)]:
         found.update(event)
-    assert found.ended == {0}
+    assert found.ended == {Key(0)}
 
 
 @pytest.mark.parametrize(("select", "best"), [("steady", 1), ("best", 0)])
@@ -365,6 +374,6 @@ def test_the_best_so_far_follows_the_rule(select, best):
     found.rule = rule_of(select, 100)
     for index, shares in ((0, (0.99, 0.80)), (1, (0.5, 0.70))):
         history = tuple(Metrics(0.5, 0.5, 0.5, accuracy) for accuracy in shares)
-        found.update(TrialStarted(index, DRAWS[index]))
-        found.update(TrialFinished(index, history, {}, 1.0, validation=bits(*shares)))
+        found.update(TrialStarted(Key(index), DRAWS[index]))
+        found.update(TrialFinished(Key(index), history, {}, 1.0, validation=bits(*shares)))
     assert found.best == (best, (0.80, 0.70)[best])

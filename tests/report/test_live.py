@@ -21,13 +21,13 @@ from jaxmnist.report import live
 from jaxmnist.report.console import Console
 from jaxmnist.report.live import Reports
 from jaxmnist.report.tensorboard import TensorBoard
-from jaxmnist.runs.trial import Metrics
+from jaxmnist.runs.trial import Key, Metrics
 
 
 @pytest.fixture
 def reports(finished, tmp_path):
     """Reports on a copy of the finished run, whose page and TensorBoard are gone."""
-    shutil.copytree(finished.directory.path, tmp_path / "small")
+    shutil.copytree(finished.store.path, tmp_path / "small")
     (tmp_path / "small" / "report.html").unlink()
     run = writing(tmp_path / "small")
     data = finished.load_dataset()
@@ -35,7 +35,7 @@ def reports(finished, tmp_path):
 
 
 def started(index: int) -> TrialStarted:
-    return TrialStarted(index, configuration(4, 1, 0))
+    return TrialStarted(Key(index), configuration(4, 1, 0))
 
 
 def history(count: int) -> list[Metrics]:
@@ -57,7 +57,7 @@ def test_pages_come_at_most_twice_a_minute(reports, tmp_path, monkeypatch):
         again.event(started(0))
         for epoch in range(1, 200):
             clock[0] += 1
-            again.event(EpochFinished(0, epoch, history(1)[0], epoch))
+            again.event(EpochFinished(Key(0), epoch, history(1)[0], epoch))
     during, last = made[:-1], made[-1]
     assert during[0] >= 1030
     assert all(b - a >= 30 for a, b in itertools.pairwise(during))
@@ -84,13 +84,13 @@ def test_a_page_while_a_trial_runs(reports, finished, tmp_path):
     run = writing(tmp_path / "small")
     from dataclasses import replace
 
-    trial = run.read_trial(index)
-    run.write_trial(replace(trial, status="running", history=()))
+    trial = run.read_trial(Key(index))
+    run.write_trial(replace(trial, status="running", history=history(2)))
     with reports:
         reports.event(started(index))
-        reports.event(EpochFinished(index, 1, history(1)[0], 1.0))
+        reports.event(EpochFinished(Key(index), 1, history(1)[0], 1.0))
         reports._next_page = 0.0
-        reports.event(EpochFinished(index, 2, history(2)[1], 2.0))
+        reports.event(EpochFinished(Key(index), 2, history(2)[1], 2.0))
         page = check((tmp_path / "small" / "report.html").read_text("utf-8"))
         assert any(a.get("http-equiv") == "refresh" for a in page.all("meta"))
         labels = [attributes["aria-label"] for attributes in page.all("svg")]
@@ -111,10 +111,9 @@ def test_a_trial_that_is_tried_again_has_each_epoch_once(reports, tmp_path):
     with reports:
         reports.event(started(0))
         for epoch in (1, 2, 1, 2, 3):
-            reports.event(EpochFinished(0, epoch, history(3)[epoch - 1], epoch))
-        assert reports._running[0] == tuple(history(3))
+            reports.event(EpochFinished(Key(0), epoch, history(3)[epoch - 1], epoch))
         right = bits(*(epoch.val_accuracy for epoch in history(3)))
-        reports.event(TrialFinished(0, tuple(history(3)), {}, 3.0, validation=right))
+        reports.event(TrialFinished(Key(0), tuple(history(3)), {}, 3.0, validation=right))
     (file,) = (
         path
         for path in (tmp_path / "small" / "tensorboard" / "trial-0000").iterdir()
@@ -160,6 +159,6 @@ def test_a_search_whose_trials_all_fail_has_a_page(options, tmp_path: Path):
 def test_times_are_kept_once_for_each_time_that_trained(finished):
     from jaxmnist.runs.store import read_times
 
-    (session,) = read_times(finished.directory)
-    assert {"data", "training", "test", "SVM"} <= set(session["seconds"])
-    assert Run(finished.directory.path).search["machine"]["cores"] >= 1
+    (session,) = read_times(finished.store)
+    assert {"data", "training", "test", "SVM"} <= set(session.seconds)
+    assert Run(finished.store.path).search["machine"]["cores"] >= 1

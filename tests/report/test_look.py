@@ -61,7 +61,7 @@ def pages(eight, finished, tmp_path_factory) -> dict[str, Path]:
     """The page of a run of eight trials, and that of a comparison."""
     compared = tmp_path_factory.mktemp("compared") / "comparison.html"
     compared.write_text(make_comparison([eight, finished], compared.parent), "utf-8")
-    return {"run": eight.directory.path / "report.html", "comparison": compared}
+    return {"run": eight.store.path / "report.html", "comparison": compared}
 
 
 @pytest.fixture
@@ -201,7 +201,9 @@ def test_the_table_is_saved(table, eight, tmp_path):
     waited.value.save_as(tmp_path / "trials.csv")
     with open(tmp_path / "trials.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["trial"]) for row in rows] == [entry.trial.index for entry in eight.ranked]
+    assert [int(row["trial"]) for row in rows] == [
+        entry.trial.index for entry in eight.ranking.ranked
+    ]
     for row in rows:
         trial = eight.trials[int(row["trial"])]
         assert float(row["val_accuracy"]) == trial.score

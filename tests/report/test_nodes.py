@@ -10,6 +10,7 @@ from jaxmnist.engine.events import TrialFinished, TrialLost, TrialStarted
 from jaxmnist.report.console import Console, Progress
 from jaxmnist.report.facts import NodeShare, shares_of
 from jaxmnist.results.selection import rule_of
+from jaxmnist.runs.trial import Key
 
 
 def test_shares_add_up(finished):
@@ -32,9 +33,9 @@ def test_the_console_says_where_a_trial_runs(capsys, finished):
     console = Console()
     console.begin(Progress(2, 3, 300, rule, cluster=True))
     drawn = finished.trials[0].hyperparameters
-    console.event(TrialStarted(0, drawn, (), "cpu", "second"))
-    console.event(TrialLost(0, "second", node_lost=True))
-    console.event(TrialStarted(0, drawn, finished.trials[0].history[:2], "cpu", "first"))
+    console.event(TrialStarted(Key(0), drawn, (), "cpu", "second"))
+    console.event(TrialLost(Key(0), "second", node_lost=True))
+    console.event(TrialStarted(Key(0), drawn, finished.trials[0].history[:2], "cpu", "first"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("compiling and training on second")
     assert "node second is lost; the trial goes on elsewhere from its last checkpoint" in lines[1]
@@ -42,6 +43,6 @@ def test_the_console_says_where_a_trial_runs(capsys, finished):
     # Two of the six epochs are done, all in this session.
     assert console.progress is not None
     assert console.progress.share == pytest.approx(2 / 6)
-    finish = TrialFinished(0, finished.trials[0].history, {}, 1.0, validation=(bytes(13),) * 3)
+    finish = TrialFinished(Key(0), finished.trials[0].history, {}, 1.0, validation=(bytes(13),) * 3)
     console.event(finish)
     assert console.progress.nodes == "first 1"

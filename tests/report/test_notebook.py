@@ -232,7 +232,7 @@ def test_show_makes_the_page_anew(finished, tmp_path):
     """Whatever stands in the file: it may be old, damaged, or of a search that was running."""
     from jaxmnist.report.page import show
 
-    shutil.copytree(finished.directory.path, tmp_path / "small")
+    shutil.copytree(finished.store.path, tmp_path / "small")
     (tmp_path / "small" / "report.html").write_text("<p>as it was written</p>")
     shown = show(Run(tmp_path / "small"))._repr_html_()
     assert "as it was written" not in shown

@@ -15,7 +15,7 @@ from pages import check
 from processes import command, looks_of
 
 from jaxmnist import Run
-from jaxmnist.files import read_json, write_json
+from jaxmnist.files import as_json, read_json, write_json
 from jaxmnist.models.space import Space
 from jaxmnist.models.study_space import DEFINITION, configuration
 from jaxmnist.report import facts, sentences
@@ -24,34 +24,33 @@ from jaxmnist.report.facts import Facts, in_python_only, python_session, setting
 from jaxmnist.report.page import features_in_two, make_page, write_page
 from jaxmnist.results.confusion import Evaluation
 from jaxmnist.results.evaluation import about_probabilities
-from jaxmnist.results.finalists import describe_corrected
 from jaxmnist.results.importance import most_gain, standings_of
+from jaxmnist.results.ranking import describe_corrected
 from jaxmnist.runs import ledger
-from jaxmnist.runs.trial import METRICS, Metrics
+from jaxmnist.runs.records import ModelReport
+from jaxmnist.runs.trial import METRICS, Key, Metrics
 from jaxmnist.settings import SearchSettings
 
 
 @pytest.fixture
 def copy(finished, tmp_path) -> Path:
     """The finished run, for changing."""
-    shutil.copytree(finished.directory.path, tmp_path / "small")
+    shutil.copytree(finished.store.path, tmp_path / "small")
     return tmp_path / "small"
 
 
 def changed_search(path: Path, **changes: object) -> None:
     """Change what search.json says, with a SHA-256 that fits."""
-    records = {}
     before = writing(path)
-    for index in before.trial_indices():
-        records[index] = before.read_trial(index)
+    records = [before.read_trial(key) for key in before.trial_keys()]
     write_json(path / "search.json", {**before.search, **changes})
     after = writing(path)
-    for record in records.values():  # rewritten, to belong to the changed search
+    for record in records:  # rewritten, to belong to the changed search
         after.write_trial(record)
 
 
 def test_the_page_of_a_finished_run(finished):
-    text = (finished.directory.path / "report.html").read_text("utf-8")
+    text = (finished.store.path / "report.html").read_text("utf-8")
     page = check(text)
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
@@ -66,22 +65,22 @@ def test_the_page_of_a_finished_run(finished):
         assert "A figure is drawn from 8 completed trials on" in page.text[section]
     assert {"figure-against-parameters", "figure-against-seconds"} <= names
     winner = finished.best_trial
-    assert finished.why() in page.text["winner"]
-    assert describe_corrected(finished.corrected) in page.text["winner"]
-    assert f"corrected {finished.corrected.score:.4f}" in page.text["head"]
+    assert finished.ranking.why() in page.text["winner"]
+    assert describe_corrected(finished.ranking.corrected) in page.text["winner"]
+    assert f"corrected {finished.ranking.corrected.score:.4f}" in page.text["head"]
     assert f"{winner.parameters:,}" in page.text["winner"]
     for trial in finished.trials:
         assert f"{trial.score:.4f}" in page.text["trials"]
-    test = finished.result("best/test.json")
-    assert f"Test accuracy {test['accuracy']:.4f} on 200 images" in page.text["test"]
-    assert f"{test['classification_report']['macro avg']['recall']:.3f}" in page.text["test"]
+    test = finished.result("best/test.json", ModelReport)
+    assert f"Test accuracy {test.accuracy:.4f} on 200 images" in page.text["test"]
+    assert f"{test.classification_report['macro avg']['recall']:.3f}" in page.text["test"]
     assert "4 completed trials the importance of hyperparameters can't be estimated" in " ".join(
         page.text["importance"].split()
     )
     assert finished.best_model.summary() in page.text["network"]
     assert about_probabilities(finished, test) in page.text["trust"]
     assert "test accuracy" in page.text["trust"]  # the gap to the validation accuracy
-    low, high = Evaluation.from_json(test).recall_intervals()[0]
+    low, high = Evaluation.of(test).recall_intervals()[0]
     assert f"{low:.3f}–{high:.3f}" in page.text["test"]
     assert sentences.about_more(finished)[0] in page.text["budget"]
     assert "Twice as many trials, 4 more, find a better one" in page.text["budget"]
@@ -92,7 +91,7 @@ def test_the_page_of_a_finished_run(finished):
 
 
 def test_the_counts_in_the_figures(eight):
-    page = check((eight.directory.path / "report.html").read_text("utf-8"))
+    page = check((eight.store.path / "report.html").read_text("utf-8"))
     for name in ("filters", "conv_layers"):
         values = [trial.hyperparameters[name] for trial in eight.trials]
         for value in set(values):
@@ -103,7 +102,7 @@ def test_the_counts_in_the_figures(eight):
 
 
 def test_mistakes_are_those_of_the_kept_predictions(finished, mnist):
-    page = check((finished.directory.path / "report.html").read_text("utf-8"))
+    page = check((finished.store.path / "report.html").read_text("utf-8"))
     probabilities = finished.best_model.predict_proba(mnist.x_test[:200])
     truth, found = mnist.y_test[:200], probabilities.argmax(1)
     wrong = np.flatnonzero(truth != found)
@@ -139,10 +138,9 @@ def test_a_half_finished_run(copy):
         shutil.rmtree(copy / part)
     shutil.rmtree(copy / "trials" / "0003")
     run = writing(copy)
-    trial = run.read_trial(2)
-    run.write_trial(replace(trial, status="running", history=()))
-    progress = {2: trial.history[:1]}
-    page = check(make_page(Run(copy), running=progress, images=False, reload=True))
+    trial = run.read_trial(Key(2))
+    run.write_trial(replace(trial, status="running", history=trial.history[:1]))
+    page = check(make_page(Run(copy), images=False, reload=True))
     assert "2 of 4 trials are done" in page.text["head"]
     assert "So far: Trial" in page.text["winner"]
     assert "comes when the search has finished" in page.text["features"]
@@ -200,7 +198,7 @@ def test_what_the_test_file_would_have_said_is_no_later_part(copy):
 
 def test_the_network_is_that_of_the_present_winner(copy):
     """Not of the one before, whose files are still in best/."""
-    before, after = (entry.trial for entry in Run(copy).ranked[:2])
+    before, after = (entry.trial for entry in Run(copy).ranking.ranked[:2])
     assert before.parameters != after.parameters
     shutil.rmtree(copy / "trials" / f"{before.index:04d}")
     page = check(make_page(Run(copy), images=False))
@@ -210,8 +208,8 @@ def test_the_network_is_that_of_the_present_winner(copy):
 def test_trials_beyond_the_budget_are_not_counted(copy):
     search = read_json(copy / "search.json")
     run = writing(copy)
-    run.write_trial(replace(run.read_trial(3), status="failed", error="MemoryError"))
-    run.write_trial(replace(run.read_trial(2), status="running"))
+    run.write_trial(replace(run.read_trial(Key(3)), status="failed", error="MemoryError"))
+    run.write_trial(replace(run.read_trial(Key(2)), status="running"))
     changed_search(copy, settings={**search["settings"], "max_trials": 3})
     page = check(make_page(Run(copy), images=False))
     assert "2 of 3 trials are done" in page.text["head"]
@@ -235,7 +233,7 @@ def test_hostile_words_stay_words(copy):
         settings={**search["settings"], "project_name": "<b>$"},
     )
     run = writing(copy)
-    run.write_trial(replace(run.read_trial(3), status="failed", error=evil))
+    run.write_trial(replace(run.read_trial(Key(3)), status="failed", error=evil))
     words_of = ("<script>alert(2)</script>", "\ud800\x1b[2J", evil, evil)
     look = ledger.Look(*words_of, run.test_sha256)
     ledger.record(copy.parent / "ledger.jsonl", look)
@@ -292,7 +290,7 @@ def test_settings_that_were_changed_come_first(finished):
     assert len(set(names)) == len(names)
     given = {**finished.search["settings"], **finished.search["identity"]["space"]}
     assert set(names) - {"network"} == set(given) - {"ranges"}
-    text = (finished.directory.path / "report.html").read_text("utf-8")
+    text = (finished.store.path / "report.html").read_text("utf-8")
     folded = text[text.index("<details>") : text.index("</details>")]
     assert ">optimizer<" in folded
     assert ">max_trials<" not in folded
@@ -355,11 +353,11 @@ def test_a_large_search_stays_readable(copy):
     search = read_json(copy / "search.json")
     changed_search(
         copy,
-        space=Space(DEFINITION, {"filters": "1:40:1"}).describe().to_json(),
+        space=as_json(Space(DEFINITION, {"filters": "1:40:1"}).describe()),
         settings={**search["settings"], "max_trials": 60},
     )
     run = writing(copy)
-    like = run.read_trial(0)
+    like = run.read_trial(Key(0))
     generator = np.random.default_rng(0)
     for index in range(60):
         values = generator.integers(90, 100, (3, 4)) / 100  # of 100 validation images
@@ -383,7 +381,7 @@ def records(path: Path, scores: list[float], failed: int = 0) -> Run:
     changed_search(
         path,
         settings={**search["settings"], "max_trials": count},
-        space=Space(DEFINITION, {"filters": "1:40:1"}).describe().to_json(),
+        space=as_json(Space(DEFINITION, {"filters": "1:40:1"}).describe()),
     )
     run = writing(path)
     for index in range(count):
@@ -411,7 +409,7 @@ def test_failed_trials_count_as_tried(copy):
     run = records(copy, [0.9, 0.92, 0.94, 0.9, 0.91, 0.93], failed=4)
     text = text_of(run)
     assert "10 more, find a better one with probability 0.50 at most" in text["budget"]
-    bound = most_gain(standings_of(run.ranked, run.rule), 10, 10)
+    bound = most_gain(standings_of(run.ranking.ranked, run.ranking.rule), 10, 10)
     assert f"with standard error 0.0237, rises by no more than {bound:.4f}." in text["budget"]
 
 
@@ -433,7 +431,7 @@ def test_equal_scores_of_many_trials_show_nothing(copy):
 
 def test_who_is_interrupted_does_not_run(copy):
     run = writing(copy)
-    run.write_trial(replace(run.read_trial(2), status="running", history=()))
+    run.write_trial(replace(run.read_trial(Key(2)), status="running", history=()))
     assert "interrupted" in text_of(Run(copy))["trials"]
     assert "running" in check(make_page(Run(copy), images=False, reload=True)).text["trials"]
 
@@ -462,7 +460,7 @@ def test_the_nodes_of_a_cluster(copy):
     run = writing(copy)
     assert "Nodes" not in text_of(Run(copy))["record"]
     for index, node, seconds in ((0, "a", 30.0), (1, "b", 10.0), (2, "a", 20.0), (3, "b", 20.0)):
-        trial = replace(run.read_trial(index), node=node, device="cpu", seconds=seconds)
+        trial = replace(run.read_trial(Key(index)), node=node, device="cpu", seconds=seconds)
         run.write_trial(trial)
     said = text_of(Run(copy))
     assert "together the nodes were busy for 1 min 20 s" in said["record"]

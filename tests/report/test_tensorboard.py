@@ -87,7 +87,7 @@ def session_groups(ask: Ask, run: Run) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_tensorboard_lists_exactly_the_trials(finished):
     names = {f"trial-{trial.index:04d}": trial for trial in finished.trials}
-    with server(finished.directory.path / "tensorboard") as ask:
+    with server(finished.store.path / "tensorboard") as ask:
         tags = until(ask, len(names))
         assert set(tags) == set(ask("runs")) == set(names)
         for name, trial in names.items():
@@ -122,7 +122,7 @@ def test_tensorboard_lists_exactly_the_trials(finished):
 @pytest.mark.slow
 def test_a_resumed_run_has_nothing_twice(finished, options, tmp_path):
     """Files cut short, a trial to run again, a larger budget: the server shows each value once."""
-    shutil.copytree(finished.directory.path, tmp_path / "small")
+    shutil.copytree(finished.store.path, tmp_path / "small")
     board = tmp_path / "small" / "tensorboard"
     cut = next((board / "trial-0000").glob("*tfevents*"))
     cut.write_bytes(cut.read_bytes()[:700])  # its trial is done, its file is not

@@ -21,6 +21,8 @@ from jaxmnist.files import read_json, write_json
 from jaxmnist.report.console import MOST_ROWS, Console, Display
 from jaxmnist.report.sentences import verdict
 from jaxmnist.results import evaluation, svm
+from jaxmnist.runs.records import EnsembleReport, File, ModelReport, SvmReport
+from jaxmnist.runs.trial import Key
 
 DATA = ("data_dir", "validation_split", "tensorboard")
 NORMALISED = """
@@ -50,13 +52,13 @@ MOSTLY = np.array((["usual"] * 9 + ["rare"]) * 40)
 def copy(finished, tmp_path):
     """The finished run in a folder whose name needs quoting, with the ledger."""
     folder = tmp_path / "my runs"
-    shutil.copytree(finished.directory.path.parent, folder)
+    shutil.copytree(finished.store.path.parent, folder)
     return Run(folder / "small")
 
 
 def test_the_numbers_are_those_of_the_files(finished):
     first, second, third, *_ = verdict(finished).splitlines()
-    files = finished.directory.path
+    files = finished.store.path
     test = json.loads((files / "best" / "test.json").read_text())
     config = json.loads((files / "best" / "config.json").read_text())
     svm = json.loads((files / "svm" / "small" / "svm.json").read_text())
@@ -84,7 +86,7 @@ def test_the_numbers_are_those_of_the_files(finished):
     (pair,) = read_json(files / "best" / "comparisons.json")["comparisons"]
     verdicts = {True: "more than chance explains.", False: "within chance."}
     assert third.count(verdicts[pair["significant"]]) == 1
-    runs = finished.directory.name
+    runs = finished.store.name
     assert third.endswith(f" Test set evaluated 2 times: winner and SVM of {runs}.")
 
 
@@ -92,12 +94,12 @@ def test_the_link_leads_to_the_page_and_the_commands_can_be_typed(copy, mnist, c
     *_, link, predict, report = verdict(copy).splitlines()
     address = urlparse(link.removeprefix("Page: "))
     assert (address.scheme, " " in address.path) == ("file", False)
-    assert url2pathname(address.path) == str(copy.directory.page_path)
-    np.save(copy.directory.path.parent / "picture.npy", mnist.x_test[:1])
+    assert url2pathname(address.path) == str(copy.store.file(File.PAGE))
+    np.save(copy.store.path.parent / "picture.npy", mnist.x_test[:1])
     for line, says in ((predict, "with probability"), (report, "report.html")):
         program, *words = shlex.split(re.split(r" {2,}", line.strip())[0])
         assert program == "jaxmnist"
-        picture = str(copy.directory.path.parent / "picture.npy")
+        picture = str(copy.store.path.parent / "picture.npy")
         words = [picture if word == "picture.png" else word for word in words]
         assert run_command(commands.main, words) == 0
         assert says in capsys.readouterr().out
@@ -109,16 +111,20 @@ def test_a_constant_answer_is_beside_every_accuracy_that_does_not_beat_it(tmp_pa
     data = (NOISE[:200], MOSTLY[:200], NOISE[200:], MOSTLY[200:])
     given |= {"data": data, "max_trials": 2, "ensemble": 2, "quiet": True, "tensorboard": False}
     run = random_search(**given, project_name="noise", directory=str(tmp_path))
-    path = run.directory.path
+    path = run.store.path
     test, of_svm, ensemble = (
-        read_json(path / file)
-        for file in ("best/test.json", "svm/arrays/svm.json", "best/ensemble/ensemble.json")
+        run.result(file, kind)
+        for file, kind in (
+            ("best/test.json", ModelReport),
+            ("svm/arrays/svm.json", SvmReport),
+            ("best/ensemble/ensemble.json", EnsembleReport),
+        )
     )
 
     def beside(content):
-        short = "is below" if content["accuracy"] < 0.9 else "is not clearly above"
+        short = "is below" if content.accuracy < 0.9 else "is not clearly above"
         return (
-            f"{content['accuracy']:.4f} {short} 0.9000, the accuracy of always answering usual, the"
+            f"{content.accuracy:.4f} {short} 0.9000, the accuracy of always answering usual, the"
             " largest class."
         )
 
@@ -147,7 +153,7 @@ def test_test_labels_that_are_numbered_otherwise_are_told(options, mnist, tmp_pa
     del given["data_dir"], given["units"]
     run = random_search(**given, data=data)
     (said,) = [line for line in verdict(run).splitlines() if "Renaming" in line]
-    assert said in (run.directory.path / "report.html").read_text()
+    assert said in (run.store.path / "report.html").read_text()
 
 
 def test_without_a_page_or_another_model(options, tmp_path):
@@ -158,13 +164,13 @@ def test_without_a_page_or_another_model(options, tmp_path):
     assert re.fullmatch(
         r"Validation accuracy: 0\.\d{4} \(95 % interval 0\.\d{4} to 0\.\d{4}\)", second
     )
-    assert third == f"Test set evaluated once: winner of {run.directory.name}."
-    assert fourth == f"Results: {run.directory.path}"
+    assert third == f"Test set evaluated once: winner of {run.store.name}."
+    assert fourth == f"Results: {run.store.path}"
     assert "  .venv/bin/python -m jaxmnist report " in verdict(run, ".venv/bin/python -m jaxmnist")
 
 
 def test_a_network_of_python_s_own_can_not_be_typed(copy):
-    path = copy.directory.path / "search.json"
+    path = copy.store.path / "search.json"
     content = read_json(path)
     write_json(path, {**content, "identity": {**content["identity"], "network": "mine"}})
     said = verdict(replace_identity(copy))
@@ -174,8 +180,8 @@ def test_a_network_of_python_s_own_can_not_be_typed(copy):
 
 def replace_identity(run: Run) -> Run:
     """The run as it is, but that its search.json names another network."""
-    found = Run(run.directory.path.parent / "small", run.network, checked=True)
-    found.__dict__["ranked"] = run.ranked
+    found = Run(run.store.path.parent / "small", run.network, checked=True)
+    found.__dict__["ranking"] = run.ranking
     return found
 
 
@@ -194,7 +200,7 @@ def test_finalists_and_a_refit(options, tmp_path):
 
 
 def test_an_ensemble_is_named_too(copy, options):
-    given = {**options, "report": True, "directory": str(copy.directory.path.parent)}
+    given = {**options, "report": True, "directory": str(copy.store.path.parent)}
     run = random_search(**given, ensemble=3)
     third = verdict(run).splitlines()[2]
     assert third.count("Ensemble of the first 3 trials: test accuracy ") == 1
@@ -205,12 +211,12 @@ def test_an_ensemble_is_named_too(copy, options):
 @pytest.mark.parametrize("kind", [Console, Display])
 def test_a_long_ranking_is_cut_off(kind, copy, capsys):
     """All of it is shown if that is wanted; what failed is counted."""
-    run = Run(writing(copy.directory.path))
+    run = Run(writing(copy.store.path))
     for index in range(4, 20):
         record = replace(run.trials[3], index=index, status="failed", error="no reason", history=())
-        run.files.trial_folder(index).mkdir()
-        run.files.write_trial(replace(record, validation=(), validation_sha256=None))
-    run = Run(copy.directory.path)
+        run.store.trial_folder(Key(index)).mkdir()
+        run.store.write_trial(replace(record, validation=(), validation_sha256=None))
+    run = Run(copy.store.path)
     kind().results(run)
     said = capsys.readouterr().out
     assert f"… and {20 - MOST_ROWS} more trials, {20 - MOST_ROWS} of them failed (--verb" in said

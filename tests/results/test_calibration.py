@@ -10,12 +10,15 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
+from jaxmnist.files import as_json, from_json
+from jaxmnist.results.confusion import judge
 from jaxmnist.results.evaluation import (
     Calibration,
     about_probabilities,
     calibration,
     describe_calibration,
 )
+from jaxmnist.runs.records import ModelReport
 from jaxmnist.settings import SearchSettings
 
 
@@ -70,26 +73,41 @@ def test_chance_explains_true_probabilities_and_no_others():
 
 
 def test_the_smoothing_told_is_that_of_the_trial():
-    content = calibration(*predictions(2000, 0.5, 0)).to_json()
+    found = calibration(*predictions(2000, 0.5, 0))
+    report = SimpleNamespace(loss=found.loss, reliability=found.bins)
     settings = SearchSettings(recipe="study", label_smoothing=0.3)
     for hyperparameters, told in (({}, 0.3), ({"label_smoothing": 0.2}, 0.2)):
         best = SimpleNamespace(hyperparameters=hyperparameters)
         run = SimpleNamespace(settings=settings, best_trial=best)
-        assert f"smoothed by {told} in" in about_probabilities(run, content)
+        assert f"smoothed by {told} in" in about_probabilities(run, report)
 
 
 def test_it_is_read_back_and_nonsense_is_refused():
-    found = calibration(*predictions(300, 1, 0))
-    content = json.loads(json.dumps(found.to_json()))
-    assert Calibration.from_json(content) == found
+    truth, probabilities = predictions(300, 1, 0)
+    found = calibration(truth, probabilities)
+    judged = judge(truth, probabilities.argmax(1), range(probabilities.shape[1]))
+    report = ModelReport(
+        **vars(judged.record()),
+        model_sha256="",
+        loss=found.loss,
+        calibration_error=found.error,
+        reliability=found.bins,
+        probabilities_sha256="",
+        looks=(),
+        refit_images=0,
+    )
+    content = json.loads(json.dumps(as_json(report)))
+    assert from_json(ModelReport, content) == report
+    assert Calibration.of(report) == found
     bins = content["reliability"]
     for changes in (
         {"loss": -0.1},
         {"calibration_error": content["calibration_error"] + 0.01},
         {"reliability": bins[1:]},
         {"reliability": [[0, 0, 0.0]] * 15},
+        {"reliability": [[bins[0][0] + 1, *bins[0][1:]], *bins[1:]]},
         {"reliability": [[1, 2, 0.5], *bins[1:]]},
         {"reliability": [[1, 1, 1.5], *bins[1:]]},
     ):
         with pytest.raises(ValueError, match=r"calibration|bins"):
-            Calibration.from_json({**content, **changes})
+            from_json(ModelReport, {**content, **changes})

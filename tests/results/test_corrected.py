@@ -11,8 +11,8 @@ from conftest import a_trial, history
 from scipy.stats import binomtest
 
 from jaxmnist.models.study_space import configuration
-from jaxmnist.results import finalists as module
-from jaxmnist.results.finalists import (
+from jaxmnist.results import ranking as module
+from jaxmnist.results.ranking import (
     Optimism,
     changing,
     corrected,
@@ -189,11 +189,11 @@ def test_of_a_ranking():
 
 
 def test_a_run_says_it(finished):
-    found = finished.corrected
-    content = json.loads((finished.directory.path / "best" / "config.json").read_text())
+    found = finished.ranking.corrected
+    content = json.loads((finished.store.path / "best" / "config.json").read_text())
     assert content["corrected_score"] == found.score
     assert content["corrected_interval"] == list(found.interval)
     assert content["indistinguishable"] == list(found.indistinguishable)
     assert found.interval[0] < found.score <= found.raw == finished.best_trial.score
-    assert finished.ranking().endswith(f"\n\n{finished.why()}\n{describe_corrected(found)}")
-    assert finished.results_summary().startswith(finished.ranking())
+    why = f"\n\n{finished.ranking.why()}\n{describe_corrected(found)}"
+    assert why in finished.results_summary()

@@ -16,10 +16,11 @@ from processes import command, flags, looks_of
 from jaxmnist import Run, UsageError, random_search
 from jaxmnist.commands import main as commands
 from jaxmnist.commands.parser import run_command
-from jaxmnist.files import read_json, write_json
+from jaxmnist.files import as_json, read_json, write_json
 from jaxmnist.report.page import make_page
 from jaxmnist.results import comparisons
 from jaxmnist.results.evaluation import evaluate_ensemble
+from jaxmnist.runs.records import File
 from jaxmnist.search.beginning import check_counts, describe_kept
 from jaxmnist.settings import SearchSettings
 
@@ -27,7 +28,7 @@ from jaxmnist.settings import SearchSettings
 @pytest.fixture
 def copy(finished, tmp_path):
     """The finished run, for changing."""
-    shutil.copytree(finished.directory.path, tmp_path / "small")
+    shutil.copytree(finished.store.path, tmp_path / "small")
     return tmp_path / "small"
 
 
@@ -40,7 +41,7 @@ def dataset(finished):
 def tested(finished, dataset, tmp_path_factory):
     """A copy of the finished run with an ensemble of three; tests that change it copy it again."""
     path = tmp_path_factory.mktemp("tested") / "small"
-    shutil.copytree(finished.directory.path, path)
+    shutil.copytree(finished.store.path, path)
     evaluate_ensemble(Run(writing(path)), dataset, 3)
     return path
 
@@ -71,34 +72,34 @@ def test_the_mean_probability_by_hand(tested, dataset):
 def test_its_report_and_its_look(tested, finished, dataset):
     run = Run(tested)
     content = read_json(tested / "best" / "ensemble" / "ensemble.json")
-    first = sorted(entry.trial.index for entry in run.ranked[:3])
+    first = sorted(entry.trial.index for entry in run.ranking.ranked[:3])
     assert [member["trial"] for member in content["members"]] == first
     hashes = sorted(run.trials[index].weights_sha256 for index in first)
     identity = hashlib.sha256(json.dumps(hashes, separators=(",", ":")).encode()).hexdigest()
-    last = run.directory.read_looks(run.directory.test_sha256).found[-1]
+    last = run.store.read_looks(run.store.test_sha256).found[-1]
     assert (last.purpose, last.model_sha256) == ("ensemble", identity)
     assert looks_of(run) == [*looks_of(finished), "ensemble"]
     right = by_hand(run, dataset.x_test, 3).argmax(1) == dataset.y_test
     assert content["accuracy"] == right.mean()
     right = by_hand(run, dataset.x_validation, 3).argmax(1) == dataset.y_validation
     assert content["validation_accuracy"] == right.mean()
-    assert content["looks"][-1] == last.to_json()
+    assert content["looks"][-1] == as_json(last)
     text = run.results_summary()
     assert f"Ensemble of the first 3 trials ({', '.join(map(str, first))})" in text
     assert f"test accuracy {content['accuracy']:.4f}" in text
     assert "costs 3 times the computing" in text
     page = make_page(run, images=False)
-    assert comparisons.describe_ensemble(content) in page
+    assert comparisons.describe_ensemble(run.kept_ensemble()) in page
 
 
 def test_it_is_looked_at_once(tested, dataset, tmp_path, said):
     shutil.copytree(tested, tmp_path / "small")
     run = Run(writing(tmp_path / "small"))
-    folder = run.directory.ensemble_path.parent
+    folder = run.store.file(File.ENSEMBLE).parent
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     content = evaluate_ensemble(run, dataset, 3)
     # Nor where the ranking changes, as long as the same trials are the first.
-    run.ranked[:3] = run.ranked[2::-1]
+    run.ranking.ranked[:3] = run.ranking.ranked[2::-1]
     assert evaluate_ensemble(run, dataset, 3) == content
     assert looks_of(run) == ["winner", "svm", "ensemble"]
     assert not said
@@ -107,9 +108,9 @@ def test_it_is_looked_at_once(tested, dataset, tmp_path, said):
         again = evaluate_ensemble(run, dataset, 3)
         assert "to be made again" in said[number]
         assert looks_of(run) == ["winner", "svm", "ensemble"]  # nothing new was seen
-        assert {**again, "looks": None} == {**content, "looks": None}
+        assert replace(again, looks=()) == replace(content, looks=())
     # Other members are another model.
-    assert len(evaluate_ensemble(run, dataset, 2)["members"]) == 2
+    assert len(evaluate_ensemble(run, dataset, 2).members) == 2
     assert looks_of(run) == ["winner", "svm", "ensemble", "ensemble"]
     assert len(run.ensemble.members) == 2
 
@@ -118,7 +119,10 @@ def test_an_ensemble_of_other_trials_is_not_used(tested, tmp_path):
     shutil.copytree(tested, tmp_path / "small")
     path = tmp_path / "small" / "best" / "ensemble" / "ensemble.json"
     content, run = read_json(path), Run(tested)
-    others = [*content["members"][:2], {"trial": run.ranked[3].trial.index, "model_sha256": "0"}]
+    others = [
+        *content["members"][:2],
+        {"trial": run.ranking.ranked[3].trial.index, "model_sha256": "0"},
+    ]
     identity = comparisons.members_identity([member["model_sha256"] for member in others])
     write_json(path, {**content, "members": others, "model_sha256": identity})
     run = Run(tmp_path / "small")
@@ -202,7 +206,7 @@ def test_the_commands(copy, options, dataset, capsys):
     np.testing.assert_allclose(values, expected, rtol=0, atol=1e-5)
     described = read_json(copy.parent / "mean.stablehlo.json")
     assert described["output"] == "the mean of the members' probabilities"
-    assert described["test_accuracy"] == run.result("best/ensemble/ensemble.json")["accuracy"]
+    assert described["test_accuracy"] == run.kept_ensemble().accuracy
     assert [each["trial"] for each in described["members"]] == list(run.ensemble.trials)
     line = ["export", str(copy), str(copy.parent / "mean.safetensors"), "--ensemble"]
     assert run_command(commands.main, line) == 2
@@ -216,7 +220,7 @@ def test_the_commands(copy, options, dataset, capsys):
 def test_a_run_without_an_ensemble_gets_one_line(finished, tmp_path, name, capsys):
     np.save(tmp_path / "digits.npy", np.zeros((1, 28, 28), np.uint8))
     file = str(tmp_path / ("digits.npy" if name == "predict" else "a.stablehlo"))
-    line = [name, str(finished.directory.path), file, "--ensemble"]
+    line = [name, str(finished.store.path), file, "--ensemble"]
     assert run_command(commands.main, line) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -225,4 +229,4 @@ def test_a_run_without_an_ensemble_gets_one_line(finished, tmp_path, name, capsy
 
 def test_too_few_trials_have_completed(finished):
     with pytest.raises(UsageError, match="--ensemble 5 needs as many completed trials: 4 are"):
-        comparisons.first_members(finished.ranked, 5)
+        comparisons.first_members(finished.ranking.ranked, 5)

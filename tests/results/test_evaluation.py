@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score
 
+from jaxmnist.files import as_json, from_json
 from jaxmnist.results.confusion import (
     Evaluation,
     beside_constant,
@@ -20,7 +21,8 @@ from jaxmnist.results.confusion import (
     table,
 )
 from jaxmnist.results.evaluation import about_gap, about_labels, describe_gap, gap_between
-from jaxmnist.results.finalists import Corrected, interval
+from jaxmnist.results.ranking import Corrected, interval
+from jaxmnist.runs.records import Classification
 
 
 @pytest.fixture
@@ -113,12 +115,35 @@ def test_tables_with_names_are_aligned_and_safe(count):
 )
 def test_stored_names_that_do_not_fit_are_refused(judged, changes):
     with pytest.raises(ValueError, match=r"name|label|argument"):
-        Evaluation.from_json({**judged[2].to_json(), **changes})
+        from_json(Classification, {**as_json(judged[2].record()), **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accuracy": 0.5},
+        {"confusion_matrix": []},
+        {"confusion_matrix": [[]] * 4},
+        {"confusion_matrix": [[0] * 4] * 4},
+        {"confusion_matrix": [[1] * 4] * 3},
+        {"confusion_matrix": [[1] * 4, [1] * 4, [1] * 4, [1] * 3]},
+        {"confusion_matrix": [[-1, 2, 1, 1], *[[1] * 4] * 3]},
+        {"confusion_matrix": [[2**62] * 4] * 4, "accuracy": 0.25},
+        {"classification_report": None},
+        {"confidence_interval": [0.5]},
+    ],
+)
+def test_a_stored_evaluation_that_contradicts_itself_is_refused(judged, changes):
+    content = as_json(judged[2].record())
+    assert from_json(Classification, content) == judged[2].record()
+    with pytest.raises(ValueError):  # noqa: PT011
+        from_json(Classification, {**content, **changes})
 
 
 def test_stored_names_are_made_safe_again(judged):
-    content = {**judged[2].to_json(), "class_names": ["\x1b[2J", "a", "a", " "]}
-    assert Evaluation.from_json(content).class_names == ("\\x1b[2J", "a (5)", "a (7)", "11")
+    content = {**as_json(judged[2].record()), "class_names": ["\x1b[2J", "a", "a", " "]}
+    found = from_json(Classification, content)
+    assert Evaluation.of(found).class_names == ("\\x1b[2J", "a (5)", "a (7)", "11")
 
 
 def test_wilson_interval_by_its_formula():
@@ -141,7 +166,7 @@ def test_a_label_that_is_never_there():
 
 def test_json_reads_back(judged):
     evaluation = judged[2]
-    again = Evaluation.from_json(evaluation.to_json())
+    again = Evaluation.of(from_json(Classification, as_json(evaluation.record())))
     assert (again.labels, again.class_names) == (evaluation.labels, ("3", "5", "7", "11"))
     assert np.array_equal(again.confusion_matrix, evaluation.confusion_matrix)
 
@@ -272,17 +297,19 @@ def confused(classes: int, images: int, share: float, seed: int) -> np.ndarray:
     return np.array([rng.multinomial(images, row) for row in chances])
 
 
+def reported(test, refit_images=None):
+    """What best/test.json says of an evaluation and a refit."""
+    numbers = {"validation_accuracy": None, "validation_images": None}
+    return SimpleNamespace(**vars(test.record()), refit_images=refit_images, **numbers)
+
+
 @pytest.mark.parametrize(("different", "says"), [(2000, "harder"), (1900, "harder"), (200, "Only")])
 def test_a_gap_to_copies_shows_little(different, says):
     """An interval from 2000 images is too narrow where these are 200."""
     data = {"validation_different": different}
-    run = SimpleNamespace(
-        corrected=selected(0.95, 2000, trials=1),
-        finals=(),
-        validation_images=2000,
-        search={"data": data},
-    )
-    said = about_gap(run, {}, on_test(800, 1000))
+    ranking = SimpleNamespace(corrected=selected(0.95, 2000, trials=1), finals=())
+    run = SimpleNamespace(ranking=ranking, validation_images=2000, search={"data": data})
+    said = about_gap(run, reported(on_test(800, 1000)))
     assert says in said
     assert ("harder" in said) == (says == "harder")
 
@@ -291,14 +318,15 @@ def test_a_gap_to_copies_shows_little(different, says):
 def test_labels_numbered_otherwise_are_told(refit):
     """Whatever the renaming; of five classes it is the best of all."""
     rng, score = np.random.default_rng(0), selected(0.9, 2000)
-    run = SimpleNamespace(corrected=score, finals=(), validation_images=2000, search={"data": {}})
+    ranking = SimpleNamespace(corrected=score, finals=())
+    run = SimpleNamespace(ranking=ranking, validation_images=2000, search={"data": {}})
     for seed in range(20):
         matrix, order = confused(5, 100, 0.9, seed), rng.permutation(5)
         if (order == np.arange(5)).all():
             continue
         test = Evaluation(tuple(range(5)), matrix[order], tuple("abcde"))
         best = max(np.trace(matrix[order][:, list(p)]) for p in permutations(range(5))) / 500
-        said = about_gap(run, {"refit_images": 900} if refit else {}, test)
+        said = about_gap(run, reported(test, 900 if refit else None))
         assert f"Renaming the classes raises the test accuracy from {test.accuracy:.4f}" in said
         assert f"to {best:.4f}: " in said
         moved = [k for k in range(5) if order[k] != k]

@@ -21,11 +21,13 @@ from jaxmnist import Run, TrainedModel, UsageError
 from jaxmnist.commands import main as commands
 from jaxmnist.commands.parser import run_command
 from jaxmnist.engine import portable
-from jaxmnist.files import read_json, write_json
+from jaxmnist.files import as_json, read_json, write_json
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.flax_network import FlaxNetwork
 from jaxmnist.models.network import DataSpec
 from jaxmnist.results.trained import Ensemble, target
+from jaxmnist.runs.records import ModelReport
+from jaxmnist.runs.trial import Key
 
 # All that a process has which calls an exported network.
 JAX_ALONE = ("jax", "jaxlib", "numpy", "scipy", "ml_dtypes", "opt_einsum", "flatbuffers")
@@ -120,7 +122,7 @@ def test_stablehlo_is_called_with_jax_alone(finished, mnist, tmp_path):
 def test_images_of_floats(tmp_path):
     """Without a run, what isn't on the scale of 8 bits is taken as floats."""
     model = of(nn.Sequential([lambda x: x.reshape(x.shape[0], -1), nn.Dense(10)]), 0.5, (3, 4, 2))
-    assert model.export(tmp_path / "a.stablehlo")["dtype"] == "float32"
+    assert model.export(tmp_path / "a.stablehlo").dtype == "float32"
     exported = jax.export.deserialize(bytearray((tmp_path / "a.stablehlo").read_bytes()))
     images = np.random.default_rng(0).uniform(0, 0.5, (6, 3, 4, 2)).astype(np.float32)
     agree(np.asarray(exported.call(images)), model.predict_proba(images))
@@ -128,7 +130,7 @@ def test_images_of_floats(tmp_path):
 
 def test_the_command_and_what_it_describes(finished, tmp_path, capsys):
     path = tmp_path / "model.safetensors"
-    run = finished.directory.path
+    run = finished.store.path
     assert run_command(commands.main, ["export", str(run), str(path)]) == 0
     assert capsys.readouterr().out.startswith(f"{path}: {path.stat().st_size} bytes")
     assert path.read_bytes() == (run / "best" / "model.safetensors").read_bytes()
@@ -146,9 +148,9 @@ def test_the_command_and_what_it_describes(finished, tmp_path, capsys):
         "labels": list(range(10)),
         "class_names": [str(i) for i in range(10)],
         "scale": 255.0,
-        "preparation": finished.best_model.preparation.to_json(),
+        "preparation": as_json(finished.best_model.preparation),
         "transposed": False,
-        "test_accuracy": finished.result("best/test.json")["accuracy"],
+        "test_accuracy": finished.result("best/test.json", ModelReport).accuracy,
     }
     # Once more: refused, and what is there stays, until it is to be replaced.
     path.write_bytes(b"something else")
@@ -164,7 +166,7 @@ def test_the_command_and_what_it_describes(finished, tmp_path, capsys):
 
 def changed(finished: Run, folder: Path, **data: object) -> Run:
     """A copy of a run whose search.json says more about the data."""
-    shutil.copytree(finished.directory.path, folder)
+    shutil.copytree(finished.store.path, folder)
     search = read_json(folder / "search.json")
     search["data"] |= data
     write_json(folder / "search.json", search)
@@ -173,15 +175,15 @@ def changed(finished: Run, folder: Path, **data: object) -> Run:
 
 def test_what_a_run_says_about_its_data(finished, tmp_path):
     names = ["zero", *"123456789"]
-    facts = {"class_names": names, "preparation": {"ink": "dark"}, "dtype": "float32"}
+    facts = {"class_names": names, "dtype": "float32"}
     run = changed(finished, tmp_path / "run", **facts)
     said = run.best_model.export(tmp_path / "a.safetensors")
-    assert {name: said[name] for name in facts} == facts
+    assert (list(said.class_names), said.dtype) == (names, "float32")
     # Neither another trial nor other weights were evaluated on the test images.
     other = run.get_best_models(2)[1]
-    assert other.export(tmp_path / "b.safetensors")["test_accuracy"] is None
-    untrained = run.best_model.untrained(0, 0).export(tmp_path / "c.safetensors")
-    assert (untrained["test_accuracy"], untrained["class_names"][0]) == (None, "0")
+    assert other.export(tmp_path / "b.safetensors").test_accuracy is None
+    untrained = run.best_model.untrained(0, Key(0)).export(tmp_path / "c.safetensors")
+    assert (untrained.test_accuracy, untrained.class_names[0]) == (None, "0")
     wrong = changed(finished, tmp_path / "wrong", class_names=names[1:])
     with pytest.raises(UsageError, match=r"search.json: its class_names are not 10 names"):
         wrong.best_model.export(tmp_path / "d.safetensors")
@@ -225,7 +227,7 @@ def test_where_nothing_can_be_written(name, says, tmp_path):
 
 def test_runs_that_cant_be_exported(finished, tmp_path, capsys):
     copy = tmp_path / "run"
-    shutil.copytree(finished.directory.path, copy)
+    shutil.copytree(finished.store.path, copy)
     (copy / "best" / "config.json").unlink()
     cases = {
         str(copy): "has no best/config.json: its search is not finished",
@@ -270,7 +272,7 @@ def test_a_full_disk_leaves_the_earlier_export(tmp_path, monkeypatch):
 def test_onnx_without_jax2onnx(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(portable, "find_spec", lambda name: None)
     path = str(tmp_path / "a.onnx")
-    assert run_command(commands.main, ["export", str(finished.directory.path), path]) == 2
+    assert run_command(commands.main, ["export", str(finished.store.path), path]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert "needs jax2onnx: python -m pip install jax2onnx" in line
@@ -286,7 +288,7 @@ def test_onnx_in_onnx_runtime(finished, mnist, tmp_path):
     mean = Ensemble((first, second), (0, 1), first.origin)
     for name, model in (("study", first), ("mean", mean), ("own", of(Normalized()))):
         said = model.export(tmp_path / f"{name}.onnx")
-        assert set(said["versions"]) == {"jaxmnist", "jax", "flax", "jax2onnx", "onnx"}
+        assert set(said.versions) == {"jaxmnist", "jax", "flax", "jax2onnx", "onnx"}
         session = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx")
         (given,) = session.get_inputs()
         assert (given.name, given.type) == ("images", "tensor(uint8)")

@@ -9,7 +9,7 @@ import pytest
 from conftest import a_trial, history
 
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.results.finalists import (
+from jaxmnist.results.ranking import (
     choose_finalist,
     corrected_mean,
     describe_finalists,
@@ -18,7 +18,7 @@ from jaxmnist.results.finalists import (
     rerun_keys,
 )
 from jaxmnist.results.statistics import wilson
-from jaxmnist.runs.trial import Rerun, pack_right
+from jaxmnist.runs.trial import Key, pack_right
 
 IMAGES = 203  # no multiple of 8
 
@@ -34,7 +34,7 @@ def trial(index, score=0.5, rerun=None, right=None, status="completed"):
 def records(right):
     """Reruns by key, from which images they have right: bool[finalists, reruns, images]."""
     return {
-        Rerun(index, number): trial(index, rerun=number, right=right[index, number - 1])
+        Key(index, number): trial(index, rerun=number, right=right[index, number - 1])
         for index in range(len(right))
         for number in range(1, right.shape[1] + 1)
     }
@@ -57,7 +57,7 @@ def test_the_best_mean_of_the_reruns_alone_wins(right):
         assert np.isclose(each.mean, means[each.trial.index], rtol=0, atol=1e-15)
         assert np.allclose(each.scores, accuracies)
         assert np.isclose(each.deviation, accuracies.std(ddof=1))
-        assert each.tested.key == Rerun(each.trial.index, 1)
+        assert each.tested.key == Key(each.trial.index, 1)
     text = describe_finalists(found)
     assert (
         f"Trial 1 is chosen: the mean validation accuracy of its 3 reruns is {means[1]:.4f}" in text
@@ -116,13 +116,13 @@ def test_equal_means_rank_as_the_trials_did(right):
 
 def test_failed_reruns_come_last_and_are_never_tested(right):
     ended = records(right)
-    failed = {Rerun(1, 1), Rerun(0, 1), Rerun(0, 2), Rerun(0, 3)}
+    failed = {Key(1, 1), Key(0, 1), Key(0, 2), Key(0, 3)}
     for key in failed:
-        ended[key] = trial(key.index, rerun=key.number, status="failed")
+        ended[key] = trial(key.index, rerun=key.rerun, status="failed")
     found = choose_finalist([trial(index) for index in range(4)], ended, 3, IMAGES)
     assert [each.trial.index for each in found] == [3, 2, 1, 0]
     assert [each.failed for each in found] == [0, 0, 1, 3]
-    assert found[2].tested.key == Rerun(1, 2)
+    assert found[2].tested.key == Key(1, 2)
     assert np.isclose(found[2].mean, right[1, 1:].mean())
     assert found[3].tested is None
     assert found[0].rivals == 2
@@ -130,7 +130,7 @@ def test_failed_reruns_come_last_and_are_never_tested(right):
     assert "Being the best of 2 means" in text
     assert "Finalists with failed reruns come after those with fewer" in text
     for key in ended:
-        ended[key] = trial(key.index, rerun=key.number, status="failed")
+        ended[key] = trial(key.index, rerun=key.rerun, status="failed")
     assert choose_finalist([trial(index) for index in range(4)], ended, 3, IMAGES) == ()
     assert finalists_table(found)[4] == ("0", "–", "–", "–", "failed failed failed")
 
@@ -156,7 +156,7 @@ def test_the_interval_is_over_images(right):
 
 def test_which_reruns_are_wanted():
     ranked = [trial(index) for index in (7, 2, 4)]
-    assert rerun_keys(ranked, 2, 2) == [Rerun(7, 1), Rerun(2, 1), Rerun(7, 2), Rerun(2, 2)]
+    assert rerun_keys(ranked, 2, 2) == [Key(7, 1), Key(2, 1), Key(7, 2), Key(2, 2)]
     assert set(rerun_keys(ranked, 2, 1)) < set(rerun_keys(ranked, 3, 2))
     assert rerun_keys(ranked, 0, 0) == []
     assert [key.index for key in rerun_keys(ranked, 9, 1)] == [7, 2, 4]

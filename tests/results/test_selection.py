@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from jaxmnist import Run, UsageError
 from jaxmnist.models.study_space import configuration
 from jaxmnist.results.selection import RULES, Course, rule_of
-from jaxmnist.runs.trial import pack_right
+from jaxmnist.runs.trial import Key, pack_right
 from jaxmnist.settings import SELECTIONS
 
 IMAGES = 6000
@@ -152,24 +152,24 @@ def test_one_epoch_has_no_fall():
     ],
 )
 def test_a_record_that_does_not_fit_its_bits_is_one_line(finished, tmp_path, change, says):
-    shutil.copytree(finished.directory.path, tmp_path / "run")
+    shutil.copytree(finished.store.path, tmp_path / "run")
     run = writing(tmp_path / "run")
-    run.write_trial(replace(run.read_trial(1), **change))
+    run.write_trial(replace(run.read_trial(Key(1)), **change))
     with pytest.raises(UsageError, match=says):
         _ = Run(tmp_path / "run").best_trial
-    assert len(Run(tmp_path / "run").skipping_damaged().ranked) == 3
+    assert len(Run(tmp_path / "run").skipping_damaged().ranking.ranked) == 3
 
 
 def test_a_completed_trial_of_fewer_epochs_than_the_runs_is_one_line(finished, tmp_path):
-    shutil.copytree(finished.directory.path, tmp_path / "run")
+    shutil.copytree(finished.store.path, tmp_path / "run")
     run = writing(tmp_path / "run")
-    write_completed(run, replace(run.read_trial(1), history=history(0.5, 0.5)))
+    write_completed(run, replace(run.read_trial(Key(1)), history=history(0.5, 0.5)))
     with pytest.raises(UsageError, match=r"0001/trial\.json: does not have 3 epochs; repeat"):
         _ = Run(tmp_path / "run").trials
 
 
 def test_a_run_without_bits_is_one_line(finished, tmp_path):
-    shutil.copytree(finished.directory.path, tmp_path / "run")
+    shutil.copytree(finished.store.path, tmp_path / "run")
     (tmp_path / "run" / "trials" / "0002" / "validation.npy").unlink()
     with pytest.raises(UsageError, match=r"validation\.npy: does not exist; repeat the search"):
         _ = Run(tmp_path / "run").trials

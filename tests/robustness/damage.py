@@ -187,13 +187,13 @@ def readers(folder: Path, images: np.ndarray) -> list[Callable[[], Any]]:
     """Everything that reads a run without writing; folder: of the run."""
     svm = folder / "svm" / "data" / "pipeline.safetensors"
     return [
-        lambda: Run(folder).results_summary() + Run(folder).why(),
+        lambda: Run(folder).results_summary() + Run(folder).ranking.why(),
         lambda: [m.predict(images) for m in Run(folder).get_best_models(2)],
         lambda: Run(folder).best_model.predict_proba(images),
         lambda: winner_report(Run(folder)),
         lambda: SvmPipeline.load(svm).project(np.zeros((1, 1), np.float32)),
         lambda: looks_at(Run(folder)),
-        lambda: Run(folder).further_trials,
+        lambda: Run(folder).reruns,
         lambda: Run(folder).ensemble.predict(images),
     ]
 
@@ -206,7 +206,7 @@ def winner_report(run: Run) -> str | None:
 
 def looks_at(run: Run) -> int:
     """How often the run's test set was evaluated."""
-    return run.directory.read_looks(run.directory.test_sha256).count
+    return run.store.read_looks(run.store.test_sha256).count
 
 
 def one_line(error: Exception) -> bool:
@@ -311,21 +311,22 @@ def interrupt(options: dict) -> None:
     """Run the search until its third trial begins, and stop it there: it leaves a checkpoint."""
     # Imported here: `main` sets XLA's log level before JAX is imported.
     from jaxmnist.engine.events import Event, TrialStarted
-    from jaxmnist.search.schedule import Trials
+    from jaxmnist.runs.trial import Key
+    from jaxmnist.search.schedule import Schedule
 
-    record = Trials.record
+    record = Schedule.record
 
-    def stop(trials: Trials, event: Event) -> None:
-        record(trials, event)
-        if isinstance(event, TrialStarted) and event.index == 2:
+    def stop(schedule: Schedule, event: Event) -> None:
+        record(schedule, event)
+        if isinstance(event, TrialStarted) and event.key == Key(2):
             raise Stopped(signal.SIGTERM)
 
-    Trials.record = stop
+    Schedule.record = stop
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Stopped):
             jaxmnist.random_search(**options)
     finally:
-        Trials.record = record
+        Schedule.record = record
     checkpoint = Path(options["directory"]) / "run/trials/0002/checkpoint.safetensors"
     must(checkpoint.exists(), "a search that is stopped keeps where it was")
 

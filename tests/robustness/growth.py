@@ -22,6 +22,7 @@ from jaxmnist.engine.events import TrialFinished
 from jaxmnist.engine.local import Engine
 from jaxmnist.models.space import Space
 from jaxmnist.models.study import STUDY
+from jaxmnist.runs.trial import Key
 from jaxmnist.settings import TrainingSettings
 
 
@@ -38,7 +39,8 @@ def measure(trials: int) -> list[dict[str, float]]:
     dataset = split("tiny", load_arrays("mnist"), validation_split=0.1, seed=0, train_limit=600)
     engine = Engine(STUDY, dataset, TrainingSettings(epochs=1), seed=0)
     rows, began = [], time.perf_counter()
-    with engine.run(enumerate(islice(space.draws(0), trials))) as events:
+    drawn = islice(space.draws(0), trials)
+    with engine.run((Key(index), each) for index, each in enumerate(drawn)) as events:
         for event in events:
             if isinstance(event, TrialFinished):
                 assert event.error is None, event.error

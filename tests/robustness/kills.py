@@ -34,6 +34,7 @@ import numpy as np
 from tiny import ENSEMBLE, REFITTED, facts, flags, search_options, start
 
 import jaxmnist
+from jaxmnist.runs.records import File
 
 # The search's command, which kills itself before change number MOMENT in a folder; if it was not
 # killed, it prints the number of changes.
@@ -60,6 +61,7 @@ def watch(event, arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(watch)
+from jaxmnist.runs.records import File
 from jaxmnist.commands.parser import run_command
 from jaxmnist.commands.search import main
 status = run_command(main, sys.argv[4:])
@@ -103,15 +105,15 @@ def finish(options: dict[str, Any]) -> tuple[jaxmnist.Run, int]:
 
 def check(run: jaxmnist.Run, whole: dict[str, Any], images: np.ndarray) -> None:
     """Raise `Broken` unless the run is the undisturbed one, and nothing is left behind."""
-    path = run.directory.path
+    path = run.store.path
     left = [p for p in path.parent.rglob("*") if p.name.endswith(".tmp") or "checkpoint" in p.name]
     if left:
         raise Broken(f"left behind: {left[0].relative_to(path.parent)}")
-    kept = [entry.trial for entry in run.ranked[: run.settings.keep]]
+    kept = [entry.trial for entry in run.ranking.ranked[: run.settings.keep]]
     # Of each finalist those of the first rerun, and those of the refit.
-    kept += [each.tested for each in run.finals if each.tested]
-    kept += [run.final_trial] if run.settings.refit and run.final_trial else []
-    expected = sorted({str(run.directory.weights_path(t.key).relative_to(path)) for t in kept})
+    kept += [each.tested for each in run.ranking.finals if each.tested]
+    kept += [run.ranking.final] if run.settings.refit and run.ranking.final else []
+    expected = sorted({str(run.store.file(File.WEIGHTS, t.key).relative_to(path)) for t in kept})
     weights = sorted(str(p.relative_to(path)) for p in path.glob("trials/**/model.safetensors"))
     if weights != expected:
         raise Broken(f"keeps the weights {weights}, not {expected}")
@@ -121,7 +123,7 @@ def check(run: jaxmnist.Run, whole: dict[str, Any], images: np.ndarray) -> None:
     different = [key for key in whole if found[key] != whole[key]]
     if different:
         raise Broken(f"not as undisturbed: {', '.join(different)}")
-    looks = run.directory.read_looks(run.directory.test_sha256)
+    looks = run.store.read_looks(run.store.test_sha256)
     purposes = ["winner", *(["ensemble"] if run.settings.ensemble else []), "svm"]
     if sorted(look.purpose for look in looks.found) != sorted(purposes) or looks.damaged:
         raise Broken(f"counts {looks.count} looks")
@@ -167,7 +169,7 @@ def boundaries(
             check(run, whole, images)
         except Broken as broken:
             return f"killed before change {moment}: {broken}"
-        shutil.rmtree(run.directory.path.parent)
+        shutil.rmtree(run.store.path.parent)
         return None
 
     with ThreadPoolExecutor(2) as threads:

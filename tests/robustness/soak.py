@@ -43,9 +43,9 @@ import signal, sys
 from pathlib import Path
 for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # a shell may have them ignored in the background
     signal.signal(getattr(signal, name), signal.SIG_DFL)
-from jaxmnist.engine import cache
+from jaxmnist.engine.devices import cache_folder, keep_programs
 from jaxmnist.commands import parser as command, search
-cache.keep_programs(cache.cache_folder(sys.argv[2]))
+keep_programs(cache_folder(sys.argv[2]))
 from jaxmnist.models.study import StudyNetwork
 import soak
 
@@ -115,7 +115,7 @@ class Soaked:
     def leaked(self) -> list[str]:
         """Files that a finished run has no use for."""
         run = jaxmnist.Run(self.path)
-        kept = {f"trials/{t.trial.index:04d}" for t in run.ranked[: run.settings.keep]}
+        kept = {f"trials/{t.trial.index:04d}" for t in run.ranking.ranked[: run.settings.keep]}
         expected = {f"trials/{t.index:04d}/trial.json" for t in run.trials}
         completed = [t.index for t in run.trials if t.status == "completed"]
         expected |= {f"trials/{index:04d}/validation.npy" for index in completed}

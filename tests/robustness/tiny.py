@@ -13,7 +13,8 @@ import numpy as np
 
 import jaxmnist
 from jaxmnist import Run, SvmPipeline
-from jaxmnist.files import sha256
+from jaxmnist.files import as_json, sha256
+from jaxmnist.runs.records import File, ModelReport, SvmReport
 from jaxmnist.runs.trial import history_to_json
 from jaxmnist.settings import SearchSettings, flag
 
@@ -76,10 +77,10 @@ def start(program: str, *arguments: str, **options: Any) -> subprocess.Popen:
 
 def facts(run: Run, images: np.ndarray) -> dict[str, Any]:
     """What must be equal bit for bit: all but times and the count of looks."""
-    test = run.result("best/test.json")
+    test = as_json(run.result("best/test.json", ModelReport))
     name = run.settings.dataset_name
-    svm = run.result(f"svm/{name}/svm.json")
-    ensemble = run.kept_ensemble() or {}
+    svm = as_json(run.result(f"svm/{name}/svm.json", SvmReport))
+    ensemble = as_json(run.kept_ensemble()) or {}
     # The classification report is for other programs; jaxmnist doesn't read it.
     for content in (test, svm, ensemble):
         for key in (
@@ -89,8 +90,8 @@ def facts(run: Run, images: np.ndarray) -> dict[str, Any]:
             "pipeline_sha256",
         ):
             content.pop(key, None)
-    trials = [*run.trials, *run.further_trials]  # the reruns and the refit too
-    weights = {t.key: run.directory.weights_path(t.key) for t in trials}
+    trials = [*run.trials, *run.reruns]  # the reruns and the refit too
+    weights = {t.key: run.store.file(File.WEIGHTS, t.key) for t in trials}
     weights = {key: path for key, path in weights.items() if path.exists()}
     model = run.best_model
     features = model.features(images)
@@ -108,20 +109,20 @@ def facts(run: Run, images: np.ndarray) -> dict[str, Any]:
         ],
         # Hashes of the files themselves, which must be those that the records name.
         "validation": [
-            sha256(run.directory.validation_path(t.key).read_bytes())
+            sha256(run.store.file(File.VALIDATION, t.key).read_bytes())
             for t in trials
             if t.status == "completed"
         ],
         "weights": {str(key): sha256(path.read_bytes()) for key, path in weights.items()},
         "winner": str(run.best_trial.key),
-        "best": sha256(run.directory.model_path.read_bytes()),
+        "best": sha256(run.store.file(File.MODEL).read_bytes()),
         "test": test,
         "svm": svm,
         "ensemble": ensemble,
         "ensemble's classes": run.ensemble.predict(images).tolist() if ensemble else [],
-        "comparisons": run.kept_comparisons(),
+        "comparisons": as_json(run.kept_comparisons()),
         "classes": model.predict(images).tolist(),
-        "svm classes": SvmPipeline.load(run.directory.pipeline_path(name))
+        "svm classes": SvmPipeline.load(run.store.file(File.PIPELINE, (name,)))
         .predict(features)
         .tolist(),
     }

@@ -13,12 +13,13 @@ import pytest
 from conftest import a_trial, bits, history, write_completed, writing
 
 from jaxmnist.errors import EnvironmentFailure, UsageError
-from jaxmnist.files import DamagedFile, write_json
+from jaxmnist.files import DamagedFile, as_json, write_json
 from jaxmnist.machine import machine
 from jaxmnist.models.study_space import configuration
 from jaxmnist.results.trained import TrainedModel
-from jaxmnist.runs.store import RunDirectory, begin_run, exists, read_search
-from jaxmnist.runs.trial import Metrics, agree
+from jaxmnist.runs.records import File
+from jaxmnist.runs.store import Store, begin_run, exists, read_search
+from jaxmnist.runs.trial import Key, Metrics, agree
 
 SEARCH = {
     "identity": {"data": "abc", "seed": 0, "space": {"depth": "1:2"}},
@@ -45,21 +46,21 @@ def test_trial_json_has_the_agreed_keys(tmp_path):
     assert content["parameters"] == sum(layer["parameters"] for layer in content["layers"]) == 10
     assert content["history"]["loss"] == [0.5, None]
     assert content["score"] == 0.5
-    again = run.read_trial(7)
+    again = run.read_trial(Key(7))
     assert math.isnan(again.history[1].val_loss)
     assert again.hyperparameters == configuration(32, 1, 0)
-    assert run.read_trial(8) is None
+    assert run.read_trial(Key(8)) is None
 
 
 def test_a_trial_in_the_wrong_place(tmp_path):
     run = writing(tmp_path, SEARCH)
     run.write_trial(trial())
-    write_json(run.trial_folder(3) / "trial.json", trial().to_json())
+    write_json(run.trial_folder(Key(3)) / "trial.json", as_json(trial()))
     with pytest.raises(DamagedFile, match="is the record of trial 7"):
-        run.read_trial(3)
-    write_json(run.trial_folder(7) / "trial.json", {**trial().to_json(), "status": "won"})
+        run.read_trial(Key(3))
+    write_json(run.trial_folder(Key(7)) / "trial.json", {**as_json(trial()), "status": "won"})
     with pytest.raises(DamagedFile, match="not the record of a trial"):
-        run.read_trial(7)
+        run.read_trial(Key(7))
 
 
 def test_model_file(tmp_path, finished):
@@ -98,7 +99,7 @@ def test_begin_resume_and_refusal(tmp_path):
         ):
             pass
     with begin_run(path, other, overwrite=True) as run:
-        assert run.trial_indices() == []
+        assert run.trial_keys() == []
         assert not exists(path)
 
 
@@ -135,7 +136,7 @@ def test_a_folder_of_another_program_is_left_alone(tmp_path, files):
         (tmp_path / name).write_text(text)
     for use in (
         lambda: begin_run(tmp_path, SEARCH, overwrite=True).__enter__(),
-        lambda: RunDirectory.open(tmp_path),
+        lambda: Store.open(tmp_path),
     ):
         with pytest.raises(UsageError, match=r"not a run of jaxmnist|run of another program"):
             use()
@@ -148,15 +149,15 @@ def test_a_folder_of_another_program_is_left_alone(tmp_path, files):
 def test_a_run_of_a_later_version(tmp_path):
     write_json(tmp_path / "search.json", {"program": "jaxmnist", "format": 99})
     with pytest.raises(UsageError, match="format 99"):
-        RunDirectory.open(tmp_path)
+        Store.open(tmp_path)
 
 
 def test_strange_names_and_folders(tmp_path):
     with pytest.raises(UsageError, match="File name too long"):
-        RunDirectory.open("a" * 300)
+        Store.open("a" * 300)
     for name in ("7", "0008", "0009-copy", "x"):
         (tmp_path / "trials" / name).mkdir(parents=True)
-    assert RunDirectory(tmp_path, SEARCH).trial_indices() == [8]
+    assert Store(tmp_path, SEARCH).trial_keys() == [Key(8)]
 
 
 def test_an_unnamed_processor_is_given_by_its_architecture(monkeypatch):
@@ -247,17 +248,24 @@ def test_a_file_where_the_directory_should_be(tmp_path):
         pass
 
 
-def test_weights_that_are_not_kept_are_deleted(tmp_path, said):
+def test_weights_are_deleted(tmp_path, said):
     run = writing(tmp_path, SEARCH)
     for index in range(4):
-        run.trial_folder(index).mkdir(parents=True)
-        run.weights_path(index).write_bytes(b"weights")
-    run.trial_folder(4).mkdir()
-    run.weights_path(4).mkdir()  # a user's folder, with unknown content
-    run.keep_weights({1, 3}, run.trial_indices())
-    assert [run.weights_path(i).exists() for i in range(5)] == [False, True, False, True, False]
+        run.trial_folder(Key(index)).mkdir(parents=True)
+        run.file(File.WEIGHTS, Key(index)).write_bytes(b"weights")
+    run.trial_folder(Key(4)).mkdir()
+    run.file(File.WEIGHTS, Key(4)).mkdir()  # a user's folder, with unknown content
+    for index in (0, 2, 4):
+        run.delete(File.WEIGHTS, Key(index))
+    assert [run.file(File.WEIGHTS, Key(i)).exists() for i in range(5)] == [
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
     (moved,) = (tmp_path / "damaged").iterdir()
-    assert said == [f"note: {run.weights_path(4)}: is not a file; moved to {moved}"]
+    assert said == [f"note: {run.file(File.WEIGHTS, Key(4))}: is not a file; moved to {moved}"]
 
 
 def started(path):
@@ -328,8 +336,8 @@ def test_a_record_of_another_search_is_not_counted(tmp_path):
             tmp_path / "b" / "trials" / "0000" / "trial.json"
         )
         with pytest.raises(DamagedFile, match="of another search's trial"):
-            second.read_trial(0)
-    assert first.read_trial(1).index == 1
+            second.read_trial(Key(0))
+    assert first.read_trial(Key(1)).index == 1
 
 
 @pytest.mark.parametrize("name", ["trials", "trials/0001", "best", "damaged", "svm"])
@@ -343,11 +351,11 @@ def test_no_way_leads_out_of_a_run(tmp_path, name):
         path.rename(tmp_path / "moved")
     path.symlink_to(outside)
     actions = {
-        "trials": lambda: run.keep_weights(set(), [1]),
-        "trials/0001": lambda: run.keep_weights(set(), [1]),
-        "best": lambda: run.model_path,
+        "trials": lambda: run.delete(File.WEIGHTS, Key(1)),
+        "trials/0001": lambda: run.delete(File.WEIGHTS, Key(1)),
+        "best": lambda: run.file(File.MODEL),
         "damaged": lambda: run.set_aside(tmp_path / "run" / "search.json"),
-        "svm": lambda: run.svm_path("small"),
+        "svm": lambda: run.file(File.SVM, ("small",)),
     }
     with pytest.raises(UsageError, match="is a link; a run must have"):
         actions[name]()
@@ -357,7 +365,7 @@ def test_no_way_leads_out_of_a_run(tmp_path, name):
 @pytest.mark.parametrize("name", ["..", "", "/etc"])
 def test_no_name_leads_out_of_a_run(tmp_path, name):
     with pytest.raises(UsageError, match="is outside the run directory"):
-        RunDirectory(tmp_path, SEARCH).svm_path(name)
+        Store(tmp_path, SEARCH).file(File.SVM, (name,))
 
 
 def test_links_to_files_are_neither_read_nor_written_through(tmp_path):
@@ -367,7 +375,7 @@ def test_links_to_files_are_neither_read_nor_written_through(tmp_path):
     record.symlink_to(outside)
     before = outside.read_bytes()
     with pytest.raises(DamagedFile, match="is a link"):
-        run.read_trial(1)
+        run.read_trial(Key(1))
     (record.parent / ".trial.json.tmp").symlink_to(outside)
     (tmp_path / "ledger.jsonl").symlink_to(outside)
     run.write_trial(replace(trial(), index=1))
@@ -382,9 +390,9 @@ def test_what_can_not_be_read_now_is_not_damaged(tmp_path, monkeypatch):
     run = started(tmp_path)
     monkeypatch.setattr(os, "open", fail_with(errno.EIO))
     with pytest.raises(EnvironmentFailure, match=r"trial\.json: can't be read: Input/output error"):
-        run.mended(lambda: run.read_trial(0))
+        run.mended(lambda: run.read_trial(Key(0)))
     monkeypatch.undo()
-    assert run.read_trial(0).index == 0
+    assert run.read_trial(Key(0)).index == 0
 
 
 def fail_with(number):

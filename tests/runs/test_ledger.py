@@ -12,9 +12,11 @@ import pytest
 from conftest import writing
 
 from jaxmnist.errors import EnvironmentFailure, UsageError
+from jaxmnist.files import as_json, write_json
 from jaxmnist.results.evaluation import describe_looks
 from jaxmnist.runs import ledger, lock
 from jaxmnist.runs.ledger import Look, Looks, ledger_path, read_lines, record
+from jaxmnist.runs.records import File
 from jaxmnist.runs.store import begin_run, continue_run, exists
 
 IMAGES = "0" * 64
@@ -35,10 +37,9 @@ def purposes(run, images=IMAGES):
 
 def keep(run, model="abc"):
     """Write a result, which keeps the looks that are known."""
-    run.write_file(run.model_path, b"")
-    run.write_json(
-        run.test_path, {"model_sha256": model, "looks": run.looks_to_keep(run.test_sha256)}
-    )
+    run.write_bytes(File.MODEL, b"")
+    looks = as_json(run.looks_to_keep(run.test_sha256))
+    write_json(run.file(File.TEST), {"model_sha256": model, "looks": looks})
 
 
 @pytest.mark.parametrize("name", ["purpose", "identity_sha256", "model_sha256", "test_sha256"])
@@ -142,18 +143,21 @@ def test_each_result_keeps_looks_but_not_behind_a_link(tmp_path):
     (tmp_path / "a").mkdir()
     run = writing(tmp_path / "a" / "run", SEARCH)
     results = {
-        "winner": run.test_path,
-        "ensemble": run.ensemble_path,
-        "svm": run.svm_path("small"),
-        "another svm": run.svm_path("small", "sklearnex"),
+        "winner": run.file(File.TEST),
+        "ensemble": run.file(File.ENSEMBLE),
+        "svm": run.file(File.SVM, ("small",)),
+        "another svm": run.file(File.SVM, ("small", "sklearnex")),
     }
     for purpose, path in results.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        run.write_json(path, {"looks": [replace(LOOK, purpose=purpose).to_json()]})
+        write_json(path, {"looks": [as_json(replace(LOOK, purpose=purpose))]})
     assert set(purposes(run)) == set(results)
-    assert [run.svm_path(*place) for place in run.svm_places()] == [results["svm"]]
+    assert [run.file(File.SVM, place) for place in run.svm_places()] == [results["svm"]]
     backends = run.svm_places(backends=True)
-    assert [run.svm_path(*place) for place in backends] == [results["svm"], results["another svm"]]
+    assert [run.file(File.SVM, place) for place in backends] == [
+        results["svm"],
+        results["another svm"],
+    ]
     for folder, left in (
         ("svm/small/sklearnex", {"winner", "ensemble", "svm"}),
         ("svm/small", {"winner", "ensemble"}),
@@ -192,7 +196,7 @@ def test_damage_does_not_reduce_the_count(tmp_path):
     keep(run)
     path.unlink()
     assert run.read_looks(IMAGES).count == 4
-    run.test_path.write_bytes(run.test_path.read_bytes()[:-30])
+    run.file(File.TEST).write_bytes(run.file(File.TEST).read_bytes()[:-30])
     path.write_bytes(whole)
     assert run.read_looks(IMAGES).count == 4
 

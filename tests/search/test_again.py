@@ -17,11 +17,13 @@ from jaxmnist import EnvironmentFailure, Run, UsageError, random_search
 from jaxmnist.data.dataset import dataset_in_memory, joined
 from jaxmnist.engine.events import TrialFinished
 from jaxmnist.engine.local import Engine
+from jaxmnist.files import as_json
 from jaxmnist.models.study import STUDY
 from jaxmnist.report.console import Display
-from jaxmnist.results.finalists import finalists_as_text
-from jaxmnist.runs.store import RunDirectory, WritableRunDirectory
-from jaxmnist.runs.trial import REFIT, Rerun
+from jaxmnist.results.ranking import finalists_as_text
+from jaxmnist.runs.records import File, ModelReport, SvmReport
+from jaxmnist.runs.store import Store
+from jaxmnist.runs.trial import REFIT, Key
 from jaxmnist.settings import SearchSettings
 
 ASKED = {"finalists": 2, "reruns": 2, "refit": True, "svm_search": 1}
@@ -31,14 +33,14 @@ ASKED = {"finalists": 2, "reruns": 2, "refit": True, "svm_search": 1}
 def again(options, finished, tmp_path_factory):
     """The finished run gone on with: two finalists, two reruns of each, a refit."""
     folder = tmp_path_factory.mktemp("again")
-    shutil.copytree(finished.directory.path, folder / "small")
+    shutil.copytree(finished.store.path, folder / "small")
     return random_search(**{**options, **ASKED, "report": True}, directory=str(folder))
 
 
 @pytest.fixture
 def copy(again, tmp_path):
     """The same run, for changing."""
-    shutil.copytree(again.directory.path, tmp_path / "small")
+    shutil.copytree(again.store.path, tmp_path / "small")
     return tmp_path
 
 
@@ -46,60 +48,60 @@ def weights(run):
     """Everything of the reruns and the refit but the seconds, and the bytes of best/."""
     found = [
         (trial.key, trial.status, str(trial.history), trial.validation, trial.weights_sha256)
-        for trial in run.further_trials
+        for trial in run.reruns
     ]
-    return [*found, run.directory.model_path.read_bytes()]
+    return [*found, run.store.file(File.MODEL).read_bytes()]
 
 
 def test_trials_stay_as_they_are(again, finished):
     assert facts(again) == facts(finished)
-    assert [entry.trial.index for entry in again.ranked] == [
-        entry.trial.index for entry in finished.ranked
+    assert [entry.trial.index for entry in again.ranking.ranked] == [
+        entry.trial.index for entry in finished.ranking.ranked
     ]
 
 
 def test_what_is_trained_again_and_kept(again):
-    first, second = (entry.trial.index for entry in again.ranked[:2])
+    first, second = (entry.trial.index for entry in again.ranking.ranked[:2])
     chosen = again.best_trial.index
-    expected = [Rerun(index, number) for index in (first, second) for number in (1, 2)]
-    assert again.directory.reruns() == sorted([*expected, Rerun(chosen, REFIT)])
-    folder = again.directory.path / "trials" / f"{chosen:04d}"
+    expected = [Key(index, number) for index in (first, second) for number in (1, 2)]
+    assert again.store.reruns() == sorted([*expected, Key(chosen, REFIT)])
+    folder = again.store.path / "trials" / f"{chosen:04d}"
     assert json.loads((folder / "reruns" / "2" / "trial.json").read_text())["rerun"] == 2
     assert {path.name for path in (folder / "refit").iterdir()} == {
         "trial.json",
         "validation.npy",
         "model.safetensors",
     }
-    kept = [key for key in again.directory.reruns() if again.directory.weights_path(key).exists()]
-    assert kept == sorted([Rerun(first, 1), Rerun(second, 1), Rerun(chosen, REFIT)])
-    assert not list(again.directory.path.rglob("checkpoint*"))
-    scores = [trial.score for trial in again.further_trials if trial.rerun != REFIT]
-    originals = [again.ranked[0].score, again.ranked[1].score]
+    kept = [key for key in again.store.reruns() if again.store.file(File.WEIGHTS, key).exists()]
+    assert kept == sorted([Key(first, 1), Key(second, 1), Key(chosen, REFIT)])
+    assert not list(again.store.path.rglob("checkpoint*"))
+    scores = [trial.score for trial in again.reruns if trial.rerun != REFIT]
+    originals = [again.ranking.ranked[0].score, again.ranking.ranked[1].score]
     assert len({*scores, *originals}) > 2
 
 
 def test_the_winner_is_refitted(again, finished):
     data = again.load_dataset()
-    chosen = again.finals[0]
-    assert chosen.mean == max(each.mean for each in again.finals)
+    chosen = again.ranking.finals[0]
+    assert chosen.mean == max(each.mean for each in again.ranking.finals)
     config = again.winner()
-    assert (config["refit"], config["rerun"], config["trial"]) == (True, 1, chosen.trial.index)
-    assert config["score"] == again.best_trial.score == chosen.reruns[0].score
-    assert config["corrected_score"] == chosen.corrected <= chosen.mean
-    assert [each["trial"] for each in config["finalists"]] == [
-        each.trial.index for each in again.finals
+    assert (config.refit, config.rerun, config.trial) == (True, 1, chosen.trial.index)
+    assert config.score == again.best_trial.score == chosen.reruns[0].score
+    assert config.corrected_score == chosen.corrected <= chosen.mean
+    assert [each.trial for each in config.finalists] == [
+        each.trial.index for each in again.ranking.finals
     ]
-    assert again.final_trial.key == Rerun(chosen.trial.index, REFIT)
-    assert again.final_trial.score is None
-    test = again.result("best/test.json")
-    assert test["refit_images"] == len(data.y_train) + len(data.y_validation) == 400
-    assert "validation_accuracy" not in test
+    assert again.ranking.final.key == Key(chosen.trial.index, REFIT)
+    assert again.ranking.final.score is None
+    test = again.result("best/test.json", ModelReport)
+    assert test.refit_images == len(data.y_train) + len(data.y_validation) == 400
+    assert "validation_accuracy" not in as_json(test)
     right = again.best_model.predict(data.x_test) == np.asarray(data.labels)[data.y_test]
-    assert test["accuracy"] == right.mean()
+    assert test.accuracy == right.mean()
     # Trained from the start on arrays put together, as the same training alone.
     engine = Engine(STUDY, joined(data), again.settings.training(), again.settings.seed)
-    key = again.final_trial.key
-    with engine.run([(key, again.final_trial.hyperparameters)]) as events:
+    key = again.ranking.final.key
+    with engine.run([(key, again.ranking.final.hyperparameters)]) as events:
         last = next(event for event in events if isinstance(event, TrialFinished))
     for layer, arrays in last.parameters.items():
         for name, array in arrays.items():
@@ -125,24 +127,24 @@ def test_the_svm_is_tuned_before_the_refit(again):
         seed=again.settings.seed,
     )
     expected = expected.tried
-    svm = again.result("svm/small/svm.json")
-    assert svm["seconds"]["search"] > 0
-    assert len(svm["search"]) == len(expected) == 2
-    for found, tried in zip(svm["search"], expected, strict=True):
+    svm = again.result("svm/small/svm.json", SvmReport)
+    assert svm.seconds["search"] > 0
+    assert len(svm.search) == len(expected) == 2
+    for found, tried in zip(svm.search, expected, strict=True):
         assert found == pytest.approx(tried, rel=1e-4)
-    assert f"C = {expected[0]['C']:.3g}" in svm["description"]
-    assert svm["model_sha256"] == again.final_trial.weights_sha256
+    assert f"C = {expected[0]['C']:.3g}" in svm.description
+    assert svm.model_sha256 == again.ranking.final.weights_sha256
 
 
 def test_page_and_summary(again):
-    page = again.directory.page_path.read_text("utf-8")
+    page = again.store.file(File.PAGE).read_text("utf-8")
     section = page.partition('<section id="finalists">')[2].partition("</section>")[0]
-    for each in again.finals:
+    for each in again.ranking.finals:
         assert f"<td>{each.mean:.4f}</td><td>{each.deviation:.4f}</td>" in section
     assert "refitted on 400 images; no validation images are left, so no gap is shown" in page
     summary = again.results_summary()
-    assert f"Trial {again.finals[0].trial.index} is chosen" in summary
-    assert f"Trial {again.finals[0].trial.index} is chosen" in page
+    assert f"Trial {again.ranking.finals[0].trial.index} is chosen" in summary
+    assert f"Trial {again.ranking.finals[0].trial.index} is chosen" in page
 
 
 def test_a_terminal_shows_the_finalists_below_the_ranking(again):
@@ -150,21 +152,21 @@ def test_a_terminal_shows_the_finalists_below_the_ranking(again):
     display = Display(RichConsole(force_terminal=True, width=100, file=file, color_system=None))
     display.results(again)
     shown = file.getvalue()
-    order = [shown.index(finalists_as_text(again.finals)), shown.index("largest fall")]
+    order = [shown.index(finalists_as_text(again.ranking.finals)), shown.index("largest fall")]
     assert order == sorted(order, reverse=True)
-    assert f"Trial {again.finals[0].trial.index} is chosen" in " ".join(shown.split())
+    assert f"Trial {again.ranking.finals[0].trial.index} is chosen" in " ".join(shown.split())
 
 
 def test_a_default_run_has_no_section(finished):
-    assert "Finalists" not in finished.directory.page_path.read_text("utf-8")
-    assert finished.finals == ()
+    assert "Finalists" not in finished.store.file(File.PAGE).read_text("utf-8")
+    assert finished.ranking.finals == ()
 
 
 def test_a_broken_off_rerun_goes_on_bit_for_bit(again, finished, options, tmp_path, monkeypatch):
     """The process ends at a checkpoint in a rerun, then at one of the refit."""
-    shutil.copytree(finished.directory.path, tmp_path / "small")
+    shutil.copytree(finished.store.path, tmp_path / "small")
     asked = {**options, **ASKED, "directory": str(tmp_path), "jobs": 1, "checkpoint_every": 0}
-    write, seen, gone = WritableRunDirectory.write_checkpoint, [], []
+    write, seen, gone = Store.write_checkpoint, [], []
 
     def write_and_go(self, key, *content):
         write(self, key, *content)
@@ -177,14 +179,14 @@ def test_a_broken_off_rerun_goes_on_bit_for_bit(again, finished, options, tmp_pa
             raise EnvironmentFailure("the disk is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(WritableRunDirectory, "write_checkpoint", write_and_go)
-        patch.setattr(WritableRunDirectory, "check_there", fail)
+        patch.setattr(Store, "write_checkpoint", write_and_go)
+        patch.setattr(Store, "check_there", fail)
         for refit in (False, True):
             with pytest.raises(EnvironmentFailure, match="disk is gone"):
                 random_search(**asked)
             key = gone.pop()
             assert key.refit == refit
-            assert RunDirectory.open(tmp_path / "small").checkpoint_path(key).exists()
+            assert Store.open(tmp_path / "small").file(File.CHECKPOINT, key).exists()
     assert weights(random_search(**asked)) == weights(again)
 
 
@@ -193,54 +195,56 @@ def test_the_command_goes_on_with_fewer_and_uses_the_first(again, options, copy)
     given = {**options, "directory": str(copy), "finalists": 2, "reruns": 1}
     del given["quiet"]
     # What is wrong with a rerun that isn't asked for stays, and nothing is said or trained.
-    unwanted = Rerun(again.finals[0].trial.index, 2)
-    RunDirectory.open(copy / "small").validation_path(unwanted).unlink()
+    unwanted = Key(again.ranking.finals[0].trial.index, 2)
+    Store.open(copy / "small").file(File.VALIDATION, unwanted).unlink()
     done = command("search", *flags({**given, "report": True}))
     assert done.returncode == 0, done.stderr
     assert str(unwanted) not in done.stdout
-    further = [trial.key for trial in Run(copy / "small").further_trials]
-    assert further == [key for key in again.directory.reruns() if key != unwanted]
+    further = [trial.key for trial in Run(copy / "small").reruns]
+    assert further == [key for key in again.store.reruns() if key != unwanted]
     assert "2 of 2 are already finished" in done.stdout
     assert "compiling" not in done.stdout
     run = Run(copy / "small")
-    assert run.final_trial.rerun == 1
+    assert run.ranking.final.rerun == 1
     scores = {
-        index: run.directory.read_trial(Rerun(index, 1)).score
+        index: run.store.read_trial(Key(index, 1)).score
         for index in range(4)
         if (copy / "small" / "trials" / f"{index:04d}" / "reruns").exists()
     }
     assert run.best_trial.score == max(scores.values())
     assert (
-        run.directory.model_path.read_bytes()
-        == run.directory.weights_path(run.best_trial.key).read_bytes()
+        run.store.file(File.MODEL).read_bytes()
+        == run.store.file(File.WEIGHTS, run.best_trial.key).read_bytes()
     )
-    assert run.result("best/test.json")["validation_accuracy"] == run.best_trial.score
+    assert run.result("best/test.json", ModelReport).validation_accuracy == run.best_trial.score
     assert "1 rerun is" in done.stdout
-    assert run.best_model.export(copy / "out.safetensors")["test_accuracy"] is not None
+    assert run.best_model.export(copy / "out.safetensors").test_accuracy is not None
 
 
 def test_an_unfinished_run_has_no_winner(again, copy):
     """Its reruns were asked for and are missing: what lies in best/ isn't their choice."""
-    shutil.rmtree(copy / "small" / "trials" / f"{again.finals[1].trial.index:04d}" / "reruns")
+    shutil.rmtree(
+        copy / "small" / "trials" / f"{again.ranking.finals[1].trial.index:04d}" / "reruns"
+    )
     run = Run(copy / "small")
-    assert run.finals == ()
-    assert run.final_trial is None
+    assert run.ranking.finals == ()
+    assert run.ranking.final is None
     with pytest.raises(UsageError, match="search is not finished"):
         run.winner()
 
 
 def test_a_rerun_that_will_be_tried_again_is_awaited(again, copy):
-    last = again.finals[-1].reruns[-1]
+    last = again.ranking.finals[-1].reruns[-1]
     retries = again.settings.max_retries
     for failures, chosen in ((retries, False), (retries + 1, True)):
         failed = replace(last, status="failed", error="it broke", failures=failures)
         writing(copy / "small").write_trial(failed)
-        assert bool(Run(copy / "small").finals) == chosen
-    assert Run(copy / "small").finals[-1].failed == 1
+        assert bool(Run(copy / "small").ranking.finals) == chosen
+    assert Run(copy / "small").ranking.finals[-1].failed == 1
 
 
 def test_lost_weights_of_a_rerun_are_trained_again(again, options, copy, said):
-    path = Run(copy / "small").directory.weights_path(again.best_trial.key)
+    path = Run(copy / "small").store.file(File.WEIGHTS, again.best_trial.key)
     path.write_bytes(path.read_bytes()[:-1])
     run = random_search(**{**options, **ASKED}, directory=str(copy))
     assert weights(run) == weights(again)

@@ -18,6 +18,7 @@ import jaxmnist
 from jaxmnist import Run, UsageError, random_search
 from jaxmnist.engine.events import EpochFinished, TrialFinished, TrialStarted
 from jaxmnist.report.facts import in_python_only
+from jaxmnist.runs.records import ModelReport
 
 SOURCE = """
 import flax.linen as nn
@@ -73,23 +74,23 @@ def test_results_are_there_for_everybody(run):
     assert run.best_trial.status == "completed"
     assert list(run.space.ranges()) == ["regularise", "learning_rate", "width", "dropout"]
     assert "dropout" in run.results_summary() or "regularise" in run.results_summary()
-    assert (run.directory.path / "svm" / "small" / "svm.json").is_file()
+    assert (run.store.path / "svm" / "small" / "svm.json").is_file()
     with pytest.raises(UsageError, match="give --model FILE, or build_model in Python"):
         run.best_model  # noqa: B018
-    assert command("report", run.directory.path).returncode == 0
+    assert command("report", run.store.path).returncode == 0
 
 
 def test_weights_become_a_model_where_the_network_is_given(run, file, options):
     namespace = {}
     exec(SOURCE, namespace)
-    model = Run(run.directory.path, namespace["build_model"]).best_model
+    model = Run(run.store.path, namespace["build_model"]).best_model
     arrays = jaxmnist.load_arrays(None, options["data_dir"])
     images = arrays.x_test
     right = (model.predict(images) == arrays.y_test).mean()
-    assert right == run.result("best/test.json")["accuracy"]
+    assert right == run.result("best/test.json", ModelReport).accuracy
     assert model.features(images[:2]).shape[0] == 2
     for name in ("evaluate", "svm"):
-        result = command(name, run.directory.path, "--model", file)
+        result = command(name, run.store.path, "--model", file)
         assert result.returncode == 0, result.stderr
 
 
@@ -125,7 +126,7 @@ def test_a_search_that_is_killed_goes_on(run, own, file, tmp_path):
 )
 def test_a_changed_network_is_refused(run, own, old, new, says, tmp_path):
     """Unless it computes the same; nothing of the run changes."""
-    shutil.copytree(run.directory.path, tmp_path / "small")
+    shutil.copytree(run.store.path, tmp_path / "small")
     changed = tmp_path / "changed_network.py"
     source = SOURCE + "# nothing\n"
     assert old in source
@@ -155,7 +156,7 @@ def test_arrays_a_listener_and_training_settings(in_memory):
         "batch_size": [8, 16],
     }
     run = random_search(lambda hp: Flat(hp.Int("units", 2, 3)), listener=listener, **given)
-    assert run.directory.path.name == "arrays"
+    assert run.store.path.name == "arrays"
     assert [type(event) for event in seen].count(EpochFinished) == 1
     assert isinstance(seen[0], TrialStarted)
     assert not any(isinstance(event, TrialFinished) for event in seen)

@@ -25,13 +25,14 @@ from jaxmnist.files import read_json, write_json
 from jaxmnist.models.space import Space
 from jaxmnist.models.study_space import DEFINITION
 from jaxmnist.report.sentences import verdict
+from jaxmnist.runs.records import File, ModelReport
 from jaxmnist.search import search as search_module
 
 
 @pytest.fixture
 def copy(finished, tmp_path):
     """The finished run, for changing."""
-    shutil.copytree(finished.directory.path, tmp_path / "small")
+    shutil.copytree(finished.store.path, tmp_path / "small")
     return tmp_path
 
 
@@ -63,7 +64,7 @@ def test_an_earlier_winner_is_not_evaluated(options, copy):
 
 
 def test_the_run_directory(finished):
-    path = finished.directory.path
+    path = finished.store.path
     assert path.name == "small"
     for name in ("model.safetensors", "config.json", "summary.txt", "test_probabilities.npy"):
         assert (path / "best" / name).is_file()
@@ -87,15 +88,15 @@ def test_trials_are_the_draws(finished, options):
     assert all(trial.status == "completed" for trial in finished.trials)
     assert all(len(trial.history) == options["epochs"] for trial in finished.trials)
     assert finished.best_trial.score == max(
-        (entry.score for entry in finished.ranked if entry.steady),
+        (entry.score for entry in finished.ranking.ranked if entry.steady),
         default=finished.best_trial.score,
     )
 
 
 def test_only_the_best_weights_are_kept(finished):
-    kept = {entry.trial.index for entry in finished.ranked[:3]}
+    kept = {entry.trial.index for entry in finished.ranking.ranked[:3]}
     for trial in finished.trials:
-        assert finished.directory.weights_path(trial.index).exists() == (trial.index in kept)
+        assert finished.store.file(File.WEIGHTS, trial.key).exists() == (trial.index in kept)
     models = finished.get_best_models(3)
     assert [m.hyperparameters for m in models] == finished.get_best_hyperparameters(3)
     with pytest.raises(UsageError, match="keep=4"):
@@ -103,13 +104,13 @@ def test_only_the_best_weights_are_kept(finished):
 
 
 def test_the_test_report_is_that_of_the_kept_model(finished, mnist):
-    test = finished.result("best/test.json")
+    test = finished.result("best/test.json", ModelReport)
     right = finished.best_model.predict(mnist.x_test[:200]) == mnist.y_test[:200]
-    assert test["accuracy"] == right.mean()
+    assert test.accuracy == right.mean()
     probabilities = finished.best_model.predict_proba(mnist.x_test[:200]).astype(float)
     true_ones = probabilities[np.arange(200), mnist.y_test[:200]]
-    assert test["loss"] == pytest.approx(-np.log(true_ones).mean(), rel=1e-6)
-    assert sum(images for images, _, _ in test["reliability"]) == 200
+    assert test.loss == pytest.approx(-np.log(true_ones).mean(), rel=1e-6)
+    assert sum(images for images, _, _ in test.reliability) == 200
 
 
 def test_the_same_call_again_changes_nothing_and_looks_at_nothing(copy, options):
@@ -227,7 +228,10 @@ def test_lost_weights_are_made_again(copy, finished, options):
     shutil.rmtree(copy / "small" / "best")
     run = random_search(**options, directory=str(copy))
     assert run.best_trial.weights_sha256 == finished.best_trial.weights_sha256
-    assert run.result("best/test.json")["accuracy"] == finished.result("best/test.json")["accuracy"]
+    assert (
+        run.result("best/test.json", ModelReport).accuracy
+        == finished.result("best/test.json", ModelReport).accuracy
+    )
 
 
 def test_another_rule_may_choose_another_winner(copy, finished, options):
@@ -239,7 +243,7 @@ def test_killed_while_the_winner_changed(copy, options):
     """The new winner's weights are there, config.json is still of the one before: no damage."""
     run = Run(copy / "small")
     config = read_json(copy / "small" / "best" / "config.json")
-    second = run.ranked[1].trial
+    second = run.ranking.ranked[1].trial
     before = {**config, "trial": second.index, "model_sha256": second.weights_sha256}
     write_json(copy / "small" / "best" / "config.json", before)
     random_search(**options, directory=str(copy))
@@ -262,7 +266,7 @@ def test_a_search_is_ended_by_its_time_and_goes_on(options, finished, tmp_path, 
     assert facts(run) == facts(finished)[:3]  # the first draws, in their order
     line = "the time of 3 s is over: 3 of 4 trials have ended; the same command goes on"
     assert [each for each in said if line in each]
-    tested = [run.winner()["model_sha256"]]
+    tested = [run.winner().model_sha256]
     assert tested == [run.best_trial.weights_sha256]
     said.clear()
     with monkeypatch.context() as patch:
@@ -271,7 +275,7 @@ def test_a_search_is_ended_by_its_time_and_goes_on(options, finished, tmp_path, 
     assert facts(run) == facts(finished)
     assert not [each for each in said if "is over" in each]
     # If another model is tested now, that is another evaluation.
-    tested.append(run.winner()["model_sha256"])
+    tested.append(run.winner().model_sha256)
     assert looks_of(run) == ["winner"] * len(set(tested))
 
 
@@ -443,6 +447,26 @@ def test_an_interrupted_search_goes_on(options, tmp_path, finished):
     assert facts(Run(tmp_path / "small")) == facts(finished)
 
 
+def test_a_killed_search_shows_its_running_trials_epochs(options, finished, tmp_path):
+    program = f"""
+import os, signal
+from jaxmnist import random_search
+def kill(event):
+    if type(event).__name__ == "EpochFinished" and event.epoch == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+random_search(**{ {**options, "directory": str(tmp_path), "jobs": 1}!r}, listener=kill)
+"""
+    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (trial,) = Run(tmp_path / "small").trials
+    assert trial.status == "running"
+    assert trial.history == finished.trials[0].history[:2]
+    shown = command("report", tmp_path / "small")
+    assert shown.returncode == 0
+    text = (tmp_path / "small" / "report.html").read_text()
+    assert f"{trial.history[1].val_accuracy:.4f}" in text
+
+
 def test_the_ledger_is_written_before_the_look(copy, monkeypatch):
     from jaxmnist.results import evaluation
     from jaxmnist.results.trained import TrainedModel
@@ -474,7 +498,7 @@ def test_an_svm_on_other_training_images_is_another_look(copy):
     for _ in range(2):
         content = fit_on_run(run, fewer, wanted="sklearn", draws=0)
         assert looks_of(run) == ["winner", "svm", "svm"]
-        shutil.rmtree(run.directory.svm_path(content["folder"]).parent)
+        shutil.rmtree(run.store.file(File.SVM, (content.folder,)).parent)
 
 
 def test_more_weights_can_be_kept_later(copy, options, finished):
@@ -492,7 +516,7 @@ def test_damaged_test_predictions_are_made_again(copy, options):
     assert "test_probabilities.npy" in done.stdout
     run = random_search(**options, directory=str(copy))
     assert path.read_bytes() == content
-    assert set(run.kept_comparisons()["models"]) == {"network", "SVM"}
+    assert set(run.kept_comparisons().models) == {"network", "SVM"}
     assert looks_of(run) == ["winner", "svm"]  # the same models on the same images: nothing new
 
 
@@ -565,7 +589,7 @@ def test_commands_on_a_run(copy, mnist, small):
     assert content["labels"] == [0, 1, 2]
     assert content["accuracy"] > 0.8
     assert looks_of(Run(run)) == ["winner", "svm", "evaluation"]
-    others = Run(run).directory.read_looks(content["test_sha256"]).found
+    others = Run(run).store.read_looks(content["test_sha256"]).found
     purposes = ["svm", "svm on raw pixels", "svm on the untrained network"]
     assert [look.purpose for look in others] == purposes
     done = command("svm", run, "--svm-search", "2")
@@ -639,7 +663,7 @@ def test_data_that_have_changed_since(copy):
 def test_results_summary_ranks_and_names_failures(copy, finished):
     run = Run(writing(copy / "small"))
     failed = replace(run.trials[0], status="failed", error="the loss became nan in epoch 1")
-    run.files.write_trial(failed)
+    run.store.write_trial(failed)
     table, _, said = Run(copy / "small").results_summary().partition("\n\n")
     lines = table.splitlines()
     assert "the loss became nan" in lines[-1]

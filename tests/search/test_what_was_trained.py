@@ -17,9 +17,10 @@ from processes import command, flags, looks_of
 
 from jaxmnist import NetworkError, Run, TrainedModel, UsageError, random_search
 from jaxmnist.engine.events import EpochFinished
-from jaxmnist.files import read_tensors
+from jaxmnist.files import as_json, read_tensors
 from jaxmnist.models.flax_network import FlaxNetwork
-from jaxmnist.runs.trial import REFIT, Rerun
+from jaxmnist.runs.records import File, ModelReport
+from jaxmnist.runs.trial import REFIT, Key
 
 SOURCE = """
 import flax.linen as nn
@@ -179,10 +180,10 @@ def test_the_identity_of_an_evaluation_has_the_hash(searched):
     run = Run(searched / "runs" / "small")
     trial = run.best_trial
     assert trial.computation is not None
-    _, metadata = read_tensors(run.directory.model_path, "jaxmnist")
-    assert metadata["computation"] == trial.computation.to_json()
+    _, metadata = read_tensors(run.store.file(File.MODEL), "jaxmnist")
+    assert metadata["computation"] == as_json(trial.computation)
     lines = (searched / "runs" / "ledger.jsonl").read_text().splitlines()
-    sha256 = hashlib.sha256(run.directory.model_path.read_bytes()).hexdigest()
+    sha256 = hashlib.sha256(run.store.file(File.MODEL).read_bytes()).hexdigest()
     assert [json.loads(line)["model_sha256"] for line in lines] == [sha256]
 
 
@@ -194,7 +195,7 @@ def test_a_file_of_weights_alone_is_compared_too(searched):
     with pytest.raises(
         UsageError, match=r"the weights of another network, with different training and eval"
     ):
-        TrainedModel.load(run.directory.model_path, network=other)
+        TrainedModel.load(run.store.file(File.MODEL), network=other)
 
 
 # --- In Python -----------------------------------------------------------------------------------
@@ -244,7 +245,7 @@ def test_arrays_that_change_while_a_search_runs_do_not_reach_the_test_set(bright
 
     run = random_search(lambda hp: Flat(8), listener=listener, **bright)
     assert np.array_equal(x_test, inverted)
-    assert run.result("best/test.json")["accuracy"] > 0.9
+    assert run.result("best/test.json", ModelReport).accuracy > 0.9
 
 
 def test_a_function_that_returns_another_network_each_time(bright):
@@ -268,9 +269,9 @@ def test_a_function_that_returns_another_network_later(bright):
         return Flat(units, "tanh" if later and units == later[0] else "relu")
 
     run = random_search(build_model, keep=2, **{**bright, "max_trials": 2})
-    first, second = (entry.trial for entry in run.ranked)
+    first, second = (entry.trial for entry in run.ranking.ranked)
     later.append(second.hyperparameters["units"])
-    again = Run(run.directory.path, build_model)
+    again = Run(run.store.path, build_model)
     assert again.load_model(first)
     with pytest.raises(UsageError, match=rf"trial {second.index} .*training and evaluation"):
         again.load_model(second)
@@ -285,9 +286,9 @@ def test_a_refit_has_a_training_step_of_its_own(bright):
 
     del bright["learning_rate"]
     run = random_search(build_model, refit=True, **bright)
-    trial, refit = run.trials[0], run.directory.read_trial(Rerun(0, REFIT))
+    trial, refit = run.trials[0], run.store.read_trial(Key(0, REFIT))
     assert trial.computation.differences(refit.computation) == "training"
-    again = Run(run.directory.path, build_model)
+    again = Run(run.store.path, build_model)
     assert again.best_model.predict(bright["data"][0]).shape == (60,)
     assert again.load_model(trial).predict(bright["data"][0]).shape == (60,)
 
@@ -316,7 +317,7 @@ class Listed(nnx.Module):
 def test_weights_of_any_shape_and_name_come_back(module, bright):
     run = random_search(lambda hp: module, **bright)
     weights = run.best_model.parameters
-    again = Run(run.directory.path, lambda hp: module).best_model.parameters
+    again = Run(run.store.path, lambda hp: module).best_model.parameters
     assert jax.tree.structure(weights) == jax.tree.structure(again)
     assert jax.tree.all(jax.tree.map(np.array_equal, weights, again))
 
@@ -361,7 +362,7 @@ def test_some_configurations_fail_once_with_their_line(widths, asked, says, own,
     run = Run(tmp_path / "small")
     failed = [trial for trial in run.trials if trial.status == "failed"]
     assert [(t.hyperparameters["width"], t.attempts, t.error) for t in failed] == [(2, 1, says)]
-    whole = run.directory.error_path(failed[0].index).read_text()
+    whole = run.store.file(File.ERROR, failed[0].key).read_text()
     assert whole.startswith("Traceback")
     assert str(file) in whole
     assert [path.parent.name for path in tmp_path.glob("small/trials/*/error.txt")] == [

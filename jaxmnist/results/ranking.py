@@ -1,19 +1,21 @@
-"""The winner's score corrected for selection, the trials tied with it, and the finalists."""
+"""Which trial won: the ranking, the finalists, and the winner's score corrected for selection."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from jaxmnist.results.selection import Course, Ranked, Rule
+from jaxmnist.errors import UsageError
+from jaxmnist.results.selection import Course, Ranked, Rule, Standing, rule_of
 from jaxmnist.results.statistics import difference_p_values, holm, only_first, wilson
-from jaxmnist.runs.trial import REFIT, Rerun, Trial, unpack_right
+from jaxmnist.runs.records import FinalistRecord
+from jaxmnist.runs.trial import DONE, REFIT, Key, Trial, state_of, unpack_right
+from jaxmnist.settings import SearchSettings
 
 # --- The winner's score corrected for having been selected ---
 
@@ -338,14 +340,14 @@ class Finalist:
         return interval(self.corrected, effective, self.added.variance)
 
 
-def rerun_keys(ranked: Sequence[Trial], finalists: int, reruns: int) -> list[Rerun]:
+def rerun_keys(ranked: Sequence[Trial], finalists: int, reruns: int) -> list[Key]:
     """The reruns of the first trials: the first of each of them, then the second of each, …."""
     numbers = range(1, reruns + 1)
-    return [Rerun(trial.index, number) for number in numbers for trial in ranked[:finalists]]
+    return [Key(trial.index, number) for number in numbers for trial in ranked[:finalists]]
 
 
 def choose_finalist(
-    ranked: Sequence[Trial], records: Mapping[Rerun, Trial], reruns: int, images: int
+    ranked: Sequence[Trial], records: Mapping[Key, Trial], reruns: int, images: int
 ) -> tuple[Finalist, ...]:
     """Rank finalists by the mean accuracy of their reruns, the chosen one first.
 
@@ -360,7 +362,7 @@ def choose_finalist(
     """
     found = []
     for trial in ranked:
-        ended = [records[Rerun(trial.index, number)] for number in range(1, reruns + 1)]
+        ended = [records[Key(trial.index, number)] for number in range(1, reruns + 1)]
         done = tuple(rerun for rerun in ended if rerun.status == "completed")
         found.append(Finalist(trial, done, reruns - len(done), images))
     # Whole numbers of images, so that equal means are equal.
@@ -457,18 +459,19 @@ def corrected_mean(finalists: Sequence[Finalist], ranked: Sequence[Trial]) -> Co
     )
 
 
-def finalists_to_json(finalists: Sequence[Finalist]) -> list[dict[str, Any]]:
+def finalist_records(finalists: Sequence[Finalist]) -> tuple[FinalistRecord, ...]:
     """The field `finalists` of config.json."""
-    return [
-        {
-            "trial": each.trial.index,
-            "scores": each.scores,
-            "failed": each.failed,
-            **({"mean": each.mean, "interval": list(each.interval)} if each.reruns else {}),
-            **({"deviation": each.deviation} if len(each.reruns) > 1 else {}),
-        }
+    return tuple(
+        FinalistRecord(
+            each.trial.index,
+            tuple(each.scores),
+            each.failed,
+            each.mean if each.reruns else None,
+            each.interval if each.reruns else None,
+            each.deviation if len(each.reruns) > 1 else None,
+        )
         for each in finalists
-    ]
+    )
 
 
 def finalists_as_text(finalists: Sequence[Finalist]) -> str:
@@ -477,6 +480,132 @@ def finalists_as_text(finalists: Sequence[Finalist]) -> str:
     return "\n".join(f"{a:>5}  {b:>6}  {c:>9}  {d:>16}  {e}" for a, b, c, d, e in rows)
 
 
-def refit_of(trial: Trial) -> Rerun:
-    """The key of a trial's refit."""
-    return Rerun(trial.index, REFIT)
+# --- Which trial won ---
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Which trial won, and why, from the records of a run: with finalists, by their reruns.
+
+    trials: the records of all trials, by index.
+    reruns: those of all reruns and refits, also of some that the settings don't ask for.
+    settings: of the run.
+    images: number of validation images.
+    place: the run directory, as errors name it.
+    unreadable: what is wrong with the records of reruns that can't be read; an error if the result
+      depends on one.
+    """
+
+    trials: Sequence[Trial]
+    reruns: Mapping[Key, Trial]
+    settings: SearchSettings
+    images: int
+    place: str
+    unreadable: Mapping[Key, str] = field(default_factory=dict)
+
+    @property
+    def rule(self) -> Rule:
+        """The selection rule of the run's settings."""
+        return rule_of(self.settings.select, self.images, self.settings.tolerance)
+
+    @cached_property
+    def ranked(self) -> list[Ranked]:
+        """Completed trials as the rule ranks them; the first wins without finalists."""
+        return self.rule.rank(self.trials)
+
+    @property
+    def standings(self) -> list[Standing]:
+        """The standings of the ranked trials, in their order."""
+        return [self.rule.standing(each.trial.index, each.trial.validation) for each in self.ranked]
+
+    @property
+    def rerun_keys(self) -> list[Key]:
+        """The reruns that the settings ask for, of the finalists in this ranking."""
+        trials = [entry.trial for entry in self.ranked]
+        return rerun_keys(trials, self.settings.finalists or 0, self.settings.reruns or 0)
+
+    @cached_property
+    def finals(self) -> tuple[Finalist, ...]:
+        """The finalists, the chosen one first; none while reruns are missing, or if all failed."""
+        records = {key: trial for key in self.rerun_keys if (trial := self._rerun(key))}
+        retries = self.settings.max_retries
+        if any(state_of(records.get(key), retries) not in DONE for key in self.rerun_keys):
+            return ()
+        trials = [entry.trial for entry in self.ranked[: self.settings.finalists or 0]]
+        return choose_finalist(trials, records, self.settings.reruns or 0, self.images)
+
+    @property
+    def best(self) -> list[Trial]:
+        """Completed trials, the winner first; finalists as their reruns, in the order of these."""
+        again = {each.trial.index for each in self.finals}
+        others = [entry.trial for entry in self.ranked if entry.trial.index not in again]
+        return [each.tested or each.trial for each in self.finals] + others
+
+    @property
+    def winner(self) -> Trial:
+        """The winner; `UsageError` if no trial has completed.
+
+        With finalists it is the first rerun of the chosen one, whose network is tested.
+        """
+        self._completed()
+        return self.best[0]
+
+    @cached_property
+    def final(self) -> Trial | None:
+        """The record of the network that best/ is to hold: the winner's, or that of its refit.
+
+        None while it is not trained; `UsageError` if no trial has completed.
+        """
+        winner = self.winner
+        if self.settings.finalists and winner.rerun is None:
+            return None
+        if not self.settings.refit:
+            return winner
+        refit = self._rerun(Key(winner.index, REFIT))
+        return refit if refit and refit.status == "completed" else None
+
+    @property
+    def tested_sha256(self) -> str | None:
+        """The SHA-256 of the weights that best/ is to hold; None while they are not trained."""
+        final = self.final if self.ranked else None
+        return final.weights_sha256 if final else None
+
+    @cached_property
+    def corrected(self) -> Corrected:
+        """The winner's score corrected for its selection, and the trials as good as it.
+
+        With finalists it is the mean of the chosen one's reruns. Raises `UsageError` if no trial
+        has completed.
+        """
+        if self.finals:
+            return corrected_mean(self.finals, [each.trial for each in self.ranked])
+        return corrected(self._completed(), self.rule)
+
+    def why(self) -> str:
+        """Why the winner won, which better trials the rule passed over, and what that cost.
+
+        With finalists this says it of the ranking that they come from. Raises `UsageError` if no
+        trial has completed.
+        """
+        reason = self.rule.reason(self._completed())
+        return f"Before the reruns: {reason}" if self.finals else reason
+
+    def about_score(self) -> str:
+        """The winner's score, what selection has added to it, and which trials are as good.
+
+        Raises `UsageError` if no trial has completed.
+        """
+        return (
+            describe_finalists(self.finals) if self.finals else describe_corrected(self.corrected)
+        )
+
+    def _completed(self) -> list[Ranked]:
+        if not self.ranked:
+            raise UsageError(f"{self.place}: has no completed trial")
+        return self.ranked
+
+    def _rerun(self, key: Key) -> Trial | None:
+        """The record of a rerun or refit; None if it has none."""
+        if key in self.unreadable:
+            raise UsageError(self.unreadable[key])
+        return self.reruns.get(key)
