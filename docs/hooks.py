@@ -1,4 +1,4 @@
-"""What the site has beside the pages: README and other files of the repository, and all commands.
+"""What the site has beside the pages: other files, all commands, and the keywords of a search.
 
 A hook of MkDocs. It needs jaxmnist's sources and none of its dependencies.
 """
@@ -21,11 +21,13 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from jaxmnist.commands.main import COMMANDS  # noqa: E402
+from jaxmnist.settings import PARTS, SETTINGS  # noqa: E402
 
 # Files of the repository that the site has under the same path; README is its first page.
 PAGES = ("experiments/README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 OTHERS = ("LICENSE", "jaxmnist/data/mnist/README.md", "experiments/jaxmnist_colab.ipynb")
 PICTURES = ("experiments/screenshots/page-light.png", "experiments/screenshots/page-dark.png")
+SETTINGS_HERE = "<!-- settings -->"  # of random_search, in the reference
 COMMANDS_PAGE = "commands.md"  # what it has in the repository stands in for this page
 MANY_MACHINES = "many_machines.md"
 LINK = re.compile(r"\]\(([^)#:\s]+)((?:#[^)\s]*)?)\)")
@@ -55,6 +57,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     place = page.file.src_uri
     if place == COMMANDS_PAGE:
         return commands()
+    markdown = markdown.replace(SETTINGS_HERE, settings())
     inside = place not in ("index.md", *PAGES)  # docs/ itself
     source = f"docs/{place}" if inside else {"index.md": "README.md"}.get(place, place)
     folder = source.rpartition("/")[0]
@@ -82,6 +85,19 @@ def commands() -> str:
         if parser.epilog:
             lines += ["", "```", parser.epilog.strip("\n"), "```"]
     return "\n".join(lines) + "\n"
+
+
+def settings() -> str:
+    """The keywords of `random_search` as a table, in the order of `--help`."""
+    lines = ["| keyword | type | what it says |", "| --- | --- | --- |"]
+    for part, kind in PARTS.items():
+        lines.append(f"| **{text(kind.title)}** | | |")
+        lines += [
+            f"| `{item.name}` | {text(item.type)} | {text(item.described)} |"
+            for item in SETTINGS.values()
+            if item.part == part
+        ]
+    return "\n".join(lines)
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:

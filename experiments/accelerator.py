@@ -52,11 +52,11 @@ def search(settings: SearchSettings, cache: str) -> dict[str, Any]:
         for flag, value in (
             ("--directory", folder),
             ("--cache", cache),
-            ("--max-trials", settings.max_trials),
-            ("--epochs", settings.epochs),
-            ("--train-limit", settings.train_limit),
-            ("--precision", settings.precision),
-            ("--lanes", settings.lanes),
+            ("--max-trials", settings.selection.max_trials),
+            ("--epochs", settings.training.epochs),
+            ("--train-limit", settings.data.train_limit),
+            ("--precision", settings.training.precision),
+            ("--lanes", settings.running.lanes),
             *((flag_of(name), given) for name, given in settings.ranges.items()),
         ):
             if value is not None:
@@ -69,7 +69,9 @@ def search(settings: SearchSettings, cache: str) -> dict[str, Any]:
     devices = description["device"]["devices"]
     groups = group_trials(((t.key, t.hyperparameters) for t in trials), stacking, devices)
     images = description["data"]["train"]
-    flops = sum(training_flops(t.hyperparameters) for t in trials) * images * settings.epochs
+    flops = (
+        sum(training_flops(t.hyperparameters) for t in trials) * images * settings.training.epochs
+    )
     return {
         "seconds": seconds,
         "stages": [line for line in outputs[0].splitlines() if " s in all" in line],

@@ -40,7 +40,7 @@ def new_builder(
 def default_trials(dataset: Dataset, *, whole: bool) -> list[tuple[Key, Hyperparameters]]:
     """The trials of the default search, or of the whole space, with their keys."""
     space = Space(STUDY.definition, {}, dataset.image_shape, dataset.classes)
-    draws = space.draws(SearchSettings().seed)
+    draws = space.draws(SearchSettings().space.seed)
     chosen = list(space.members()) if whole else [next(draws) for _ in range(DRAWS)]
     return [(Key(index), drawn) for index, drawn in enumerate(chosen)]
 

@@ -51,7 +51,7 @@ from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.machine import cores
 from jaxmnist.models.study_space import configuration
 from jaxmnist.runs.trial import Key
-from jaxmnist.settings import PRECISIONS, RECIPES, USUAL_RECIPE, SearchSettings
+from jaxmnist.settings import PRECISIONS, RECIPES, USUAL_RECIPE, DataSettings
 
 H100 = """
 gpu_device_info {
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--space", action="store_true", help="the programs of all configurations")
     parser.add_argument("--reference", action="store_true", help="only 112-2-1-224, unpadded")
     given = parser.parse_args()
-    dataset = load_dataset(SearchSettings())
+    dataset = load_dataset(DataSettings(), 0)
     topology = topologies.get_topology_desc(
         platform="cuda", topology_name="", target_config=H100, topology="1x1x1"
     )

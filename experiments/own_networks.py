@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import flax
@@ -36,7 +37,7 @@ from jaxmnist.models.network import Network
 from jaxmnist.models.study import STUDY
 from jaxmnist.models.study_space import configuration
 from jaxmnist.runs.trial import Key
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.settings import RECIPES
 
 STUDY_CASES = ((112, 2, 1, 224), (64, 3, 1, 128), (32, 1, 0, None))
 
@@ -109,7 +110,7 @@ def by_engine(network: Network, h: Hyperparameters, images: int, epochs: int) ->
     )
     dataset = split("mnist", few, validation_split=64 / (images + 64), seed=0)
     moments = []
-    engine = Engine(network, dataset, TrainingSettings(epochs=epochs), 0, jobs=1)
+    engine = Engine(network, dataset, replace(RECIPES["study"], epochs=epochs), 0, jobs=1)
     with engine.run([(Key(0), h)]) as events:
         for event in events:
             if isinstance(event, EpochFinished):

@@ -131,9 +131,9 @@ def reckon() -> None:
     from jaxmnist.models.space import Space
     from jaxmnist.models.study import STUDY
     from jaxmnist.runs.trial import Metrics
-    from jaxmnist.settings import TrainingSettings
+    from jaxmnist.settings import RECIPES
 
-    data, training = DataSpec((28, 28, 1), 10), TrainingSettings()
+    data, training = DataSpec((28, 28, 1), 10), RECIPES["study"]
     bits, epoch = bytes(6000 // 8), Metrics(0.1, 0.9, 0.1, 0.9)
     history, validation = (epoch,) * 5, (bits,) * 5
     sizes = []

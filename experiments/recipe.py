@@ -51,7 +51,7 @@ from jaxmnist.results.selection import rule_of
 from jaxmnist.results.svm import Fitting, fit
 from jaxmnist.results.trained import TrainedModel
 from jaxmnist.runs.trial import Key
-from jaxmnist.settings import SearchSettings, TrainingSettings
+from jaxmnist.settings import DataSettings, SearchSettings
 
 FEW = 5_000  # images of the small set
 VALIDATED = 5_000  # images that follow them, which validate the small set
@@ -137,13 +137,13 @@ def networks() -> dict[str, Hyperparameters]:
 def load(name: str, fashion: str | None) -> Dataset:
     """The set 'mnist', 'few' or 'fashion'; `fashion` is a folder in place of a download."""
     if name == "fashion":
-        return load_dataset(SearchSettings(dataset="fashion_mnist", data_dir=fashion))
+        return load_dataset(DataSettings(dataset="fashion_mnist", data_dir=fashion), 0)
     if name == "mnist":
-        return load_dataset(SearchSettings())
+        return load_dataset(DataSettings(), 0)
     whole = load_arrays()
     x, y, train, validation = whole.x_train, whole.y_train, slice(FEW), slice(FEW, FEW + VALIDATED)
     parts = (x[train], y[train], x[validation], y[validation], whole.x_test, whole.y_test)
-    return dataset_in_memory(parts, SearchSettings(dataset=name))
+    return dataset_in_memory(parts, DataSettings(dataset=name), 0)
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def train(
         trials = [
             (key, drawn[task.network].replace(**RECIPES[task.recipe])) for key, task in here.items()
         ]
-        settings = TrainingSettings(epochs=epochs)
+        settings = SearchSettings(recipe="study", epochs=epochs).training
         engine = Engine(own, data, settings, seed=0, lanes=lanes, consecutive=True)
         with engine.run(trials) as events:
             for event in events:
@@ -201,7 +201,8 @@ def step_seconds(recipes: list[str], data: Dataset, rounds: int) -> str:
     programs: dict[str, list[Any]] = {}
     for recipe in recipes:
         drawn = networks()["reference"].replace(**RECIPES[recipe])
-        engine = Engine(STUDY, data, TrainingSettings(), seed=0, stacking=Stacking())
+        settings = SearchSettings(recipe="study").training
+        engine = Engine(STUDY, data, settings, seed=0, stacking=Stacking())
         (group,) = engine.builder.groups([(Key(0), drawn)], Stacking())
         order = engine.builder.batches_of(group, 0)
         state = engine.builder.start(group, {})
@@ -298,7 +299,7 @@ def svms(folder: str) -> tuple[object, ...]:
     Judged on validation images.
     """
     run = Run(folder)
-    data = load_dataset(run.settings)
+    data = load_dataset(run.settings.data, run.settings.space.seed)
     found = [svm_accuracy(run.load_model(e.trial), data, "validation") for e in run.ranking.ranked]
     scores = [entry.score for entry in run.ranking.ranked]
     above = sum(svm > score for svm, score in zip(found, scores, strict=True))

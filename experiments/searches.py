@@ -33,7 +33,7 @@ from jaxmnist.data.dataset import Dataset, load_dataset
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import Space
 from jaxmnist.models.study_space import DEFINITION
-from jaxmnist.settings import SearchSettings
+from jaxmnist.settings import DataSettings, SearchSettings
 
 SEARCH_PEERS = {
     OURS: Peer("", arrangements=(ONE_PROCESS,), elsewhere=False),
@@ -73,10 +73,10 @@ def train_limit(images: int, validation_split: float) -> int:
 
 def define(trials: int, epochs: int, images: int) -> Search:
     """The search of `trials` draws of seed 0 on `images` training images of MNIST."""
-    limit = train_limit(images, SearchSettings.validation_split)
+    limit = train_limit(images, DataSettings().validation_split)
     settings = SearchSettings(max_trials=trials, epochs=epochs, train_limit=limit, svm=False)
-    configurations = list(itertools.islice(Space(DEFINITION).draws(settings.seed), trials))
-    return Search(settings, load_dataset(settings), configurations)
+    configurations = list(itertools.islice(Space(DEFINITION).draws(settings.space.seed), trials))
+    return Search(settings, load_dataset(settings.data, settings.space.seed), configurations)
 
 
 def search_ourselves(search: Search) -> dict[str, Any]:
@@ -87,11 +87,11 @@ def search_ourselves(search: Search) -> dict[str, Any]:
         command = [sys.executable, "-m", "jaxmnist.search", "--directory", folder]
         command += ["--recipe", "study", "--no-svm", "--no-report", "--no-tensorboard"]
         for flag, value in (
-            ("--max-trials", settings.max_trials),
-            ("--epochs", settings.epochs),
-            ("--train-limit", settings.train_limit),
-            ("--batch-size", settings.batch_size),
-            ("--seed", settings.seed),
+            ("--max-trials", settings.selection.max_trials),
+            ("--epochs", settings.training.epochs),
+            ("--train-limit", settings.data.train_limit),
+            ("--batch-size", settings.training.batch_size),
+            ("--seed", settings.space.seed),
         ):
             command += [flag, str(value)]
         _, seconds = run_together([command])
@@ -132,9 +132,9 @@ def search_with_peer(
                 "backend": peer.arguments[0],
                 "data": str(data),
                 "configurations": [configuration.to_json() for configuration in part],
-                "epochs": search.settings.epochs,
-                "batch_size": search.settings.batch_size,
-                "learning_rate": search.settings.learning_rate,
+                "epochs": search.settings.training.epochs,
+                "batch_size": search.settings.training.batch_size,
+                "learning_rate": search.settings.training.learning_rate,
                 "directory": f"{folder}/{i}",
             }
             commands.append([python, str(PEERS / peer.script), json.dumps(task)])

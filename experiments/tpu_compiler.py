@@ -47,7 +47,7 @@ from jaxmnist.engine.programs import Builder, ways_of
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.study_space import configuration
 from jaxmnist.runs.trial import Key
-from jaxmnist.settings import PRECISIONS, RECIPES, USUAL_RECIPE, SearchSettings
+from jaxmnist.settings import PRECISIONS, RECIPES, USUAL_RECIPE, DataSettings
 
 REFERENCE = configuration(112, 2, 1, 224)
 SMALLEST = configuration(32, 1, 0)
@@ -179,7 +179,7 @@ def main() -> int:
     parser.add_argument("--cores", type=int, default=24, help="of the TPU's host (default 24)")
     parser.add_argument("--check", action="store_true", help="only the smallest configuration")
     given = parser.parse_args()
-    dataset = load_dataset(SearchSettings())
+    dataset = load_dataset(DataSettings(), 0)
     if given.check:
         return check(dataset, given.recipe)
     trials = compiled.default_trials(dataset, whole=given.space)

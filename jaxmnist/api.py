@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from jaxmnist.errors import JaxmnistError, UsageError
+from jaxmnist.errors import JaxmnistError, SettingError, UsageError
 from jaxmnist.machine import enough_threads
 from jaxmnist.models.space import Space
 from jaxmnist.models.study_space import DEFINITION
 from jaxmnist.settings import (
     DECAYING,
     IN_MEMORY,
-    TRAINING,
-    USUAL_RECIPE,
+    RANGED,
+    SETTINGS,
     SearchSettings,
-    flag,
-    nearest,
-    usual_settings,
+    checked,
+    unknown_option,
 )
 
 if TYPE_CHECKING:
@@ -30,60 +29,48 @@ if TYPE_CHECKING:
     from jaxmnist.results.run import Run
 
 logger = logging.getLogger("jaxmnist")
-# What a hyperparameter takes beside one value; a string of one value is a value.
+# What a setting that may be a hyperparameter takes beside one value.
 Range = str | tuple[Any, ...] | list[Any]
 
 
+def with_settings(function: Callable[..., Run]) -> Callable[..., Run]:
+    """Show the settings in a function's signature and documentation, as they are declared."""
+    shown = inspect.signature(function)
+    *named, ranges = shown.parameters.values()
+    keywords = [
+        inspect.Parameter(
+            item.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            # None stands for what the network asks for, or else the recipe has.
+            default=None if item.range else item.default,
+            annotation=f"{item.type} | Range | None" if item.range else item.type,
+        )
+        for item in SETTINGS.values()
+    ]
+    ranges = ranges.replace(name="ranges")
+    vars(function)["__signature__"] = shown.replace(parameters=[*named, *keywords, ranges])
+    lines = [
+        textwrap.fill(
+            f"{item.name}: {item.described}.",
+            100,
+            initial_indent=" " * 6,
+            subsequent_indent=" " * 8,
+            break_on_hyphens=False,
+        )
+        for item in SETTINGS.values()
+    ]
+    before = "      **options:"
+    function.__doc__ = (function.__doc__ or "").replace(before, "\n".join([*lines, before]))
+    return function
+
+
+@with_settings
 def random_search(
     build_model: Callable[[Any], Any] | None = None,
     *,
     data: Any = None,
     listener: Callable[[Any], object] | None = None,
-    dataset: str | None = None,
-    data_dir: str | None = None,
-    transpose: bool = False,
-    model: str | None = None,
-    max_trials: int = 10,
-    max_seconds: float | None = None,
-    epochs: int = 5,
-    recipe: str = USUAL_RECIPE,
-    batch_size: int | Range | None = None,
-    learning_rate: float | Range | None = None,
-    optimizer: str | Range | None = None,
-    weight_decay: float | Range | None = None,
-    schedule: str | Range | None = None,
-    label_smoothing: float | Range | None = None,
-    ema_momentum: float | Range | None = None,
-    random_shift: int | Range | None = None,
-    random_rotation: float | Range | None = None,
-    validation_split: float = 0.1,
-    train_limit: int | None = None,
-    seed: int = 0,
-    directory: str = "runs",
-    project_name: str | None = None,
-    overwrite: bool = False,
-    select: str = "steady",
-    tolerance: float | None = None,
-    checkpoint_every: float = 60.0,
-    max_retries: int = 1,
-    finalists: int | None = None,
-    reruns: int | None = None,
-    refit: bool = False,
-    keep: int | None = None,
-    ensemble: int | None = None,
-    jobs: int | None = None,
-    ray: str | None = None,
-    lanes: int | None = None,
-    precision: str = "default",
-    cache: str | None = None,
-    svm: bool = True,
-    svm_backend: str = "auto",
-    svm_search: int = 0,
-    report: bool = True,
-    tensorboard: bool = True,
-    quiet: bool = False,
-    verbose: bool = False,
-    **ranges: Any,
+    **options: Any,
 ) -> Run:
     """Search, test the winner, fit and test the SVM; or resume the same call where it stopped.
 
@@ -95,9 +82,9 @@ def random_search(
         None for the dataset's.
       listener: called with every event, after it was recorded. Its `key` is a `runs.trial.Key`
         (index, rerun); `rerun` is None, or the number where a trial is trained again.
-      dataset, …, verbose: the options of the command line; its `--help` explains them.
-      **ranges: ranges of hyperparameters by name: text such as '32:128:16', a tuple (first, last[,
-        step or 'log']), a list of values, or one value.
+      **options: the settings, by the names of the flags of the command line with underscores; and
+        ranges of hyperparameters by name: text such as '32:128:16', a tuple (first, last[, step or
+        'log']), a list of values, or one value.
 
     Returns:
       The run, which can also be read from its directory later.
@@ -110,64 +97,38 @@ def random_search(
     Traceback (most recent call last):
     jaxmnist.errors.UsageError: unknown option 'max_trails'; did you mean 'max_trials'?
     """
-    options = dict(locals())
-    options |= options.pop("ranges")
-    for name in ("build_model", "data", "listener"):
-        options.pop(name)
-    names = list(options)
-    try:
-        network = own_network(model, build_model)
-        space = Space(network.definition if network else DEFINITION)
-        names += space.explored
-        if data is not None:
-            if data_dir is not None:
-                raise UsageError("data and data_dir are two datasets: give one of them")
-            options["dataset"] = dataset or IN_MEMORY
-        for name in TRAINING:  # one that isn't given is the network's own, or the recipe's
-            if options[name] is None:
-                del options[name]
-        settings = settings_of(options, space)
-        with enough_threads():
-            return run_search(settings, network, data=data, listener=listener, silent=quiet)
-    except UsageError as problem:
-        line = with_keywords(str(problem), names)
-        if type(problem) is not UsageError or line == str(problem):
-            raise
-        raise UsageError(line) from None
-
-
-def with_keywords(line: str, names: Iterable[str]) -> str:
-    """Return a command-line message with its flags replaced by Python's keywords.
-
-    >>> with_keywords("--max-trials must be a whole number", ["max_trials"])
-    'max_trials must be a whole number'
-    """
-    keywords = {flag(name): name for name in names}
-    return re.sub(r"--[a-z][A-Za-z0-9-]*", lambda found: keywords.get(found[0], found[0]), line)
+    network = own_network(options.get("model"), build_model)
+    space = Space(network.definition if network else DEFINITION)
+    if data is not None:
+        if options.get("data_dir") is not None:
+            raise UsageError("data and data_dir are two datasets: give one of them")
+        options["dataset"] = options.get("dataset") or IN_MEMORY
+    settings = settings_of(options, space)
+    silent = settings.output.quiet
+    with enough_threads():
+        return run_search(settings, network, data=data, listener=listener, silent=silent)
 
 
 def settings_of(options: Mapping[str, Any], space: Space) -> SearchSettings:
     """Return the settings for `options`, which may include ranges of hyperparameters by name."""
-    known = [item.name for item in fields(SearchSettings) if item.name != "ranges"]
-    ranges = {name: options[name] for name in space.explored if name in options}
-    left = [name for name in TRAINING if name in options and name not in space.explored]
-    ranges |= {name: options[name] for name in left if is_range(options[name])}
-    usual = usual_settings(options.get("recipe"))
-    optimizer = options.get("optimizer", usual["optimizer"])
-    chosen = "optimizer" in ranges or "optimizer" in space.explored or optimizer in DECAYING
-    if "weight_decay" in left and not chosen:
-        raise UsageError(
-            f"--weight-decay is of the optimizers {', '.join(DECAYING)}, and --optimizer is"
-            f" {optimizer}"
+    # None for a setting that may be a hyperparameter: it is the network's own, or the recipe's.
+    given = {name: v for name, v in options.items() if v is not None or name not in RANGED}
+    ranges = {name: given.pop(name) for name in space.explored if name in given}
+    ranges |= {name: given.pop(name) for name in RANGED if is_range(given.get(name))}
+    for name in given:
+        if name not in SETTINGS:
+            raise unknown_option(name, [*SETTINGS, *space.explored])
+    settings = SearchSettings(**given, ranges=ranges)
+    optimizer = settings.training.optimizer
+    searched = "optimizer" in ranges or "optimizer" in space.explored
+    decays = "weight_decay" in {*given, *ranges} - {*space.explored}
+    if decays and not searched and optimizer not in DECAYING:
+        raise SettingError(
+            "{weight_decay} is of the optimizers {decaying}, and {optimizer} is {chosen}",
+            decaying=", ".join(DECAYING),
+            chosen=optimizer,
         )
-    for name in options:
-        if name not in known and name not in ranges:
-            near = nearest(name, [*known, *space.explored])
-            raise UsageError(
-                f"unknown option {name!r}" + (f"; did you mean {near!r}?" if near else "")
-            )
-    others = {name: value for name, value in options.items() if name not in ranges}
-    return SearchSettings(**others, ranges=ranges)
+    return settings
 
 
 def is_range(given: Any) -> bool:
@@ -182,13 +143,13 @@ def own_network(
     if path is None and build_model is None:
         return None
     if path is not None and build_model is not None:
-        raise UsageError("build_model and --model are two networks: give one of them")
+        raise SettingError("build_model and {model} are two networks: give one of them")
     # Flax takes a second to import, which the study's --help doesn't need.
     from jaxmnist.models.flax_network import FlaxNetwork
     from jaxmnist.models.network import load_function
 
     if path is not None:
-        build_model = load_function(path)
+        build_model = load_function(checked("model", path, SETTINGS["model"].check))
     assert build_model is not None
     return FlaxNetwork(build_model, getattr(build_model, "__name__", "build_model"))
 
@@ -210,15 +171,17 @@ def start(settings: SearchSettings, definition: Definition) -> str | None:
     )
 
     Space(definition, settings.ranges)
-    if settings.ray is not None:
-        check_ray(settings.ray)
+    if settings.running.ray is not None:
+        check_ray(settings.running.ray)
         use_cpu()  # an accelerator of this machine is its node's, as far as the cluster has it
     if threads := _recorded_threads(settings):
         set_pool_size(threads)
-    note = keep_programs(cache_folder(settings.cache), wanted=settings.cache is not None)
+    note = keep_programs(
+        cache_folder(settings.running.cache), wanted=settings.running.cache is not None
+    )
     platform = start_jax()
-    if settings.ray is None:  # else it depends on each node
-        check_precision(settings.precision, platform)
+    if settings.running.ray is None:  # else it depends on each node
+        check_precision(settings.training.precision, platform)
     return note
 
 
@@ -231,7 +194,7 @@ def _recorded_threads(settings: SearchSettings) -> int | None:
 
     try:
         opened = Store.open(settings.run_directory)
-        return None if settings.overwrite else threads_of(opened.search)
+        return None if settings.output.overwrite else threads_of(opened.search)
     except JaxmnistError:  # no run, or a damaged one, which is handled later under the lock
         return None
 
@@ -265,11 +228,13 @@ def run_search(
     from jaxmnist.report.sentences import verdict
     from jaxmnist.search.search import search
 
-    console = open_console(settings.quiet, silent, settings.verbose)
+    console = open_console(settings.output.quiet, silent, settings.output.verbose)
     with notes_on(console):
         for line in (*notes, *([note] if note else [])):
             logger.info(line)
-        dataset = None if data is None else dataset_in_memory(data, settings)
+        dataset = (
+            None if data is None else dataset_in_memory(data, settings.data, settings.space.seed)
+        )
         run = search(settings, network or STUDY, Show(console, listener), dataset)
         console.note(console.times())
     console.verdict(verdict(run, command))
@@ -291,7 +256,7 @@ def dry_run(
     from jaxmnist.results.layout import fitted
     from jaxmnist.search.beginning import preview
 
-    with notes_on(Console(settings.quiet)):
+    with notes_on(Console(settings.output.quiet)):
         for line in (*notes, *([note] if note else [])):
             logger.info(line)
         return fitted(describe_preview(preview(settings, network or STUDY)))

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from string import Formatter
 from typing import Any
 
 # --- The errors that users can see, each with the exit status of a command ---
@@ -53,11 +54,75 @@ class JaxmnistError(Exception):
         # Messages include file names and strings from files, which may hold any character.
         super().__init__(printable(line))
 
+    def worded(self, word: Callable[[str], str]) -> str:
+        """The message where settings are called what `word` makes of their names."""
+        return str(self)
+
 
 class UsageError(JaxmnistError, ValueError):
     """A user's mistake: a wrong setting, a bad file, a locked or unwritable directory."""
 
     exit_status = 2
+
+
+class Named(str):
+    """The name of a setting among the values of a `SettingError`."""
+
+
+class SettingError(UsageError):
+    """A mistake in a setting, which the command line, Python and a file name in their own words.
+
+    The text of the exception is Python's; the other two ask for theirs by `worded`.
+
+    Args:
+      template: the message, in which `{max_trials}` is the setting of this name.
+      values: what else stands in braces: the names of settings as `Named`, errors, or text.
+
+    >>> error = SettingError("{max_trials} must be at least {low}", low=1)
+    >>> print(error, "or", error.worded(lambda name: "--" + name.replace("_", "-")))
+    max_trials must be at least 1 or --max-trials must be at least 1
+    """
+
+    def __init__(self, template: str, /, **values: Any) -> None:
+        self.template, self.values = template, values
+        super().__init__(self.worded(str))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _setting_error, (self.template, self.values)
+
+    @property
+    def names(self) -> list[str]:
+        """The settings in the order in which the message names them; the first is the mistake."""
+        return [str(value) for value in self._asked().values() if isinstance(value, Named)]
+
+    def worded(self, word: Callable[[str], str]) -> str:
+        """The message where settings are called what `word` makes of their names."""
+
+        def say(value: Any) -> Any:
+            if isinstance(value, JaxmnistError):
+                return value.worded(word)
+            return word(value) if isinstance(value, Named) else value
+
+        words = {name: say(value) for name, value in self._asked().items()}
+        return printable(self.template.format_map(words))
+
+    def _asked(self) -> dict[str, Any]:
+        """What stands in the braces of the template."""
+        names = [name for _, name, _, _ in Formatter().parse(self.template) if name]
+        return {name: self.values.get(name, Named(name)) for name in names}
+
+
+def wrong(name: str, problem: str) -> SettingError:
+    """Return the error for the value of a setting; the text is a predicate that follows the name.
+
+    >>> str(wrong("max_trials", "must be a whole number"))
+    'max_trials must be a whole number'
+    """
+    return SettingError("{setting} {problem}", setting=Named(name), problem=problem)
+
+
+def _setting_error(template: str, values: dict[str, Any]) -> SettingError:
+    return SettingError(template, **values)
 
 
 class NetworkError(UsageError):
@@ -78,19 +143,28 @@ class EnvironmentFailure(JaxmnistError, RuntimeError):
     """The environment failed: the disk is full, there is no network, or every trial failed."""
 
 
+# What is said of a URL in place of a path.
+NOT_LOCAL = (
+    "looks like a URL; a path on this machine is needed (a bucket can be mounted as a folder)"
+)
+
+
 def local_path(path: str | os.PathLike[str], name: str = "a path") -> str:
     """Return `path` with `~` expanded; raise `UsageError` if it looks like a URL.
 
-    Python would take 's3://bucket' for a folder called 's3:'. `name` names the path in the error.
+    Python would take 's3://bucket' for a folder called 's3:'. `name` names the path in the error;
+    that of a setting is `Named`.
     """
     text = os.fspath(path)
-    # At least two letters, since Windows has C:/; one slash, since pathlib merges two.
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
-        raise UsageError(
-            f"{name}: {text} looks like a URL; a path on this machine is needed (a bucket can be"
-            " mounted as a folder)"
-        )
+    if is_url(text):
+        raise SettingError("{name}: {text} {problem}", name=name, text=text, problem=NOT_LOCAL)
     return os.path.expanduser(text)
+
+
+def is_url(text: str) -> bool:
+    """Return whether a text that a person gives for a path looks like a URL."""
+    # At least two letters, since Windows has C:/; one slash, since pathlib merges two.
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text) is not None
 
 
 class Stopped(BaseException):

@@ -1,7 +1,8 @@
-"""The settings of a search: frozen dataclasses that check themselves.
+"""The settings of a search: each is declared once, as a field of the part that it belongs to.
 
-Each field of `SearchSettings` is an option of the command line and of `random_search`; its help
-text is defined only here. Only the standard library is imported, so that `--help` is fast.
+Flags and `--help`, the keywords of `random_search` and their documentation, the keys of a TOML
+file, a run's identity, the command that repeats it and the reference follow from the declaration.
+Only the standard library is imported, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -11,68 +12,111 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar, Literal
 
-from jaxmnist.errors import UsageError, local_path
+from jaxmnist.errors import NOT_LOCAL, SettingError, UsageError, is_url, wrong
 from jaxmnist.hyperparameters import plain, shown, text
 
-# --- Checks of values that a person gives, each with one line for what it refuses ---
+# --- Checks of values that a person gives: each returns the value, or raises a ValueError ---
 
+Check = Callable[[Any], Any]
 LARGEST_NUMBER = 10**9  # the largest value of any count; a larger one is a typing error
-# Smaller limits, where memory or time would run out earlier.
-LARGEST_VALUES = {
-    "max_trials": 10**5,
-    "lanes": 10**4,
-    "random_shift": 1000,  # pixels: more than an image has
-    "reruns": 1000,
-    "svm_search": 10**4,
-}
+LARGEST_SEED = 2**32 - 1
 
 
-def flag(name: str) -> str:
-    """Return the command-line flag of a setting: `--max-trials` for `max_trials`."""
-    return "--" + name.replace("_", "-")
-
-
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that is most like a misspelt one; None if none is like it.
-
-    >>> nearest("--max-trails", ["--max-trials", "--epochs"])
-    '--max-trials'
-    """
-    return next(iter(difflib.get_close_matches(name, list(known), 1)), None)
-
-
-def check_whole(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """Return `value` as an int; `UsageError` unless it is a whole number from `low` to `high`.
-
-    Without `high` the bound is that of `LARGEST_VALUES`, or else `LARGEST_NUMBER`.
-    """
-    bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
-    high = LARGEST_VALUES.get(name, LARGEST_NUMBER) if high is None else high
-    if isinstance(value, int) and value > high:
-        bounds = f"from {low} to {high}"
+def checked(name: str, value: Any, check: Check) -> Any:
+    """Return `value` as `check` returns it; raise `SettingError` with what it says of the value."""
     try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or not low <= number <= high:
-        raise UsageError(f"{flag(name)} must be a whole number {bounds}, not {shown(value)}")
-    return number
+        return check(value)
+    except ValueError as problem:
+        raise wrong(name, str(problem)) from None
 
 
-def check_number(name: str, value: Any, accepts: Callable[[float], bool], wanted: str) -> float:
-    """Return `value` as a float; `UsageError` unless it is finite and `accepts` is true for it."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not abs(value) <= 3e38 or not accepts(value):  # the largest float32
-        raise UsageError(f"{flag(name)} must be a number {wanted}, not {shown(value)}")
-    return float(value)
+def whole(low: int, most: int = LARGEST_NUMBER) -> Check:
+    """A whole number of at least `low`; one above `most` would exhaust memory or time."""
+
+    def check(value: Any) -> int:
+        above = isinstance(value, int) and value > most
+        bounds = f"from {low} to {most}" if above else f"of at least {low}"
+        try:
+            count = None if isinstance(value, bool) else operator.index(value)
+        except TypeError:
+            count = None
+        if count is None or not low <= count <= most:
+            raise ValueError(f"must be a whole number {bounds}, not {shown(value)}")
+        return count
+
+    return check
 
 
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raise `UsageError` unless `value` is one of `choices`."""
-    if not isinstance(value, str) or value not in choices:
-        raise UsageError(f"{flag(name)} must be one of {', '.join(choices)}, not {shown(value)}")
+def number(accepts: Callable[[float], bool], wanted: str) -> Check:
+    """A finite number for which `accepts` is true; `wanted` says which these are."""
+
+    def check(value: Any) -> float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not abs(value) <= 3e38 or not accepts(value):  # the largest float32
+            raise ValueError(f"must be a number {wanted}, not {shown(value)}")
+        return float(value)
+
+    return check
+
+
+at_least_0 = number(lambda value: value >= 0, "of at least 0")
+above_0 = number(lambda value: value > 0, "above 0")
+part_below_1 = number(lambda value: 0 <= value < 1, "of at least 0 and below 1")
+
+
+def one_of(choices: tuple[str, ...]) -> Check:
+    """One of some words."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}, not {shown(value)}")
+        return value
+
+    return check
+
+
+def yes_or_no(value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, not {shown(value)}")
+    return value
+
+
+def name_or_path(value: Any) -> str:
+    """A name, or a path on this machine, in which `~` is expanded."""
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ValueError(f"must be a name or a path, not {shown(value)}")
+    if is_url(value):
+        raise ValueError(f"{value} {NOT_LOCAL}")
+    return os.path.expanduser(value)
+
+
+def folder_name(value: Any) -> Any:
+    """The name of a single folder, which can't be any other path."""
+    if not is_plain_name(value):
+        raise ValueError(f"must be the name of a folder, without slashes, not {shown(value)}")
+    return value
+
+
+def is_plain_name(name: Any) -> bool:
+    """Return whether `name` can name a single folder, and can't be any other path."""
+    return (
+        isinstance(name, str)
+        and name not in ("", ".", "..")
+        and not set(name) & {"/", "\\", "\0", os.sep}
+        and name.isprintable()
+    )
+
+
+def address(value: Any) -> Any:
+    """The address of a cluster; which addresses there can be is checked where one is used."""
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError(f"must be auto or an address, not {shown(value)}")
+    return value
 
 
 def canonical(given: Any) -> Any:
@@ -98,416 +142,171 @@ def canonical(given: Any) -> Any:
     return plain(given)
 
 
-def checked_ranges(given: Any) -> dict[str, Any]:
-    """Return the ranges as `canonical` gives them; raise `UsageError` for an invalid one."""
-    if not isinstance(given, Mapping):
-        raise UsageError(f"ranges must be a mapping of names to ranges, not {shown(given)}")
-    found = {}
-    for name, value in given.items():
-        try:
-            found[name] = canonical(value)
-        except ValueError as problem:
-            raise UsageError(f"{flag(str(name))} {problem}") from None
-    return found
-
-
-def is_plain_name(name: Any) -> bool:
-    """Return whether `name` can name a single folder, and can't be any other path."""
-    return (
-        isinstance(name, str)
-        and name not in ("", ".", "..")
-        and not set(name) & {"/", "\\", "\0", os.sep}
-        and name.isprintable()
-    )
-
-
-# --- How each trial is trained: settings that check themselves, and the recipes by name ---
-
-OPTIMIZERS = ("adam", "adamw", "nadam", "rmsprop", "sgd", "lion")
-DECAYING = ("adamw", "lion")  # optimizers that have a weight decay
-SCHEDULES = ("constant", "cosine", "linear", "one-cycle")
-# Settings of training that may be hyperparameters: of a network that asks for them, or of any
-# network where a person gives a range.
-TRAINING = (
-    "learning_rate",
-    "weight_decay",
-    "batch_size",
-    "optimizer",
-    "schedule",
-    "label_smoothing",
-    "ema_momentum",
-    "random_shift",
-    "random_rotation",
-)
-# Those of them that an optimizer of a network's own has in it.
-OF_OPTIMIZER = ("learning_rate", "weight_decay", "optimizer", "schedule")
-PRECISIONS = ("default", "highest", "bfloat16")
-TRAINING_NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-    ("learning_rate", lambda value: value > 0, "above 0"),
-    ("weight_decay", lambda value: value >= 0, "of at least 0"),
-    ("label_smoothing", lambda value: 0 <= value < 1, "of at least 0 and below 1"),
-    ("ema_momentum", lambda value: 0 <= value < 1, "of at least 0 and below 1"),
-    ("random_rotation", lambda value: 0 <= value <= 180, "from 0 to 180"),
-)
+# --- The declaration of a setting ---
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
-    """How each trial is trained: the settings that `engine.training` needs, and no others.
+class Setting:
+    """The declaration of a setting: all that is known of it, but for its effect.
 
-    learning_rate is the optimizer's step size, which the schedule changes step by step;
-    weight_decay is that of the optimizers in `DECAYING`; batch_size counts images. precision:
-    'default' is JAX's own for the device, 'highest' computes products in full float32, 'bfloat16'
-    computes the network in bfloat16 with weights and loss in float32.
+    default: its value where none is given. recipes: by name, those of recipes that differ.
+    help: a phrase for a person. metavar: what its value is called there.
+    check: returns a value as it is kept, or raises ValueError with what it must be.
+    choices: the words that it takes; then it needs no other check.
+    range: what a range of it is read as, where it may be one: (first, last) or (first, last, "log")
+      of its numbers, or else its choices.
+    identifies: whether a run with another value of it is another run.
+    shares_program: whether trials that differ in it share a compiled program, in which it is an
+      argument; 'above 0' if the program of 0 is another one, which does without.
+    of_optimizer: whether an optimizer that a network brings itself has it in it.
+    scope: what it belongs to. A search is repeated elsewhere without what is of this machine or of
+      a session, and is read from a file without what is of a session.
+    names_code: whether it names code that is run, which a file of somebody else may not.
+    name, part, type: where it is declared, and the text of its type.
     """
 
-    epochs: int = 5
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    optimizer: str = "adam"
-    weight_decay: float = 1e-4
-    schedule: str = "constant"
-    label_smoothing: float = 0.0
-    ema_momentum: float = 0.0
-    random_shift: int = 0
-    random_rotation: float = 0.0
-    precision: str = "default"
+    default: Any
+    help: str
+    metavar: str | None = None
+    check: Check = yes_or_no
+    choices: tuple[str, ...] = ()
+    range: tuple[Any, ...] = ()
+    identifies: bool = False
+    shares_program: bool | Literal["above 0"] = False
+    of_optimizer: bool = False
+    scope: Literal["search", "machine", "session"] = "search"
+    names_code: bool = False
+    recipes: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+    part: str = ""
+    type: str = ""
 
-    def for_trial(self, hyperparameters: Mapping[str, Any]) -> TrainingSettings:
-        """Return these settings with a trial's own hyperparameters of training in their place."""
-        own = {name: hyperparameters[name] for name in TRAINING if name in hyperparameters}
-        return replace(self, **own) if own else self
+    @property
+    def kind(self) -> str:
+        """'bool', 'int', 'float' or 'str'."""
+        return self.type.removesuffix(" | None")
+
+    @property
+    def may_be_left(self) -> bool:
+        """Whether None stands for no value."""
+        return bool(self.range) or self.type.endswith(" | None")
+
+    @property
+    def described(self) -> str:
+        """What it means, which words it takes, and its default, in each recipe."""
+        said = self.help
+        if not all(choice in said for choice in self.choices):
+            said += f" [{', '.join(self.choices)}]"
+        if self.kind == "bool":
+            return f"{said} (default: yes)" if self.default else said
+        # The help of a setting without a default, and of one called 'default', says what happens.
+        if self.default in (None, "default"):
+            return said
+        others = [f"{name}: {_text(value)}" for name, value in self.recipes.items()]
+        return f"{said} (default {'; '.join([_text(self.default), *others])})"
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def setting(
+    default: Any, help: str, metavar: str | None = None, check: Check | None = None, **more: Any
+) -> Any:
+    """Declare a setting as a field of a part; see `Setting`."""
+    choices = more.get("choices")
+    check = check or (one_of(choices) if choices else yes_or_no)
+    declared = Setting(default, help, metavar, check, **more)
+    return field(default=default, metadata={"setting": declared})
+
+
+def flag(name: str) -> str:
+    """Return the command-line flag of a setting: `--max-trials` for `max_trials`."""
+    return "--" + name.replace("_", "-")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like a misspelt one; None if none is like it.
+
+    >>> nearest("--max-trails", ["--max-trials", "--epochs"])
+    '--max-trials'
+    """
+    return next(iter(difflib.get_close_matches(name, list(known), 1)), None)
+
+
+def unknown_option(name: str, known: Iterable[str]) -> UsageError:
+    """Return the error for a name that no setting has."""
+    near = nearest(name, known)
+    return UsageError(f"unknown option {name!r}" + (f"; did you mean {near!r}?" if near else ""))
+
+
+# --- The settings, in the parts and the order in which `--help` lists them ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some settings, which check themselves: a wrong value raises `SettingError`.
+
+    title: the heading of `--help` under which they stand.
+    """
+
+    title: ClassVar[str]
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            object.__setattr__(self, name, check_whole(name, getattr(self, name), 1))
-        object.__setattr__(self, "random_shift", check_whole("random_shift", self.random_shift, 0))
-        for name, accepts, wanted in TRAINING_NUMBERS:
-            number = check_number(name, getattr(self, name), accepts, wanted)
-            object.__setattr__(self, name, number)
-        check_choice("schedule", self.schedule, SCHEDULES)
-        check_choice("precision", self.precision, PRECISIONS)
-        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        for item in fields(self):
+            declared, value = item.metadata["setting"], getattr(self, item.name)
+            if value is not None or not item.type.endswith(" | None"):
+                # The same value in the type that is kept: NumPy's numbers become Python's.
+                object.__setattr__(self, item.name, checked(item.name, value, declared.check))
 
 
-# How trials are trained where nothing else is said, by name.
-RECIPES: Mapping[str, TrainingSettings] = {
-    "study": TrainingSettings(),
-    "fast": TrainingSettings(
-        optimizer="adamw",
-        learning_rate=4e-3,
-        weight_decay=0.1,
-        schedule="linear",
-        label_smoothing=0.1,
-    ),
-}
-USUAL_RECIPE = "fast"
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(Part):
+    """The data, and how they are split."""
 
+    title = "data"
 
-# --- The settings of a search: a frozen dataclass that checks itself ---
-
-LARGEST_SEED = 2**32 - 1
-SELECTIONS = ("steady", "best")
-SVM_BACKENDS = ("auto", "sklearn", "sklearnex", "cuml")
-IN_MEMORY = "arrays"  # the name of a dataset that is given as arrays without a name
-KEEP = 3  # trials whose weights are kept, unless more are needed or a person says otherwise
-RERUNS = 3  # of each finalist, unless a number is given
-# Settings that are numbers, with what each must be; None is no number, where it is allowed.
-NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-    ("validation_split", lambda value: 0 < value < 1, "above 0 and below 1"),
-    ("checkpoint_every", lambda value: value >= 0, "of at least 0"),
-    ("tolerance", lambda value: 0 <= value <= 1, "from 0 to 1"),
-    ("max_seconds", lambda value: value > 0, "above 0"),
-)
-
-
-def _setting(
-    default: Any,
-    help: str,
-    metavar: str | None = None,
-    *,
-    identifies: bool = False,
-    choices: tuple[str, ...] = (),
-) -> Any:
-    """Declare a setting; with `identifies`, a run with another value of it is another run."""
-    metadata = {"help": help, "metavar": metavar, "identifies": identifies, "choices": choices}
-    return field(default=default, metadata=metadata)
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """The settings of a search, named like the flags of the command line.
-
-    Raises `UsageError` with one line that names the flag, the value and what is accepted.
-
-    ranges: ranges of hyperparameters, by name, in place of the default ones. The network defines
-      which names there are and what the ranges mean.
-
-    >>> SearchSettings(epochs=3).run_directory
-    'runs/mnist'
-    """
-
-    dataset: str | None = _setting(
+    dataset: str | None = setting(
         None,
         "mnist (default), fashion_mnist, kmnist or another name of tensorflow-datasets",
         "NAME",
+        name_or_path,
     )
-    data_dir: str | None = _setting(
+    data_dir: str | None = setting(
         None,
         "data to read: .npz, .mat or CSV file, or folder of IDX, .npy or CSV files or of pictures"
         " in a folder for each class",
         "PATH",
+        name_or_path,
     )
-    transpose: bool = _setting(
+    transpose: bool = setting(
         False, "swap rows and columns of the images (EMNIST's lie on their side)"
     )
-    model: str | None = _setting(
-        None, "Python file of a network of your own, with a function build_model", "FILE[:FUNCTION]"
+    validation_split: float = setting(
+        0.1,
+        "fraction of the training images for validation",
+        "FRACTION",
+        number(lambda value: 0 < value < 1, "above 0 and below 1"),
+        identifies=True,
     )
-    max_trials: int = _setting(10, "number of configurations to train", "N")
-    max_seconds: float | None = _setting(
+    train_limit: int | None = setting(
         None,
-        "time after which no further trial starts; the same command goes on (default: no limit)",
-        "SECONDS",
-    )
-    epochs: int = _setting(5, "epochs of each trial", "N")
-    recipe: str = _setting(
-        USUAL_RECIPE,
-        "how trials are trained unless the following flags say otherwise: fast (AdamW, a rate that"
-        " falls to zero, smoothed labels) or study (Adam at a constant rate)",
-        "NAME",
-        choices=tuple(RECIPES),
-    )
-    batch_size: int | None = _setting(None, "images per batch, or a range of it", "N")
-    learning_rate: float | None = _setting(
-        None, "learning rate, the highest of the schedule, or a range of it", "RATE"
-    )
-    optimizer: str | None = _setting(
-        None, "optimizer, or several to choose from", "NAME", choices=OPTIMIZERS
-    )
-    weight_decay: float | None = _setting(
-        None, "weight decay of adamw and lion, or a range of it", "DECAY"
-    )
-    schedule: str | None = _setting(
-        None,
-        "how the learning rate changes over a trial, or several ways to choose from",
-        "NAME",
-        choices=SCHEDULES,
-    )
-    label_smoothing: float | None = _setting(
-        None,
-        "part of a label that is spread over all classes in training, or a range of it",
-        "PART",
-    )
-    ema_momentum: float | None = _setting(
-        None,
-        "momentum of a moving average of the weights, which is what is validated and kept, or a"
-        " range of it; 0 for none",
-        "MOMENTUM",
-    )
-    random_shift: int | None = _setting(
-        None,
-        "largest shift of a training image in rows and columns, drawn anew each time, or a range of"
-        " it",
-        "PIXELS",
-    )
-    random_rotation: float | None = _setting(
-        None,
-        "largest angle either way by which a training image is turned, drawn anew each time, or a"
-        " range of it",
-        "DEGREES",
-    )
-    validation_split: float = _setting(
-        0.1, "fraction of the training images for validation", "FRACTION", identifies=True
-    )
-    train_limit: int | None = _setting(
-        None, "use only N training images, in proportion of each class", "N", identifies=True
-    )
-    seed: int = _setting(
-        0, "seed of draws, initial weights, image order and split", "N", identifies=True
-    )
-    directory: str = _setting("runs", "folder that holds all runs", "PATH")
-    project_name: str | None = _setting(
-        None, "name of this run's folder (default: the name of the dataset)", "NAME"
-    )
-    overwrite: bool = _setting(
-        False, "delete the run in this folder and start over; the ledger beside it stays"
-    )
-    select: str = _setting(
-        "steady",
-        "how the winner is chosen: steady (trials whose validation accuracy never falls, beyond"
-        " what chance explains, come first) or best (by validation accuracy alone)",
-        "RULE",
-        choices=SELECTIONS,
-    )
-    tolerance: float | None = _setting(
-        None,
-        "largest fall of validation accuracy that counts as steady (default: a test of each fall)",
-        "FALL",
-    )
-    checkpoint_every: float = _setting(
-        60.0, "interval between checkpoints of a running trial", "SECONDS"
-    )
-    max_retries: int = _setting(
-        1,
-        "retries after a trial raises; five more if the process dies",
+        "use only N training images, in proportion of each class",
         "N",
+        whole(1),
+        identifies=True,
     )
-    finalists: int | None = _setting(
-        None,
-        "number of the first trials to train again; the best mean of such reruns wins",
-        "K",
-    )
-    reruns: int | None = _setting(
-        None, f"how often each finalist is trained again (default {RERUNS})", "R"
-    )
-    refit: bool = _setting(
-        False,
-        "train the winner again on training and validation images together, and test that network",
-    )
-    keep: int | None = _setting(
-        None,
-        f"number of the best trials whose weights are kept (default {KEEP}; more for an ensemble)",
-        "N",
-    )
-    ensemble: int | None = _setting(
-        None,
-        "also test the mean of the probabilities of the best K trials, whose weights are kept",
-        "K",
-    )
-    jobs: int | None = _setting(None, "trials to train at once (default: one per core)", "N")
-    ray: str | None = _setting(
-        None,
-        "train on the nodes of a Ray cluster: the address of its head, or auto for the cluster that"
-        " this machine is in",
-        "HOST:PORT",
-    )
-    lanes: int | None = _setting(
-        None,
-        "trials stacked in one program (default: measured on a GPU; 1 on a CPU and each TPU chip)",
-        "N",
-    )
-    precision: str = _setting(
-        "default",
-        "numeric precision: default (JAX's own for the device), highest (float32) or bfloat16 (GPU,"
-        " TPU)",
-        "NAME",
-        choices=PRECISIONS,
-    )
-    cache: str | None = _setting(
-        None,
-        "folder for compiled programs, or off"
-        " (default: $JAXMNIST_CACHE, else the user's cache folder)",
-        "PATH",
-    )
-    svm: bool = _setting(True, "fit an SVM on the winner's features")
-    svm_backend: str = _setting(
-        "auto",
-        "library that fits the SVM; auto is cuml on a GPU where it is installed, else sklearn",
-        "NAME",
-        choices=SVM_BACKENDS,
-    )
-    svm_search: int = _setting(0, "number of pairs of C and gamma to try for the SVM", "N")
-    report: bool = _setting(True, "write the report page report.html")
-    tensorboard: bool = _setting(True, "write files for TensorBoard")
-    quiet: bool = _setting(False, "print only the result")
-    verbose: bool = _setting(
-        False, "also print layers, reports by class and comparisons, which are in files otherwise"
-    )
-    ranges: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("dataset", "data_dir", "model", "directory", "cache"):
-            value = getattr(self, name)
-            if value is None and name != "directory":
-                continue
-            value = os.fspath(value) if isinstance(value, os.PathLike) else value
-            if not isinstance(value, str) or not value or not value.isprintable():
-                raise UsageError(f"{flag(name)} must be a name or a path, not {shown(value)}")
-            object.__setattr__(self, name, local_path(value, flag(name)))
-        for item in fields(self):
-            if isinstance(item.default, bool) and not isinstance(getattr(self, item.name), bool):
-                what = shown(getattr(self, item.name))
-                raise UsageError(f"{flag(item.name)} must be true or false, not {what}")
-        object.__setattr__(self, "ranges", checked_ranges(self.ranges))
-        if self.project_name is not None and not is_plain_name(self.project_name):
-            raise UsageError(
-                "--project-name must be the name of a folder, without slashes,"
-                f" not {shown(self.project_name)}"
-            )
-        self._check_ensemble()
-        for name, low in (("max_trials", 1), ("keep", 1), ("svm_search", 0), ("max_retries", 0)):
-            object.__setattr__(self, name, check_whole(name, getattr(self, name), low))
-        object.__setattr__(self, "seed", check_whole("seed", self.seed, 0, LARGEST_SEED))
-        self._check_finalists()
-        for name in ("train_limit", "jobs", "lanes"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, check_whole(name, getattr(self, name), 1))
-        if self.ray is not None and (not isinstance(self.ray, str) or not self.ray.isprintable()):
-            raise UsageError(f"--ray must be auto or an address, not {shown(self.ray)}")
-        if self.ray is not None and self.jobs is not None:
-            raise UsageError(
-                "--jobs is for one machine: with --ray, each core of a node trains a trial"
-            )
-        check_choice("recipe", self.recipe, tuple(RECIPES))
-        training = self.training()
-        for item in fields(training):
-            if item.name in self.__dict__:
-                object.__setattr__(self, item.name, getattr(training, item.name))
-        for name, accepts, wanted in NUMBERS:
-            if getattr(self, name) is not None:
-                number = check_number(name, getattr(self, name), accepts, wanted)
-                object.__setattr__(self, name, number)
-        for item in fields(self):
-            if choices := item.metadata.get("choices"):
-                check_choice(item.name, getattr(self, item.name), choices)
-        if not is_plain_name(self.dataset_name):
-            if self.dataset is None:
-                raise UsageError(
-                    f"--data-dir {shown(self.data_dir)} gives no valid name: add --dataset NAME"
-                )
-            raise UsageError(f"--dataset must be the name of a dataset, not {shown(self.dataset)}")
-
-    def _check_finalists(self) -> None:
-        """Check the finalists and their reruns, of which there are 3 by default."""
-        if self.finalists is None:
-            if self.reruns is not None:
-                raise UsageError("--reruns needs --finalists, the number of trials to train again")
+        super().__post_init__()
+        if is_plain_name(self.dataset_name):
             return
-        finalists = check_whole("finalists", self.finalists, 2)
-        if finalists > self.max_trials:
-            raise UsageError(
-                f"--finalists {finalists} is more than the {self.max_trials} trials of --max-trials"
+        if self.dataset is None:
+            raise SettingError(
+                "{data_dir} {given} gives no valid name: add {dataset} NAME",
+                given=shown(self.data_dir),
             )
-        object.__setattr__(self, "finalists", finalists)
-        reruns = RERUNS if self.reruns is None else self.reruns
-        object.__setattr__(self, "reruns", check_whole("reruns", reruns, 1))
-
-    def _check_ensemble(self) -> None:
-        """Check `ensemble` against the trials; without a `keep`, set one that suffices for it."""
-        members = self.ensemble
-        if members is None:
-            object.__setattr__(self, "keep", KEEP if self.keep is None else self.keep)
-            return
-        members = check_whole("ensemble", members, 2)
-        object.__setattr__(self, "ensemble", members)
-        if self.refit:
-            raise UsageError(
-                "--ensemble and --refit test different networks, as the ensemble's members are not"
-                " refitted: give one of them"
-            )
-        trials = check_whole("max_trials", self.max_trials, 1)
-        if members > trials:
-            raise UsageError(
-                f"--ensemble {members} needs as many trials, and --max-trials is {trials}"
-            )
-        if self.keep is None:
-            object.__setattr__(self, "keep", max(KEEP, members))
-        elif check_whole("keep", self.keep, 1) < members:
-            raise UsageError(
-                f"--ensemble {members} needs the weights of as many trials, and --keep is"
-                f" {self.keep}: leave it out or raise it"
-            )
+        raise wrong("dataset", f"must be the name of a dataset, not {shown(self.dataset)}")
 
     @property
     def dataset_name(self) -> str:
@@ -519,96 +318,467 @@ class SearchSettings:
             return name or "data"
         return (self.dataset or "mnist").replace("/", "_")
 
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceSettings(Part):
+    """What is searched beside the ranges of hyperparameters: the network, and the seed."""
+
+    title = "space"
+
+    model: str | None = setting(
+        None,
+        "Python file of a network of your own, with a function build_model",
+        "FILE[:FUNCTION]",
+        name_or_path,
+        names_code=True,
+    )
+    seed: int = setting(
+        0,
+        "seed of draws, initial weights, image order and split",
+        "N",
+        whole(0, LARGEST_SEED),
+        identifies=True,
+    )
+
+
+OPTIMIZERS = ("adam", "adamw", "nadam", "rmsprop", "sgd", "lion")
+DECAYING = ("adamw", "lion")  # optimizers that have a weight decay
+SCHEDULES = ("constant", "cosine", "linear", "one-cycle")
+PRECISIONS = ("default", "highest", "bfloat16")
+USUAL_RECIPE = "fast"  # whose values are the defaults
+of_training = partial(setting, identifies=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(Part):
+    """How each trial is trained: the settings that `engine.training` needs, and no others.
+
+    learning_rate is the optimizer's step size, which the schedule changes step by step;
+    weight_decay is that of the optimizers in `DECAYING`; batch_size counts images. precision:
+    'default' is JAX's own for the device, 'highest' computes products in full float32, 'bfloat16'
+    computes the network in bfloat16 with weights and loss in float32. recipe: whose values those
+    are that weren't given; a run is known by the values alone.
+    """
+
+    title = "training"
+
+    epochs: int = of_training(5, "epochs of each trial", "N", whole(1))
+    recipe: str = setting(
+        USUAL_RECIPE,
+        "how trials are trained unless the following flags say otherwise: fast (AdamW, a rate that"
+        " falls to zero, smoothed labels) or study (Adam at a constant rate)",
+        "NAME",
+        choices=("study", "fast"),
+    )
+    batch_size: int = of_training(
+        128, "images per batch, or a range of it", "N", whole(1), range=(1, 1024)
+    )
+    learning_rate: float = of_training(
+        4e-3,
+        "learning rate, the highest of the schedule, or a range of it",
+        "RATE",
+        above_0,
+        range=(1e-4, 1e-2, "log"),
+        shares_program=True,
+        of_optimizer=True,
+        recipes={"study": 1e-3},
+    )
+    optimizer: str = of_training(
+        "adamw",
+        "optimizer, or several to choose from",
+        "NAME",
+        choices=OPTIMIZERS,
+        range=OPTIMIZERS,
+        of_optimizer=True,
+        recipes={"study": "adam"},
+    )
+    weight_decay: float = of_training(
+        0.1,
+        "weight decay of adamw and lion, or a range of it",
+        "DECAY",
+        at_least_0,
+        range=(0, 1),
+        shares_program=True,
+        of_optimizer=True,
+        recipes={"study": 1e-4},
+    )
+    schedule: str = of_training(
+        "linear",
+        "how the learning rate changes over a trial, or several ways to choose from",
+        "NAME",
+        choices=SCHEDULES,
+        range=SCHEDULES,
+        of_optimizer=True,
+        recipes={"study": "constant"},
+    )
+    label_smoothing: float = of_training(
+        0.1,
+        "part of a label that is spread over all classes in training, or a range of it",
+        "PART",
+        part_below_1,
+        range=(0, 0.3),
+        shares_program="above 0",
+        recipes={"study": 0.0},
+    )
+    ema_momentum: float = of_training(
+        0.0,
+        "momentum of a moving average of the weights, which is what is validated and kept, or a"
+        " range of it; 0 for none",
+        "MOMENTUM",
+        part_below_1,
+        range=(0, 0.9999),
+        shares_program="above 0",
+    )
+    random_shift: int = of_training(
+        0,
+        "largest shift of a training image in rows and columns, drawn anew each time, or a range of"
+        " it",
+        "PIXELS",
+        whole(0, 1000),  # more than an image has
+        range=(0, 4),
+    )
+    random_rotation: float = of_training(
+        0.0,
+        "largest angle either way by which a training image is turned, drawn anew each time, or a"
+        " range of it",
+        "DEGREES",
+        number(lambda value: 0 <= value <= 180, "from 0 to 180"),
+        range=(0, 30),
+        shares_program="above 0",
+    )
+    precision: str = of_training(
+        "default",
+        "numeric precision: default (JAX's own for the device), highest (float32) or bfloat16 (GPU,"
+        " TPU)",
+        "NAME",
+        choices=PRECISIONS,
+    )
+
+    def for_trial(self, hyperparameters: Mapping[str, Any]) -> TrainingSettings:
+        """Return these settings with a trial's own hyperparameters of training in their place."""
+        own = {name: hyperparameters[name] for name in RANGED if name in hyperparameters}
+        return replace(self, **own) if own else self
+
+
+SELECTIONS = ("steady", "best")
+RERUNS = 3  # of each finalist, unless a number is given
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionSettings(Part):
+    """How many trials there are, and how the winner is chosen from them."""
+
+    title = "selection and budget"
+
+    max_trials: int = setting(10, "number of configurations to train", "N", whole(1, 10**5))
+    max_seconds: float | None = setting(
+        None,
+        "time after which no further trial starts; the same command goes on (default: no limit)",
+        "SECONDS",
+        above_0,
+    )
+    select: str = setting(
+        "steady",
+        "how the winner is chosen: steady (trials whose validation accuracy never falls, beyond"
+        " what chance explains, come first) or best (by validation accuracy alone)",
+        "RULE",
+        choices=SELECTIONS,
+    )
+    tolerance: float | None = setting(
+        None,
+        "largest fall of validation accuracy that counts as steady (default: a test of each fall)",
+        "FALL",
+        number(lambda value: 0 <= value <= 1, "from 0 to 1"),
+    )
+    finalists: int | None = setting(
+        None,
+        "number of the first trials to train again; the best mean of such reruns wins",
+        "K",
+        whole(2),
+    )
+    reruns: int | None = setting(
+        None, f"how often each finalist is trained again (default {RERUNS})", "R", whole(1, 1000)
+    )
+    refit: bool = setting(
+        False,
+        "train the winner again on training and validation images together, and test that network",
+    )
+    ensemble: int | None = setting(
+        None,
+        "also test the mean of the probabilities of the best K trials, whose weights are kept",
+        "K",
+        whole(2),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        trials, finalists, members = self.max_trials, self.finalists, self.ensemble
+        if finalists is None and self.reruns is not None:
+            raise SettingError("{reruns} needs {finalists}, the number of trials to train again")
+        if finalists is not None and finalists > trials:
+            raise SettingError(
+                "{finalists} {wanted} is more than the {trials} trials of {max_trials}",
+                wanted=finalists,
+                trials=trials,
+            )
+        if members is not None and self.refit:
+            raise SettingError(
+                "{ensemble} and {refit} test different networks, as the ensemble's members are not"
+                " refitted: give one of them"
+            )
+        if members is not None and members > trials:
+            raise SettingError(
+                "{ensemble} {members} needs as many trials, and {max_trials} is {trials}",
+                members=members,
+                trials=trials,
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningSettings(Part):
+    """Where trials train, and what happens if they are interrupted."""
+
+    title = "running"
+
+    jobs: int | None = setting(
+        None, "trials to train at once (default: one per core)", "N", whole(1)
+    )
+    lanes: int | None = setting(
+        None,
+        "trials stacked in one program (default: measured on a GPU; 1 on a CPU and each TPU chip)",
+        "N",
+        whole(1, 10**4),
+    )
+    ray: str | None = setting(
+        None,
+        "train on the nodes of a Ray cluster: the address of its head, or auto for the cluster that"
+        " this machine is in",
+        "HOST:PORT",
+        address,
+        scope="machine",
+        names_code=True,  # a cluster's pickles are loaded
+    )
+    checkpoint_every: float = setting(
+        60.0, "interval between checkpoints of a running trial", "SECONDS", at_least_0
+    )
+    max_retries: int = setting(
+        1, "retries after a trial raises; five more if the process dies", "N", whole(0)
+    )
+    cache: str | None = setting(
+        None,
+        "folder for compiled programs, or off"
+        " (default: $JAXMNIST_CACHE, else the user's cache folder)",
+        "PATH",
+        name_or_path,
+        scope="machine",
+        names_code=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ray is not None and self.jobs is not None:
+            raise SettingError(
+                "{jobs} is for one machine: with {ray}, each core of a node trains a trial"
+            )
+
+
+SVM_BACKENDS = ("auto", "sklearn", "sklearnex", "cuml")
+KEEP = 3  # trials whose weights are kept, unless more are needed or a person says otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings(Part):
+    """What is written, where, and what is printed."""
+
+    title = "output"
+
+    directory: str = setting(
+        "runs", "folder that holds all runs", "PATH", name_or_path, scope="machine"
+    )
+    project_name: str | None = setting(
+        None, "name of this run's folder (default: the name of the dataset)", "NAME", folder_name
+    )
+    overwrite: bool = setting(
+        False,
+        "delete the run in this folder and start over; the ledger beside it stays",
+        scope="session",
+    )
+    keep: int | None = setting(
+        None,
+        f"number of the best trials whose weights are kept (default {KEEP}; more for an ensemble)",
+        "N",
+        whole(1),
+    )
+    svm: bool = setting(True, "fit an SVM on the winner's features")
+    svm_backend: str = setting(
+        "auto",
+        "library that fits the SVM; auto is cuml on a GPU where it is installed, else sklearn",
+        "NAME",
+        choices=SVM_BACKENDS,
+    )
+    svm_search: int = setting(
+        0, "number of pairs of C and gamma to try for the SVM", "N", whole(0, 10**4)
+    )
+    report: bool = setting(True, "write the report page report.html")
+    tensorboard: bool = setting(True, "write files for TensorBoard")
+    quiet: bool = setting(False, "print only the result", scope="session")
+    verbose: bool = setting(
+        False,
+        "also print layers, reports by class and comparisons, which are in files otherwise",
+        scope="session",
+    )
+
+
+# --- All settings, and what follows from their declarations ---
+
+PARTS: Mapping[str, type[Part]] = {
+    "data": DataSettings,
+    "space": SpaceSettings,
+    "training": TrainingSettings,
+    "selection": SelectionSettings,
+    "running": RunningSettings,
+    "output": OutputSettings,
+}
+SETTINGS: Mapping[str, Setting] = {
+    item.name: replace(item.metadata["setting"], name=item.name, part=part, type=str(item.type))
+    for part, kind in PARTS.items()
+    for item in fields(kind)
+}
+# Settings of training that may be hyperparameters: of a network that asks for them, or of any
+# network where a person gives a range.
+RANGED = tuple(name for name, item in SETTINGS.items() if item.range)
+# Those of them that an optimizer of a network's own has in it.
+OF_OPTIMIZER = tuple(name for name, item in SETTINGS.items() if item.of_optimizer)
+# How trials are trained where nothing else is said, by name.
+RECIPES: Mapping[str, TrainingSettings] = {
+    recipe: TrainingSettings(
+        recipe=recipe,
+        **{name: item.recipes[recipe] for name, item in SETTINGS.items() if recipe in item.recipes},
+    )
+    for recipe in SETTINGS["recipe"].choices
+}
+IN_MEMORY = "arrays"  # the name of a dataset that is given as arrays without a name
+# Names of command-line options, which no hyperparameter may have.
+RESERVED = frozenset(
+    {"build_model", "config", "data", "dry_run", "help", "listener", "ranges", "version"}
+    | (SETTINGS.keys() - {*RANGED})
+    | {f"no_{name}" for name, item in SETTINGS.items() if item.kind == "bool"}
+)
+
+
+def check_training(hyperparameters: Mapping[str, Any]) -> None:
+    """Raise `SettingError` for a hyperparameter of training that training can't have."""
+    for name in RANGED:
+        if name in hyperparameters:
+            checked(name, hyperparameters[name], SETTINGS[name].check)
+
+
+@dataclass(frozen=True, init=False)
+class SearchSettings:
+    """The settings of a search, in parts, by the names of the keywords of `random_search`.
+
+    Raises `UsageError` with one line that names the setting, the value and what is accepted.
+
+    Args:
+      ranges: ranges of hyperparameters, by name, in place of the default ones. The network defines
+        which names there are and what the ranges mean.
+      **given: values by name; None stands for none, where that is the default.
+
+    Attributes:
+      data, space, training, selection, running, output: the values of all settings, in parts.
+      given: those that were given, as they are kept.
+
+    >>> settings = SearchSettings(epochs=3)
+    >>> settings.training.epochs, settings.selection.max_trials, settings.run_directory
+    (3, 10, 'runs/mnist')
+    >>> settings.given
+    {'epochs': 3}
+    """
+
+    data: DataSettings
+    space: SpaceSettings
+    training: TrainingSettings
+    selection: SelectionSettings
+    running: RunningSettings
+    output: OutputSettings
+    ranges: Mapping[str, Any]
+    given: Mapping[str, Any] = field(compare=False)
+
+    def __init__(self, *, ranges: Mapping[str, Any] | None = None, **given: Any) -> None:
+        for name in given:
+            if name not in SETTINGS:
+                raise unknown_option(name, SETTINGS)
+        names = [
+            name
+            for name, item in SETTINGS.items()
+            if name in given and not (given[name] is None and item.may_be_left)
+        ]
+        recipe = checked("recipe", given.get("recipe", USUAL_RECIPE), SETTINGS["recipe"].check)
+        values = {**asdict(RECIPES[recipe]), **{name: given[name] for name in names}}
+        parts: dict[str, Any] = {}
+        for part, kind in PARTS.items():
+            own = {item.name for item in fields(kind)}
+            parts[part] = kind(**{name: values[name] for name in values if name in own})
+        parts |= _completed(parts["selection"], parts["output"])
+        kept = {name: getattr(parts[SETTINGS[name].part], name) for name in names}
+        # As a frozen dataclass's own __init__ may.
+        vars(self).update(
+            parts, ranges=_checked_ranges({} if ranges is None else ranges), given=kept
+        )
+
+    @classmethod
+    def from_json(cls, settings: Mapping[str, Any], given: Iterable[str]) -> SearchSettings:
+        """The settings in search.json, without those that this version doesn't know.
+
+        given: the names of those that were given.
+        """
+        known = {name: value for name, value in settings.items() if name in SETTINGS}
+        found = cls(**known, ranges=settings.get("ranges"))
+        vars(found).update(given={name: found[name] for name in given if name in known})
+        return found
+
+    def replace(self, **changes: Any) -> SearchSettings:
+        """These settings with others given, and what follows from them."""
+        return SearchSettings(**{"ranges": self.ranges, **self.given, **changes})
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(getattr(self, SETTINGS[name].part), name)
+
     @property
     def run_directory(self) -> str:
         """The path of the run directory."""
-        return os.path.join(self.directory, self.project_name or self.dataset_name)
-
-    def training(self) -> TrainingSettings:
-        """Return the settings that training needs: those of the recipe where none are given."""
-        own = {item.name for item in fields(self)}
-        names = [item.name for item in fields(TrainingSettings) if item.name in own]
-        values = {name: getattr(self, name) for name in names}
-        given = {k: value for k, value in values.items() if value is not None or k not in TRAINING}
-        return replace(RECIPES[self.recipe], **given)
+        return os.path.join(
+            self.output.directory, self.output.project_name or self.data.dataset_name
+        )
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that identify a run: those of training, and those marked so."""
-        own = {item.name for item in fields(self) if item.metadata.get("identifies")}
-        return {
-            **{name: value for name, value in self.to_json().items() if name in own},
-            **asdict(self.training()),
-        }
+        """Return the settings that identify a run."""
+        return {name: self[name] for name, item in SETTINGS.items() if item.identifies}
 
     def to_json(self) -> dict[str, Any]:
         """Return all settings as a JSON object."""
-        found = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {**found, "ranges": dict(self.ranges)}
+        return {**{name: self[name] for name in SETTINGS}, "ranges": dict(self.ranges)}
 
 
-def usual_settings(recipe: Any) -> dict[str, Any]:
-    """All settings as they are where nothing but the recipe is given, and the usual recipe.
-
-    What differs from these must be said to get the same search. An unknown recipe, which
-    `SearchSettings` refuses, counts as the usual one.
-    """
-    known = recipe if isinstance(recipe, str) and recipe in RECIPES else USUAL_RECIPE
-    return {**SearchSettings(recipe=known).to_json(), "recipe": USUAL_RECIPE}
+def _checked_ranges(given: Any) -> dict[str, Any]:
+    """Return the ranges as `canonical` gives them; raise `UsageError` for an invalid one."""
+    if not isinstance(given, Mapping):
+        raise UsageError(f"ranges must be a mapping of names to ranges, not {shown(given)}")
+    return {name: checked(str(name), value, canonical) for name, value in given.items()}
 
 
-# The settings as `--help` lists them, by what they are about; a run's hyperparameters come under
-# 'space'.
-GROUPS: Mapping[str, tuple[str, ...]] = {
-    "data": ("dataset", "data_dir", "transpose", "validation_split", "train_limit"),
-    "space": ("model", "seed"),
-    "training": (
-        "epochs",
-        "recipe",
-        "batch_size",
-        "learning_rate",
-        "optimizer",
-        "weight_decay",
-        "schedule",
-        "label_smoothing",
-        "ema_momentum",
-        "random_shift",
-        "random_rotation",
-        "precision",
-    ),
-    "selection and budget": (
-        "max_trials",
-        "max_seconds",
-        "select",
-        "tolerance",
-        "finalists",
-        "reruns",
-        "refit",
-        "ensemble",
-    ),
-    "running": ("jobs", "lanes", "ray", "checkpoint_every", "max_retries", "cache"),
-    "output": (
-        "directory",
-        "project_name",
-        "overwrite",
-        "keep",
-        "svm",
-        "svm_backend",
-        "svm_search",
-        "report",
-        "tensorboard",
-        "quiet",
-        "verbose",
-    ),
-}
-# Names of command-line options, which no hyperparameter may have.
-_WORDS = {item.name for item in fields(SearchSettings)} | {
-    "build_model",
-    "config",
-    "data",
-    "dry_run",
-    "help",
-    "listener",
-    "version",
-}
-_NEGATED = {f"no_{item.name}" for item in fields(SearchSettings) if isinstance(item.default, bool)}
-RESERVED = frozenset((_WORDS | _NEGATED) - set(TRAINING))
+def _completed(selection: SelectionSettings, output: OutputSettings) -> dict[str, Part]:
+    """Check these parts together, and fill in what follows from settings that were given."""
+    members, kept = selection.ensemble, output.keep
+    if members is not None and kept is not None and kept < members:
+        raise SettingError(
+            "{ensemble} {members} needs the weights of as many trials, and {keep} is {kept}: leave"
+            " it out or raise it",
+            members=members,
+            kept=kept,
+        )
+    if selection.finalists is not None and selection.reruns is None:
+        selection = replace(selection, reruns=RERUNS)
+    if kept is None:
+        output = replace(output, keep=max(KEEP, members or 0))
+    return {"selection": selection, "output": output}

@@ -20,7 +20,7 @@ from sessions import PAGES, ROOT, blocks
 from jaxmnist import Run
 from jaxmnist.commands.main import COMMANDS
 from jaxmnist.data.array_files import read_idx_folder
-from jaxmnist.settings import RECIPES, TRAINING
+from jaxmnist.settings import RANGED, RECIPES
 
 # A network of one's own, as the page about them has it.
 NETWORK = re.search(
@@ -96,7 +96,7 @@ def test_the_recipes_are_those_of_the_page():
     """Each row of the table of settings has what the recipes say; a dash has no effect."""
     page = (ROOT / "docs" / "training.md").read_text("utf-8")
     rows = re.findall(r"^\| `--([a-z-]+)` \| .* \| (\S+) \| (\S+) \|$", page, re.MULTILINE)
-    assert {name.replace("-", "_") for name, *_ in rows} == set(TRAINING)
+    assert {name.replace("-", "_") for name, *_ in rows} == set(RANGED)
     for name, *told in rows:
         for recipe, value in zip(("fast", "study"), told, strict=True):
             said = getattr(RECIPES[recipe], name.replace("-", "_"))
@@ -107,8 +107,8 @@ def test_the_recipes_are_those_of_the_page():
 def test_training(session, tmp_path):
     session(ROOT / "docs" / "training.md")
     study, shifted = (Run(tmp_path / "runs" / name) for name in ("study", "shifted"))
-    assert study.settings.training() == replace(RECIPES["study"], epochs=1)
-    assert shifted.settings.training() == replace(RECIPES["fast"], epochs=1)
+    assert study.settings.training == replace(RECIPES["study"], epochs=1)
+    assert shifted.settings.training == replace(RECIPES["fast"], epochs=1)
     assert "random_shift" not in study.trials[0].hyperparameters
     assert shifted.trials[0].hyperparameters["random_shift"] in (0, 1, 2)
 
@@ -192,7 +192,7 @@ def fields(page: str, name: str) -> tuple[set[str], set[str]]:
 def test_the_run_directory_is_as_its_page_says(finished):
     page = (ROOT / "docs" / "run_directory.md").read_text("utf-8")
     path = finished.store.path
-    svm = f"svm/{finished.settings.dataset_name}/svm.json"
+    svm = f"svm/{finished.settings.data.dataset_name}/svm.json"
     places = {"search.json": "search.json", "trial.json": "trials/0000/trial.json", "svm.json": svm}
     places |= {name: name for name in ("best/config.json", "best/test.json")}
     for name, place in places.items():

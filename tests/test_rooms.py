@@ -126,6 +126,17 @@ def test_only_the_study_knows_its_hyperparameters():
     assert knowing == {"models/module.py", "models/study.py", "models/study_space.py"}
 
 
+def test_who_is_handed_all_settings():
+    """Data, runs, networks and engines are handed their part, or values from it."""
+    knowing = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in sources()
+        if "SearchSettings" in path.read_text("utf-8")
+    }
+    whole = {"api.py", "commands", "report", "results", "search"}
+    assert knowing == {"__init__.py", "settings.py", *whole}
+
+
 @pytest.mark.parametrize(
     ("library", "rooms"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from task import STARTED, answer, digits, read_task
 
@@ -13,7 +14,7 @@ from jaxmnist.models.network import DataSpec
 from jaxmnist.models.study import STUDY
 from jaxmnist.models.study_space import configuration
 from jaxmnist.runs.trial import Key, count_parameters
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.settings import RECIPES
 
 if __name__ == "__main__":
     imported = time.perf_counter() - STARTED
@@ -31,8 +32,11 @@ if __name__ == "__main__":
         tuple(range(10)),
         255.0,
     )
-    settings = TrainingSettings(
-        epochs=task.epochs, batch_size=task.batch_size, learning_rate=task.learning_rate
+    settings = replace(
+        RECIPES["study"],
+        epochs=task.epochs,
+        batch_size=task.batch_size,
+        learning_rate=task.learning_rate,
     )
     hyperparameters = configuration(task.filters, task.conv_layers, task.dense_layers, task.units)
     moments: list[list[float]] = [[] for _ in range(task.trials)]

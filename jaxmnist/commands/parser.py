@@ -9,7 +9,6 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import Field, fields
 from typing import Any, NoReturn
 
 from jaxmnist import __version__
@@ -24,7 +23,7 @@ from jaxmnist.errors import (
 )
 from jaxmnist.hyperparameters import shown
 from jaxmnist.machine import blas_threads, check_threads, cores, enough_threads
-from jaxmnist.settings import GROUPS, RECIPES, TRAINING, USUAL_RECIPE, SearchSettings, flag, nearest
+from jaxmnist.settings import PARTS, SETTINGS, Setting, flag, nearest
 
 SPACE = """A RANGE is first:last, first:last:step, first:last:log, values such as
 32,64,128, or one value."""
@@ -132,56 +131,32 @@ def add_settings(
     A flag that isn't given sets no attribute. Where only some settings are wanted, they have no
     groups.
     """
-    declared = {item.name: item for item in fields(SearchSettings) if "help" in item.metadata}
-    for title, members in GROUPS.items():
-        for name in members:
-            if name not in without and (names is None or name in names):
-                _add_setting(parser.group(title) if names is None else parser, declared[name])
+    for item in SETTINGS.values():
+        if item.name not in without and (names is None or item.name in names):
+            title = PARTS[item.part].title
+            _add_setting(parser.group(title) if names is None else parser, item)
 
 
-def _add_setting(parser: argparse._ActionsContainer, item: Field[Any]) -> None:
-    kind = str(item.type).removesuffix(" | None")
-    text = item.metadata["help"]
-    choices = item.metadata["choices"]
-    if not all(choice in text for choice in choices):
-        text += f" [{', '.join(choices)}]"
-    if kind == "bool":
+def _add_setting(parser: argparse._ActionsContainer, item: Setting) -> None:
+    text = item.described.replace("%", "%%")
+    options: dict[str, Any] = {"dest": item.name, "default": argparse.SUPPRESS}
+    if item.kind != "bool":
+        parser.add_argument(
+            flag(item.name),
+            type={"int": _number(int), "float": _number(float)}.get(item.kind, str),
+            metavar=item.metavar,
+            help=text,
+            **options,
+        )
+    elif item.default:
+        action = argparse.BooleanOptionalAction
+        parser.add_argument(flag(item.name), action=action, help=text, **options)
+    else:
         # Settings that are on by default are listed with two flags, such as --svm and --no-svm; of
         # the others the second one only takes back what a file says.
-        options: dict[str, Any] = {"dest": item.name, "default": argparse.SUPPRESS}
-        if item.default:
-            action = argparse.BooleanOptionalAction
-            text += " (default: yes)"
-            parser.add_argument(flag(item.name), action=action, help=text, **options)
-            return
         parser.add_argument(flag(item.name), action="store_true", help=text, **options)
         options["help"] = argparse.SUPPRESS
         parser.add_argument(flag(f"no_{item.name}"), action="store_false", **options)
-        return
-    # The help of a setting without a default, and of one called 'default', says what happens.
-    if usual := _usual(item):
-        text += f" (default {usual})"
-    parser.add_argument(
-        flag(item.name),
-        dest=item.name,
-        default=argparse.SUPPRESS,
-        type={"int": _number(int), "float": _number(float)}.get(kind, str),
-        metavar=item.metadata["metavar"] or "WORD",
-        help=text.replace("%", "%%"),
-    )
-
-
-def _usual(item: Field[Any]) -> str | None:
-    """The default of a setting, and where it is another one in another recipe, as text."""
-    if item.name not in TRAINING:
-        return None if item.default in (None, "default") else _text(item.default)
-    found = {name: _text(getattr(recipe, item.name)) for name, recipe in RECIPES.items()}
-    usual = found.pop(USUAL_RECIPE)
-    return "; ".join([usual, *(f"{name}: {v}" for name, v in found.items() if v != usual)])
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def add_ranges(parser: Parser, ranges: Mapping[str, str], texts: Mapping[str, str]) -> None:
@@ -236,7 +211,7 @@ def run_command(
             if sys.stdout is not None:
                 sys.stdout.flush()
     except JaxmnistError as error:
-        return _end(str(error), error.exit_status)
+        return _end(error.worded(flag), error.exit_status)
     except ImportError as error:
         mend = "install jaxmnist with its dependencies: python -m pip install --editable ."
         return _end(f"{one_line(error)}; {mend}", 1)

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jaxmnist.api import dry_run, own_network, run_search, settings_of
 from jaxmnist.commands.parser import Parser, add_ranges, add_settings, first_of
-from jaxmnist.errors import UsageError, disk_error, local_path, one_line
+from jaxmnist.errors import Named, SettingError, UsageError, disk_error, local_path, one_line
 from jaxmnist.hyperparameters import shown
 from jaxmnist.models.questions import Definition
 from jaxmnist.models.space import Space, ranges_of
 from jaxmnist.models.study_space import DEFINITION
-from jaxmnist.settings import KEEP, SearchSettings, nearest, usual_settings
+from jaxmnist.settings import SETTINGS, flag, nearest
 
 # --- `--config FILE`: settings of a search from a TOML file, or from a run's search.json ---
 
 LARGEST = 2**26  # bytes of a file
-# What search.json says of a session, and not of the search.
-OF_A_SESSION = ("overwrite", "quiet", "verbose")
-# What names code: a network's file, a folder of compiled programs, a cluster whose pickles are
-# loaded. The search.json of somebody else must not have it run.
-NAMES_CODE = ("model", "cache", "ray")
 
 
 @dataclass(frozen=True)
@@ -60,26 +54,22 @@ class Config:
         """What the user should know of the file."""
         if not self.left_out:
             return []
-        flags = " and ".join(f"--{name}" for name in self.left_out)
+        flags = " and ".join(map(flag, self.left_out))
         verb, them = ("is", "it") if len(self.left_out) == 1 else ("are", "them")
         return [f"note: {flags} of {self.path} {verb} not taken over; give {them} again if wanted"]
 
-    def network(self) -> str | None:
+    def network(self) -> Any:
         """The file of the network as the file names it; `UsageError` if it must be given."""
         if say := self.needs.get(("model",)):
             raise UsageError(f"{self.path}: {say}")
-        model = self.options.get("model")
-        if not isinstance(model, str | None):
-            raise UsageError(f"--model must be the name of a file, not {shown(model)}")
-        return model
+        return self.options.get("model")
 
     def check(self, parameters: Iterable[str]) -> None:
         """Raise `UsageError` for a key that is no word of the command line, or what is missing.
 
         parameters: the names of the hyperparameters.
         """
-        settings = [item.name for item in fields(SearchSettings) if item.name != "ranges"]
-        known = [*settings, *parameters]
+        known = [*SETTINGS, *parameters]
         for name in self.options:
             if name not in known:
                 raise UsageError(f"{self.path}: {self._unknown(name, known)}")
@@ -101,13 +91,13 @@ class Config:
         """While in this context, errors about a value of the file name the file and the key."""
         try:
             yield
-        except UsageError as problem:
-            begins = re.match(r"--([A-Za-z][A-Za-z0-9-]*)", str(problem))
-            name = begins[1].replace("-", "_") if begins else ""
-            if type(problem) is not UsageError or begins is None or name not in self.options:
+        except SettingError as problem:
+            if not {*problem.names[:1]} & self.options.keys():
                 raise
-            rest = str(problem)[begins.end() :]
-            raise UsageError(f"{self.path}: {self.keys[name]}{rest}") from None
+            line = problem.worded(
+                lambda name: self.keys[name] if name in self.options else flag(name)
+            )
+            raise UsageError(f"{self.path}: {line}") from None
 
 
 def read_config(given: str) -> Config:
@@ -118,7 +108,7 @@ def read_config(given: str) -> Config:
 
     Raises `UsageError`, which names the file, if it can't be read.
     """
-    path = local_path(given, "--config")
+    path = local_path(given, Named("config"))
     content = _content(path)
     if content.lstrip()[:1] == b"{":  # which no TOML begins with
         return _of_run(path, content)
@@ -152,9 +142,10 @@ def read_config(given: str) -> Config:
 
 
 def _of_run(path: str, content: bytes) -> Config:
-    """The settings of search.json that differ from their defaults, with the ranges.
+    """The settings that were given to the search of a search.json, with the ranges.
 
-    It never names code that is run: a network of one's own has to be given again.
+    Not those of a session, as `--overwrite`; and never code that is run: a network of one's own has
+    to be given again. The search.json of somebody else must not have it run.
     """
     # Imported here: NumPy takes a tenth of a second, which --help shouldn't wait for.
     from jaxmnist.files import DamagedFile, fits, json_content
@@ -165,21 +156,21 @@ def _of_run(path: str, content: bytes) -> Config:
         raise UsageError(
             f"{problem}: --config takes a TOML file, or search.json as a search wrote it"
         ) from None
-    shape = {"settings": dict, "identity": {"network": str}, "data": {"in_memory": bool}}
+    shape = {
+        "settings": dict,
+        "given": dict,
+        "identity": {"network": str},
+        "data": {"in_memory": bool},
+    }
     if not fits(search, shape):
         raise UsageError(f"{path}: is not the search.json of a run")
-    settings = dict(search["settings"])
-    ranges = settings.pop("ranges", {})
-    usual = usual_settings(settings.get("recipe"))
-    if settings.get("keep") in (KEEP, settings.get("ensemble")):
-        settings["keep"] = None  # was derived, and another --ensemble derives another one
-    options = {
-        name: value
-        for name, value in settings.items()
-        if name not in OF_A_SESSION and value != usual.get(name)
-    }
-    code = {name: options.pop(name) for name in NAMES_CODE if name in options}
-    options |= ranges if isinstance(ranges, dict) else {}
+    ranges = search["settings"].get("ranges")
+    options, code = {**search["given"], **(ranges if isinstance(ranges, dict) else {})}, {}
+    for name, item in SETTINGS.items():
+        if name in options and item.names_code:
+            code[name] = options.pop(name)
+        elif item.scope == "session":
+            options.pop(name, None)
     needs: dict[tuple[str, ...], str] = {}
     if search["data"]["in_memory"]:
         say = "its data were arrays in memory: name data by --data-dir or --dataset"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 
 from jaxmnist.commands.parser import Parser, add_model, add_run, add_settings
-from jaxmnist.errors import UsageError, printable
-from jaxmnist.settings import SearchSettings, flag
+from jaxmnist.errors import Named, SettingError, UsageError, printable
+from jaxmnist.settings import SearchSettings
 
 NAMES = (
     "dataset",
@@ -41,7 +41,7 @@ def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
     own = not given.keys() & {"dataset", "data_dir"}
     for name in ("train_limit", "validation_split"):
         if own and name in given:
-            raise UsageError(f"{flag(name)} needs --dataset or --data-dir")
+            raise SettingError("{setting} needs {dataset} or {data_dir}", setting=Named(name))
     # Imported late: JAX takes a second, during which signals must already be handled.
     from jaxmnist.api import own_network
     from jaxmnist.data.dataset import load_dataset
@@ -52,22 +52,22 @@ def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
     from jaxmnist.results.svm import describe_svm, fit_on_run
 
     with notes_on(Console()), locked_run(directory, own_network(model)) as run:
-        settings = SearchSettings(**{"seed": run.settings.seed, **given})
+        settings = SearchSettings(**{"seed": run.settings.space.seed, **given})
         dataset = None
         if own or not given.keys() & NEW_TASK:
             # With --data-dir alone the data may be the run's own, which have moved.
             with suppress(*() if own else (UsageError,)):
-                dataset = run.load_dataset(settings.data_dir)
+                dataset = run.load_dataset(settings.data.data_dir)
                 own = True
-        dataset = dataset or load_dataset(settings)
+        dataset = dataset or load_dataset(settings.data, settings.space.seed)
         for line in () if own else (*dataset.notes, dataset.scale_note):
             if line:
                 print(fitted(printable(line)))
         content = fit_on_run(
             run,
             dataset,
-            wanted=settings.svm_backend,
-            draws=settings.svm_search,
+            wanted=settings.output.svm_backend,
+            draws=settings.output.svm_search,
             baselines=not own,
         )
         compared = (

@@ -17,7 +17,14 @@ from io import SEEK_END, SEEK_SET
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
-from jaxmnist.errors import EnvironmentFailure, JaxmnistError, UsageError, disk_error, one_line
+from jaxmnist.errors import (
+    EnvironmentFailure,
+    JaxmnistError,
+    SettingError,
+    UsageError,
+    disk_error,
+    one_line,
+)
 from jaxmnist.files import PIECE, check_unpacked
 
 # --- Names of arrays and files ---
@@ -106,13 +113,19 @@ def choose(source: str, names: Iterable[str], what: str) -> dict[str, tuple[str,
     if not trained:
         return {}
     if len(trained) > 1 and (what == "file" or "" not in trained):
-        mend = "keep one of them in it"
+        mend, one = "keep one of them in it", ""
         if what == "file":
             first = trained[min(trained)]
             one = min(trained) or first.get(("train", "images")) or first["all", "images"]
-            mend = f"name one, as in --data-dir {source}/{one}"
+            mend = "name one, as in {data_dir} {source}/{one}"
         known = listed(dataset or "one without a name" for dataset in sorted(trained))
-        raise UsageError(f"{source}: holds {len(trained)} datasets, {known}: {mend}")
+        raise SettingError(
+            "{source}: holds {count} datasets, {known}: " + mend,
+            source=source,
+            count=len(trained),
+            known=known,
+            one=one,
+        )
     parts = trained[""] if "" in trained else next(iter(trained.values()))
     chosen = {}
     for part in ("train", "validation", "test"):

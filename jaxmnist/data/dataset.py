@@ -56,8 +56,8 @@ from jaxmnist.data.picture_files import read_class_folders
 from jaxmnist.data.preparation import Preparation, preparation_of
 from jaxmnist.data.split import digests, limited, notes_on, part_fingerprint, validation_part
 from jaxmnist.data.tables import read_table, read_table_files, table_parts
-from jaxmnist.errors import UsageError, local_path
-from jaxmnist.settings import SearchSettings
+from jaxmnist.errors import Named, SettingError, UsageError, local_path, wrong
+from jaxmnist.settings import DataSettings
 
 # --- Data as people have them, recognised by their content ---
 
@@ -95,8 +95,8 @@ def _read(path: Path) -> Found:
         if found := _array_files(path.parent, starting):
             return _read_beside(path, found)
     is_name = re.fullmatch(r"[a-z][a-z0-9_]*", str(path))
-    mend = f"; a dataset is named by --dataset {path}" if is_name else ""
-    raise UsageError(f"--data-dir {path}: no such folder or file{mend}")
+    mend = "; a dataset is named by {dataset} {path}" if is_name else ""
+    raise SettingError("{data_dir} {path}: no such folder or file" + mend, path=path)
 
 
 def _read_file(path: Path) -> Found:
@@ -347,7 +347,7 @@ def load_arrays(
     (60000, 28, 28, 1)
     """
     if data_dir is not None:
-        return read_files(Path(local_path(data_dir, "--data-dir")), transpose=transpose)
+        return read_files(Path(local_path(data_dir, Named("data_dir"))), transpose=transpose)
     arrays = _by_name(dataset or "mnist")
     return transposed(arrays) if transpose else arrays
 
@@ -357,24 +357,26 @@ def _by_name(dataset: str) -> Arrays:
     if dataset == "mnist":
         with resources.as_file(resources.files("jaxmnist.data") / "mnist") as folder:
             return read_idx_folder(folder, MNIST_SHA256)
-    is_path = f"--dataset {dataset} is a path, not a name: use --data-dir {dataset}"
+    is_path = SettingError(
+        "{dataset} {given} is a path, not a name: use {data_dir} {given}", given=dataset
+    )
     if os.path.isabs(dataset) or dataset.startswith(".") or re.search(ENDING, dataset.lower()):
-        raise UsageError(is_path)
+        raise is_path
     try:
         return load_named(dataset)
     except UsageError:
         if os.path.exists(dataset):
-            raise UsageError(is_path) from None
+            raise is_path from None
         raise
 
 
-def load_dataset(settings: SearchSettings) -> Dataset:
-    """Load and split the dataset that `settings` specify."""
+def load_dataset(settings: DataSettings, seed: int) -> Dataset:
+    """Load and split the dataset that `settings` specify; the seed is that of the split."""
     arrays = load_arrays(settings.dataset, settings.data_dir, settings.transpose)
-    return split_as(settings, arrays)
+    return split_as(settings, seed, arrays)
 
 
-def dataset_in_memory(data: Any, settings: SearchSettings) -> Dataset:
+def dataset_in_memory(data: Any, settings: DataSettings, seed: int) -> Dataset:
     """The dataset of arrays.
 
     Args:
@@ -383,7 +385,8 @@ def dataset_in_memory(data: Any, settings: SearchSettings) -> Dataset:
         as Keras' `load_data` gives them, and all may be what `load_arrays` returns. Images are
         numbers [N, H, W], [N, H, W, C], [N, C, H, W] or [N, D]; labels are numbers or names [N],
         or one-hot [N, K].
-      settings: of the search.
+      settings: of the data, which name and split them.
+      seed: of the split.
 
     Raises:
       UsageError: the arrays are not such ones, or don't fit together.
@@ -394,7 +397,7 @@ def dataset_in_memory(data: Any, settings: SearchSettings) -> Dataset:
         own = Arrays(*fields)
         if settings.transpose and not own.source.transposed:
             own = transposed(own)
-        return replace(split_as(settings, own), in_memory=True)
+        return replace(split_as(settings, seed, own), in_memory=True)
     if isinstance(data, tuple | list) and len(data) in (2, 3):
         pairs = [part for part in data if isinstance(part, tuple | list) and len(part) == 2]
         if len(pairs) == len(data):
@@ -410,16 +413,16 @@ def dataset_in_memory(data: Any, settings: SearchSettings) -> Dataset:
         raise UsageError("data must be arrays of images and of labels") from None
     found = in_order(list(zip(parts[::2], parts[1::2], strict=True)))
     arrays = check("data", found, transpose=settings.transpose)
-    return replace(split_as(settings, arrays), in_memory=True)
+    return replace(split_as(settings, seed, arrays), in_memory=True)
 
 
-def split_as(settings: SearchSettings, arrays: Arrays) -> Dataset:
+def split_as(settings: DataSettings, seed: int, arrays: Arrays) -> Dataset:
     """Split a dataset as `settings` say."""
     return split(
         settings.dataset_name,
         arrays,
         validation_split=settings.validation_split,
-        seed=settings.seed,
+        seed=seed,
         train_limit=settings.train_limit,
     )
 
@@ -453,9 +456,9 @@ def split(
     x = arrays.x_train
     if train_limit is not None and train_limit < len(classes):
         if train_limit < len(labels):
-            raise UsageError(
-                f"--train-limit {train_limit} is fewer images than {name} has classes,"
-                f" {len(labels)}"
+            raise wrong(
+                "train_limit",
+                f"{train_limit} is fewer images than {name} has classes, {len(labels)}",
             )
         chosen = limited(classes, counts, train_limit)
         x, classes = x[chosen], classes[chosen]

@@ -198,7 +198,7 @@ def _load_idx(
         paths = {key: Path(manager.download(url)) for key, url in urls.items()}
     except Exception as error:  # of tfds, requests or the file system
         files = ", ".join(f"{file}.gz" for file in IDX_NAMES.values())
-        advice = f"put {files} into a folder and name it with --data-dir"
+        advice = f"put {files} into a folder and name it with --data-dir, in Python data_dir"
         raise _explain(f"{name} can't be downloaded", error, downloads, advice) from None
     try:
         found = {key: read_idx(path) for key, path in paths.items()}
@@ -236,7 +236,10 @@ def _prepare(tfds: Any, name: str, builder: Any) -> None:
     try:
         builder.download_and_prepare(download_config=config)
     except Exception as error:  # a dataset's code may raise anything
-        advice = "name a folder of IDX files or an .npz file with --data-dir instead"
+        advice = (
+            "name a folder of IDX files or an .npz file with --data-dir, in Python data_dir,"
+            " instead"
+        )
         raise _explain(f"{name} can't be prepared", error, Path(root), advice) from None
 
 

@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from jaxmnist.data.arrays import Found, Part, Source
 from jaxmnist.data.contents import PARTS, files_below, listed, reason, unreadable, visible
 from jaxmnist.data.split import eight_bits
-from jaxmnist.errors import JaxmnistError, UsageError
+from jaxmnist.errors import JaxmnistError, SettingError, UsageError
 from jaxmnist.files import largest_file
 
 # --- The one reader of pictures: what a file holds, upright, and how that becomes pixels ---
@@ -488,9 +488,11 @@ def _read_class(folder: Path, reading: _Reading) -> list[Raster]:
                 raise found from None
             wrong.append(f"{path} can't be read: {reason(error)}")
     if inner and not rasters:
-        raise UsageError(
-            f"{folder}: has no pictures but the folder {inner[0]}; --data-dir must name the folder"
-            " that holds the folders of classes"
+        raise SettingError(
+            "{folder}: has no pictures but the folder {inner}; {data_dir} must name the folder that"
+            " holds the folders of classes",
+            folder=folder,
+            inner=inner[0],
         )
     if not rasters and not all(map(OTHER_NAME.search, files)):
         raise UsageError(

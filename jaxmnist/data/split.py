@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxmnist.data.contents import listed
-from jaxmnist.errors import UsageError
+from jaxmnist.errors import SettingError
 
 # --- Images with equal pixels ---
 
@@ -187,18 +187,25 @@ def validation_part(
     """
     counts = np.bincount(classes, minlength=len(names))
     whose, held = owners(groups, classes), np.bincount(groups)
-    images, limit = len(classes), "" if train_limit is None else f" of --train-limit {train_limit}"
+    images, limited = len(classes), "" if train_limit is None else " of {train_limit} {limit}"
+    limit = "" if train_limit is None else f" of --train-limit {train_limit}"
     several = int((np.bincount(whose[whose >= 0], minlength=len(names)) > 1).sum())
     if several == 0:
-        raise UsageError(
-            f"no class has two different training images{limit}, of which one could validate"
+        raise SettingError(
+            f"no class has two different training images{limited}, of which one could validate",
+            limit=train_limit,
         )
     asked = round(fraction * images)
     if asked > images - len(counts):
         lost = int(counts.argmin())
-        raise UsageError(
-            f"--validation-split {fraction}{limit} leaves no training image of label"
-            f" {names[lost]}, which has {counts[lost]} of {images} images"
+        raise SettingError(
+            "{validation_split} {fraction}" + limited + " leaves no training image of label {name},"
+            " which has {count} of {images} images",
+            fraction=fraction,
+            limit=train_limit,
+            name=names[lost],
+            count=counts[lost],
+            images=images,
         )
     sizes = group_sizes([held[whose == k] for k in range(len(names))], max(asked, several))
     drawn = draw(groups, whose, sizes, seed)

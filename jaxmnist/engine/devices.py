@@ -20,7 +20,15 @@ from typing import Any
 import platformdirs
 
 from jaxmnist.engine.nodes import processor
-from jaxmnist.errors import EnvironmentFailure, UsageError, local_path, one_line
+from jaxmnist.errors import (
+    EnvironmentFailure,
+    Named,
+    SettingError,
+    UsageError,
+    local_path,
+    one_line,
+    wrong,
+)
 from jaxmnist.machine import check_threads, cores, is_inherited
 
 # --- Starting JAX: its platform, the size of XLA's thread pool, settings that break training ---
@@ -100,7 +108,7 @@ def import_jax() -> ModuleType:
 def check_precision(precision: str, platform: str) -> None:
     """Raise `UsageError` unless the platform computes in this precision."""
     if platform == "cpu" and precision == "bfloat16":
-        raise UsageError("--precision bfloat16 is for GPUs and TPUs, and this is a CPU")
+        raise wrong("precision", "bfloat16 is for GPUs and TPUs, and this is a CPU")
 
 
 def start_jax() -> str:
@@ -257,18 +265,19 @@ def debugging_settings() -> str:
 def check_ray(address: str) -> None:
     """Raise `UsageError` if Ray isn't installed, or if the address can't be that of a cluster."""
     if find_spec("ray") is None:
-        raise UsageError(
-            "--ray needs Ray, which isn't installed here: python -m pip install 'ray>=2.60'"
+        raise wrong(
+            "ray", "needs Ray, which isn't installed here: python -m pip install 'ray>=2.60'"
         )
     if "://" in address:
-        raise UsageError(
-            f"--ray {address}: give the address of the cluster's head as host:port, on a machine"
-            " that is a node of the cluster"
+        raise wrong(
+            "ray",
+            f"{address}: give the address of the cluster's head as host:port, on a machine that is"
+            " a node of the cluster",
         )
     host, _, port = address.rpartition(":")
     possible = host and port.isdecimal() and 0 < int(port) < 65536
     if address != "auto" and not possible:
-        raise UsageError(f"--ray must be auto or the head's host:port, not {address!r}")
+        raise wrong("ray", f"must be auto or the head's host:port, not {address!r}")
 
 
 # --- The cache folder, which keeps compiled programs and measurements between runs ---
@@ -290,7 +299,7 @@ def cache_folder(given: str | None) -> Path | None:
     if chosen == OFF:
         return None
     if chosen:
-        folder = Path(local_path(chosen, "--cache" if given else VARIABLE))
+        folder = Path(local_path(chosen, Named("cache") if given else VARIABLE))
     else:
         folder = Path(platformdirs.user_cache_dir("jaxmnist", appauthor=False))
         if not folder.is_absolute():  # the user has no home folder, so `~` was not expanded
@@ -333,13 +342,12 @@ def keep_programs(folder: Path | None, wanted: bool = False) -> str | None:
     except OSError as error:
         problem = error.strerror
     if problem:
-        line = (
-            f"{programs}: can't keep compiled programs: {problem}"
-            f" (choose another folder with --cache, or --cache {OFF})"
-        )
+        failed = f"{programs}: can't keep compiled programs: {problem}"
         if wanted:
-            raise UsageError(line)
-        return f"note: {line}"
+            raise SettingError(
+                "{failed} (choose another folder for {cache}, or off for none)", failed=failed
+            )
+        return f"note: {failed} (choose another folder with --cache, or --cache {OFF})"
     if late and os.environ.get(LOG_LEVEL) != "3" and start_jax() == "cpu":
         return None
     _drop_oldest(programs)

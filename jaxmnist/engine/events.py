@@ -245,6 +245,7 @@ def from_arrays(
     empty = jax.tree.map(
         lambda x: np.zeros(x.shape, x.dtype), network.shapes(hyperparameters, data)
     )
+    settings = network.training(settings, hyperparameters, data)
     template = first_state(network, hyperparameters, data, settings, empty)._replace(constants={})
     found = []
     for name, wanted in _named(template):

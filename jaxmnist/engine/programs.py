@@ -255,15 +255,13 @@ class Builder:
         states: list[TrainingState] = []
         packing = self.packing_of(group.widest)
         for index, hyperparameters in group.trials:
+            settings = self.settings_of(hyperparameters)
             seeds = {"seed": weights_seed(self.seed, index), "index": index.index}
             if index in checkpoints:
                 state = checkpoints[index].state
                 # A checkpoint has no constants: they follow from the trial.
-                constants = constants_of(
-                    self.settings_of(hyperparameters),
-                    **seeds,
-                    numbers=self.network.numbers(hyperparameters),
-                )
+                numbers = self.network.numbers(hyperparameters)
+                constants = constants_of(settings, **seeds, numbers=numbers)
                 state = state._replace(constants=constants)
             else:
                 weights = self.network.initial_parameters(hyperparameters, self.data, **seeds)
@@ -271,7 +269,7 @@ class Builder:
                     self.network,
                     hyperparameters,
                     self.data,
-                    self.settings,
+                    settings,
                     weights,
                     **seeds,
                     computed=True,
@@ -304,7 +302,8 @@ class Builder:
         """The jitted training and evaluation functions of a group, with arguments to lower them."""
         by_lane, method = self.devices.by_lane, stacking.method(self.platform)
         shapes = self.network.shapes(group.widest, self.data)
-        first = first_state(self.network, group.widest, self.data, self.settings, shapes)
+        settings, images = self.settings_of(group.widest), len(self.dataset.y_train)
+        first = first_state(self.network, group.widest, self.data, settings, shapes)
         packing = self.packing_of(group.widest)
 
         def stacked(tree: Any) -> Any:
@@ -318,7 +317,6 @@ class Builder:
         model = self.network.model(group.widest, self.data, method, precision)
         evaluated = self.network.model(group.widest, self.data, judging, precision)
         step = np.int32(0)
-        settings, images = self.settings_of(group.widest), len(self.dataset.y_train)
         fills = self.network.fills_batches(group.widest, self.data)
         tail = 0 if fills else images % settings.batch_size
         own = self.network.optimizer(group.widest, self.data)

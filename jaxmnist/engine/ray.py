@@ -373,8 +373,8 @@ class RayEvents:
         elif kind == "failed":
             self._done = True
             raise EnvironmentFailure(
-                f"{content[0]}; what is finished is kept, and the same command goes on (without"
-                " --ray, on this machine alone)"
+                f"{content[0]}; what is finished is kept, and the same command goes on (on this"
+                " machine alone, if it names no cluster)"
             )
         else:
             self._done = True

@@ -386,12 +386,11 @@ def first_state(
 
     Args:
       network, hyperparameters, data: what is trained.
-      settings: of the search; the trial's own hyperparameters of training take their place.
+      settings: of the trial; see `Network.training`.
       weights: initially, or their shapes.
       seed, index: of the trial.
       computed: compute the first state of a network's own optimizer; else shapes alone are right.
     """
-    settings = network.training(settings, hyperparameters, data)
     constants = constants_of(settings, seed, index, numbers=network.numbers(hyperparameters))
     parameters, collections = network.split(weights)
     own = network.optimizer(hyperparameters, data)

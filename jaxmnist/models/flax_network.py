@@ -45,7 +45,7 @@ from jaxmnist.models.network import (
 from jaxmnist.models.questions import Definition, Distribution, Questions, answers_of, one_step
 from jaxmnist.models.rewriting import rewritten, with_last_inputs
 from jaxmnist.runs.trial import Computation, Layer
-from jaxmnist.settings import OF_OPTIMIZER, TRAINING, TrainingSettings
+from jaxmnist.settings import OF_OPTIMIZER, RANGED, TrainingSettings, check_training
 
 NAME = "own"  # of the network, in a run's identity
 # Of a training, before data are there, where a schedule fails with the one step that is told then.
@@ -121,7 +121,7 @@ class FlaxNetwork(Network):
                 if not hp.asked:
                     self._parts(found)
             if not isinstance(found, tuple):
-                TrainingSettings().for_trial(hp.values)
+                check_training(hp.values)
 
         try:
             try:
@@ -183,7 +183,7 @@ class FlaxNetwork(Network):
             raise
         except UsageError as problem:  # it asks for something else than it did before
             raise NetworkError(f"{self.name}: {problem}") from problem
-        if left := [name for name in hyperparameters if name not in (*hp.asked, *TRAINING)]:
+        if left := [name for name in hyperparameters if name not in (*hp.asked, *RANGED)]:
             raise NetworkError(
                 f"{self.name} asked for {', '.join(left)} before, and doesn't now, with the same"
                 f" answers ({hyperparameters})"

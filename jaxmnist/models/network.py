@@ -23,18 +23,19 @@ import optax
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.errors import (
     JaxmnistError,
+    Named,
     NetworkError,
-    UsageError,
     local_path,
     may_interrupt,
     one_line,
     whole_traceback,
+    wrong,
 )
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.convolution import Method
 from jaxmnist.models.questions import Definition
 from jaxmnist.runs.trial import Computation, Layer
-from jaxmnist.settings import TRAINING_NUMBERS, TrainingSettings
+from jaxmnist.settings import SETTINGS, TrainingSettings
 
 # --- A function `build_model` from a person's own Python file ---
 
@@ -50,19 +51,17 @@ def load_function(given: str) -> Callable[[Any], Any]:
     Raises `UsageError` if there is no such file or function, or if the file can't be run.
     """
     name, _, function = given.rpartition(":") if ":" in given else (given, "", FUNCTION)
-    path = Path(local_path(name, "--model")).absolute()
+    path = Path(local_path(name, Named("model"))).absolute()
     if not path.is_file():
-        raise UsageError(f"--model {name}: there is no such file")
+        raise wrong("model", f"{name}: there is no such file")
     if not function.isidentifier():
-        raise UsageError(f"--model {given}: {function!r} is not the name of a function")
+        raise wrong("model", f"{given}: {function!r} is not the name of a function")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or path.suffix != ".py":
-        raise UsageError(f"--model {name}: must be a Python file, with a name that ends in .py")
+        raise wrong("model", f"{name}: must be a Python file, with a name that ends in .py")
     known = sys.modules.get(path.stem)
     if known is not None and getattr(known, "__file__", None) != str(path):
-        raise UsageError(
-            f"--model {name}: a module {path.stem!r} is imported already; rename the file"
-        )
+        raise wrong("model", f"{name}: a module {path.stem!r} is imported already; rename the file")
     folder = str(path.parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -76,10 +75,10 @@ def load_function(given: str) -> Callable[[Any], Any]:
         sys.modules.pop(path.stem, None)
         line = problem.lineno if isinstance(problem, SyntaxError) else None
         said = f"line {line}: {one_line(problem, named=True)}" if line else located(problem)
-        raise UsageError(f"--model {name}: {said}") from problem
+        raise wrong("model", f"{name}: {said}") from problem
     found = getattr(module, function, None)
     if not callable(found):
-        raise UsageError(f"--model {name}: has no function {function}")
+        raise wrong("model", f"{name}: has no function {function}")
     checked: Callable[[Any], Any] = found
     return checked
 
@@ -187,9 +186,9 @@ def _is_installed(file: Path) -> bool:
 # --- The interface between the training engine and every network ---
 
 # Hyperparameters of training that are arguments of a compiled program, not constants in it.
-NUMBERS = tuple(name for name, *_ in TRAINING_NUMBERS)
+NUMBERS = tuple(name for name, item in SETTINGS.items() if item.shares_program)
 # Those of them of which a program contains whether they are 0, as it then does without.
-ZERO_IS_NONE = ("label_smoothing", "ema_momentum", "random_rotation")
+ZERO_IS_NONE = tuple(name for name in NUMBERS if SETTINGS[name].shares_program == "above 0")
 # A tree of named arrays: {"dense": {"kernel": …, "bias": …}}.
 Parameters = Mapping[str, Any]
 # Maps the indices of a block's images, int32[B], to the images, float or uint8[B, H, W, C].

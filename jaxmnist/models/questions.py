@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxmnist.errors import UsageError
 from jaxmnist.hyperparameters import Hyperparameters, plain, shown, text
-from jaxmnist.settings import RESERVED, flag
+from jaxmnist.settings import RESERVED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -449,8 +449,7 @@ class Questions:
             )
         if name in RESERVED:
             raise UsageError(
-                f"hyperparameter {name!r}: {flag(name)} is already an option of the search; choose"
-                " another name"
+                f"hyperparameter {name!r}: an option of the search has this name; choose another"
             )
         try:
             declared = declare()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from jaxmnist.errors import UsageError
+from jaxmnist.errors import Named, SettingError, UsageError, wrong
 from jaxmnist.hyperparameters import Hyperparameters, shown, text
 from jaxmnist.models.questions import (
     CLASSES,
@@ -32,7 +32,7 @@ from jaxmnist.models.questions import (
     is_number,
     one_step,
 )
-from jaxmnist.settings import DECAYING, OPTIMIZERS, SCHEDULES, TRAINING, TrainingSettings, flag
+from jaxmnist.settings import DECAYING, RANGED, SETTINGS, Setting, check_training
 
 # --- The ranges that a user gives for a network's hyperparameters ---
 
@@ -136,18 +136,16 @@ QUIET = 64  # consecutive ones without a new distribution, after which there are
 MOST_COLLISIONS = 1000  # consecutive draws of configurations that were drawn before
 SHOWN_VALUES = 1000  # values of a hyperparameter that are examined to display it
 
-# What ranges of settings of training are read as, where a network doesn't ask for them.
-TRAINING_RANGES: dict[str, Distribution] = {
-    "learning_rate": Float(1e-4, 1e-2, sampling="log"),
-    "weight_decay": Float(0, 1),
-    "batch_size": Int(1, 1024),
-    "optimizer": Choice(OPTIMIZERS),
-    "schedule": Choice(SCHEDULES),
-    "label_smoothing": Float(0, 0.3),
-    "ema_momentum": Float(0, 0.9999),
-    "random_shift": Int(0, 4),
-    "random_rotation": Float(0, 30),
-}
+
+def declared_range(item: Setting) -> Distribution:
+    """What a range of a setting of training is read as, where a network doesn't ask for it."""
+    if item.choices:
+        return Choice(item.range)
+    first, last, *log = item.range
+    sampling = "log" if log else "linear"
+    return (
+        Int(first, last, 1, sampling) if item.kind == "int" else Float(first, last, None, sampling)
+    )
 
 
 @dataclass(frozen=True)
@@ -247,9 +245,12 @@ class Space:
         self.explored, whole = self._explore()
         unknown = [name for name in self._ranges if name not in self.explored]
         if unknown and whole:
-            raise UsageError(
-                f"{flag(unknown[0])}: no configuration has a hyperparameter {unknown[0]!r}; the"
-                f" hyperparameters are {', '.join(self.parameters) or 'none'}"
+            raise SettingError(
+                "{given}: no configuration has a hyperparameter {name}; the hyperparameters are"
+                " {known}",
+                given=Named(unknown[0]),
+                name=repr(unknown[0]),
+                known=", ".join(self.parameters) or "none",
             )
 
     @property
@@ -329,14 +330,14 @@ class Space:
 
     def _ask_for_training(self, questions: Questions) -> None:
         """Ask for settings of training that a person gave ranges of and the network left out."""
-        given = [name for name in TRAINING if name in self._ranges and name not in questions]
+        given = [name for name in RANGED if name in self._ranges and name not in questions]
         for name in given:
             others = "optimizer" in questions and questions.get("optimizer") not in DECAYING
             if name == "weight_decay" and others:
                 continue
-            questions.ask_as_declared(name, TRAINING_RANGES[name])
+            questions.ask_as_declared(name, declared_range(SETTINGS[name]))
         if given:
-            TrainingSettings().for_trial(questions.values)  # raises `UsageError`
+            check_training(questions.values)
 
     def _read(self, name: str, declared: Distribution) -> Distribution:
         """The distribution to use: the user's if there is one, else the declared one."""
@@ -346,7 +347,7 @@ class Space:
             try:
                 found = read_range(self._ranges[name], declared)
             except (ValueError, OverflowError) as problem:
-                raise UsageError(f"{flag(name)} {problem}") from None
+                raise wrong(name, str(problem)) from None
             self._known[name, declared] = found
         return self._known[name, declared]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jaxmnist.errors import UsageError
+from jaxmnist.errors import UsageError, wrong
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.questions import Definition, Questions, answers_of
-from jaxmnist.settings import TRAINING, check_number, flag
+from jaxmnist.settings import RANGED, checked, part_below_1
 
 HELP = {
     "filters": "filters of each convolution",
@@ -72,29 +72,26 @@ def values_of(hyperparameters: Hyperparameters) -> Values:
 def check(hyperparameters: Hyperparameters, image_shape: tuple[int, int, int] | None) -> None:
     """Raise `UsageError` if the network can't be built, or not for images of this shape."""
     for name, value in hyperparameters.items():
-        if name in TRAINING:  # has been checked as such
+        if name in RANGED:  # has been checked as such
             continue
         if name == "dropout":
-            check_number(name, value, lambda rate: 0 <= rate < 1, "of at least 0 and below 1")
+            checked(name, value, part_below_1)
             continue
         low, high = BOUNDS[name]
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise UsageError(
-                f"{flag(name)} must be a whole number from {low} to {high}, not {value}"
-            )
+            raise wrong(name, f"must be a whole number from {low} to {high}, not {value}")
     if image_shape is None:
         return
     height, width, _ = image_shape
     most = most_conv_layers(height, width)
     if hyperparameters["conv_layers"] > most:
-        raise UsageError(
-            f"--conv-layers {hyperparameters['conv_layers']} is too many for images of"
-            f" {height}×{width} pixels: at most {most} fit"
+        raise wrong(
+            "conv_layers",
+            f"{hyperparameters['conv_layers']} is too many for images of {height}×{width} pixels:"
+            f" at most {most} fit",
         )
     if (size := hyperparameters.get("kernel_size", 1)) > max(height, width):
-        raise UsageError(
-            f"--kernel-size {size} is larger than the images of {height}×{width} pixels"
-        )
+        raise wrong("kernel_size", f"{size} is larger than the images of {height}×{width} pixels")
 
 
 def most_conv_layers(height: int, width: int) -> int:

@@ -30,7 +30,7 @@ from jaxmnist.results.selection import Ranked
 from jaxmnist.results.statistics import p_value, signed
 from jaxmnist.runs.records import File, ModelReport, SvmReport
 from jaxmnist.runs.trial import METRICS, Trial
-from jaxmnist.settings import IN_MEMORY, SearchSettings, flag, usual_settings
+from jaxmnist.settings import IN_MEMORY, SETTINGS, SearchSettings, flag
 
 # --- What a report knows of a run: the content of readable files, and notes about the others ---
 
@@ -122,7 +122,7 @@ class Facts:
     @property
     def budget(self) -> int:
         """The number of trials to run: `max_trials`, or the space's size if it is smaller."""
-        wanted = self.run.settings.max_trials
+        wanted = self.run.settings.selection.max_trials
         return wanted if self.space.size is None else min(wanted, self.space.size)
 
     def count(self, status: str) -> int:
@@ -248,24 +248,23 @@ def _file(name: str) -> str:
 # --- How to repeat a run ---
 
 Setting = tuple[str, Any]
-# Settings that don't belong to a repetition elsewhere, and ranges, which are added apart.
-LEFT_OUT = ("overwrite", "quiet", "verbose", "directory", "cache", "ray", "ranges")
+
+
+def repeated(settings: SearchSettings) -> dict[str, Any]:
+    """The settings that were given and belong to a repetition elsewhere, and the ranges."""
+    given = settings.given.items()
+    return {n: v for n, v in given if SETTINGS[n].scope == "search"} | dict(settings.ranges)
 
 
 def search_command(settings: SearchSettings) -> str:
-    """The command line of a search: the flags that differ from their defaults."""
+    """The command line of a search: the flags that were given."""
     parts = ["python", "-m", "jaxmnist.search"]
-    usual = usual_settings(settings.recipe)
-    for name, value in settings.to_json().items():
-        if name in LEFT_OUT or value == usual[name]:
-            continue
-        if isinstance(value, bool):
+    for name, value in repeated(settings).items():
+        if isinstance(value, bool) and name in SETTINGS:
             parts.append(flag(name) if value else flag("no_" + name))
         else:
-            parts += [flag(name), str(value)]
-    for name, given in settings.ranges.items():
-        members = given if isinstance(given, list) else [given]
-        parts += [flag(name), ",".join(map(text, members))]
+            members = value if isinstance(value, list) else [value]
+            parts += [flag(name), ",".join(map(text, members))]
     return shlex.join(parts)
 
 
@@ -283,37 +282,30 @@ def python_session(settings: SearchSettings, objects: Collection[str] = ()) -> s
       settings: of the search.
       objects: see `in_python_only`.
     """
-    usual = usual_settings(settings.recipe)
     given = ["build_model"] if "build_model" in objects else []
     given += ["data=data"] if "data" in objects else []
-    unnamed = "data" in objects and settings.dataset == IN_MEMORY
+    unnamed = "data" in objects and settings.data.dataset == IN_MEMORY
     given += [
         f"{name}={value!r}"
-        for name, value in settings.to_json().items()
-        if name not in LEFT_OUT and value != usual[name] and not (name == "dataset" and unnamed)
+        for name, value in repeated(settings).items()
+        if not (name == "dataset" and unnamed)
     ]
-    given += [f"{name}={value!r}" for name, value in settings.ranges.items()]
     return f"jaxmnist.random_search({', '.join(given)})"
 
 
 def settings_rows(search: dict[str, Any]) -> tuple[list[Setting], list[Setting]]:
     """The settings of search.json with the ranges that were searched, as rows of two tables.
 
-    Returns those that differ from their defaults, and those that don't.
+    Returns those that were given, and those that were not.
     """
     identity, settings = search["identity"], dict(search["settings"])
-    ranges = settings.pop("ranges", None) or {}
-    rows = {**settings, "network": identity["network"], "optimizer": identity["optimizer"]}
-    rows |= identity["space"]
-    usual = {**usual_settings(settings.get("recipe")), "network": DEFINITION.name}
-    changed: list[Setting] = []
-    defaults: list[Setting] = []
-    for name, value in rows.items():
-        shown = (name, "default" if value is None else value)
-        own = name in identity["space"]  # a hyperparameter: its range was given, or is the default
-        same = name not in ranges if own else name in usual and value == usual[name]
-        (defaults if same else changed).append(shown)
-    return changed, defaults
+    given = {*search["given"], *(settings.pop("ranges", None) or {})}
+    if identity["network"] != DEFINITION.name:
+        given.add("network")
+    rows = {**settings, "network": identity["network"], **identity["space"]}
+    shown = {name: "default" if value is None else value for name, value in rows.items()}
+    changed = [(name, value) for name, value in shown.items() if name in given]
+    return changed, [(name, value) for name, value in shown.items() if name not in given]
 
 
 # --- Which nodes of a cluster have trained the trials of a run ---

@@ -77,22 +77,24 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
     def __enter__(self) -> Reports:
         done = [t for t in self._records() if t.status != "running" and t.index < self._budget]
         settings = self._settings
-        rule = rule_of(settings.select, len(self._dataset.y_validation), settings.tolerance)
+        rule = rule_of(
+            settings.selection.select, len(self._dataset.y_validation), settings.selection.tolerance
+        )
         completed = [trial for trial in done if trial.status == "completed"]
         self._console.begin(
             Progress(
                 self._budget,
-                settings.epochs,
+                settings.training.epochs,
                 len(self._dataset.y_train),
                 rule,
                 ended={trial.key for trial in done},
                 completed={t.key: rule.standing(t.index, t.validation) for t in completed},
                 shown=from_json(SpaceDescription, self._directory.search["space"]).shown,
-                seconds=settings.max_seconds,
-                cluster=settings.ray is not None,
+                seconds=settings.selection.max_seconds,
+                cluster=settings.running.ray is not None,
             )
         )
-        if self._settings.tensorboard:
+        if self._settings.output.tensorboard:
             self._safely("TensorBoard's files", self._catch_up)
         return self
 
@@ -111,7 +113,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
             self._safely("TensorBoard's files", self._tensorboard.close)
         if error is not None:
             self._said.add("the page")  # only the error itself is to be reported
-        if self._settings.report:
+        if self._settings.output.report:
             if error is None:
                 self._console.stage("page")
             # A user who stops the search waits for this page, so it leaves out the slow sections.
@@ -139,7 +141,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
         self._trained = True
         if self._tensorboard:
             self._safely("TensorBoard's files", self._to_tensorboard, event)
-        if self._settings.report and time.monotonic() >= self._next_page:
+        if self._settings.output.report and time.monotonic() >= self._next_page:
             self._safely("the page", self._write_page)
 
     def again(self, reruns: Collection[Key], ended: Collection[Key], images: int) -> None:
@@ -153,7 +155,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
 
     def trained(self) -> None:
         """Rewrite the page, if there is one, when all trials are done: it stops reloading."""
-        if self._settings.report and self._directory.file(File.PAGE).exists():
+        if self._settings.output.report and self._directory.file(File.PAGE).exists():
             self._safely("the page", self._write_page, last=True, quick=True)
 
     def _to_tensorboard(self, event: TrialStarted | EpochFinished | TrialFinished) -> None:
@@ -166,7 +168,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
             return
         hyperparameters = self._console.progress.configurations[key]
         if isinstance(event, TrialStarted):
-            node = event.node if self._settings.ray is not None else None
+            node = event.node if self._settings.running.ray is not None else None
             board.start(key, hyperparameters, event.history, node)
         else:
             board.end(key, hyperparameters, event.history, event.error is not None)
@@ -190,7 +192,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
         space = self._run().space
         self._tensorboard = TensorBoard(self._directory.tensorboard_folder, space)
         trials = [*self._records(), *self._run().reruns]
-        self._tensorboard.catch_up(trials, cluster=self._settings.ray is not None)
+        self._tensorboard.catch_up(trials, cluster=self._settings.running.ray is not None)
 
     def _write_winner(self) -> None:
         if self._tensorboard:

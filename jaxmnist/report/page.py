@@ -253,7 +253,7 @@ def search_context(facts: Facts, running: bool) -> dict[str, Any]:
         "corrected": found,
         "about_score": run.ranking.about_score() if found else None,
         "finalists": facts.attempt("winner", _finalists, facts, finals) if finals else None,
-        "refit": run.settings.refit,
+        "refit": run.settings.selection.refit,
         "why": why,
         "budget": facts.budget,
         "space_size": facts.space.size_text,
@@ -386,10 +386,10 @@ def record_context(facts: Facts) -> dict[str, Any]:
     trained = [*run.trials, *run.reruns]
     looks = facts.attempt("record", lambda: run.store.read_looks(run.store.test_sha256))
     objects = facts_module.in_python_only(run.search)
-    changed, defaults = facts_module.settings_rows(run.search)
+    given, others = facts_module.settings_rows(run.search)
     return {
-        "settings": changed,
-        "defaults": defaults,
+        "settings": given,
+        "other_settings": others,
         "fingerprint": run.search["identity"].get("data"),
         "sessions": run.search.get("sessions", []),
         "times": times,

@@ -189,7 +189,7 @@ def _about_validation(run: Run) -> str:
     low, high = found.interval
     what = "Mean validation accuracy of its reruns" if run.ranking.finals else "Validation accuracy"
     reach = f"(95 % interval {low:.4f} to {high:.4f})"
-    before = " (before the refit)" if run.settings.refit else ""
+    before = " (before the refit)" if run.settings.selection.refit else ""
     if found.trials == 1:
         return f"{what}{before}: {found.score:.4f} {reach}"
     rivals = f"{found.trials} {'finalists' if run.ranking.finals else 'trials'}"
@@ -261,7 +261,7 @@ def _titled(name: str, run: Run) -> str:
 def _where(run: Run) -> list[str]:
     """Where the page is as a link, or where the results are if there is no page."""
     page, folder = run.store.file(File.PAGE), run.store.path
-    if run.settings.report and page.exists():
+    if run.settings.output.report and page.exists():
         return [f"Page: {Path(os.path.abspath(page)).as_uri()}"]
     return [f"Results: {printable(str(folder))}"]
 
@@ -270,7 +270,7 @@ def _next(run: Run, command: str) -> list[str]:
     """The commands to type next, with what they do; tables, so that they are not wrapped."""
     folder = shlex.quote(printable(str(run.store.path)))
     lines = []
-    model = run.settings.model
+    model = run.settings.space.model
     if model is not None or run.search["identity"]["network"] == DEFINITION.name:
         own = "" if model is None else f" --model {shlex.quote(printable(model))}"
         lines.append((f"{command} predict {folder} picture.png{own}", "classifies a picture"))
@@ -336,8 +336,8 @@ def _draws(found: Preview) -> list[str]:
         lines.append(f"… and {found.trials - len(shown):,} more trials")
     head = f"{count(found.trials, 'trial')} of {found.space.size_text}"
     return [
-        f"Draws: {head}, seed {found.settings.seed}; memory is at least what training takes beside"
-        " the images",
+        f"Draws: {head}, seed {found.settings.space.seed}; memory is at least what training takes"
+        " beside the images",
         *lines,
     ]
 
@@ -348,12 +348,16 @@ def _time(found: Preview) -> str:
     done = f"; {found.done} of {found.trials} trials have ended already" if found.done else ""
     if found.done == found.trials:
         return f"All {found.trials} trials have ended already: only what follows them is done."
-    again = (settings.finalists or 0) * (settings.reruns or 0)
-    further = f", {again} reruns of finalists" * bool(again) + ", the refit" * settings.refit
+    again = (settings.selection.finalists or 0) * (settings.selection.reruns or 0)
+    further = (
+        f", {again} reruns of finalists" * bool(again) + ", the refit" * settings.selection.refit
+    )
     limit = ""
-    if settings.max_seconds is not None:
-        limit = f" No trial starts after {duration(settings.max_seconds)} (--max-seconds)."
-    if settings.ray is not None:
+    if settings.selection.max_seconds is not None:
+        limit = (
+            f" No trial starts after {duration(settings.selection.max_seconds)} (--max-seconds)."
+        )
+    if settings.running.ray is not None:
         limit += " That is for this machine alone: the nodes of --ray were not asked."
     at_once = f", {pace.together} at once" if pace.together > 1 else ""
     return (

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from jaxmnist.errors import UsageError, printable
+from jaxmnist.errors import printable, wrong
 from jaxmnist.files import DamagedFile, content_sha256, read_array, read_record
 from jaxmnist.results.confusion import Evaluation, beside_constant
 from jaxmnist.results.selection import Ranked
@@ -43,7 +43,7 @@ def first_members(ranked: Sequence[Ranked], count: int) -> tuple[Trial, ...]:
     Raises `UsageError` if fewer have completed.
     """
     if len(ranked) < count:
-        raise UsageError(f"--ensemble {count} needs as many completed trials: {len(ranked)} are")
+        raise wrong("ensemble", f"{count} needs as many completed trials: {len(ranked)} are")
     return tuple(sorted((entry.trial for entry in ranked[:count]), key=lambda trial: trial.index))
 
 

@@ -523,7 +523,7 @@ def looks_at_test(run: Run) -> str:
 
 def about_probabilities(run: Run, report: ModelReport) -> str:
     """The loss and the calibration in best/test.json, with what in training explains them."""
-    trained = run.settings.training().for_trial(run.best_trial.hyperparameters)
+    trained = run.settings.training.for_trial(run.best_trial.hyperparameters)
     return describe_calibration(Calibration.of(report), trained.label_smoothing)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxmnist.engine.training import weights_seed
-from jaxmnist.errors import NetworkError, UsageError
+from jaxmnist.errors import NetworkError, SettingError, UsageError
 from jaxmnist.files import DamagedFile, MissingFile, fits, read_tensors
 from jaxmnist.models.network import DataSpec, Network, Parameters, from_paths
 from jaxmnist.models.space import Space
@@ -21,7 +21,7 @@ from jaxmnist.results.trained import MODEL_METADATA
 from jaxmnist.runs.records import File
 from jaxmnist.runs.store import Store
 from jaxmnist.runs.trial import Trial
-from jaxmnist.settings import SearchSettings
+from jaxmnist.settings import SearchSettings, TrainingSettings
 
 logger = logging.getLogger("jaxmnist")
 IMAGES = 4  # that outputs are kept for
@@ -37,13 +37,12 @@ DATA_SHAPE = {
 }
 
 
-def data_of(directory: Store, settings: SearchSettings, *, refit: bool = False) -> DataSpec:
+def data_of(directory: Store, training: TrainingSettings, *, refit: bool = False) -> DataSpec:
     """The properties of a run's data that its networks depend on; see `DataSpec.of`."""
     data = directory.search["data"]
     if not fits(data, DATA_SHAPE):
         raise DamagedFile(directory.path / "search.json", "lacks the shape of its images")
     height, width, channels = data["image_shape"]
-    training = settings.training()
     return DataSpec(
         (height, width, channels),
         len(data["labels"]),
@@ -63,13 +62,15 @@ def check_space(directory: Store, settings: SearchSettings, network: Network) ->
         )
     if not network.traced:
         return
-    data = data_of(directory, settings)
+    data = data_of(directory, settings.training)
     try:
         space = Space(
             network.definition, settings.ranges, data.image_shape, data.classes, data.steps
         )
     except UsageError as problem:
-        raise UsageError(f"{directory.path}: {problem}; {SAME}") from problem
+        raise SettingError(
+            "{path}: {problem}; {same}", path=directory.path, problem=problem, same=SAME
+        ) from problem
     now = space.describe().ranges()
     if now == known:
         return
@@ -86,7 +87,7 @@ def check_trial(
     directory: Store,
     trial: Trial,
     network: Network,
-    settings: SearchSettings,
+    seed: int,
     data: DataSpec,
     remedy: str = SAME,
 ) -> str | None:
@@ -96,7 +97,7 @@ def check_trial(
       directory: of the run.
       trial: its record.
       network: to compare; it may be the study's, which needs no comparison.
-      settings: of the search.
+      seed: of the search.
       data: what the trial was trained on; see `data_of`.
       remedy: what to do about a difference.
 
@@ -113,7 +114,7 @@ def check_trial(
         if recorded.versions == now.versions:
             different = recorded.differences(now)
         else:
-            different = StoredOutputs(network, trial, settings, data).differences(directory)
+            different = StoredOutputs(network, trial, seed, data).differences(directory)
             note = (
                 f"note: trials were trained with {recorded.versions}; this is {now.versions}: the"
                 " network's outputs are compared, its training step is not"
@@ -133,12 +134,12 @@ def check_trial(
 class StoredOutputs:
     """The outputs of a trial's network for a few images, by which versions of JAX compare it.
 
-    data: what it is trained on.
+    seed: of the search. data: what it is trained on.
     """
 
     network: Network
     trial: Trial
-    settings: SearchSettings
+    seed: int
     data: DataSpec
 
     def of_start(self) -> dict[str, np.ndarray]:
@@ -183,7 +184,7 @@ class StoredOutputs:
     def _of(self, images: np.ndarray) -> dict[str, np.ndarray]:
         drawn, key = self.trial.hyperparameters, self.trial.key
         initial = self.network.initial_parameters(
-            drawn, self.data, seed=weights_seed(self.settings.seed, key), index=key.index
+            drawn, self.data, seed=weights_seed(self.seed, key), index=key.index
         )
         weights = self.network.random_weights(initial)
         return {"initial": self._logits(initial, images), "random": self._logits(weights, images)}

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from safetensors.numpy import save as save_tensors
 
-from jaxmnist.errors import UsageError, local_path
+from jaxmnist.errors import local_path, wrong
 from jaxmnist.files import (
     DamagedFile,
     as_json,
@@ -59,8 +59,8 @@ def choose_backend(wanted: str, platform: str) -> str:
         classifier(wanted)
     except ImportError as error:
         if find_spec(wanted):
-            raise UsageError(f"--svm-backend {wanted} can't be imported: {error}") from None
-        raise UsageError(f"--svm-backend {wanted} is not installed: {INSTALL[wanted]}") from None
+            raise wrong("svm_backend", f"{wanted} can't be imported: {error}") from None
+        raise wrong("svm_backend", f"{wanted} is not installed: {INSTALL[wanted]}") from None
     return wanted
 
 

@@ -506,7 +506,9 @@ class Ranking:
     @property
     def rule(self) -> Rule:
         """The selection rule of the run's settings."""
-        return rule_of(self.settings.select, self.images, self.settings.tolerance)
+        return rule_of(
+            self.settings.selection.select, self.images, self.settings.selection.tolerance
+        )
 
     @cached_property
     def ranked(self) -> list[Ranked]:
@@ -522,17 +524,19 @@ class Ranking:
     def rerun_keys(self) -> list[Key]:
         """The reruns that the settings ask for, of the finalists in this ranking."""
         trials = [entry.trial for entry in self.ranked]
-        return rerun_keys(trials, self.settings.finalists or 0, self.settings.reruns or 0)
+        return rerun_keys(
+            trials, self.settings.selection.finalists or 0, self.settings.selection.reruns or 0
+        )
 
     @cached_property
     def finals(self) -> tuple[Finalist, ...]:
         """The finalists, the chosen one first; none while reruns are missing, or if all failed."""
         records = {key: trial for key in self.rerun_keys if (trial := self._rerun(key))}
-        retries = self.settings.max_retries
+        retries = self.settings.running.max_retries
         if any(state_of(records.get(key), retries) not in DONE for key in self.rerun_keys):
             return ()
-        trials = [entry.trial for entry in self.ranked[: self.settings.finalists or 0]]
-        return choose_finalist(trials, records, self.settings.reruns or 0, self.images)
+        trials = [entry.trial for entry in self.ranked[: self.settings.selection.finalists or 0]]
+        return choose_finalist(trials, records, self.settings.selection.reruns or 0, self.images)
 
     @property
     def best(self) -> list[Trial]:
@@ -557,9 +561,9 @@ class Ranking:
         None while it is not trained; `UsageError` if no trial has completed.
         """
         winner = self.winner
-        if self.settings.finalists and winner.rerun is None:
+        if self.settings.selection.finalists and winner.rerun is None:
             return None
-        if not self.settings.refit:
+        if not self.settings.selection.refit:
             return winner
         refit = self._rerun(Key(winner.index, REFIT))
         return refit if refit and refit.status == "completed" else None

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jaxmnist.data.dataset import Dataset, dataset_in_memory, load_dataset
 from jaxmnist.data.download import check_downloaded
 from jaxmnist.engine.devices import set_pool_size
-from jaxmnist.errors import UsageError, printable
+from jaxmnist.errors import SettingError, UsageError, printable
 from jaxmnist.files import DamagedFile, MissingFile, fits, from_json, read_record
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import SpaceDescription
@@ -26,7 +26,7 @@ from jaxmnist.results.ranking import (
 from jaxmnist.runs.records import Comparisons, EnsembleReport, File, Winner
 from jaxmnist.runs.store import Store, continue_run, threads_of
 from jaxmnist.runs.trial import REFIT, Key, Trial, agree
-from jaxmnist.settings import SearchSettings, check_whole
+from jaxmnist.settings import SearchSettings, checked, whole
 
 if TYPE_CHECKING:
     from jaxmnist.models.network import Network
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("jaxmnist")
 SEARCH_SHAPE = {
     "settings": dict,
+    "given": dict,
     "data": {"validation": int, "in_memory": bool},
     "identity": {"data": str, "network": str},
     "space": dict,
@@ -82,12 +83,10 @@ class Run:
             raise UsageError(f"{problem}; {MENDS}") from None
         self.store = directory
         self.search = directory.search
-        known = {item.name for item in fields(SearchSettings)}
         try:
             if not fits(self.search, SEARCH_SHAPE):
                 raise ValueError
-            stored = {k: v for k, v in self.search["settings"].items() if k in known}
-            self.settings = SearchSettings(**stored)
+            self.settings = SearchSettings.from_json(self.search["settings"], self.search["given"])
             self.space = from_json(SpaceDescription, self.search["space"])
             self.validation_images: int = self.search["data"]["validation"]
             if self.validation_images < 1:
@@ -113,8 +112,8 @@ class Run:
         """Raise `UsageError` unless the network is the one that a trial was trained with."""
         from jaxmnist.results.matching import check_trial, data_of
 
-        data = data_of(self.store, self.settings, refit=trial.rerun == REFIT)
-        note = check_trial(self.store, trial, self.network, self.settings, data)
+        data = data_of(self.store, self.settings.training, refit=trial.rerun == REFIT)
+        note = check_trial(self.store, trial, self.network, self.settings.space.seed, data)
         if note and not self._noted:
             logger.info(note)
             self._noted = True
@@ -185,8 +184,8 @@ class Run:
         if trial is None or trial.status != "completed":
             return trial
         path = self.store.file(File.TRIAL, key)
-        if len(trial.history) != self.settings.epochs:
-            raise DamagedFile(path, f"does not have {self.settings.epochs} epochs")
+        if len(trial.history) != self.settings.training.epochs:
+            raise DamagedFile(path, f"does not have {self.settings.training.epochs} epochs")
         images = 0 if trial.rerun == REFIT else self.validation_images
         if not agree(trial.history, trial.validation, images):
             raise DamagedFile(path, "its validation accuracies do not match validation.npy")
@@ -222,7 +221,7 @@ class Run:
 
     def get_best_hyperparameters(self, n: int = 1) -> list[Hyperparameters]:
         """The hyperparameters of the first n trials, the winner's first."""
-        n = check_whole("n", n, 1)
+        n = checked("n", n, whole(1))
         return [trial.hyperparameters for trial in self.ranking.best[:n]]
 
     def get_best_models(self, n: int = 1) -> list[TrainedModel]:
@@ -230,14 +229,14 @@ class Run:
 
         A refitted winner is the refitted network.
         """
-        n = check_whole("n", n, 1)
-        kept = self.settings.keep
+        n = checked("n", n, whole(1))
+        kept = self.settings.output.keep
         if kept is not None and n > kept:  # None only before the settings are checked
             raise UsageError(
                 f"weights of {kept} trials were kept, not of {n}; search with keep={n} to keep them"
             )
         models = [self.load_model(trial) for trial in self.ranking.best[:n]]
-        return [self.best_model, *models[1:]] if self.settings.refit else models
+        return [self.best_model, *models[1:]] if self.settings.selection.refit else models
 
     def load_model(self, trial: Trial) -> TrainedModel:
         """The network of a trial whose weights are kept."""
@@ -319,7 +318,7 @@ class Run:
                 f"{self.store.path}: has no ensemble of its first trials: repeat its search"
                 " with --ensemble K, in Python ensemble=K, to test one"
             )
-        count, kept = len(content.members), self.settings.keep
+        count, kept = len(content.members), self.settings.output.keep
         if kept is not None and count > kept:
             raise UsageError(
                 f"{self.store.path}: weights of {kept} trials were kept, not of the ensemble's"
@@ -374,22 +373,26 @@ class Run:
         Raises:
           UsageError: the data are not on this machine, or have changed since.
         """
-        settings = self.settings
+        wanted, seed = self.settings.data, self.settings.space.seed
         if data_dir is not None:
-            settings = replace(settings, dataset=settings.dataset_name, data_dir=data_dir)
+            wanted = replace(wanted, dataset=wanted.dataset_name, data_dir=data_dir)
         elif data is None and self.search["data"]["in_memory"]:
-            raise UsageError(
-                f"{self.store.path}: its data were arrays in memory: give them again as data=,"
-                " or where they lie by --data-dir"
+            raise SettingError(
+                "{path}: its data were arrays in memory: give them again as data=, or where they"
+                " lie by {data_dir}",
+                path=self.store.path,
             )
-        elif data is None and settings.data_dir and not os.path.exists(settings.data_dir):
-            raise UsageError(
-                f"{self.store.path}: its data are not at {settings.data_dir} any more; name"
-                " their place with --data-dir"
+        elif data is None and wanted.data_dir and not os.path.exists(wanted.data_dir):
+            raise SettingError(
+                "{path}: its data are not at {place} any more; name their place with {data_dir}",
+                path=self.store.path,
+                place=wanted.data_dir,
             )
-        if data is None and settings.data_dir is None:
-            check_downloaded(settings.dataset)  # a run of somebody else downloads nothing
-        dataset = load_dataset(settings) if data is None else dataset_in_memory(data, settings)
+        if data is None and wanted.data_dir is None:
+            check_downloaded(wanted.dataset)  # a run of somebody else downloads nothing
+        dataset = (
+            load_dataset(wanted, seed) if data is None else dataset_in_memory(data, wanted, seed)
+        )
         if dataset.fingerprint != self.search["identity"]["data"]:
             raise UsageError(
                 f"{self.store.path}: the data of {dataset.name} have changed: they"

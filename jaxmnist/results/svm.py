@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from jaxmnist.data.dataset import Dataset, joined
 from jaxmnist.engine.devices import pool_size, start_jax
-from jaxmnist.errors import UsageError, printable
+from jaxmnist.errors import SettingError, UsageError, printable
 from jaxmnist.files import array_bytes, memory
 from jaxmnist.results.confusion import Evaluation, beside_constant, describe_classes, judge
 from jaxmnist.results.evaluation import describe_looks, read_report, write_report
@@ -87,10 +87,14 @@ def check_svm_memory(kind: str, classes: int, images: int) -> None:
     """Raise `UsageError` if fitting on these images may need more than this machine's memory."""
     needed = SVMS[kind].largest_size(classes, images)
     if needed > memory():
-        raise UsageError(
-            f"an SVM of {classes} classes on {images} images can need {needed / 2**30:.0f} GiB, and"
-            f" this machine has {memory() / 2**30:.0f} GiB of memory; take fewer images with"
-            " --train-limit, or search with --no-svm"
+        raise SettingError(
+            "an SVM of {classes} classes on {images} images can need {needed:.0f} GiB, and this"
+            " machine has {there:.0f} GiB of memory; take fewer images with {train_limit}, or"
+            " search without {svm}",
+            classes=classes,
+            images=images,
+            needed=needed / 2**30,
+            there=memory() / 2**30,
         )
 
 
@@ -367,7 +371,7 @@ class Task:
             )
         own = dataset.fingerprint == run.search["identity"]["data"]
         name = dataset.name
-        if not own and name == run.settings.dataset_name:
+        if not own and name == run.settings.data.dataset_name:
             name += f"-{dataset.fingerprint[:8]}"  # other images under the run's own name
         return cls(run, dataset, name, own, winner.model_sha256, final.key)
 
@@ -379,7 +383,7 @@ class Task:
     @property
     def refitted(self) -> bool:
         """Whether the network was trained on the validation images of `dataset` too."""
-        return self.own and self.run.settings.refit
+        return self.own and self.run.settings.selection.refit
 
     def tune(self, how: Fitting) -> Tuned | None:
         """For a refitted network search with the winner before the refit, as `svm_fit.tune` does.
@@ -390,7 +394,7 @@ class Task:
         if not (self.refitted and how.draws):
             return None
         before = self.run.load_model(self.run.best_trial)
-        seed = self.run.settings.seed
+        seed = self.run.settings.space.seed
         with threadpool_limits(pool_size(), user_api="blas"):
             return tune_svm(
                 lambda images: before.batches("features", images),
@@ -411,7 +415,7 @@ class Task:
     ) -> Tested:
         """Record the evaluation in the ledger, fit on features, and evaluate."""
         data = joined(self.dataset) if self.refitted else self.dataset
-        seed = self.run.settings.seed
+        seed = self.run.settings.space.seed
         # The same SVM on other training images is another evaluation of the same test images.
         trained_on = self.dataset.fingerprint[:16]
         details = f"{how.kind}, {how.backend}, {how.draws} draws, data {trained_on}"
@@ -421,7 +425,7 @@ class Task:
 
     def test_baselines(self, *, how: Fitting) -> dict[str, SvmFit]:
         """The same SVM on raw pixels, and on the network's features before it was trained."""
-        before = self.model.untrained(self.run.settings.seed, self.key)
+        before = self.model.untrained(self.run.settings.space.seed, self.key)
         pixels = self.test(
             lambda images: raw_pixels(images, self.dataset.scale),
             math.prod(self.dataset.image_shape),

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar
 
-from jaxmnist.errors import UsageError, printable
+from jaxmnist.errors import SettingError, printable
 from jaxmnist.files import (
     DamagedFile,
     MissingFile,
@@ -153,9 +153,10 @@ def _content(path: Path) -> bytes:
     # Of a first line that was cut short anything may be left, and zeros after a power failure.
     begun = BEGINNING.startswith(content.rstrip(b"\0\r\n"))
     if not begun and not any(map(_is_ours, content.splitlines())):
-        raise UsageError(
-            f"{path}: is not a ledger of jaxmnist, which records each evaluation on test images in"
-            " a file of this name: move it away, or choose another folder with --directory"
+        raise SettingError(
+            "{path}: is not a ledger of jaxmnist, which records each evaluation on test images in a"
+            " file of this name: move it away, or choose another folder with {directory}",
+            path=path,
         )
     return content
 

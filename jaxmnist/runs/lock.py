@@ -132,7 +132,7 @@ def _take(path: Path, why: str = "can't be written", patience: float = 0) -> int
             os.close(file)
             raise EnvironmentFailure(
                 f"{path.parent}: its file system can't lock files ({error.strerror}):"
-                " choose another one with --directory"
+                " choose another one (--directory, in Python directory)"
             ) from None
         except BaseException:
             os.close(file)

@@ -21,6 +21,7 @@ import numpy as np
 from jaxmnist.errors import (
     EnvironmentFailure,
     JaxmnistError,
+    SettingError,
     UsageError,
     disk_error,
     local_path,
@@ -653,8 +654,9 @@ def _check_identity(directory: Store) -> None:
         before = read_search(path)["identity"] if exists(path) else None
     except DamagedFile as problem:
         if not _are_trials_of(directory):
-            raise UsageError(
-                f"{problem}, and no trial shows which search it is; --overwrite starts over"
+            raise SettingError(
+                "{problem}, and no trial shows which search it is; {overwrite} starts over",
+                problem=problem,
             ) from None
         moved = directory.set_aside(problem.path)
         logger.info(
@@ -664,7 +666,11 @@ def _check_identity(directory: Store) -> None:
     if before is None:
         left = [name for name in CONTENTS if name not in LASTING and (path / name).exists()]
         if left and not _are_trials_of(directory):
-            raise UsageError(f"{path}: has {left[0]} but no search.json; --overwrite starts over")
+            raise SettingError(
+                "{path}: has {left} but no search.json; {overwrite} starts over",
+                path=path,
+                left=left[0],
+            )
         if left:
             logger.info(
                 "note: search.json was missing, and is written again, as the trials are this run's"
@@ -677,9 +683,11 @@ def check_same(path: Path, before: dict[str, Any], identity: dict[str, Any]) -> 
     """Raise `UsageError` if a run's identity, from before, is not that of the present search."""
     different = _differences(before, identity)
     if different:
-        raise UsageError(
-            f"{path}: holds another search: {'; '.join(different)}"
-            " (--overwrite deletes it, --project-name starts one beside it)"
+        raise SettingError(
+            "{path}: holds another search: {different} ({overwrite} deletes it, {project_name}"
+            " starts one beside it)",
+            path=path,
+            different="; ".join(different),
         )
 
 

@@ -25,9 +25,11 @@ from jaxmnist.errors import (
     EnvironmentFailure,
     JaxmnistError,
     NetworkError,
+    SettingError,
     UsageError,
     local_path,
     one_line,
+    wrong,
 )
 from jaxmnist.files import as_json, memory
 from jaxmnist.hyperparameters import Hyperparameters
@@ -39,7 +41,13 @@ from jaxmnist.results import svm
 from jaxmnist.results.pipeline import choose_backend
 from jaxmnist.runs.store import Store, check_same, exists
 from jaxmnist.runs.trial import DONE, Key, Layer, count_parameters, state_of
-from jaxmnist.settings import KEEP, OF_OPTIMIZER, RECIPES, SearchSettings, TrainingSettings, flag
+from jaxmnist.settings import (
+    KEEP,
+    OF_OPTIMIZER,
+    SearchSettings,
+    SelectionSettings,
+    TrainingSettings,
+)
 
 # --- The description of a search in search.json, and the notes shown before it begins ---
 
@@ -88,9 +96,9 @@ def describe_budget(drawn: int, wanted: int, space: SpaceDescription) -> str | N
 
 def describe_kept(settings: SearchSettings) -> str | None:
     """A note if the weights of more trials are kept for an ensemble than without it, or None."""
-    if settings.ensemble is None or settings.ensemble <= KEEP:
+    if settings.selection.ensemble is None or settings.selection.ensemble <= KEEP:
         return None
-    return f"weights of the best {settings.keep} trials are kept"
+    return f"weights of the best {settings.output.keep} trials are kept"
 
 
 def describe_end(seconds: float | None, trials: int, left: int) -> str:
@@ -122,6 +130,7 @@ def describe_search(
         },
         "space": as_json(space),
         "settings": settings.to_json(),
+        "given": dict(settings.given),
         "data": {
             "name": dataset.name,
             "in_memory": dataset.in_memory,
@@ -161,13 +170,12 @@ MOST_TRACED = 16  # configurations of a network that must be traced
 MOST_NOTED = 3  # of which a user is told what to know
 
 
-def check_counts(trials: int, settings: SearchSettings) -> None:
+def check_counts(trials: int, settings: SelectionSettings) -> None:
     """Raise `UsageError` if finalists or ensemble need more trials than a small space has."""
-    for name in ("finalists", "ensemble"):
-        wanted = getattr(settings, name)
+    for name, wanted in (("finalists", settings.finalists), ("ensemble", settings.ensemble)):
         if wanted is not None and wanted > trials:
-            raise UsageError(
-                f"{flag(name)} {wanted} is more than the {trials} configurations that can be drawn"
+            raise wrong(
+                name, f"{wanted} is more than the {trials} configurations that can be drawn"
             )
 
 
@@ -181,13 +189,13 @@ def check_memory(
 
     So it does for the SVM, if there will be one. For the estimate see `least_memory`.
     """
-    if settings.svm:
-        fitted = len(dataset.y_train) + settings.refit * len(dataset.y_validation)
+    if settings.output.svm:
+        fitted = len(dataset.y_train) + settings.selection.refit * len(dataset.y_validation)
         svm.check_svm_memory(svm.Fitting.kind, dataset.classes, fitted)
     # Tracing hundreds of networks would take minutes: then the first ones are looked at.
     most = MOST_TRACED if network.traced else None
-    batch_size = settings.training().batch_size
-    data = DataSpec.of(dataset, settings.training())
+    batch_size = settings.training.batch_size
+    data = DataSpec.of(dataset, settings.training)
     for draw in itertools.islice(dict.fromkeys(draws), most):
         needed = least_memory(network.layers(draw, data), batch_size)
         if needed > memory():
@@ -220,12 +228,8 @@ def check_optimizer_settings(
     """
     if not network.traced:
         return
-    usual, data = RECIPES[settings.recipe], DataSpec.of(dataset, settings.training())
-    given = {
-        name
-        for name in OF_OPTIMIZER
-        if name in settings.ranges or getattr(settings, name) != getattr(usual, name)
-    }
+    data = DataSpec.of(dataset, settings.training)
+    given = {name for name in OF_OPTIMIZER if name in {*settings.ranges, *settings.given}}
     for draw in itertools.islice(dict.fromkeys(draws), MOST_TRACED):
         questions = Questions(
             answers_of(draw),
@@ -242,10 +246,10 @@ def check_optimizer_settings(
         given -= set(questions.asked)
     if not given:
         return
-    flags = " and ".join(flag(name) for name in OF_OPTIMIZER if name in given)
-    raise UsageError(
-        f"{flags} would have no effect: the network is returned with an optimizer of"
-        " its own, which has its numbers in it"
+    names = " and ".join(f"{{{name}}}" for name in OF_OPTIMIZER if name in given)
+    raise SettingError(
+        names + " would have no effect: the network is returned with an optimizer of its own, which"
+        " has its numbers in it"
     )
 
 
@@ -353,13 +357,13 @@ def begin(settings: SearchSettings, network: Network, dataset: Dataset | None = 
     Raises:
       UsageError: the data can't be read, or the trials not be trained as the settings say.
     """
-    if settings.data_dir is not None:
+    if settings.data.data_dir is not None:
         # The run may later be read from another working directory.
-        settings = replace(settings, data_dir=os.path.abspath(settings.data_dir))
-    if settings.svm:
-        choose_backend(settings.svm_backend, "cpu")  # fail before the search, not after it
-    dataset = dataset or load_dataset(settings)
-    data = DataSpec.of(dataset, settings.training())
+        settings = settings.replace(data_dir=os.path.abspath(settings.data.data_dir))
+    if settings.output.svm:
+        choose_backend(settings.output.svm_backend, "cpu")  # fail before the search, not after it
+    dataset = dataset or load_dataset(settings.data, settings.space.seed)
+    data = DataSpec.of(dataset, settings.training)
     declared = Space(network.definition, settings.ranges)
     space = Space(
         network.definition,
@@ -367,12 +371,12 @@ def begin(settings: SearchSettings, network: Network, dataset: Dataset | None = 
         dataset.image_shape,
         dataset.classes,
         data.steps,
-        settings.max_trials,
+        settings.selection.max_trials,
     )
     description = space.describe()
-    drawn = itertools.islice(space.draws(settings.seed), settings.max_trials)
+    drawn = itertools.islice(space.draws(settings.space.seed), settings.selection.max_trials)
     draws: dict[Key, Hyperparameters] = {Key(index): draw for index, draw in enumerate(drawn)}
-    check_counts(len(draws), settings)
+    check_counts(len(draws), settings.selection)
     trainable = check_network(network, draws.values(), data)
     check_memory(draws.values(), settings, dataset, network)
     check_optimizer_settings(draws.values(), settings, dataset, network)
@@ -381,7 +385,7 @@ def begin(settings: SearchSettings, network: Network, dataset: Dataset | None = 
         *dataset.notes,
         dataset.scale_note,
         describe_class_counts(dataset),
-        describe_budget(len(draws), settings.max_trials, description),
+        describe_budget(len(draws), settings.selection.max_trials, description),
         *describe_network(network, trainable, data),
         describe_kept(settings),
     ):
@@ -444,10 +448,12 @@ def preview(settings: SearchSettings, network: Network) -> Preview:
     first = begin(settings, network)
     settings = first.settings
     ended = _ended(first, network)
-    training = settings.training()
-    if settings.ray is not None:  # this machine's device need not have the precision
+    training = settings.training
+    if settings.running.ray is not None:  # this machine's device need not have the precision
         training = replace(training, precision="default")
-    engine = Engine(network, first.dataset, training, settings.seed, jobs=settings.jobs)
+    engine = Engine(
+        network, first.dataset, training, settings.space.seed, jobs=settings.running.jobs
+    )
     assert engine.jobs is not None
     described = list(first.draws.items())[: MOST_TRACED if network.traced else None]
     works = {key: _work(engine, draw) for key, draw in described}
@@ -469,7 +475,7 @@ def preview(settings: SearchSettings, network: Network) -> Preview:
         if not isinstance(found, float):
             draws.append(Draw(key, draw, 0, 0, 0.0, found))
             continue
-        layers = network.layers(draw, DataSpec.of(first.dataset, first.settings.training()))
+        layers = network.layers(draw, DataSpec.of(first.dataset, first.settings.training))
         size = engine.builder.settings_of(draw).batch_size
         seconds = _seconds(first, size, pace.step * found / work[middle]) + pace.compiling
         draws.append(Draw(key, draw, count_parameters(layers), least_memory(layers, size), seconds))
@@ -519,7 +525,7 @@ def _measured(
 def _seconds(first: Beginning, batch_size: int, step: float) -> float:
     """About how long a trial trains, without compiling; an evaluation is a third of training."""
     images = len(first.dataset.y_train) + len(first.dataset.y_validation) / 3
-    return first.settings.epochs * images / batch_size * step
+    return first.settings.training.epochs * images / batch_size * step
 
 
 def _together(trained: list[float], left: int, together: int, settings: SearchSettings) -> float:
@@ -531,7 +537,8 @@ def _together(trained: list[float], left: int, together: int, settings: SearchSe
     if not left:
         return 0.0
     mean = sum(trained) / len(trained)
-    again = (settings.finalists or 0) * (settings.reruns or 0) + settings.refit
+    chosen = settings.selection
+    again = (chosen.finalists or 0) * (chosen.reruns or 0) + chosen.refit
     return max(max(trained), mean * (left + again) / together)
 
 
@@ -541,10 +548,10 @@ def _ended(first: Beginning, network: Network) -> set[Key]:
     Nothing is mended, and no lock is taken.
     """
     path = Path(local_path(first.settings.run_directory))
-    if first.settings.overwrite or not exists(path):
+    if first.settings.output.overwrite or not exists(path):
         return set()
     said = describe_search(first.settings, first.dataset, network.definition.name, first.space)
     opened = Store.open(path)
     check_same(path, opened.search["identity"], said["identity"])
-    retries = first.settings.max_retries
+    retries = first.settings.running.max_retries
     return {key for key in first.draws if state_of(opened.read_trial(key), retries) in DONE}

@@ -23,7 +23,7 @@ from jaxmnist.engine.events import (
     to_arrays,
 )
 from jaxmnist.engine.lanes import Stacking
-from jaxmnist.errors import EnvironmentFailure, NetworkError, UsageError
+from jaxmnist.errors import EnvironmentFailure, NetworkError, UsageError, wrong
 from jaxmnist.files import DamagedFile, MissingFile, array_bytes, read_bytes, sealed_bytes, sha256
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.network import DataSpec, Network, Parameters
@@ -45,7 +45,10 @@ from jaxmnist.runs.trial import (
 from jaxmnist.settings import SearchSettings
 
 logger = logging.getLogger("jaxmnist")
-OTHERWISE = f"{SAME}; --overwrite starts over, --project-name starts a run beside it"
+OTHERWISE = (
+    f"{SAME}; --overwrite starts over, --project-name starts a run beside it (in Python overwrite"
+    " and project_name)"
+)
 
 
 class StoredCheckpoints(Mapping[Key, Checkpoint]):
@@ -134,9 +137,10 @@ class Schedule:
         done = [key for key in stored if self._is_done(key)]
         beyond = [key for key in done if key not in self.draws and key.rerun is None]
         if beyond:
-            raise UsageError(
-                f"--max-trials {len(draws)} is less than the {max(beyond).index + 1} trials that"
-                " this run has finished"
+            raise wrong(
+                "max_trials",
+                f"{len(draws)} is less than the {max(beyond).index + 1} trials that this run has"
+                " finished",
             )
         for key in done:
             self._write_given_up(key)
@@ -155,7 +159,7 @@ class Schedule:
 
     @property
     def _data(self) -> DataSpec:
-        return DataSpec.of(self.dataset, self._settings.training())
+        return DataSpec.of(self.dataset, self._settings.training)
 
     @property
     def ranking(self) -> Ranking:
@@ -188,7 +192,7 @@ class Schedule:
 
     def state(self, key: Key) -> State:
         """The state of a trial."""
-        return state_of(self._records.get(key), self._settings.max_retries)
+        return state_of(self._records.get(key), self._settings.running.max_retries)
 
     def pending(self) -> dict[Key, Hyperparameters]:
         """What to train next, in the order of `QUEUE`; empty when all is done."""
@@ -430,7 +434,7 @@ class Schedule:
             return
         kept = self._store.mended(partial(self._store.read_outputs, key))
         if kept is None or weights is not None:
-            outputs = StoredOutputs(self._network, trial, self._settings, self._data)
+            outputs = StoredOutputs(self._network, trial, self._settings.space.seed, self._data)
             found = kept or outputs.of_start()
             self._store.write_bytes(
                 File.OUTPUTS, sealed_bytes(found | outputs.of_end(found, weights), {}), key
@@ -449,7 +453,14 @@ class Schedule:
     def _check_network(self) -> None:
         """Raise `UsageError` if a network of one's own is not what trials were trained with."""
         notes = {
-            check_trial(self._store, trial, self._network, self._settings, self._data, OTHERWISE)
+            check_trial(
+                self._store,
+                trial,
+                self._network,
+                self._settings.space.seed,
+                self._data,
+                OTHERWISE,
+            )
             for key in self.current
             if (trial := self._records.get(key))
         }
@@ -489,7 +500,7 @@ class Schedule:
         tested if the trial is chosen.
         """
         if self.current[0].rerun is None:
-            return [each.trial.key for each in self.ranking.ranked[: self._settings.keep]]
+            return [each.trial.key for each in self.ranking.ranked[: self._settings.output.keep]]
         first: dict[int, Key] = {}
         for key in sorted(self.current):
             record = self._records.get(key)
@@ -513,8 +524,8 @@ class Schedule:
         if trial.status != "completed":
             return trial
         epochs = len(trial.history)
-        if epochs != self._settings.epochs:
-            raise DamagedFile(path, f"has {epochs} epochs, not {self._settings.epochs}")
+        if epochs != self._settings.training.epochs:
+            raise DamagedFile(path, f"has {epochs} epochs, not {self._settings.training.epochs}")
         if trial.validation_data_sha256 != self.dataset.validation_sha256:
             raise DamagedFile(path, "does not refer to results on these validation images")
         if not agree(trial.history, trial.validation, len(self.dataset.y_validation)):
@@ -533,7 +544,7 @@ class Schedule:
                 self._network,
                 self._data,
                 len(self.dataset.y_validation),
-                self._settings.training(),
+                self._settings.training,
             )
         except ValueError as problem:
             path = self._store.file(File.CHECKPOINT, key)

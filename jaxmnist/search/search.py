@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -98,15 +97,15 @@ def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Liste
     kept = run.store.mended(lambda: evaluation.kept_look(run))
     test = kept or evaluation.look(run, dataset, "winner")
     listener.detail(evaluation.describe_evaluation(run, test))
-    if settings.ensemble is not None:
-        _test_ensemble(run, settings.ensemble, dataset, listener)
-    if settings.svm:
+    if settings.selection.ensemble is not None:
+        _test_ensemble(run, settings.selection.ensemble, dataset, listener)
+    if settings.output.svm:
         listener.stage("SVM")
         content = svm.fit_on_run(
             run,
             dataset,
-            wanted=settings.svm_backend,
-            draws=settings.svm_search,
+            wanted=settings.output.svm_backend,
+            draws=settings.output.svm_search,
         )
         listener.detail("\n" + svm.describe_svm(run, content))
     if lines := comparisons.describe_comparisons(
@@ -152,7 +151,7 @@ def keep_winner(run: Run) -> None:
         finalists=finalist_records(ranking.finals) if ranking.finals else None,
         selection=f"{ranking.why()} {ranking.about_score()}" if ranking.finals else ranking.why(),
         rerun=best.rerun,
-        refit=run.settings.refit,
+        refit=run.settings.selection.refit,
         model_sha256=trial.weights_sha256,
     )
     weights = read_bytes(run.store.file(File.WEIGHTS, trial.key))
@@ -195,7 +194,7 @@ def search(
     first = begin(settings, network, dataset)
     settings, dataset, draws = first.settings, first.dataset, first.draws
     said = describe_search(settings, dataset, network.definition.name, first.space)
-    with begin_run(settings.run_directory, said, overwrite=settings.overwrite) as directory:
+    with begin_run(settings.run_directory, said, overwrite=settings.output.overwrite) as directory:
         schedule = Schedule(directory, network, dataset, settings, draws)
         for line in directory.write_search():
             logger.info("note: %s", line)
@@ -206,7 +205,7 @@ def search(
             f" {directory.path}"
         )
         listener.stage("training")
-        if settings.ray is not None:
+        if settings.running.ray is not None:
             load_ray()
         with (
             ThreadPoolExecutor(1) as beside,
@@ -217,11 +216,11 @@ def search(
             beside.submit(evaluation.prepare)
             train(schedule, network, settings, told)
             if schedule.left:
-                logger.info(describe_end(settings.max_seconds, len(draws), schedule.left))
+                logger.info(describe_end(settings.selection.max_seconds, len(draws), schedule.left))
             if not schedule.ranking.ranked and schedule.left:
                 raise EnvironmentFailure(
-                    f"no trial has completed in the time of {settings.max_seconds:g} s; the same"
-                    " command goes on"
+                    f"no trial has completed in the time of {settings.selection.max_seconds:g} s;"
+                    " the same command goes on"
                 )
             if not schedule.ranking.ranked:
                 error = schedule.trial(Key(0)).error
@@ -245,7 +244,7 @@ def train(
 
     With `max_seconds` no trial starts after that time, except the first ones; trials are left then.
     """
-    limit = math.inf if settings.max_seconds is None else settings.max_seconds
+    limit = math.inf if settings.selection.max_seconds is None else settings.selection.max_seconds
     until = clock() + limit
     in_time = True
     engine = engine_of(settings, network, schedule.dataset, schedule.stacking)
@@ -290,16 +289,16 @@ def engine_of(
     common: dict[str, Any] = {
         "network": network,
         "dataset": dataset,
-        "settings": settings.training(),
-        "seed": settings.seed,
-        "lanes": settings.lanes,
+        "settings": settings.training,
+        "seed": settings.space.seed,
+        "lanes": settings.running.lanes,
         "stacking": stacking,
-        "checkpoint_every": settings.checkpoint_every,
-        "consecutive": settings.max_seconds is not None,
+        "checkpoint_every": settings.running.checkpoint_every,
+        "consecutive": settings.selection.max_seconds is not None,
     }
-    if settings.ray is not None:
-        return RayEngine(**common, address=settings.ray, cache=settings.cache)
-    return Engine(**common, jobs=settings.jobs, memory=cache_folder(settings.cache))
+    if settings.running.ray is not None:
+        return RayEngine(**common, address=settings.running.ray, cache=settings.running.cache)
+    return Engine(**common, jobs=settings.running.jobs, memory=cache_folder(settings.running.cache))
 
 
 def _stop(events: Events | RayEvents, listener: TrialListener) -> None:
@@ -322,29 +321,29 @@ def train_again(
     def again(keys: Sequence[Key]) -> None:
         schedule.add({key: schedule.draws[Key(key.index)] for key in keys})
         told.again(keys, schedule.ended, len(schedule.dataset.y_train))
-        train(schedule, network, replace(settings, max_seconds=None), told)
+        train(schedule, network, settings.replace(max_seconds=None), told)
 
-    if settings.finalists:
+    if settings.selection.finalists:
         keys = schedule.ranking.rerun_keys
         finalists = list(dict.fromkeys(key.index for key in keys))
-        if len(finalists) < settings.finalists:
+        if len(finalists) < settings.selection.finalists:
             logger.info(
-                f"note: --finalists asks for {settings.finalists} trials, and {len(finalists)}"
-                " completed"
+                f"note: --finalists asks for {settings.selection.finalists} trials, and"
+                f" {len(finalists)} completed"
             )
         names = ", ".join(map(str, finalists))
-        logger.info(f"finalists: trials {names}; {settings.reruns} reruns of each")
+        logger.info(f"finalists: trials {names}; {settings.selection.reruns} reruns of each")
         again(keys)
         if not schedule.ranking.finals:
             error = schedule.trial(keys[0]).error
             raise EnvironmentFailure(f"every rerun failed; trial {keys[0]}: {error}")
-    if settings.refit:
+    if settings.selection.refit:
         key = Key(schedule.ranking.winner.index, REFIT)
         images = len(schedule.dataset.y_train) + len(schedule.dataset.y_validation)
         logger.info(f"refit of trial {key.index} on {images} training and validation images")
         again([key])
         if schedule.ranking.final is None:
             raise EnvironmentFailure(
-                f"trial {key} failed: {schedule.trial(key).error}; without --refit the winner"
+                f"trial {key} failed: {schedule.trial(key).error}; without a refit the winner"
                 " itself is tested"
             )

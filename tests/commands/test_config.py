@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,7 +81,7 @@ def test_a_network_that_the_file_names(settings_of, tmp_path, by_flag):
     text = f"model = '{'nowhere.py' if by_flag else name}'\n"
     more = ["--model", name] if by_flag else []
     found = settings_of(f"{text}width = [2, 3]\nlearning-rate = 0.01\n", *more)
-    assert found.model == name
+    assert found.space.model == name
     assert found.ranges == {"width": [2, 3], "learning_rate": 0.01}
 
 
@@ -106,7 +105,7 @@ WRONG = {
     "a date": ("filters = 2020-01-01", "search.toml: filters a date is not text, a number"),
     "infinite": ("learning_rate = inf", "search.toml: learning_rate must be a number above 0"),
     "a list": ("dataset = ['mnist']", "search.toml: dataset must be a name or a path"),
-    "a network": ("model = 3", "search.toml: model must be the name of a file, not 3"),
+    "a network": ("model = 3", "search.toml: model must be a name or a path, not 3"),
     "no network": ("model = 'nowhere.py'", "search.toml: model nowhere.py: there is no such file"),
     "data": ("data-dir = 'nowhere'", "search.toml: data-dir "),
     "of two, one a flag": ("reruns = 2", "search.toml: reruns needs --finalists"),
@@ -181,17 +180,17 @@ def test_the_settings_of_a_run(finished, settings_of):
     assert found.to_json() == {**finished.settings.to_json(), "quiet": False}
     assert found.identity() == finished.settings.identity()
     changed = settings_of("", "--config", path, "--seed", "7", "--filters", "4", "--ensemble", "4")
-    assert (changed.seed, changed.ensemble, changed.keep) == (7, 4, 4)
+    assert (changed.space.seed, changed.selection.ensemble, changed.output.keep) == (7, 4, 4)
     assert changed.ranges == {**finished.settings.ranges, "filters": "4"}
 
 
 @pytest.mark.parametrize("more", [{"recipe": "fast"}, {"recipe": "fast", "optimizer": "adam"}])
 def test_the_recipe_of_a_run(finished, tmp_path, more, settings_of):
     """What the recipe says of training counts, and what was said besides."""
-    settings = replace(SearchSettings(**more), directory=finished.settings.directory)
+    settings = SearchSettings(**more, directory=finished.settings.output.directory)
     search = read_json(finished.store.path / "search.json")
     path = tmp_path / "search.json"
-    write_json(path, {**search, "settings": settings.to_json()})
+    write_json(path, {**search, "settings": settings.to_json(), "given": dict(settings.given)})
     found = settings_of("", "--config", str(path))
     assert found.to_json() == settings.to_json()
 
@@ -225,7 +224,7 @@ def test_a_run_of_another_network(finished, tmp_path, settings_of, capsys):
         assert run_command(search.main, ["--config", str(path)]) == 2
         assert says in capsys.readouterr().err
     write_json(path, {**content, "data": {**content["data"], "in_memory": True}})
-    assert settings_of("", "--config", str(path), "--dataset", "mnist").dataset == "mnist"
+    assert settings_of("", "--config", str(path), "--dataset", "mnist").data.dataset == "mnist"
 
 
 @pytest.mark.parametrize("dry", [False, True])
@@ -239,10 +238,10 @@ def test_a_search_json_names_no_code(finished, tmp_path, dry):
         ("identity", {"network": "build_model"}),
     ):
         content = {**content, section: {**content[section], **changes}}
-    settings = {**content["settings"], "cache": "theirs", "ray": "127.0.0.1:1"}
-    settings |= {"directory": "runs", "max_trials": 1, "epochs": 1}
-    settings |= {"svm": False, "report": False, "tensorboard": False}
-    write_json(tmp_path / "search.json", {**content, "settings": settings})
+    given = {**content["given"], "cache": "theirs", "ray": "127.0.0.1:1"}
+    given |= {"model": str(tmp_path / "theirs.py"), "directory": "runs", "max_trials": 1}
+    given |= {"epochs": 1, "svm": False, "report": False, "tensorboard": False}
+    write_json(tmp_path / "search.json", {**content, "given": given})
     line = ["--config", tmp_path / "search.json", *(["--dry-run"] if dry else [])]
     done = command("search", *line, "--width", 3, cwd=tmp_path)
     assert done.returncode == 2
@@ -255,7 +254,7 @@ def test_a_search_json_names_no_code(finished, tmp_path, dry):
     assert done.stderr.count("\n") == 1
     done = command("search", *line, "--width", 3, "--model", "ours.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    note = f"note: --cache and --ray of {tmp_path / 'search.json'} are not taken over; give them"
+    note = f"note: --ray and --cache of {tmp_path / 'search.json'} are not taken over; give them"
     assert done.stdout.replace("\n", " ").count(note) == 1
     more = ["--width", 3, "--model", "ours.py", "--cache", "off"]
     done = command("search", *line, *more, "--dry-run", cwd=tmp_path)
@@ -263,6 +262,18 @@ def test_a_search_json_names_no_code(finished, tmp_path, dry):
     assert "--cache" not in done.stdout
     assert not {path.name for path in tmp_path.iterdir()} & {"ran", "theirs"}
     assert (tmp_path / "runs").exists() != dry
+
+
+def test_a_search_json_names_no_code_as_a_range(finished, tmp_path):
+    """Ranges have any names, also those of settings."""
+    (tmp_path / "theirs.py").write_text(f"open('ran', 'w').close()\n{NETWORK}")
+    content = read_json(finished.store.path / "search.json")
+    settings = {**content["settings"], "ranges": {"model": "theirs.py", "cache": "theirs"}}
+    write_json(tmp_path / "search.json", {**content, "settings": settings})
+    done = command("search", "--config", "search.json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("jaxmnist: search.json: its network is Python code (theirs.py)")
+    assert {path.name for path in tmp_path.iterdir()} == {"theirs.py", "search.json"}
 
 
 @pytest.mark.parametrize(
@@ -285,13 +296,14 @@ def test_a_changed_search_json(finished, tmp_path, change, says, capsys):
 def test_a_search_json_that_says_something_else(finished, tmp_path, value, capsys):
     path = tmp_path / "search.json"
     content = read_json(finished.store.path / "search.json")
-    for settings in (
-        {**content["settings"], "ranges": value},
-        {**content["settings"], "keep": value, "ensemble": value},
-        {**content["settings"], "model": value},
-        {**content["settings"], "a_later_setting": value},
+    for changed in (
+        {"settings": {**content["settings"], "ranges": value}},
+        {"given": {**content["given"], "keep": value, "ensemble": value}},
+        {"given": {**content["given"], "model": value}},
+        {"given": {**content["given"], "a_later_setting": value}},
+        {"given": value},
     ):
-        write_json(path, json.loads(json.dumps({**content, "settings": settings})))
+        write_json(path, json.loads(json.dumps({**content, **changed})))
         status = run_command(search.main, ["--config", str(path), "--data-dir", "/nowhere/x.npz"])
         assert status == 2
         said = capsys.readouterr().err
@@ -304,4 +316,4 @@ def test_the_same_search_by_a_file_and_by_flags(options, settings_of):
     found, by_flags = settings_of(text), settings_of("", *flags(options))
     assert found.identity() == by_flags.identity()
     assert {name: str(given) for name, given in found.ranges.items()} == by_flags.ranges
-    assert replace(found, ranges={}) == replace(by_flags, ranges={})
+    assert found.replace(ranges={}) == by_flags.replace(ranges={})

@@ -166,7 +166,7 @@ def test_a_mistake_is_one_line(given, tmp_path, monkeypatch, capsys):
 
 def test_parameters_and_memory(found):
     """Compared with the arrays themselves."""
-    data = DataSpec.of(found.dataset, found.settings.training())
+    data = DataSpec.of(found.dataset, found.settings.training)
     for draw in found.draws:
         weights = STUDY.initial_parameters(draw.hyperparameters, data, seed=0, index=draw.key.index)
         counted = sum(array.size for layer in weights.values() for array in layer.values())
@@ -177,7 +177,7 @@ def test_parameters_and_memory(found):
 
 def test_more_work_takes_more_time(found):
     """An estimate for each draw, in the order of its work, and one for all that are left."""
-    engine = Engine(STUDY, found.dataset, found.settings.training(), 0)
+    engine = Engine(STUDY, found.dataset, found.settings.training, 0)
     work = [relative(engine, draw.hyperparameters) for draw in found.draws]
     times = [draw.seconds for draw in found.draws]
     ordered = sorted(range(len(work)), key=work.__getitem__)
@@ -208,7 +208,7 @@ def test_the_text_says_where_the_estimate_comes_from(found):
 @pytest.mark.slow
 def test_measuring_changes_nothing(found):
     """The same weights begin, and nothing is kept, so that the numbers are of time alone."""
-    engine = Engine(STUDY, found.dataset, found.settings.training(), 0)
+    engine = Engine(STUDY, found.dataset, found.settings.training, 0)
     compiled = engine.compiled
     pace = measure(engine, found.draws[0].hyperparameters, 1)
     assert pace.together == 1
@@ -218,7 +218,7 @@ def test_measuring_changes_nothing(found):
 
 @pytest.mark.slow
 def test_a_configuration_beside_it_that_cant_be_compiled_is_left_alone(found, monkeypatch):
-    engine = Engine(STUDY, found.dataset, found.settings.training(), 0)
+    engine = Engine(STUDY, found.dataset, found.settings.training, 0)
     own, other = (draw.hyperparameters for draw in found.draws[:2])
     compilers = engine.compilers
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections import Counter
-from dataclasses import fields
 
 import pytest
 
@@ -14,9 +12,7 @@ from jaxmnist.commands.parser import run_command
 from jaxmnist.commands.search import EXAMPLES, as_typed, main, parser_of
 from jaxmnist.models.space import Space
 from jaxmnist.models.study_space import DEFINITION
-from jaxmnist.settings import GROUPS, SearchSettings, flag
-
-SETTINGS = [item.name for item in fields(SearchSettings) if item.name != "ranges"]
+from jaxmnist.settings import PARTS, SETTINGS, flag
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +20,11 @@ def parser():
     return parser_of(DEFINITION, Space(DEFINITION), "jaxmnist search")
 
 
-def test_every_setting_is_in_one_group():
-    assert Counter(name for group in GROUPS.values() for name in group) == Counter(SETTINGS)
-
-
 def test_the_help_of_a_search(capsys):
     assert run_command(main, ["--help"]) == 0
     said = capsys.readouterr().out
     heads = [line.removesuffix(":") for line in said.splitlines() if re.fullmatch(r"\S.*:", line)]
-    assert heads == ["options", *GROUPS, "examples"]
+    assert heads == ["options", *(part.title for part in PARTS.values()), "examples"]
     assert max(map(len, said.partition("examples:")[0].splitlines())) <= 80
     assert "default default" not in said
     assert re.search(r"^  --data-dir PATH\b", said, re.MULTILINE)

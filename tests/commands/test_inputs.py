@@ -17,7 +17,6 @@ import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from jaxmnist.report.facts import Facts
 from jaxmnist.results.evaluation import describe_evaluation, kept_look
 from jaxmnist.runs.ledger import read_lines
 from jaxmnist.runs.trial import Trial
+from jaxmnist.settings import SETTINGS
 
 COUNT = int(os.environ.get("EXAMPLES", "50"))
 EXAMPLES = settings(derandomize=True, deadline=None, database=None, max_examples=COUNT)
@@ -90,7 +90,7 @@ def takes_at_most(size: int) -> Iterator[None]:
 
 # --- Flags and settings ---------------------------------------------------------------------------
 
-NAMES = [item.name for item in fields(SearchSettings) if item.name != "ranges"]
+NAMES = list(SETTINGS)
 HYPERPARAMETERS = ["filters", "conv_layers", "dense_layers", "units"]
 VALUES = (
     JSON

@@ -150,7 +150,7 @@ def test_an_svm_on_images_of_another_scale(runs, options):
     found = []
     for name in ("ones", "usual"):
         with locked_run(str(runs["fractions"].store.path)) as run:
-            data = load_dataset(runs[name].settings)
+            data = load_dataset(runs[name].settings.data, 0)
             content = fit_on_run(run, data, wanted="sklearn", draws=0, baselines=True)
             parts = [content, *content.baselines.values()]
             found.append([part.confusion_matrix for part in parts])

@@ -14,7 +14,7 @@ from jaxmnist.data.array_files import IDX_NAMES, read_idx, read_idx_folder
 from jaxmnist.data.arrays import Arrays
 from jaxmnist.data.dataset import MNIST_SHA256, dataset_in_memory, load_arrays, read_files, split
 from jaxmnist.errors import UsageError
-from jaxmnist.settings import SearchSettings
+from jaxmnist.settings import DataSettings
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_npz(tmp_path, arrays):
 
 
 def test_missing_things(folder, tmp_path):
-    refused(lambda: load_arrays(None, str(tmp_path / "nothing")), "--data-dir", "nothing")
+    refused(lambda: load_arrays(None, str(tmp_path / "nothing")), "data_dir", "nothing")
     (folder / "t10k-labels-idx1-ubyte").unlink()
     refused(lambda: load_arrays(None, str(folder)), "t10k-labels-idx1-ubyte")
 
@@ -237,7 +237,7 @@ def test_one_class():
 def test_a_split_that_leaves_a_class_out():
     refused(
         lambda: parts(np.arange(50) % 2, validation_split=0.999),
-        "--validation-split 0.999 leaves no training image of label 0, which has 25 of 50 images",
+        "validation_split 0.999 leaves no training image of label 0, which has 25 of 50 images",
     )
     refused(lambda: parts(np.arange(3)), "no class has two different training images")
 
@@ -284,7 +284,7 @@ def test_names_in_the_test_part_have_one_fingerprint_whatever_other_classes_ther
 
     def found(train, test):
         arrays = (np.repeat(images, 2, axis=0)[: len(train)], np.array(train), images[:4])
-        return dataset_in_memory((*arrays, np.array(test)), SearchSettings()).test_sha256
+        return dataset_in_memory((*arrays, np.array(test)), DataSettings(), 0).test_sha256
 
     def by_hand(test):
         content = repr((4, 5, 5, 1)).encode() + images[:4].tobytes()

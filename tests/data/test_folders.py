@@ -166,7 +166,7 @@ def test_transparency_stands_out_from_the_strokes(tmp_path, ink, background):
 
 def test_folders_that_hold_no_classes(tmp_path):
     fill(tmp_path / "train" / "deeper", names=("a", "b"))
-    with pytest.raises(UsageError, match="has no pictures but the folder a; --data-dir must name"):
+    with pytest.raises(UsageError, match="has no pictures but the folder a; data_dir must name"):
         read_files(tmp_path)
     shutil.rmtree(tmp_path / "train" / "deeper")
     (tmp_path / "train" / "a").mkdir()

@@ -21,7 +21,7 @@ from jaxmnist.data.array_files import by_shape
 from jaxmnist.data.arrays import check
 from jaxmnist.data.dataset import dataset_in_memory, load_arrays, read_files, split
 from jaxmnist.errors import UsageError
-from jaxmnist.settings import SearchSettings
+from jaxmnist.settings import DataSettings
 
 COUNTS = {"train": 40, "val": 16, "test": 12}
 
@@ -115,40 +115,40 @@ def test_arrays_without_names(parts, tmp_path, order):
 
 
 def test_data_in_memory(parts):
-    settings = SearchSettings(dataset="mine", validation_split=0.25)
+    settings = DataSettings(dataset="mine", validation_split=0.25)
     (x, y), (xv, yv), (xt, yt) = parts.values()
-    plain = dataset_in_memory((x, y, xt, yt), settings)
-    assert dataset_in_memory(((x, y), (xt, yt)), settings).fingerprint == plain.fingerprint
+    plain = dataset_in_memory((x, y, xt, yt), settings, 0)
+    assert dataset_in_memory(((x, y), (xt, yt)), settings, 0).fingerprint == plain.fingerprint
     named = dataset_in_memory((x, np.array(list("dabc"))[y], xt, np.array(list("dabc"))[yt]),
-                              settings)  # fmt: skip
+                              settings, 0)  # fmt: skip
     assert named.class_names == ("a", "b", "c", "d")
     assert named.labels == (0, 1, 2, 3)
-    six = dataset_in_memory((x, y, xv, yv, xt, yt), settings)
+    six = dataset_in_memory((x, y, xv, yv, xt, yt), settings, 0)
     assert np.array_equal(six.x_validation[..., 0], xv)
-    two = dataset_in_memory((x, y), settings)
+    two = dataset_in_memory((x, y), settings, 0)
     assert (len(two.y_train) + len(two.y_validation), len(two.y_test)) == (32, 8)
     loaded = load_arrays()
     few = loaded._replace(x_train=loaded.x_train[:99], y_train=loaded.y_train[:99])
-    assert dataset_in_memory(few, settings).classes == 10
+    assert dataset_in_memory(few, settings, 0).classes == 10
     for wrong in ((x, y, xt), [x], x, (x, y, xt, yt[:-1]), (x, y, xv, yv + 9, xt, yt)):
         with pytest.raises(UsageError):
-            dataset_in_memory(wrong, settings)
+            dataset_in_memory(wrong, settings, 0)
 
 
 def test_rows_channels_first_and_transposed():
     rng = np.random.default_rng(0)
     for shape in ((30, 8, 7, 1), (30, 8, 7, 3)):
         x, y = rng.integers(0, 256, shape, np.uint8), np.arange(30) % 2
-        usual = dataset_in_memory((x, y, x, y), SearchSettings(dataset="a"))
+        usual = dataset_in_memory((x, y, x, y), DataSettings(dataset="a"), 0)
         first = np.moveaxis(x, -1, 1)
-        turned = dataset_in_memory((first, y, first, y), SearchSettings(dataset="a"))
+        turned = dataset_in_memory((first, y, first, y), DataSettings(dataset="a"), 0)
         assert turned.fingerprint == usual.fingerprint
         assert "channels first" in turned.notes[0]
-        settings = SearchSettings(dataset="a", transpose=True)
-        flipped = dataset_in_memory((x, y, x, y), settings)
+        settings = DataSettings(dataset="a", transpose=True)
+        flipped = dataset_in_memory((x, y, x, y), settings, 0)
         assert np.array_equal(flipped.x_test, x.swapaxes(1, 2))
     x = rng.random((30, 64)) * 16  # as scikit-learn's load_digits
-    rows = dataset_in_memory((x, y), SearchSettings(dataset="a"))
+    rows = dataset_in_memory((x, y), DataSettings(dataset="a"), 0)
     assert rows.image_shape == (8, 8, 1)
     assert rows.scale == pytest.approx(x.max(), rel=0.2)
     assert "images of 8×8" in rows.notes[0]
@@ -175,7 +175,7 @@ def test_emnists_and_qmnists_names(parts, tmp_path):
             name = f"{prefix}-{part}-images-idx3-ubyte.gz"
             write_idx(tmp_path / name, parts[part][0])
             write_idx(tmp_path / name.replace("images-idx3", "labels-idx1"), parts[part][1] + shift)
-    refused(tmp_path, "holds 2 datasets, emnist-digits, emnist-letters", "--data-dir")
+    refused(tmp_path, "holds 2 datasets, emnist-digits, emnist-letters", "data_dir")
     for name in ("emnist-digits", "emnist-digits-train-labels-idx1-ubyte.gz"):  # or one file of it
         same(read_files(tmp_path / name), parts, ("train", "test"))
     letters = split("a", read_files(tmp_path / "emnist-letters"), validation_split=0.2, seed=0)
@@ -320,7 +320,7 @@ def test_a_path_given_as_a_name(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path)
     for name in ("some.npz", "./mine", str(tmp_path), "mine"):
-        with pytest.raises(UsageError, match="is a path, not a name: use --data-dir"):
+        with pytest.raises(UsageError, match="is a path, not a name: use data_dir"):
             load_arrays(name)
-    with pytest.raises(UsageError, match="a dataset is named by --dataset fashion_mnist"):
+    with pytest.raises(UsageError, match="a dataset is named by dataset fashion_mnist"):
         load_arrays(None, "fashion_mnist")

@@ -112,8 +112,8 @@ def test_what_the_split_says():
         in few.notes[0]
     )
     for limit, says in (
-        (2, "--train-limit 2 is fewer images than a has classes, 3"),
-        (3, "no class has two different training images of --train-limit 3"),
+        (2, "train_limit 2 is fewer images than a has classes, 3"),
+        (3, "no class has two different training images of train_limit 3"),
     ):
         with pytest.raises(UsageError, match=says):
             split("a", arrays([50, 20, 3]), validation_split=0.1, seed=0, train_limit=limit)

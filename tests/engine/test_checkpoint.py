@@ -26,11 +26,12 @@ from jaxmnist.models.network import DataSpec
 from jaxmnist.models.study import STUDY
 from jaxmnist.models.study_space import configuration
 from jaxmnist.runs.trial import METRICS, Key
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.settings import RECIPES
 
 # 300 images in batches of 8 are 38 steps, so that an epoch has pauses within it.
 # All that a step may have is on.
-SETTINGS = TrainingSettings(
+SETTINGS = replace(
+    RECIPES["study"],
     epochs=2,
     batch_size=8,
     learning_rate=0.01,

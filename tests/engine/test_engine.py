@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,9 +19,9 @@ from jaxmnist.engine.local import Engine, Events
 from jaxmnist.models.study import STUDY
 from jaxmnist.models.study_space import configuration
 from jaxmnist.runs.trial import Key
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.settings import RECIPES
 
-SETTINGS = TrainingSettings(epochs=2, batch_size=32, learning_rate=0.01)
+SETTINGS = replace(RECIPES["study"], epochs=2, batch_size=32, learning_rate=0.01)
 FIRST = Key(0)
 TRIALS = {
     FIRST: configuration(4, 1, 0),
@@ -94,7 +95,7 @@ def test_accuracies_are_those_of_the_weights(dataset, alone):
 
 
 def test_divergence_is_an_error_and_hurts_nobody(dataset):
-    wild = TrainingSettings(epochs=3, batch_size=32, learning_rate=1e30)
+    wild = replace(RECIPES["study"], epochs=3, batch_size=32, learning_rate=1e30)
     found = run(dataset, wild, jobs=2)
     for events in found.values():
         assert events[-1].parameters is None
@@ -104,7 +105,7 @@ def test_divergence_is_an_error_and_hurts_nobody(dataset):
 
 def test_divergence_that_only_validation_sees(dataset):
     """One step an epoch: the training loss is that of the weights before it."""
-    wild = TrainingSettings(epochs=2, batch_size=1000, learning_rate=1e30)
+    wild = replace(RECIPES["study"], epochs=2, batch_size=1000, learning_rate=1e30)
     events = run(dataset, wild, {FIRST: TRIALS[Key(3)]})[FIRST]
     assert events[-1].error == "the validation loss stopped being finite in epoch 1"
 
@@ -169,7 +170,11 @@ def test_a_failure_of_a_worker_is_raised_after_the_events_before_it():
 
 def test_fewer_images_than_a_batch(dataset):
     tiny = dataclasses.replace(dataset, x_train=dataset.x_train[:20], y_train=dataset.y_train[:20])
-    events = run(tiny, TrainingSettings(epochs=1, batch_size=128), {FIRST: TRIALS[FIRST]})[FIRST]
+    events = run(tiny, replace(RECIPES["study"], epochs=1, batch_size=128), {FIRST: TRIALS[FIRST]})[
+        FIRST
+    ]
     assert events[-1].history[0].finite
-    huge = run(tiny, TrainingSettings(epochs=1, batch_size=10**9), {FIRST: TRIALS[FIRST]})[FIRST]
+    huge = run(tiny, replace(RECIPES["study"], epochs=1, batch_size=10**9), {FIRST: TRIALS[FIRST]})[
+        FIRST
+    ]
     assert huge[-1].history == events[-1].history

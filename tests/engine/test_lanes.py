@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import jax.export
@@ -46,12 +47,12 @@ from jaxmnist.models.space import Space
 from jaxmnist.models.study import STUDY, StudyNetwork, build_model
 from jaxmnist.models.study_space import DEFINITION, configuration
 from jaxmnist.runs.trial import Key
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.settings import RECIPES
 
 SHAPE, CLASSES = (12, 13, 2), 4
 DATA = DataSpec(SHAPE, CLASSES)
 PADDING = {"filters": 8, "units": 8}
-SETTINGS = TrainingSettings(epochs=2, batch_size=32, learning_rate=1e-3)
+SETTINGS = replace(RECIPES["study"], epochs=2, batch_size=32, learning_rate=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def difference(ours, theirs) -> float:
 def test_a_padded_trial_is_the_unpadded_one(layers):
     """50 steps in float64: lanes of one stack against each trial alone, computed otherwise."""
     conv_layers, dense_layers = layers
-    settings = TrainingSettings(batch_size=8, learning_rate=1e-2)
+    settings = replace(RECIPES["study"], batch_size=8, learning_rate=1e-2)
     widest = widest_of(conv_layers, dense_layers)
     rng = np.random.default_rng(0)
     with float64():
@@ -353,7 +354,7 @@ def test_one_bad_trial_of_a_group_fails_alone(dataset, alone, monkeypatch):
 @pytest.mark.slow
 def test_asking_for_lanes_measures_the_ways_and_remembers(dataset, tmp_path):
     trials = dict(numbered([configuration(4, 1, 0)] * 3))
-    short = TrainingSettings(epochs=1, batch_size=32)
+    short = replace(RECIPES["study"], epochs=1, batch_size=32)
     engine = Engine(STUDY, dataset, short, 0, lanes=2, memory=tmp_path)
     found, (chosen,) = run(engine, trials)
     assert all(isinstance(events[2], EpochFinished) for events in found.values())
@@ -411,7 +412,8 @@ def test_the_program_for_a_tpu(dataset):
 
 SHARDED = """
 import json, sys, jax
-from jaxmnist.settings import TrainingSettings
+from dataclasses import replace
+from jaxmnist.settings import RECIPES
 from jaxmnist.models.study import STUDY
 from jaxmnist.models.study_space import configuration
 from jaxmnist.data.dataset import load_arrays, split
@@ -421,7 +423,7 @@ from jaxmnist.engine.lanes import Stacking, group_trials
 from jaxmnist.runs.trial import Key
 
 dataset = split("small", load_arrays(None, sys.argv[1]), validation_split=0.25, seed=0)
-settings = TrainingSettings(epochs=2, batch_size=32, learning_rate=1e-3)
+settings = replace(RECIPES["study"], epochs=2, batch_size=32, learning_rate=1e-3)
 drawn = json.loads(sys.argv[2])
 trials = {Key(int(index)): configuration(**given) for index, given in drawn.items()}
 padding = {"filters": 8, "units": 8}

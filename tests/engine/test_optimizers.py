@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,8 @@ import pytest
 from conftest import float64
 
 from jaxmnist.engine.training import SCHEDULES, averaged, constants_of, moving_average, optimizer
+from jaxmnist.settings import RECIPES
 from jaxmnist.settings import SCHEDULES as NAMES
-from jaxmnist.settings import TrainingSettings
 
 
 def test_every_schedule_has_a_name():
@@ -49,7 +51,7 @@ def test_the_moving_average_is_the_weighted_mean_of_all_steps():
 
 
 def test_without_an_average_the_weights_themselves_count():
-    settings, weights = TrainingSettings(), {"a": jnp.ones(2)}
+    settings, weights = RECIPES["study"], {"a": jnp.ones(2)}
     state = optimizer(settings, constants_of(settings, 0, 0)).init(weights)
     assert averaged(state, weights) is weights
 
@@ -66,7 +68,7 @@ def test_weight_decay_leaves_biases_and_scales_alone(name):
     shapes = {"dense": {"kernel": (3, 2), "bias": (2,)}, "norm": {"scale": (2, 2), "bias": (1, 2)}}
     weights = jax.tree.map(jnp.ones, shapes, is_leaf=lambda part: isinstance(part, tuple))
     mask = {"dense": {"kernel": True, "bias": False}, "norm": {"scale": False, "bias": False}}
-    settings = TrainingSettings(optimizer=name, learning_rate=1e-2, weight_decay=0.3)
+    settings = replace(RECIPES["study"], optimizer=name, learning_rate=1e-2, weight_decay=0.3)
     ours, theirs = optimizer(settings, constants_of(settings, 0, 0)), PEERS[name](mask)
     found = []
     for each in (ours, theirs):

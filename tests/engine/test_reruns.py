@@ -17,9 +17,9 @@ from jaxmnist.engine.training import order_seed, weights_seed
 from jaxmnist.models.study import STUDY
 from jaxmnist.models.study_space import configuration
 from jaxmnist.runs.trial import REFIT, Key
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.settings import RECIPES
 
-SETTINGS = TrainingSettings(epochs=2, batch_size=32, learning_rate=0.01)
+SETTINGS = replace(RECIPES["study"], epochs=2, batch_size=32, learning_rate=0.01)
 SMALL = configuration(4, 1, 0)
 RERUNS = [Key(3, 1), Key(5, 1), Key(3, 2)]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from jaxmnist.engine.training import (
 from jaxmnist.models.network import DataSpec
 from jaxmnist.models.study import STUDY, build_model
 from jaxmnist.models.study_space import configuration
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.settings import RECIPES
 
 HYPERPARAMETERS = configuration(5, 2, 1, 7)
 SHAPE, CLASSES = (13, 12, 2), 4
@@ -69,7 +70,7 @@ def test_orders_depend_on_seed_and_epoch_alone():
 
 def test_an_epoch_equals_one_written_by_hand_in_float64():
     """Batch by batch, unpadded, with XLA's own convolution: the same losses and weights."""
-    settings = TrainingSettings(batch_size=8, learning_rate=1e-2)
+    settings = replace(RECIPES["study"], batch_size=8, learning_rate=1e-2)
     with float64():
         parameters, images, labels = problem(21, np.float64)
         order = epoch_order(21, seed=0, epoch=0)
@@ -107,8 +108,8 @@ def test_an_epoch_equals_one_written_by_hand_in_float64():
 
 
 def test_smoothed_labels_change_the_gradient_and_not_the_loss_that_is_told():
-    settings = TrainingSettings(
-        batch_size=8, learning_rate=0.1, optimizer="sgd", label_smoothing=0.2
+    settings = replace(
+        RECIPES["study"], batch_size=8, learning_rate=0.1, optimizer="sgd", label_smoothing=0.2
     )
     with float64():
         parameters, images, labels = problem(8, np.float64)
@@ -136,8 +137,8 @@ def test_smoothed_labels_change_the_gradient_and_not_the_loss_that_is_told():
 
 def test_an_epoch_with_augmentation_trains_on_the_augmented_images():
     """As training on images that are augmented beforehand, from the keys of the steps."""
-    settings = TrainingSettings(
-        batch_size=8, learning_rate=1e-2, random_shift=2, random_rotation=15.0
+    settings = replace(
+        RECIPES["study"], batch_size=8, learning_rate=1e-2, random_shift=2, random_rotation=15.0
     )
     with float64():
         parameters, images, labels = problem(16, np.float64)
@@ -151,7 +152,7 @@ def test_an_epoch_with_augmentation_trains_on_the_augmented_images():
         beforehand = np.concatenate(
             [augment(np.arange(8 * k, 8 * k + 8), np.int32(5 + k)) for k in range(2)]
         )
-        plain = TrainingSettings(batch_size=8, learning_rate=1e-2)
+        plain = replace(RECIPES["study"], batch_size=8, learning_rate=1e-2)
         ours = jax.jit(train_block(model("tiles"), settings))(
             state, images, labels, cut, np.int32(0), 2, 5
         )

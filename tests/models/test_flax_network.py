@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import flax.linen as nn
 import jax
@@ -23,10 +24,10 @@ from jaxmnist.models.flax_network import FlaxNetwork
 from jaxmnist.models.network import DataSpec
 from jaxmnist.models.space import Space
 from jaxmnist.runs.trial import Key
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.settings import RECIPES
 
 DATA = DataSpec((28, 28, 1), 10)
-SETTINGS = TrainingSettings(epochs=2, batch_size=16, learning_rate=1e-2)
+SETTINGS = replace(RECIPES["study"], epochs=2, batch_size=16, learning_rate=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,9 @@ def test_an_epoch_equals_one_of_plain_flax(own, dataset):
     network = FlaxNetwork(lambda hp: Normalised(hp.Fixed("own", own)))
     h = first(network)
     assert network.batching(h, DATA) == ("exact" if own else "masked")
-    settings = TrainingSettings(1, 16, learning_rate=1e-2, optimizer="sgd")
+    settings = replace(
+        RECIPES["study"], epochs=1, batch_size=16, learning_rate=1e-2, optimizer="sgd"
+    )
     with Engine(network, dataset, settings, 0).run(numbered([h])) as events:
         (ended,) = [event for event in events if isinstance(event, TrialFinished)]
 
@@ -164,7 +167,7 @@ def test_a_trial_goes_on_from_each_checkpoint(dataset):
     """Bit for bit, with statistics, random streams and an optimizer of its own with a key."""
     network = FlaxNetwork(everything)
     h = first(network)
-    settings = TrainingSettings(epochs=2, batch_size=4)
+    settings = replace(RECIPES["study"], epochs=2, batch_size=4)
 
     def run(checkpoints=None):
         engine = Engine(network, dataset, settings, 3, checkpoint_every=0.0)
@@ -206,7 +209,7 @@ def test_learning_rates_share_a_program(dataset):
         alone = Engine(
             network,
             dataset,
-            TrainingSettings(epochs=2, batch_size=16, learning_rate=h["learning_rate"]),
+            replace(RECIPES["study"], epochs=2, batch_size=16, learning_rate=h["learning_rate"]),
             0,
         )
         with alone.run([(key, h)]) as events:
@@ -222,7 +225,9 @@ def test_the_weights_of_an_optimizer_of_ones_own_are_averaged_too(dataset):
     h = first(network)
 
     def weights(epochs, momentum):
-        settings = TrainingSettings(epochs, len(dataset.y_train), ema_momentum=momentum)
+        settings = replace(
+            RECIPES["study"], epochs=epochs, batch_size=len(dataset.y_train), ema_momentum=momentum
+        )
         with Engine(network, dataset, settings, 0).run(numbered([h])) as events:
             (ended,) = [event for event in events if isinstance(event, TrialFinished)]
         return ended.parameters["params"]
@@ -247,7 +252,7 @@ def test_each_optimizer_and_schedule_trains(dataset):
     members = Space(network.definition).members()
     chosen = [members[0], members[9], members[14], members[20], members[27], members[35]]
     assert len({h["optimizer"] for h in chosen}) == 6
-    settings = TrainingSettings(epochs=1, learning_rate=1e-3)
+    settings = replace(RECIPES["study"], epochs=1, learning_rate=1e-3)
     with Engine(network, dataset, settings, 0).run(numbered(chosen)) as events:
         ended = [event for event in events if isinstance(event, TrialFinished)]
     assert [event.error for event in ended] == [None] * 6
@@ -321,7 +326,7 @@ WRONG = {
         lambda hp: 1 / 0,
         r"build_model fails: test_flax_network.py, line \d+, in <lambda>: ZeroDivisionError",
     ),
-    "a reserved name": (lambda hp: hp.Int("max_trials", 1, 2), "already an option"),
+    "a reserved name": (lambda hp: hp.Int("max_trials", 1, 2), "an option of the search"),
     "an unknown optimizer": (
         lambda hp: (hp.Choice("optimizer", ["adagrad"]), nn.Dense(10))[1],
         "optimizer must be one of",

@@ -128,9 +128,9 @@ def test_default_ranges_narrow_to_the_images():
 
 
 def test_given_ranges_are_refused():
-    with pytest.raises(UsageError, match=r"--conv-layers 3 is too many for images of 8×8 pixels"):
+    with pytest.raises(UsageError, match=r"^conv_layers 3 is too many for images of 8×8 pixels"):
         Space(DEFINITION, {"conv_layers": "1:3"}, (8, 8, 1), 10)
-    with pytest.raises(UsageError, match=r"--kernel-size 13 is larger than the images of 9×12"):
+    with pytest.raises(UsageError, match=r"^kernel_size 13 is larger than the images of 9×12"):
         Space(DEFINITION, {"kernel_size": "3,13"}, (9, 12, 1), 10)
     assert Space(DEFINITION, {"kernel_size": "12"}, (9, 12, 1), 10).size == 7 * 2 * 17
     with pytest.raises(UsageError, match="too small"):
@@ -238,7 +238,7 @@ def test_floats_without_a_step(sampling):
         (lambda hp: hp.Choice("x", [max, min]), "max is a callable: use its name as text"),
         (lambda hp: hp.Choice("x y", [1]), "a name must start with a letter"),
         (lambda hp: hp.Choice("9x", [1]), "a name must start with a letter"),
-        (lambda hp: hp.Int("epochs", 1, 3), "--epochs is already an option of the search"),
+        (lambda hp: hp.Int("epochs", 1, 3), "an option of the search has this name"),
         (lambda hp: hp.get("x"), r"has not asked for x yet"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from dataclasses import replace
 from functools import partial
 
 import flax.linen as nn
@@ -24,7 +25,7 @@ from jaxmnist.models.flax_network import FlaxNetwork
 from jaxmnist.models.module import FLAGS
 from jaxmnist.models.network import DataSpec
 from jaxmnist.models.space import Space
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.settings import RECIPES
 
 SHAPE = (8, 8, 1)
 DATA = DataSpec(SHAPE, 3)
@@ -53,7 +54,7 @@ def dataset():
 
 def trained(built, dataset, **settings):
     """The weights of a training, and its data's properties."""
-    chosen = TrainingSettings(**{"epochs": 2, "batch_size": 16, **settings})
+    chosen = replace(RECIPES["study"], **{"epochs": 2, "batch_size": 16, **settings})
     with Engine(built, dataset, chosen, 0).run(numbered([NOTHING])) as events:
         (ended,) = [event for event in events if isinstance(event, TrialFinished)]
     assert ended.error is None

@@ -27,11 +27,11 @@ from jaxmnist.models.study import LEVELS, STUDY, dropout_factors
 from jaxmnist.models.study_space import configuration
 from jaxmnist.report.tensorboard import columns
 from jaxmnist.runs.trial import Key
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.settings import RECIPES
 
 SHAPE, CLASSES = (13, 12, 2), 4
 DATA, CUT, MNIST = DataSpec(SHAPE, CLASSES), DataSpec((12, 12, 1), 10), DataSpec((28, 28, 1), 10)
-SETTINGS = TrainingSettings(epochs=2, batch_size=4, learning_rate=0.01)
+SETTINGS = replace(RECIPES["study"], epochs=2, batch_size=4, learning_rate=0.01)
 FIRST = Key(0)
 TRIALS = dict(numbered(configuration(4, 1, 1, 8, dropout=rate) for rate in (0.2, 0.5)))
 NARROWER, WITHOUT = configuration(3, 1, 1, 8, dropout=0.5), configuration(4, 1, 1, 8)

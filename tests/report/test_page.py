@@ -120,7 +120,7 @@ def test_made_again_it_is_the_same_and_looks_at_nothing(copy):
     assert done.stdout == f"{copy / 'report.html'}\n"
     after = (copy / "report.html").read_text("utf-8")
     # Only the path of the run has changed.
-    at_home = Path(str(Run(copy).settings.directory)) / "small"
+    at_home = Path(str(Run(copy).settings.output.directory)) / "small"
     assert after.replace(str(copy), str(at_home)) == before.decode()
     assert looks_of(Run(copy)) == ["winner", "svm"]
 
@@ -280,13 +280,13 @@ def test_how_to_repeat_it(finished):
     assert python_session(finished.settings).startswith("jaxmnist.random_search(")
 
 
-def test_settings_that_were_changed_come_first(finished):
-    changed, defaults = settings_rows(finished.search)
+def test_settings_that_were_given_come_first(finished):
+    listed, others = settings_rows(finished.search)
     for row in (("max_trials", 4), ("epochs", 3), ("filters", "4:8:4"), ("units", "8")):
-        assert row in changed
+        assert row in listed
     for row in (("seed", 0), ("optimizer", "adamw"), ("network", "study")):
-        assert row in defaults
-    names = [name for name, _ in [*changed, *defaults]]
+        assert row in others
+    names = [name for name, _ in [*listed, *others]]
     assert len(set(names)) == len(names)
     given = {**finished.search["settings"], **finished.search["identity"]["space"]}
     assert set(names) - {"network"} == set(given) - {"ranges"}
@@ -316,7 +316,7 @@ def test_how_to_repeat_what_was_given_in_python():
     settings = SearchSettings(max_trials=3, dataset="arrays")
     line = python_session(settings, ["build_model", "data"])
     assert line == "jaxmnist.random_search(build_model, data=data, max_trials=3)"
-    named = python_session(replace(settings, dataset="mine"), ["data"])
+    named = python_session(settings.replace(dataset="mine"), ["data"])
     assert eval(named, {"jaxmnist": SimpleNamespace(random_search=dict), "data": 1}) == {
         "data": 1,
         "dataset": "mine",

@@ -139,13 +139,13 @@ def test_an_ensemble_of_other_trials_is_not_used(tested, tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"ensemble": 1}, r"--ensemble must be a whole number of at least 2, not 1"),
-        ({"ensemble": True}, r"--ensemble must be a whole number of at least 2, not True"),
-        ({"ensemble": "3"}, r"--ensemble must be a whole number of at least 2, not '3'"),
-        ({"ensemble": 11}, r"--ensemble 11 needs as many trials, and --max-trials is 10"),
-        ({"ensemble": 5, "keep": 3}, r"--ensemble 5 needs the weights .*--keep is 3: leave it out"),
-        ({"ensemble": 5, "keep": "x"}, r"--keep must be a whole number"),
-        ({"ensemble": 5, "max_trials": "x"}, r"--max-trials must be a whole number"),
+        ({"ensemble": 1}, r"ensemble must be a whole number of at least 2, not 1"),
+        ({"ensemble": True}, r"ensemble must be a whole number of at least 2, not True"),
+        ({"ensemble": "3"}, r"ensemble must be a whole number of at least 2, not '3'"),
+        ({"ensemble": 11}, r"ensemble 11 needs as many trials, and max_trials is 10"),
+        ({"ensemble": 5, "keep": 3}, r"ensemble 5 needs the weights .*keep is 3: leave it out"),
+        ({"ensemble": 5, "keep": "x"}, r"keep must be a whole number"),
+        ({"ensemble": 5, "max_trials": "x"}, r"max_trials must be a whole number"),
     ],
 )
 def test_settings_that_contradict(options, says):
@@ -155,18 +155,18 @@ def test_settings_that_contradict(options, says):
 
 
 def test_the_weights_that_it_needs_are_kept():
-    assert SearchSettings().keep == SearchSettings(ensemble=2).keep == 3
+    assert SearchSettings().output.keep == SearchSettings(ensemble=2).output.keep == 3
     settings = SearchSettings(ensemble=5)
-    assert (settings.keep, SearchSettings(ensemble=5, keep=7).keep) == (5, 7)
+    assert (settings.output.keep, SearchSettings(ensemble=5, keep=7).output.keep) == (5, 7)
     assert SearchSettings(**settings.to_json()) == settings
     assert settings.identity() == SearchSettings().identity()
     assert describe_kept(settings) == "weights of the best 5 trials are kept"
-    assert describe_kept(replace(settings, ensemble=3)) is None
+    assert describe_kept(settings.replace(ensemble=3)) is None
     assert describe_kept(SearchSettings()) is None
-    check_counts(5, settings)
+    check_counts(5, settings.selection)
     for given in (settings, SearchSettings(finalists=5)):
         with pytest.raises(UsageError, match="5 is more than the 4 configurations that can be"):
-            check_counts(4, given)
+            check_counts(4, given.selection)
     with pytest.raises(UsageError, match=r"^ensemble 5 needs the weights .* and keep is 3"):
         random_search(ensemble=5, keep=3)
 
@@ -228,5 +228,5 @@ def test_a_run_without_an_ensemble_gets_one_line(finished, tmp_path, name, capsy
 
 
 def test_too_few_trials_have_completed(finished):
-    with pytest.raises(UsageError, match="--ensemble 5 needs as many completed trials: 4 are"):
+    with pytest.raises(UsageError, match=r"^ensemble 5 needs as many completed trials: 4 are"):
         comparisons.first_members(finished.ranking.ranked, 5)

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import time
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from jaxmnist.engine.local import Engine
 from jaxmnist.models.space import Space
 from jaxmnist.models.study import STUDY
 from jaxmnist.runs.trial import Key
-from jaxmnist.settings import TrainingSettings
+from jaxmnist.settings import RECIPES
 
 
 def resident_megabytes(process: int | str = "self") -> float:
@@ -37,7 +38,7 @@ def measure(trials: int) -> list[dict[str, float]]:
     ranges = {"filters": "2:41:1", "conv_layers": "1:2", "units": "2:8:1"}
     space = Space(STUDY.definition, ranges)
     dataset = split("tiny", load_arrays("mnist"), validation_split=0.1, seed=0, train_limit=600)
-    engine = Engine(STUDY, dataset, TrainingSettings(epochs=1), seed=0)
+    engine = Engine(STUDY, dataset, replace(RECIPES["study"], epochs=1), seed=0)
     rows, began = [], time.perf_counter()
     drawn = islice(space.draws(0), trials)
     with engine.run((Key(index), each) for index, each in enumerate(drawn)) as events:

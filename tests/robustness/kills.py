@@ -109,10 +109,10 @@ def check(run: jaxmnist.Run, whole: dict[str, Any], images: np.ndarray) -> None:
     left = [p for p in path.parent.rglob("*") if p.name.endswith(".tmp") or "checkpoint" in p.name]
     if left:
         raise Broken(f"left behind: {left[0].relative_to(path.parent)}")
-    kept = [entry.trial for entry in run.ranking.ranked[: run.settings.keep]]
+    kept = [entry.trial for entry in run.ranking.ranked[: run.settings.output.keep]]
     # Of each finalist those of the first rerun, and those of the refit.
     kept += [each.tested for each in run.ranking.finals if each.tested]
-    kept += [run.ranking.final] if run.settings.refit and run.ranking.final else []
+    kept += [run.ranking.final] if run.settings.selection.refit and run.ranking.final else []
     expected = sorted({str(run.store.file(File.WEIGHTS, t.key).relative_to(path)) for t in kept})
     weights = sorted(str(p.relative_to(path)) for p in path.glob("trials/**/model.safetensors"))
     if weights != expected:
@@ -124,7 +124,7 @@ def check(run: jaxmnist.Run, whole: dict[str, Any], images: np.ndarray) -> None:
     if different:
         raise Broken(f"not as undisturbed: {', '.join(different)}")
     looks = run.store.read_looks(run.store.test_sha256)
-    purposes = ["winner", *(["ensemble"] if run.settings.ensemble else []), "svm"]
+    purposes = ["winner", *(["ensemble"] if run.settings.selection.ensemble else []), "svm"]
     if sorted(look.purpose for look in looks.found) != sorted(purposes) or looks.damaged:
         raise Broken(f"counts {looks.count} looks")
 

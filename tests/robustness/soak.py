@@ -115,7 +115,9 @@ class Soaked:
     def leaked(self) -> list[str]:
         """Files that a finished run has no use for."""
         run = jaxmnist.Run(self.path)
-        kept = {f"trials/{t.trial.index:04d}" for t in run.ranking.ranked[: run.settings.keep]}
+        kept = {
+            f"trials/{t.trial.index:04d}" for t in run.ranking.ranked[: run.settings.output.keep]
+        }
         expected = {f"trials/{t.index:04d}/trial.json" for t in run.trials}
         completed = [t.index for t in run.trials if t.status == "completed"]
         expected |= {f"trials/{index:04d}/validation.npy" for index in completed}

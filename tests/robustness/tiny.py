@@ -16,7 +16,7 @@ from jaxmnist import Run, SvmPipeline
 from jaxmnist.files import as_json, sha256
 from jaxmnist.runs.records import File, ModelReport, SvmReport
 from jaxmnist.runs.trial import history_to_json
-from jaxmnist.settings import SearchSettings, flag
+from jaxmnist.settings import SETTINGS, flag
 
 TRAIN, TEST = 400, 200  # images
 # What a search may do after its trials. An ensemble's members are not refitted: it takes two.
@@ -60,7 +60,7 @@ def flags(options: Mapping[str, Any]) -> list[str]:
     for name, value in options.items():
         if not isinstance(value, bool):
             words += [flag(name), str(value)]
-        elif value != getattr(SearchSettings, name):
+        elif value != SETTINGS[name].default:
             words.append(flag(name if value else f"no_{name}"))
     return words
 
@@ -78,7 +78,7 @@ def start(program: str, *arguments: str, **options: Any) -> subprocess.Popen:
 def facts(run: Run, images: np.ndarray) -> dict[str, Any]:
     """What must be equal bit for bit: all but times and the count of looks."""
     test = as_json(run.result("best/test.json", ModelReport))
-    name = run.settings.dataset_name
+    name = run.settings.data.dataset_name
     svm = as_json(run.result(f"svm/{name}/svm.json", SvmReport))
     ensemble = as_json(run.kept_ensemble()) or {}
     # The classification report is for other programs; jaxmnist doesn't read it.

@@ -107,7 +107,7 @@ def test_a_deletion_that_was_cut_short(tmp_path):
     """Killed while `--overwrite` deletes: what is left is not taken for the new run's."""
     (tmp_path / "best").mkdir()
     with (
-        pytest.raises(UsageError, match=r"has best but no search\.json; --overwrite"),
+        pytest.raises(UsageError, match=r"has best but no search\.json; overwrite"),
         begin_run(tmp_path, SEARCH, overwrite=False),
     ):
         pass
@@ -286,7 +286,7 @@ def test_search_json_is_made_again_where_the_trials_tell_whose_they_are(tmp_path
         path.write_text(content)
     other = {**SEARCH, "identity": {**SEARCH["identity"], "seed": 1}}
     with (
-        pytest.raises(UsageError, match="--overwrite starts over"),
+        pytest.raises(UsageError, match=" overwrite starts over"),
         begin_run(tmp_path, other, overwrite=False),
     ):
         pass

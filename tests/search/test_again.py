@@ -24,7 +24,7 @@ from jaxmnist.results.ranking import finalists_as_text
 from jaxmnist.runs.records import File, ModelReport, SvmReport
 from jaxmnist.runs.store import Store
 from jaxmnist.runs.trial import REFIT, Key
-from jaxmnist.settings import SearchSettings
+from jaxmnist.settings import DataSettings, SearchSettings
 
 ASKED = {"finalists": 2, "reruns": 2, "refit": True, "svm_search": 1}
 
@@ -99,7 +99,7 @@ def test_the_winner_is_refitted(again, finished):
     right = again.best_model.predict(data.x_test) == np.asarray(data.labels)[data.y_test]
     assert test.accuracy == right.mean()
     # Trained from the start on arrays put together, as the same training alone.
-    engine = Engine(STUDY, joined(data), again.settings.training(), again.settings.seed)
+    engine = Engine(STUDY, joined(data), again.settings.training, again.settings.space.seed)
     key = again.ranking.final.key
     with engine.run([(key, again.ranking.final.hyperparameters)]) as events:
         last = next(event for event in events if isinstance(event, TrialFinished))
@@ -124,7 +124,7 @@ def test_the_svm_is_tuned_before_the_refit(again):
         (data.x_train, labels[data.y_train]),
         (data.x_validation, labels[data.y_validation]),
         how=svm_module.Fitting("sklearn", draws=1),
-        seed=again.settings.seed,
+        seed=again.settings.space.seed,
     )
     expected = expected.tried
     svm = again.result("svm/small/svm.json", SvmReport)
@@ -235,7 +235,7 @@ def test_an_unfinished_run_has_no_winner(again, copy):
 
 def test_a_rerun_that_will_be_tried_again_is_awaited(again, copy):
     last = again.ranking.finals[-1].reruns[-1]
-    retries = again.settings.max_retries
+    retries = again.settings.running.max_retries
     for failures, chosen in ((retries, False), (retries + 1, True)):
         failed = replace(last, status="failed", error="it broke", failures=failures)
         writing(copy / "small").write_trial(failed)
@@ -255,7 +255,7 @@ def test_a_refit_of_data_with_their_own_validation_images(again):
     data = again.load_dataset()
     x, y, own_x, own_y = data.x_train, data.y_train, data.x_test[:60], data.y_test[:60]
     arrays = (x, y, own_x, own_y, data.x_test[60:], data.y_test[60:])
-    found = joined(dataset_in_memory(arrays, SearchSettings()))
+    found = joined(dataset_in_memory(arrays, DataSettings(), 0))
     assert np.array_equal(found.x_train, np.array([*x, *own_x]))
     assert np.array_equal(found.y_train, np.array([*y, *own_y]))
     assert len(found.x_validation) == len(found.y_validation) == 0
@@ -265,13 +265,13 @@ def test_a_refit_of_data_with_their_own_validation_images(again):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"finalists": 5}, "--finalists 5 is more than the 4 trials of --max-trials"),
-        ({"finalists": 1}, "--finalists must be a whole number of at least 2, not 1"),
-        ({"finalists": 2, "reruns": 0}, "--reruns must be a whole number of at least 1, not 0"),
-        ({"finalists": 2, "reruns": 1001}, "--reruns must be a whole number from 1 to 1000"),
-        ({"reruns": 2}, "--reruns needs --finalists"),
-        ({"finalists": "two"}, "--finalists must be a whole number of at least 2, not 'two'"),
-        ({"refit": 1}, "--refit must be true or false, not 1"),
+        ({"finalists": 5}, "finalists 5 is more than the 4 trials of max_trials"),
+        ({"finalists": 1}, "finalists must be a whole number of at least 2, not 1"),
+        ({"finalists": 2, "reruns": 0}, "reruns must be a whole number of at least 1, not 0"),
+        ({"finalists": 2, "reruns": 1001}, "reruns must be a whole number from 1 to 1000"),
+        ({"reruns": 2}, "reruns needs finalists"),
+        ({"finalists": "two"}, "finalists must be a whole number of at least 2, not 'two'"),
+        ({"refit": 1}, "refit must be true or false, not 1"),
     ],
 )
 def test_bad_input_is_a_line(given, says):
@@ -290,5 +290,5 @@ def test_more_finalists_than_a_small_space_has(options, tmp_path):
 
 def test_three_reruns_by_default_which_do_not_identify_the_run():
     asked, plain = SearchSettings(finalists=2, refit=True), SearchSettings()
-    assert asked.reruns == 3
+    assert asked.selection.reruns == 3
     assert asked.identity() == plain.identity()

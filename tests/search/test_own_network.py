@@ -251,7 +251,7 @@ def test_what_is_given_beside_the_network_counts(file):
     space = Space(FlaxNetwork(load_function(str(file))).definition)
     assert settings_of({"learning_rate": 0.001}, space).ranges == {"learning_rate": 0.001}
     assert settings_of({"batch_size": [8, 16]}, space).ranges == {"batch_size": [8, 16]}
-    assert settings_of({"batch_size": 8}, space).batch_size == 8
+    assert settings_of({"batch_size": 8}, space).training.batch_size == 8
 
 
 def test_help_lists_what_the_network_asks_for(file):

@@ -123,7 +123,7 @@ def test_the_same_call_again_changes_nothing_and_looks_at_nothing(copy, options)
 def test_a_budget_smaller_than_what_is_finished(copy, options):
     with pytest.raises(UsageError, match=r"^max_trials 2 is less than the 4"):
         random_search(**{**options, "max_trials": 2}, select="best", directory=str(copy))
-    assert Run(copy / "small").settings.select == "steady"
+    assert Run(copy / "small").settings.selection.select == "steady"
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_addresses_and_homes(copy, small, monkeypatch):
     assert len(Run("~/small").trials) == 4
     settings = jaxmnist.SearchSettings(directory="~/runs", data_dir="~/x", cache="~/c")
     assert settings.run_directory == str(copy / "runs" / "x")
-    assert (settings.data_dir, settings.cache) == (str(copy / "x"), str(copy / "c"))
+    assert (settings.data.data_dir, settings.running.cache) == (str(copy / "x"), str(copy / "c"))
 
 
 def test_a_damaged_record_is_set_aside_and_its_trial_run_again(copy, finished, options):
@@ -637,7 +637,7 @@ def test_data_that_have_moved(copy, small):
     search = read_json(path)
     write_json(path, {**search, "settings": {**search["settings"], "data_dir": "/nowhere/small"}})
     run = Run(copy / "small")
-    with pytest.raises(UsageError, match=r"not at /nowhere/small any more; .* --data-dir"):
+    with pytest.raises(UsageError, match=r"not at /nowhere/small any more; .* data_dir"):
         run.load_dataset()
     arrays = load_arrays(None, str(small))
     for dataset in (run.load_dataset(str(small)), run.load_dataset(data=arrays)):

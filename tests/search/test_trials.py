@@ -22,7 +22,7 @@ from jaxmnist.runs.records import File
 from jaxmnist.runs.store import Store, begin_run
 from jaxmnist.runs.trial import DEATHS, QUEUE, Key, State, agree, state_of
 from jaxmnist.search.schedule import Schedule
-from jaxmnist.settings import SearchSettings
+from jaxmnist.settings import RECIPES, SearchSettings
 
 DRAWS = {Key(index): configuration(4 - index, 1, 0) for index in range(3)}
 SEARCH = {"identity": {"seed": 0}, "versions": {}, "device": {}, "threads": 2}
@@ -82,9 +82,8 @@ def fail(trials, index, error="MemoryError: no", diverged=False):
 
 def checkpoint(dataset, index):
     """A real one, from the middle of the trial's first epoch."""
-    from jaxmnist.settings import TrainingSettings
 
-    settings = TrainingSettings(epochs=2, batch_size=8)
+    settings = replace(RECIPES["study"], epochs=2, batch_size=8)
     engine = Engine(STUDY, dataset, settings, 0, checkpoint_every=0.0)
     with engine.run([(Key(index), DRAWS[Key(index)])]) as events:
         return next(event for event in events if isinstance(event, Checkpoint))
