@@ -37,7 +37,6 @@ from jaxmnist.results.importance import (
     FEWEST_FOR_IMPORTANCE,
     importances,
     most_gain,
-    standings_of,
     tuning_curve,
 )
 from jaxmnist.results.ranking import Corrected, choose_finalist, corrected
@@ -256,8 +255,8 @@ def judged_budget(
 
 def standings(trials: list[Trained], rule: Rule, validation: np.ndarray) -> list:
     """The standings of trials on these images."""
-    return standings_of(
-        rule.rank([seen(t.trial, t.right[:, validation], i) for i, t in enumerate(trials)]), rule
+    return rule.standings(
+        rule.rank([seen(t.trial, t.right[:, validation], i) for i, t in enumerate(trials)])
     )
 
 

@@ -190,11 +190,11 @@ def _recorded_threads(settings: SearchSettings) -> int | None:
 
     It is read before the rest of the run, because it can't be set once JAX has started.
     """
-    from jaxmnist.runs.store import Store, threads_of
+    from jaxmnist.runs.store import Store
 
     try:
         opened = Store.open(settings.run_directory)
-        return None if settings.output.overwrite else threads_of(opened.search)
+        return None if settings.output.overwrite else opened.search.threads
     except JaxmnistError:  # no run, or a damaged one, which is handled later under the lock
         return None
 

@@ -1,4 +1,4 @@
-"""Errors that users see, each with its exit status; and signals that end a command."""
+"""Errors that users see, and signals that end a command, each with its exit status."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any
 
-# --- The errors that users can see, each with the exit status of a command ---
+# --- Errors ---
 
 
 def printable(text: str) -> str:
@@ -55,7 +55,7 @@ class JaxmnistError(Exception):
         super().__init__(printable(line))
 
     def worded(self, word: Callable[[str], str]) -> str:
-        """The message where settings are called what `word` makes of their names."""
+        """The message, with `word(name)` for the name of each setting."""
         return str(self)
 
 
@@ -70,13 +70,13 @@ class Named(str):
 
 
 class SettingError(UsageError):
-    """A mistake in a setting, which the command line, Python and a file name in their own words.
+    """A mistake in a setting, whose message names settings as the user gave them.
 
-    The text of the exception is Python's; the other two ask for theirs by `worded`.
+    The exception's text has Python's keywords; `worded` gives it with flags, or a file's keys.
 
     Args:
-      template: the message, in which `{max_trials}` is the setting of this name.
-      values: what else stands in braces: the names of settings as `Named`, errors, or text.
+      template: the message, in which `{max_trials}` stands for the setting of this name.
+      values: what the other names in braces stand for: text, an error, or a setting as `Named`.
 
     >>> error = SettingError("{max_trials} must be at least {low}", low=1)
     >>> print(error, "or", error.worded(lambda name: "--" + name.replace("_", "-")))
@@ -92,22 +92,22 @@ class SettingError(UsageError):
 
     @property
     def names(self) -> list[str]:
-        """The settings in the order in which the message names them; the first is the mistake."""
-        return [str(value) for value in self._asked().values() if isinstance(value, Named)]
+        """The settings that the message names, in order; the mistake is in the first."""
+        return [str(value) for value in self._filled().values() if isinstance(value, Named)]
 
     def worded(self, word: Callable[[str], str]) -> str:
-        """The message where settings are called what `word` makes of their names."""
+        """The message, with `word(name)` for the name of each setting."""
 
         def say(value: Any) -> Any:
             if isinstance(value, JaxmnistError):
                 return value.worded(word)
             return word(value) if isinstance(value, Named) else value
 
-        words = {name: say(value) for name, value in self._asked().items()}
+        words = {name: say(value) for name, value in self._filled().items()}
         return printable(self.template.format_map(words))
 
-    def _asked(self) -> dict[str, Any]:
-        """What stands in the braces of the template."""
+    def _filled(self) -> dict[str, Any]:
+        """The values of the names in the template's braces."""
         names = [name for _, name, _, _ in Formatter().parse(self.template) if name]
         return {name: self.values.get(name, Named(name)) for name in names}
 
@@ -128,7 +128,7 @@ def _setting_error(template: str, values: dict[str, Any]) -> SettingError:
 class NetworkError(UsageError):
     """A network of one's own can't be asked, built, traced or trained as it is meant.
 
-    traceback: the whole traceback of the exception in a person's code; empty if there was none.
+    traceback: of the exception in the user's code; empty if there was none.
     """
 
     def __init__(self, line: str, traceback: str = "") -> None:
@@ -143,7 +143,7 @@ class EnvironmentFailure(JaxmnistError, RuntimeError):
     """The environment failed: the disk is full, there is no network, or every trial failed."""
 
 
-# What is said of a URL in place of a path.
+# The problem with a URL that is given as a path.
 NOT_LOCAL = (
     "looks like a URL; a path on this machine is needed (a bucket can be mounted as a folder)"
 )
@@ -184,7 +184,7 @@ def disk_error(what: str, error: OSError) -> JaxmnistError:
     return kind(f"{what}: {error.strerror or error}{mend}")
 
 
-# --- How SIGINT (Ctrl-C), SIGTERM and SIGHUP (hang-up) are handled ---
+# --- Signals: SIGINT (Ctrl-C), SIGTERM and SIGHUP (hang-up) ---
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 TWICE = 1.0  # seconds within which a repeated signal may be the same one, delivered twice

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and whose damage is detected; files of unknown size.
+"""Reading and writing files: whole or not at all, with damage detected; records as JSON.
 
 A file is written under a temporary name, flushed to disk and renamed, so that a reader finds the
 old or the new one. JSON files contain the SHA-256 of their content. Reading never follows a link,
@@ -163,6 +163,10 @@ class DamagedFile(UsageError):
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
         self.path = path
+        self._problem = problem
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self._problem)
 
 
 class MissingFile(DamagedFile):
@@ -291,20 +295,16 @@ def json_bytes(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
 
 
-def read_json(path: Path, shape: Any = None) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Read the object that `write_json` wrote, without its `sha256`.
 
-    Args:
-      path: the file.
-      shape: the shape that the object must have; see `fits`.
-
-    Raises like `read_bytes`, and `DamagedFile` if the file isn't a JSON object, doesn't match its
-    SHA-256, or doesn't have that shape.
+    Raises like `read_bytes`, and `DamagedFile` if the file isn't a JSON object or doesn't match its
+    SHA-256.
     """
-    return json_content(path, read_bytes(path, LARGEST_JSON), shape)
+    return json_content(path, read_bytes(path, LARGEST_JSON))
 
 
-def json_content(path: Path, found: bytes, shape: Any = None) -> dict[str, Any]:
+def json_content(path: Path, found: bytes) -> dict[str, Any]:
     """Return what `read_json` reads from a file that has these bytes; raises like it."""
     try:
         content: dict[str, Any] = json.loads(found, parse_int=_whole)
@@ -314,8 +314,6 @@ def json_content(path: Path, found: bytes, shape: Any = None) -> dict[str, Any]:
         raise DamagedFile(path, "is not a JSON object") from None
     if not genuine:
         raise DamagedFile(path, "its content does not match its SHA-256")
-    if not fits(content, shape):
-        raise DamagedFile(path, LACKS)
     return content
 
 
@@ -331,22 +329,23 @@ def _whole(digits: str) -> int:
 
 
 def stored(encode: Callable[[Any], Any], decode: Callable[[Any], Any]) -> dict[str, Any]:
-    """Return the metadata of a record's field that is stored in another form than its own.
+    """Return the metadata of a record's field that has a conversion to JSON of its own.
 
-    encode: gives the JSON value. decode: the inverse; ValueError, TypeError or KeyError if invalid.
+    encode: returns the JSON value. decode: its inverse; raises what `from_json` catches.
     """
     return {"stored": (encode, decode)}
 
 
-NOT_STORED: dict[str, Any] = {"stored": None}  # the metadata of a field that is not in the file
-OPTIONAL: dict[str, Any] = {"optional": True}  # of one that is in the file unless it is None
+# The metadata of a field that is not in the file, and of one that is in it unless it is None.
+NOT_STORED: dict[str, Any] = {"stored": None}
+OPTIONAL: dict[str, Any] = {"optional": True}
 
 
 def as_json(value: Any) -> Any:
-    """Return a record as a JSON object: its fields, and what its class lists in `DERIVED`.
+    """Return a record as a JSON object: its fields, and the properties that `DERIVED` names.
 
-    Derived values are for other programs; `from_json` requires that they are right. Lists, tuples
-    and mappings may contain records.
+    Derived values are for other programs; `from_json` checks them. Lists, tuples and mappings may
+    contain records.
     """
     if is_dataclass(value):
         kind: Any = type(value)
@@ -363,13 +362,13 @@ def as_json(value: Any) -> Any:
 
 
 def from_json(kind: type[R], content: Any) -> R:
-    """Return the record of which `as_json` gave the content; ValueError if it isn't one.
+    """Return the record that `as_json` returned `content` for; ValueError if it isn't one.
 
-    All of the record's fields must be there, with values of their types: an int is no bool, a float
-    may be an int, numbers are finite and have at most 64 bits. Other keys are ignored: another
+    Every field must be present with a value of its type. A bool is no int, an int may stand for a
+    float, and numbers are finite and have at most 64 bits. Other keys are ignored, as another
     version may have written them.
 
-    kind: a record's class, or a tuple, mapping or union of such.
+    kind: the class of the record, or a tuple, mapping or union of such classes.
     """
     try:
         _check_numbers(content)
@@ -385,7 +384,7 @@ def from_json(kind: type[R], content: Any) -> R:
 
 
 def _decoded(hint: Any, value: Any) -> Any:
-    """Return a JSON value as one of a type; raises what `from_json` catches, or ValueError."""
+    """Convert a JSON value to a type; raises what `from_json` catches, or ValueError."""
     if is_dataclass(hint):
         return _record(hint, value)
     origin, members = get_origin(hint), get_args(hint)
@@ -402,7 +401,7 @@ def _decoded(hint: Any, value: Any) -> Any:
 
 
 def _record(kind: Any, content: Any) -> Any:
-    """Return the record of a JSON object; raises like `_decoded`."""
+    """Convert a JSON object to a record; raises like `_decoded`."""
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     values = {}
@@ -422,7 +421,7 @@ def _record(kind: Any, content: Any) -> Any:
 
 
 def read_record(path: Path, kind: type[R]) -> R:
-    """Read the record that `write_record` wrote; raises like `read_json`."""
+    """Read the record of a JSON file, as `Store.write` writes it; raises like `read_json`."""
     return record_of(path, read_json(path), kind)
 
 
@@ -432,11 +431,6 @@ def record_of(path: Path, content: Any, kind: type[R], problem: str = LACKS) -> 
         return from_json(kind, content)
     except ValueError:
         raise DamagedFile(path, problem) from None
-
-
-def write_record(path: Path, record: Any) -> None:
-    """Write a record as a JSON object with its SHA-256 under `sha256`."""
-    write_json(path, as_json(record))
 
 
 @functools.cache
@@ -470,43 +464,10 @@ def _check_numbers(content: Any) -> None:
 
 
 def _custom(kind: Any, content: Any) -> Any:
-    """Return an object of a class that isn't a dataclass, a mapping, from its JSON object."""
+    """Convert a JSON object to a class of mappings, such as `Hyperparameters`."""
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     return kind(content)
-
-
-def fits(value: Any, shape: Any) -> bool:
-    """Return whether a value from JSON has a shape.
-
-    A shape is a type (float: any finite number; int: not a bool), None for anything,
-    `{key: shape}` for an object that has at least these keys, `{str: shape}` for an object with
-    any keys, `[shape]` for a list, `(shape, shape)` for a list of exactly these members, or a set
-    of permitted strings.
-
-    >>> fits({"a": [1, 2.5], "b": 1}, {"a": [float]}), fits([1, True], (int, int))
-    (True, False)
-    """
-    if shape is None:
-        return True
-    if isinstance(value, int) and shape in (int, float):
-        return not isinstance(value, bool) and abs(value) < 2**63
-    if shape is float:
-        return isinstance(value, float) and math.isfinite(value)
-    if isinstance(shape, type):
-        return isinstance(value, shape)
-    if isinstance(shape, set):
-        return isinstance(value, str) and value in shape
-    if isinstance(shape, tuple):
-        same = isinstance(value, list) and len(value) == len(shape)
-        return same and all(map(fits, value, shape))
-    if isinstance(shape, list):
-        return isinstance(value, list) and all(fits(member, shape[0]) for member in value)
-    if not isinstance(value, dict):
-        return False
-    if str in shape:
-        return all(fits(member, shape[str]) for member in value.values())
-    return all(key in value and fits(value[key], part) for key, part in shape.items())
 
 
 def array_bytes(array: np.ndarray) -> bytes:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 from jaxmnist.errors import NOT_LOCAL, SettingError, UsageError, is_url, wrong
 from jaxmnist.hyperparameters import plain, shown, text
 
-# --- Checks of values that a person gives: each returns the value, or raises a ValueError ---
+# --- Checks of values: each returns the value to store, or raises ValueError ---
 
 Check = Callable[[Any], Any]
 LARGEST_NUMBER = 10**9  # the largest value of any count; a larger one is a typing error
@@ -147,22 +147,22 @@ def canonical(given: Any) -> Any:
 
 @dataclass(frozen=True)
 class Setting:
-    """The declaration of a setting: all that is known of it, but for its effect.
+    """The declaration of a setting: everything but its effect.
 
-    default: its value where none is given. recipes: by name, those of recipes that differ.
-    help: a phrase for a person. metavar: what its value is called there.
-    check: returns a value as it is kept, or raises ValueError with what it must be.
-    choices: the words that it takes; then it needs no other check.
-    range: what a range of it is read as, where it may be one: (first, last) or (first, last, "log")
-      of its numbers, or else its choices.
-    identifies: whether a run with another value of it is another run.
-    shares_program: whether trials that differ in it share a compiled program, in which it is an
-      argument; 'above 0' if the program of 0 is another one, which does without.
-    of_optimizer: whether an optimizer that a network brings itself has it in it.
-    scope: what it belongs to. A search is repeated elsewhere without what is of this machine or of
-      a session, and is read from a file without what is of a session.
-    names_code: whether it names code that is run, which a file of somebody else may not.
-    name, part, type: where it is declared, and the text of its type.
+    default: its value if none is given. recipes: the defaults of recipes that have others, by name.
+    help: a phrase for the user. metavar: the placeholder of its value in `--help`.
+    check: returns the value to store, or raises ValueError with what it must be.
+    choices: the words that it accepts; then it needs no other check.
+    range: if it may be searched, the range that it is declared with, as a network's hyperparameters
+      are: (first, last) or (first, last, "log") of numbers, or else its choices.
+    identifies: whether a run with another value is another run.
+    shares_program: whether trials with different values share a compiled program, which has it as
+      an argument; 'above 0' if 0 has a program of its own, without the argument.
+    of_optimizer: whether it has no effect on an optimizer that a network brings itself.
+    scope: what it belongs to. The command that repeats a search has only settings of the search;
+      a search.json that is read as a configuration gives all but those of a session.
+    names_code: whether it names code to run, which somebody else's file may not do.
+    name, part, type: its name, the part that declares it, and the text of its type.
     """
 
     default: Any
@@ -187,13 +187,13 @@ class Setting:
         return self.type.removesuffix(" | None")
 
     @property
-    def may_be_left(self) -> bool:
-        """Whether None stands for no value."""
+    def may_be_none(self) -> bool:
+        """Whether None means that no value is given."""
         return bool(self.range) or self.type.endswith(" | None")
 
     @property
     def described(self) -> str:
-        """What it means, which words it takes, and its default, in each recipe."""
+        """Its help with the words that it accepts, and its default in each recipe."""
         said = self.help
         if not all(choice in said for choice in self.choices):
             said += f" [{', '.join(self.choices)}]"
@@ -245,9 +245,9 @@ def unknown_option(name: str, known: Iterable[str]) -> UsageError:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Some settings, which check themselves: a wrong value raises `SettingError`.
+    """A group of settings; an invalid value raises `SettingError`.
 
-    title: the heading of `--help` under which they stand.
+    title: its heading in `--help`.
     """
 
     title: ClassVar[str]
@@ -256,7 +256,7 @@ class Part:
         for item in fields(self):
             declared, value = item.metadata["setting"], getattr(self, item.name)
             if value is not None or not item.type.endswith(" | None"):
-                # The same value in the type that is kept: NumPy's numbers become Python's.
+                # The check converts the value: NumPy's numbers become Python's.
                 object.__setattr__(self, item.name, checked(item.name, value, declared.check))
 
 
@@ -647,9 +647,9 @@ SETTINGS: Mapping[str, Setting] = {
 # Settings of training that may be hyperparameters: of a network that asks for them, or of any
 # network where a person gives a range.
 RANGED = tuple(name for name, item in SETTINGS.items() if item.range)
-# Those of them that an optimizer of a network's own has in it.
+# Those of them that have no effect on an optimizer that a network brings itself.
 OF_OPTIMIZER = tuple(name for name, item in SETTINGS.items() if item.of_optimizer)
-# How trials are trained where nothing else is said, by name.
+# The defaults of training, by the name of the recipe.
 RECIPES: Mapping[str, TrainingSettings] = {
     recipe: TrainingSettings(
         recipe=recipe,
@@ -711,7 +711,7 @@ class SearchSettings:
         names = [
             name
             for name, item in SETTINGS.items()
-            if name in given and not (given[name] is None and item.may_be_left)
+            if name in given and not (given[name] is None and item.may_be_none)
         ]
         recipe = checked("recipe", given.get("recipe", USUAL_RECIPE), SETTINGS["recipe"].check)
         values = {**asdict(RECIPES[recipe]), **{name: given[name] for name in names}}
@@ -738,7 +738,7 @@ class SearchSettings:
         return found
 
     def replace(self, **changes: Any) -> SearchSettings:
-        """These settings with others given, and what follows from them."""
+        """These settings with some others given; what follows from them is set anew."""
         return SearchSettings(**{"ranges": self.ranges, **self.given, **changes})
 
     def __getitem__(self, name: str) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 # XLA warns of each program that it takes from the cache; see `engine.cache.keep_programs`.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -26,7 +27,7 @@ from jaxmnist.engine.events import rows
 from jaxmnist.engine.training import constants_of, optimizer, start_training
 from jaxmnist.files import array_bytes, sha256
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.runs.records import File
+from jaxmnist.runs.records import File, Search, SearchedData
 from jaxmnist.runs.store import Store, read_search
 from jaxmnist.runs.trial import METRICS, History, Key, Layer, Metrics, Trial, pack_right
 
@@ -106,7 +107,25 @@ def begin(parameters, settings):
     return start_training(parameters, optimizer(settings, constants), constants)
 
 
-def writing(path: Path, search: dict | None = None) -> Store:
+def searched(**changes: Any) -> Search:
+    """What search.json says of a search of nothing in particular."""
+    identity = {"data": "abc", "network": "study", "seed": 0, "space": {"depth": "1:2"}}
+    names = tuple(map(str, range(10)))
+    data = SearchedData(
+        **dict.fromkeys(("train", "validation", "validation_different", "test"), 100),
+        **{"name": "small", "in_memory": False, "test_sha256": "0" * 64, "dtype": "uint8"},
+        **{"image_shape": (28, 28, 1), "labels": tuple(range(10)), "class_names": names},
+        **{"scale": 255.0, "notes": (), "preparation": {}},
+    )
+    whole: dict[str, Any] = {
+        **{"identity": identity, "space": {}, "settings": {}, "given": {}, "data": data},
+        **{"versions": {"jax": "1"}, "device": {"kind": "cpu"}, "environment": {}},
+        **{"threads": 2, "machine": {}},
+    }
+    return Search(**{**whole, **changes})
+
+
+def writing(path: Path, search: Search | None = None) -> Store:
     """A run directory for writing; its lock file is there, but nobody holds the lock."""
     path.mkdir(exist_ok=True)
     held = os.open(path / "lock", os.O_RDWR | os.O_CREAT)

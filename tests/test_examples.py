@@ -22,7 +22,6 @@ import pytest
         "results.pipeline",
         "results.trained",
         "settings",
-        "files",
     ],
 )
 def test_examples(name, finished, mnist, options):

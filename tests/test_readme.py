@@ -83,7 +83,7 @@ def test_the_tutorial(session, tmp_path):
     assert output.splitlines()[-1] == "[7]"
     run = Run(tmp_path / "runs" / "digits")
     assert len(run.trials) == 3
-    assert run.search["data"]["test"] == pytest.approx(150, abs=10)
+    assert run.store.search.data.test == pytest.approx(150, abs=10)
     assert "Test set" in (tmp_path / "runs" / "digits" / "report.html").read_text("utf-8")
 
 

@@ -148,35 +148,28 @@ def _of_run(path: str, content: bytes) -> Config:
     to be given again. The search.json of somebody else must not have it run.
     """
     # Imported here: NumPy takes a tenth of a second, which --help shouldn't wait for.
-    from jaxmnist.files import DamagedFile, fits, json_content
+    from jaxmnist.files import DamagedFile, json_content, record_of
+    from jaxmnist.runs.records import Search
 
     try:
-        search = json_content(Path(path), content)
+        search = record_of(Path(path), json_content(Path(path), content), Search)
     except DamagedFile as problem:
         raise UsageError(
             f"{problem}: --config takes a TOML file, or search.json as a search wrote it"
         ) from None
-    shape = {
-        "settings": dict,
-        "given": dict,
-        "identity": {"network": str},
-        "data": {"in_memory": bool},
-    }
-    if not fits(search, shape):
-        raise UsageError(f"{path}: is not the search.json of a run")
-    ranges = search["settings"].get("ranges")
-    options, code = {**search["given"], **(ranges if isinstance(ranges, dict) else {})}, {}
+    ranges = search.settings.get("ranges")
+    options, code = {**search.given, **(ranges if isinstance(ranges, dict) else {})}, {}
     for name, item in SETTINGS.items():
         if name in options and item.names_code:
             code[name] = options.pop(name)
         elif item.scope == "session":
             options.pop(name, None)
     needs: dict[tuple[str, ...], str] = {}
-    if search["data"]["in_memory"]:
+    if search.data.in_memory:
         say = "its data were arrays in memory: name data by --data-dir or --dataset"
         needs["data_dir", "dataset"] = say
     model = code.pop("model", None)
-    if search["identity"]["network"] != DEFINITION.name or model is not None:
+    if search.identity["network"] != DEFINITION.name or model is not None:
         file = f" ({model[:200]})" if isinstance(model, str) else ""
         needs["model",] = (
             f"its network is Python code{file}, which search.json may not run: name the file with"

@@ -142,7 +142,7 @@ PARTS: dict[int, tuple[str, ...]] = {
 def read_npz(path: Path) -> Found:
     """Read the arrays of a dataset from an `.npz` file, which can't run code.
 
-    Their names say what they are; see `names`. Arrays without names, arr_0, arr_1 and so on, are
+    Their names say what they are; see `contents`. Arrays without names, arr_0, arr_1 and so on, are
     recognised by their shapes.
     """
     with open_file(path) as file, open_zip(file) as archive:
@@ -291,7 +291,7 @@ def read_array_files(folder: Path, chosen: Mapping[str, tuple[str, str]]) -> Fou
 
     Args:
       folder: where the files lie.
-      chosen: the names of the files with images and with labels, by part; see `names.choose`.
+      chosen: the names of the files with images and with labels, by part; see `contents.choose`.
     """
     return Found.of(
         {
@@ -316,7 +316,7 @@ def read_matlab(path: Path) -> Found:
     """Read a dataset from a MATLAB file, gzipped or not.
 
     That is EMNIST's structure `dataset.train.images` and so on, or arrays whose names say what
-    they are; see `names`.
+    they are; see `contents`.
 
     Raises:
       UsageError: the file holds something else, is damaged, or unpacks to too much.

@@ -224,7 +224,7 @@ def _whole(name: str, labels: np.ndarray) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-# --- The one gate of all data ---
+# --- The checks that all data pass ---
 
 EIGHT_BITS = 255.0  # the largest pixel of 8-bit images
 OVER = 8  # times the scale; images with larger pixels are on another scale

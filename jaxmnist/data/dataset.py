@@ -203,7 +203,7 @@ def _has_pictures(folder: Path, root: Path) -> bool:
     return False
 
 
-# --- A dataset of images and integer labels, in training, validation and test parts ---
+# --- The dataset ---
 
 ENDING = r"\.(npz|npy|csv|gz|zip|mat|png|jpg|pkl|h5)$"  # no dataset's name ends so
 MNIST_SHA256 = {
@@ -220,7 +220,7 @@ class Dataset:
 
     Images are uint8 where all pixels are whole numbers from 0 to 255, else float32.
     labels: the K labels, ascending, as the data gives them: class k has label `labels[k]`.
-    class_names: K names to show, `class_names[k]` of class k; see `labels.class_names_of`.
+    class_names: K names to show, `class_names[k]` of class k; see `class_names_of`.
     scale: the divisor of pixels before they reach a network or an SVM; see `arrays.scale_of`.
     notes: a line for each thing about the data that their owner should know.
     in_memory: whether they were given as arrays, and not as files or by a name.
@@ -336,7 +336,7 @@ def load_arrays(
 
     Args:
       dataset: 'mnist' (also if None), or a name of tensorflow-datasets.
-      data_dir: a file or folder that is read instead of `dataset`; see `formats.read_files`.
+      data_dir: a file or folder that is read instead of `dataset`; see `read_files`.
       transpose: swap rows and columns of the images.
 
     Raises:

@@ -281,7 +281,7 @@ def several(cut: np.ndarray) -> tuple[str, ...]:
     )
 
 
-# --- The ink in a picture: which pixels are the shape that somebody drew, and where it is ---
+# --- The ink: which pixels are the shape that somebody drew ---
 
 LARGEST = 8 * 10**6  # pixels of a picture in which ink is looked for
 SMALLEST = 56  # pixels of the shorter side to which a noisy picture may be reduced
@@ -418,7 +418,7 @@ def _find(grey: np.ndarray, inside: bool = False) -> _Found | None:
 def _look(
     result: tuple[np.ndarray, float, bool], grey: np.ndarray, inside: bool = False
 ) -> _Found | None:
-    """The shapes in what a function of `ground` has found in uint8[h, w]; see `_find`."""
+    """The shapes in what one of the functions above has found in uint8[h, w]; see `_find`."""
     levels, noise, dark = result
     least = max(noise, LEAST_INK)
     risen = levels[levels > least]

@@ -95,7 +95,7 @@ def _corner(masses: np.ndarray, length: int, by_mass: bool) -> int:
     return min(max(round(length / 2 - centre), 0), room)
 
 
-# --- Images for prediction: from pictures, prepared like the training images, and from arrays ---
+# --- Images for prediction ---
 
 logger = logging.getLogger("jaxmnist")
 ALIKE = 64  # levels; a picture of the right size with a border as near to the ground is an image

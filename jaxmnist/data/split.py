@@ -319,7 +319,7 @@ def draw(groups: np.ndarray, whose: np.ndarray, sizes: np.ndarray, seed: int) ->
 
     Args:
       groups: int64[N], the group of each image, 0 to G − 1.
-      whose: int64[G], the class from which a group is drawn; see `copies.owners`.
+      whose: int64[G], the class from which a group is drawn; see `owners`.
       sizes: int64[K], numbers that whole groups allow; see `group_sizes`.
       seed: of the draw.
     """
@@ -362,7 +362,7 @@ def held_out(images: np.ndarray, labels: np.ndarray, scale: float) -> np.ndarray
     """Choose the images of a test part by their content: bool[N].
 
     Each class gives `TEST_FRACTION` of its different images, those with the smallest hashes: at
-    least one if it has two, never all. Equal images go the same way; see `copies.owners` for those
+    least one if it has two, never all. Equal images go the same way; see `owners` for those
     with different labels. Neither the order of the images nor a seed matters, nor the scale of the
     pixels.
 

@@ -1,8 +1,8 @@
 """The process that speaks with a Ray cluster, beside the one that the user started.
 
-Ray ends a process whose cluster is lost, and takes over its signals: so this one, which has nothing
-to lose, is apart. It gives trials to nodes, and hands on what they say; it ends when the other end
-of its connection does, and Ray ends its tasks with it.
+Ray ends a process whose cluster is lost, and takes over its signals. That process is therefore this
+one, which has nothing to lose. It gives trials to nodes, and passes on their events. It ends when
+the other end of its connection does, and Ray ends its tasks with it.
 
     python -m jaxmnist.engine.cluster FILE-DESCRIPTOR
 """
@@ -32,7 +32,7 @@ from jaxmnist.engine.nodes import Assignment, Job, Machine, Node, describe_machi
 from jaxmnist.errors import one_line
 from jaxmnist.runs.trial import Key
 
-# --- Trials given to the nodes of a Ray cluster, and what becomes of them; see `cluster` ---
+# --- Trials given to the nodes of a Ray cluster, and what becomes of them ---
 
 LOOK_EVERY = 1.0  # seconds between two looks at the cluster's nodes
 WAIT = 0.1  # seconds to wait for an event before looking at the other things
@@ -344,7 +344,7 @@ class Cluster:
         self._say("note", f"waiting: everything is in use on the nodes {where}")
 
 
-# --- The process that speaks with a Ray cluster, beside the one that the user started ---
+# --- The process ---
 
 JOIN = 20.0  # seconds for joining the cluster
 CONNECT = 5.0  # seconds for the cluster's head to accept a connection
@@ -359,7 +359,7 @@ def _connect(address: str) -> None:
 
 
 def train_there(*arguments: Any) -> Iterator[Any]:
-    """`remote.train`, imported on the node only: JAX isn't needed here.
+    """`ray.train`, imported on the node only: JAX isn't needed here.
 
     A process' first task says at once that it has begun, which importing JAX would delay.
     """

@@ -1,4 +1,4 @@
-"""Starting JAX: its platform, the size of XLA's thread pool, the cache of compiled programs.
+"""Starting JAX: its platform, thread pool and cache of programs; the address of a cluster.
 
 Every command reports an error at JAX's start in one line.
 """

@@ -27,7 +27,7 @@ from jaxmnist.runs.trial import (
 )
 from jaxmnist.settings import TrainingSettings
 
-# --- The events that the engine yields; their `key` identifies the trial or rerun ---
+# --- Events ---
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ class Events:
                 return
 
 
-# --- The engine that trains trials: one per core on a CPU, stacked on an accelerator ---
+# --- The engine ---
 
 # Steps in one call of the compiled program; between calls the host can stop the trial. An
 # accelerator takes more, because it finishes them so quickly that the host's overhead matters.
@@ -608,7 +608,7 @@ def measure(
 def relative(engine: Engine, hyperparameters: Hyperparameters) -> float:
     """About how long a training step of a configuration takes, to be compared with another's.
 
-    The estimate of `estimates.Costs`, by the network's multiplications and outputs.
+    The estimate of `programs.Costs`, by the network's multiplications and outputs.
     """
     costs = COSTS.get(engine.platform, COSTS["gpu"])["alone"]
     layers = engine.network.layers(hyperparameters, engine.builder.data)

@@ -1,4 +1,4 @@
-"""The nodes of a Ray cluster: what each can train, and whether it may; and the work for them.
+"""The nodes of a Ray cluster: whether and what each can train; and the work for them.
 
 Its functions are sent to nodes by value, as nodes may not have the package: they use nothing but
 the standard library.
@@ -16,14 +16,14 @@ from typing import Any
 
 from jaxmnist.runs.trial import Key
 
-# --- What the engine for clusters wants of the process that speaks with Ray ---
+# --- What the engine for clusters asks of the process that speaks with Ray ---
 
 
 @dataclass(frozen=True)
 class Assignment:
     """A trial to train.
 
-    content: what `remote.train` gets of it.
+    content: what `ray.train` gets of it.
     work: how long it takes, in any unit.
     """
 
@@ -34,9 +34,9 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Job:
-    """What the other process wants of this one.
+    """What the engine asks of the process that speaks with Ray.
 
-    work, buffers: the pickled `remote.Work`, and its arrays.
+    work, buffers: the pickled `ray.Work`, and its arrays.
     trials: the trials, in their order.
     environment: variables of the tasks, by a node's kind.
     lanes: trials in one program, if the user chose that.

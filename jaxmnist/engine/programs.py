@@ -331,7 +331,7 @@ class Builder:
         return (train, arguments), (validate, (weights, *self.evaluated))
 
 
-# --- About how long compiling and training take ---
+# --- Estimates of the time that compiling and training take ---
 
 
 @dataclass(frozen=True)
@@ -383,7 +383,7 @@ def multiplications(layers: Sequence[Layer]) -> int:
     return sum(layer.parameters * math.prod(layer.output_shape[:-1]) for layer in layers)
 
 
-# --- Which padding makes a search short ---
+# --- The padding that makes a search fastest ---
 
 # Of the time that trials take one after another, what stacking them saved at best, where measured:
 # on an H200, 4345 steps a second in place of 2730.

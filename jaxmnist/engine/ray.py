@@ -43,7 +43,7 @@ from jaxmnist.models.network import DataSpec, Network
 from jaxmnist.runs.trial import Key
 from jaxmnist.settings import TrainingSettings
 
-# --- What a node of a cluster runs: a task that trains a few trials and hands on their events ---
+# --- What a node runs: a task that trains a few trials and passes on their events ---
 
 ASK_EVERY = 0.5  # seconds between two questions whether to stop
 
@@ -170,7 +170,7 @@ def _listening(events: Events, signals: Any) -> Iterator[None]:
         listener.join()
 
 
-# --- The engine that trains trials on the nodes of a Ray cluster ---
+# --- The engine ---
 
 logger = logging.getLogger("jaxmnist")
 WAIT = 0.2  # seconds between two looks at what the user wants
@@ -273,7 +273,7 @@ class RayEngine:
         )
         buffers: list[pickle.PickleBuffer] = []
         packed = cloudpickle.dumps(work, protocol=5, buffer_callback=buffers.append)
-        # XLA's warnings of programs from the cache are silenced as in `cache.keep_programs`.
+        # XLA's warnings of programs from the cache are silenced as in `keep_programs`.
         pool = {POOL_SIZE[0]: str(pool_size()), LOG_LEVEL: "3", **variables_for_nodes()}
         return Job(
             self.address,

@@ -1,4 +1,4 @@
-"""A configuration of a person's network: the module that they built, traced and tried.
+"""A configuration of a person's network: its module, traced and tried, and its optimizer.
 
 What the traced functions show is looked up there. The rest is tried on random images, with the
 initial weights and with random ones: a last layer of zeros would hide what is before it.
@@ -138,7 +138,7 @@ def _name(key: Any) -> str:
     return str(kinds[0])
 
 
-# --- A configuration of a person's network: the module that they built, traced and tried ---
+# --- A configuration ---
 
 KEPT = 4  # images that stay the same where others of their batch are changed
 DRAWS = 8  # of random weights

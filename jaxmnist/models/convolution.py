@@ -313,7 +313,7 @@ def _sum_of_images(x: jax.Array) -> jax.Array:
     return total.reshape(-1).astype(wide)
 
 
-# --- Convolution, ReLU and max-pooling, computed in the way that suits each platform ---
+# --- Convolution, ReLU and max-pooling together ---
 
 # 'tiles': matrix products of tiles that fit in a CPU's cache; 'patches': one matrix product of all
 # patches, which is efficient for stacked trials; 'convolution': XLA's own convolution; 'corners':

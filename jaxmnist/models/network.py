@@ -183,7 +183,7 @@ def _is_installed(file: Path) -> bool:
     return within or bool({"site-packages", "dist-packages"} & {*file.parts})
 
 
-# --- The interface between the training engine and every network ---
+# --- The interface ---
 
 # Hyperparameters of training that are arguments of a compiled program, not constants in it.
 NUMBERS = tuple(name for name, item in SETTINGS.items() if item.shares_program)

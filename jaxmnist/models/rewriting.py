@@ -268,7 +268,7 @@ def _corners_backward(like: jax.Array, cotangents: Corners) -> tuple[jax.Array]:
 corners.defvjp(_corners_forward, _corners_backward)
 
 
-# --- A function of arrays with its convolutions and pooling computed from slices ---
+# --- A traced function, evaluated equation by equation ---
 
 CALLS = ("jit", "pjit", "closed_call")  # whose body is evaluated in their place
 IMAGES = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # NHWC, HWIO, NHWC as JAX writes it
@@ -496,7 +496,7 @@ def _pool_window(equation: Any) -> Window | None:
     )
 
 
-# --- A convolution, its bias, ReLU and 2×2 max-pooling in one ------------------------------------
+# --- A convolution, its bias, ReLU and 2×2 max-pooling in one ---
 
 
 def _fused(equations: Sequence[Any], place: int, uses: Counter[Any]) -> _Fused | None:

@@ -28,7 +28,7 @@ from jaxmnist.results.layout import shortened
 from jaxmnist.results.run import Run
 from jaxmnist.runs.records import File, Pair
 
-# --- Several runs compared: what differs between them, and paired tests of their winners ---
+# --- The comparison ---
 
 # Settings that say where a run lies and how it is shown, and don't change its results.
 LEFT_OUT = (
@@ -51,7 +51,7 @@ class Family:
 
     runs: their names.
     images: number of test images.
-    pairs: McNemar's test of each pair of winners, as one family; see `comparisons.compare`. None
+    pairs: McNemar's test of each pair of winners, as one family; see `compare_models`. None
       for one run alone, and without the true classes.
     problem: why there are none, although there are several runs.
     """
@@ -82,7 +82,7 @@ def families(runs: Mapping[str, Run]) -> list[Family]:
 
 def _family(runs: Mapping[str, Run], members: Mapping[str, Predictions]) -> Family:
     names, first = tuple(runs), next(iter(runs.values()))
-    images = int(first.search["data"]["test"])
+    images = first.store.search.data.test
     if len(names) == 1:
         return Family(names, images)
     try:
@@ -97,7 +97,7 @@ def _family(runs: Mapping[str, Run], members: Mapping[str, Predictions]) -> Fami
 
 def labels_of(run: Run) -> np.ndarray:
     """The label of each class of a run, int64[K]: classes are numbered anew in each run."""
-    return np.asarray(run.search["data"]["labels"], np.int64)
+    return np.asarray(run.store.search.data.labels, np.int64)
 
 
 def _true_labels(runs: Sequence[Run]) -> np.ndarray:
@@ -127,16 +127,17 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 def described(run: Run) -> dict[str, str]:
     """What a run was given, as text by name: data, settings, ranges, versions and device."""
-    data, identity = run.search["data"], run.search["identity"]
+    search = run.store.search
+    data, session = search.data, search.sessions[-1]
     settings = {name: v for name, v in run.settings.to_json().items() if name not in LEFT_OUT}
-    found: dict[str, Any] = {"data": data["name"]}
-    found |= {f"{part} images": f"{data[part]:,}" for part in ("train", "validation", "test")}
-    found |= {"test images' SHA-256": str(data.get("test_sha256", MISSING))[:12]}
-    found |= {**settings, "network": identity["network"], **identity.get("space", {})}
-    for session in run.search["sessions"][-1:]:
-        versions, device = session["versions"], session["device"]
-        found |= {name: versions[name] for name in ("jaxmnist", "jax") if name in versions}
-        found |= {"device": device.get("kind", MISSING)}
+    found: dict[str, Any] = {"data": data.name}
+    found |= {
+        f"{part} images": f"{getattr(data, part):,}" for part in ("train", "validation", "test")
+    }
+    found |= {"test images' SHA-256": data.test_sha256[:12]}
+    found |= {**settings, "network": search.identity["network"], **search.identity["space"]}
+    found |= {name: session.versions.get(name, MISSING) for name in ("jaxmnist", "jax")}
+    found |= {"device": session.device["kind"]}
     return {name: "default" if value is None else text(value) for name, value in found.items()}
 
 
@@ -149,7 +150,7 @@ def differing(runs: Sequence[Run]) -> tuple[dict[str, list[str]], dict[str, str]
     return different, {name: row[0] for name, row in rows.items() if name not in different}
 
 
-# --- The page of several runs: their results beside each other, and what differs between them ---
+# --- The page ---
 
 NAME = 14  # columns of a run's name beside a line
 HEADS = (
@@ -329,7 +330,7 @@ def _looks(entries: Sequence[Entry], family: Family) -> str | None:
     runs = {
         entry.name: entry.run.store
         for entry in entries  # also one whose winner is not tested yet: an earlier one may be
-        if entry.run.search["data"].get("test_sha256") == test_sha256
+        if entry.run.store.test_sha256 == test_sha256
     }
     return first.facts.attempt("test", lambda: describe_looks(looks_of(runs, test_sha256), *runs))
 

@@ -1,6 +1,6 @@
 """The progress of a search on the console: redrawn on a terminal, else a line for each event.
 
-`show.open_console` chooses lines where the output can't be redrawn: in a pipe, a file or a log.
+`live.open_console` chooses lines where the output can't be redrawn: in a pipe, a file or a log.
 """
 
 from __future__ import annotations

@@ -19,8 +19,6 @@ from warnings import catch_warnings, filterwarnings
 
 import numpy as np
 
-# --- Figures of the page: matplotlib's SVG with the page's own colours and fonts ---
-
 # Placeholders; no figure has these colours by chance.
 COLOURS = {
     name: f"#0a0b{number:02x}"
@@ -260,7 +258,7 @@ def _spread(ticks: Sequence[float], forward: Callable[[Any], Any], apart: float)
     return kept[::-1]
 
 
-# --- Labels at the ends of lines, moved apart so that none covers another ---
+# --- Labels at the ends of lines ---
 
 MOST_LABELS = 12  # beside a figure of the usual height
 POINTS = 11.0  # size of a label's text

@@ -17,8 +17,8 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from jaxmnist.data.dataset import Dataset
-from jaxmnist.errors import JaxmnistError, UsageError, one_line
-from jaxmnist.files import DamagedFile, MissingFile, fits
+from jaxmnist.errors import JaxmnistError, one_line
+from jaxmnist.files import DamagedFile, MissingFile
 from jaxmnist.hyperparameters import text
 from jaxmnist.models.space import SpaceDescription
 from jaxmnist.models.study_space import DEFINITION
@@ -28,24 +28,13 @@ from jaxmnist.results.layout import shortened
 from jaxmnist.results.run import Run
 from jaxmnist.results.selection import Ranked
 from jaxmnist.results.statistics import p_value, signed
-from jaxmnist.runs.records import File, ModelReport, SvmReport
+from jaxmnist.runs.records import File, ModelReport, Search, SvmReport
 from jaxmnist.runs.trial import METRICS, Trial
 from jaxmnist.settings import IN_MEMORY, SETTINGS, SearchSettings, flag
 
 # --- What a report knows of a run: the content of readable files, and notes about the others ---
 
 T = TypeVar("T")
-COUNTS = dict.fromkeys(("train", "validation", "test"), int)
-SEARCH_SHAPE = {
-    "machine": dict,
-    "data": {
-        "name": str,
-        **COUNTS,
-        "image_shape": [int],
-        "labels": [int],
-        "class_names": [str],
-    },
-}
 
 
 def plainly(problem: Exception) -> str:
@@ -69,10 +58,6 @@ class Facts:
     def __init__(self, run: Run) -> None:
         self.run = run.skipping_damaged()
         self.notes: dict[str, list[str]] = {}
-        if not fits(self.run.search, SEARCH_SHAPE) or not fits(
-            self.run.search.get("machine"), dict
-        ):
-            raise UsageError(f"{run.store.path}/search.json: lacks what the page needs")
         self.trials: list[Trial] = [
             replace(trial, hyperparameters=self.space.shown(trial.hyperparameters))
             for trial in self.run.trials
@@ -148,7 +133,7 @@ class Facts:
     def svm(self) -> SvmReport | None:
         """The content of svm.json for the run's own data, if it belongs to the current winner."""
         final = self.run.ranking.final if self.ranked else None
-        identity = self.run.search["identity"]
+        identity = self.run.store.search.identity
         for place in self.run.store.svm_places():
             try:
                 report = self.run.store.read(SvmReport, place)
@@ -203,7 +188,7 @@ class Facts:
         return f"By score alone the winner is number {place} of {len(self.scores)}."
 
 
-# --- Pages as HTML text ---
+# --- Templates filled in as HTML ---
 
 MARK = b'<meta name="generator" content="jaxmnist">'  # in the head of every page
 
@@ -268,11 +253,11 @@ def search_command(settings: SearchSettings) -> str:
     return shlex.join(parts)
 
 
-def in_python_only(search: dict[str, Any]) -> list[str]:
+def in_python_only(search: Search) -> list[str]:
     """What a run was given that no command line can name, from its search.json."""
-    named = search["settings"].get("model") is not None
-    own = search["identity"]["network"] != DEFINITION.name and not named
-    return ["build_model"] * own + ["data"] * search["data"]["in_memory"]
+    named = search.settings.get("model") is not None
+    own = search.identity["network"] != DEFINITION.name and not named
+    return ["build_model"] * own + ["data"] * search.data.in_memory
 
 
 def python_session(settings: SearchSettings, objects: Collection[str] = ()) -> str:
@@ -293,13 +278,13 @@ def python_session(settings: SearchSettings, objects: Collection[str] = ()) -> s
     return f"jaxmnist.random_search({', '.join(given)})"
 
 
-def settings_rows(search: dict[str, Any]) -> tuple[list[Setting], list[Setting]]:
+def settings_rows(search: Search) -> tuple[list[Setting], list[Setting]]:
     """The settings of search.json with the ranges that were searched, as rows of two tables.
 
     Returns those that were given, and those that were not.
     """
-    identity, settings = search["identity"], dict(search["settings"])
-    given = {*search["given"], *(settings.pop("ranges", None) or {})}
+    identity, settings = search.identity, dict(search.settings)
+    given = {*search.given, *(settings.pop("ranges", None) or {})}
     if identity["network"] != DEFINITION.name:
         given.add("network")
     rows = {**settings, "network": identity["network"], **identity["space"]}
@@ -308,7 +293,7 @@ def settings_rows(search: dict[str, Any]) -> tuple[list[Setting], list[Setting]]
     return changed, [(name, value) for name, value in shown.items() if name not in given]
 
 
-# --- Which nodes of a cluster have trained the trials of a run ---
+# --- The nodes of a cluster that have trained trials ---
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from jaxmnist.report.tensorboard import TensorBoard
 
 
-# --- Reports on a running search: console, TensorBoard and page ---
+# --- Reports on the events of trials ---
 
 logger = logging.getLogger("jaxmnist")
 PAGE_EVERY = 30.0  # minimum seconds between two pages while trials run
@@ -45,7 +45,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
     """A context that reports every event of a search, and writes the last page at its end.
 
     Args:
-      directory: the run directory, for writing, with its search.json.
+      store: the run, for writing, with its search.json.
       network: the network whose configurations are trained.
       settings: the search's settings.
       dataset: the dataset that it trains on.
@@ -55,14 +55,14 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
 
     def __init__(
         self,
-        directory: Store,
+        store: Store,
         network: Network,
         settings: SearchSettings,
         dataset: Dataset,
         budget: int,
         console: Console,
     ) -> None:
-        self._directory = directory
+        self._store = store
         self._network = network
         self._settings = settings
         self._dataset = dataset
@@ -89,7 +89,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
                 rule,
                 ended={trial.key for trial in done},
                 completed={t.key: rule.standing(t.index, t.validation) for t in completed},
-                shown=from_json(SpaceDescription, self._directory.search["space"]).shown,
+                shown=from_json(SpaceDescription, self._store.search.space).shown,
                 seconds=settings.selection.max_seconds,
                 cluster=settings.running.ray is not None,
             )
@@ -121,7 +121,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
             self._safely("the page", self._write_page, last=True, quick=quick)
 
     def tell(self, listener: Callable[[Any], object]) -> None:
-        """From now on, call a person's own function with every event."""
+        """Call a user's function with every event from now on."""
         self._listener = listener
 
     def event(self, event: Event) -> None:
@@ -145,7 +145,7 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
             self._safely("the page", self._write_page)
 
     def again(self, reruns: Collection[Key], ended: Collection[Key], images: int) -> None:
-        """Count reruns with the trials: see `Progress.add`."""
+        """Add reruns to the progress; see `Progress.add`."""
         assert self._console.progress is not None
         self._console.progress.add(reruns, ended, images)
 
@@ -154,15 +154,15 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
         self._console.stopping()
 
     def trained(self) -> None:
-        """Rewrite the page, if there is one, when all trials are done: it stops reloading."""
-        if self._settings.output.report and self._directory.file(File.PAGE).exists():
+        """Rewrite an existing page when all trials are done, so that it stops reloading."""
+        if self._settings.output.report and self._store.file(File.PAGE).exists():
             self._safely("the page", self._write_page, last=True, quick=True)
 
     def _to_tensorboard(self, event: TrialStarted | EpochFinished | TrialFinished) -> None:
         board, key = self._tensorboard, event.key
         assert board is not None
         assert self._console.progress is not None
-        self._directory.check_there()
+        self._store.check_there()
         if isinstance(event, EpochFinished):
             board.epoch(key, event.epoch, event.metrics)
             return
@@ -182,21 +182,21 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
 
     def _run(self) -> Run:
         """The run as it is on disk now."""
-        return Run(self._directory, self._network, checked=True)
+        return Run(self._store, self._network, checked=True)
 
     def _catch_up(self) -> None:
-        self._directory.check_there()
+        self._store.check_there()
         # TensorBoard's writer takes a third of a second to import.
         from jaxmnist.report.tensorboard import TensorBoard
 
         space = self._run().space
-        self._tensorboard = TensorBoard(self._directory.tensorboard_folder, space)
+        self._tensorboard = TensorBoard(self._store.tensorboard_folder, space)
         trials = [*self._records(), *self._run().reruns]
         self._tensorboard.catch_up(trials, cluster=self._settings.running.ray is not None)
 
     def _write_winner(self) -> None:
         if self._tensorboard:
-            self._directory.check_there()
+            self._store.check_there()
             run = self._run()
             test = Evaluation.of(run.result("best/test.json", ModelReport))
             summary = run.best_model.summary()
@@ -204,8 +204,8 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
             self._tensorboard.winner(final.key, len(final.history), summary, test)
 
     def _write_times(self) -> None:
-        if self._trained or not read_times(self._directory):
-            write_times(self._directory, self._console.seconds())
+        if self._trained or not read_times(self._store):
+            write_times(self._store, self._console.seconds())
 
     def _write_page(self, last: bool = False, quick: bool = False) -> None:
         began = time.monotonic()
@@ -237,13 +237,13 @@ class Reports(AbstractContextManager["Reports"], TrialListener):
                 )
 
 
-# --- The listener that shows a search: console, TensorBoard and page together ---
+# --- The listener of a search ---
 
 
 class Show(Listener):
     """Shows a search on a console, and in the files that its settings ask for.
 
-    listener: a person's own function of an event, called last; None for none.
+    listener: a user's function of an event, called first; None for none.
     """
 
     def __init__(self, console: Console, listener: Callable[[Any], object] | None = None) -> None:
@@ -256,14 +256,14 @@ class Show(Listener):
 
     def training(
         self,
-        directory: Store,
+        store: Store,
         network: Network,
         settings: SearchSettings,
         dataset: Dataset,
         budget: int,
     ) -> Reports:
         """Reports on the trials: console, TensorBoard and page."""
-        reports = Reports(directory, network, settings, dataset, budget, self._console)
+        reports = Reports(store, network, settings, dataset, budget, self._console)
         if self._listener is not None:
             reports.tell(self._listener)
         return reports

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxmnist.data.arrays import class_names_of
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.files import write_bytes, write_together
 from jaxmnist.report import facts as facts_module
@@ -181,7 +180,7 @@ def _tested(tested: Classification) -> dict[str, Any]:
     }
 
 
-# --- The page of a run: one HTML file that opens without a network connection ---
+# --- The page ---
 
 RELOAD = 30  # seconds between reloads while the search runs
 NO_IMAGES: dict[str, Any] = {"mistakes": None, "features": None}
@@ -246,8 +245,8 @@ def search_context(facts: Facts, running: bool) -> dict[str, Any]:
     finals = (facts.attempt("winner", lambda: run.ranking.finals) or ()) if winner else ()
     found = facts.attempt("winner", lambda: run.ranking.corrected) if winner else None
     return {
-        "name": run.search["data"]["name"],
-        "data": run.search["data"],
+        "name": run.store.search.data.name,
+        "data": run.store.search.data,
         "state": state,
         "winner": winner,
         "corrected": found,
@@ -299,7 +298,7 @@ def trial_context(facts: Facts) -> dict[str, Any]:
     done = [trial for trial in trials if trial.status == "completed"]
     index = facts.winner.index if facts.winner else None
 
-    counted = {"accuracy": int(facts.run.search["data"]["train"])}
+    counted = {"accuracy": facts.run.store.search.data.train}
     order = [entry.trial.index for entry in facts.ranked]
     learning = [
         facts.attempt("curves", curves, trials, order, metric, counted.get(metric, images), index)
@@ -351,9 +350,8 @@ def _budget(facts: Facts) -> Figure:
     return figures.budget(standings, tuning_curve(standings), facts.validation_images)
 
 
-def _class_names(data: dict[str, Any]) -> str:
-    """The names of the classes in search.json; of many classes the first ones."""
-    names = class_names_of(data["labels"], data["class_names"])
+def _class_names(names: Sequence[str]) -> str:
+    """The names of the classes; of many classes the first ones."""
     more = f" … ({len(names)} in all)" if len(names) > MOST_CLASSES else ""
     return ", ".join(names[:MOST_CLASSES]) + more
 
@@ -385,26 +383,26 @@ def record_context(facts: Facts) -> dict[str, Any]:
     times = read_times(run.store)
     trained = [*run.trials, *run.reruns]
     looks = facts.attempt("record", lambda: run.store.read_looks(run.store.test_sha256))
-    objects = facts_module.in_python_only(run.search)
-    given, others = facts_module.settings_rows(run.search)
+    objects = facts_module.in_python_only(run.store.search)
+    given, others = facts_module.settings_rows(run.store.search)
     return {
         "settings": given,
         "other_settings": others,
-        "fingerprint": run.search["identity"].get("data"),
-        "sessions": run.search.get("sessions", []),
+        "fingerprint": run.store.search.identity["data"],
+        "sessions": run.store.search.sessions,
         "times": times,
         "nodes": shares_of(trained) if several_nodes(trained) else [],
-        "machine": run.search.get("machine", {}),
+        "machine": run.store.search.machine,
         "looks": looks or Looks(),
         "objects": objects,
         "command": facts_module.search_command(run.settings),
         "python": facts_module.python_session(run.settings, objects),
         "directory": str(run.store.path),
-        "class_names": facts.attempt("record", _class_names, run.search["data"]),
+        "class_names": _class_names(run.store.search.data.class_names),
     }
 
 
-# --- The page of a run inside a notebook ---
+# --- The page inside a notebook ---
 
 
 class InNotebook:

@@ -271,7 +271,7 @@ def _next(run: Run, command: str) -> list[str]:
     folder = shlex.quote(printable(str(run.store.path)))
     lines = []
     model = run.settings.space.model
-    if model is not None or run.search["identity"]["network"] == DEFINITION.name:
+    if model is not None or run.store.search.identity["network"] == DEFINITION.name:
         own = "" if model is None else f" --model {shlex.quote(printable(model))}"
         lines.append((f"{command} predict {folder} picture.png{own}", "classifies a picture"))
     lines.append((f"{command} report {folder}", "makes the page again"))

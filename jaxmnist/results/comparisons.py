@@ -1,4 +1,4 @@
-"""Paired comparisons of everything that was tested on a run's own test images.
+"""The members of the ensemble, and paired comparisons of all models that were tested.
 
 The winner's network, the ensemble and the SVM of each backend, all pairs as one family of tests.
 Reading needs the run's files alone.
@@ -34,7 +34,7 @@ from jaxmnist.runs.trial import Trial
 
 R = TypeVar("R")
 
-# --- Which trials make the ensemble, and what its report says; for reading, without JAX ---
+# --- The ensemble: its members and its report ---
 
 
 def first_members(ranked: Sequence[Ranked], count: int) -> tuple[Trial, ...]:
@@ -67,9 +67,9 @@ def are_first_members(report: EnsembleReport, ranked: Sequence[Ranked]) -> bool:
     return report.model_sha256 == identity and members == now
 
 
-def kept_ensemble(directory: Store, ranked: Sequence[Ranked]) -> EnsembleReport | None:
+def kept_ensemble(store: Store, ranked: Sequence[Ranked]) -> EnsembleReport | None:
     """The content of best/ensemble/ensemble.json; None if it is damaged or of other trials."""
-    report = _read(directory.file(File.ENSEMBLE), EnsembleReport)
+    report = _read(store.file(File.ENSEMBLE), EnsembleReport)
     return report if report and are_first_members(report, ranked) else None
 
 
@@ -87,7 +87,7 @@ def describe_ensemble(report: EnsembleReport) -> str:
     return " ".join([said, *beside_constant(Evaluation.of(report))])
 
 
-# --- Paired comparisons of everything that was tested on a run's own test images ---
+# --- Paired comparisons on a run's own test images ---
 
 
 @dataclass(frozen=True)
@@ -110,31 +110,31 @@ class Predictions:
 
 
 def tested_models(
-    directory: Store, ranked: Sequence[Ranked], winner: str | None
+    store: Store, ranked: Sequence[Ranked], winner: str | None
 ) -> dict[str, Predictions]:
     """What was tested of the present winner, by name; what can't be read is left out.
 
     ranked: the trials, the first of which may be an ensemble.
     winner: the SHA-256 of the weights that best/ is to hold.
     """
-    data = directory.search["identity"]["data"]
+    data = store.search.identity["data"]
     found = {}
-    test = _read(directory.file(File.TEST), ModelReport)
+    test = _read(store.file(File.TEST), ModelReport)
     if test and test.model_sha256 == winner:
         found["network"] = Predictions(
-            directory.file(File.PROBABILITIES), test.probabilities_sha256, test.accuracy
+            store.file(File.PROBABILITIES), test.probabilities_sha256, test.accuracy
         )
-    if ensemble := kept_ensemble(directory, ranked):
+    if ensemble := kept_ensemble(store, ranked):
         found["ensemble"] = Predictions(
-            directory.file(File.ENSEMBLE_PROBABILITIES),
+            store.file(File.ENSEMBLE_PROBABILITIES),
             ensemble.probabilities_sha256,
             ensemble.accuracy,
         )
-    for place in directory.svm_places(backends=True):
-        svm = _read(directory.file(File.SVM, place), SvmReport)
+    for place in store.svm_places(backends=True):
+        svm = _read(store.file(File.SVM, place), SvmReport)
         if svm and (svm.model_sha256, svm.data) == (winner, data):
             name = "SVM" if "SVM" not in found else f"SVM by {svm.backend}"
-            predictions = directory.file(File.PREDICTIONS, place)
+            predictions = store.file(File.PREDICTIONS, place)
             found[name] = Predictions(predictions, svm.predictions_sha256, svm.accuracy)
     return {name: each for name, each in found.items() if each.path.is_file()}
 
@@ -154,7 +154,7 @@ def compare_models(right: Mapping[str, np.ndarray]) -> tuple[Pair, ...]:
       right: the images that each model classified correctly, bool[N], by its name.
 
     References:
-      See `paired.difference_p_values` and `paired.holm`.
+      See `difference_p_values` and `holm`.
     """
     pairs = list(combinations(right, 2))
     counts = np.array(
@@ -172,38 +172,38 @@ def compare_models(right: Mapping[str, np.ndarray]) -> tuple[Pair, ...]:
 
 
 def write_comparisons(
-    files: Store, ranked: Sequence[Ranked], winner: str | None, truth: np.ndarray
+    store: Store, ranked: Sequence[Ranked], winner: str | None, truth: np.ndarray
 ) -> Comparisons | None:
     """Compare what was tested, and write best/comparisons.json; the test set isn't evaluated.
 
     Args:
-      files: of a run that the caller has locked.
-      ranked, winner: see `tested`.
+      store: of a run that the caller has locked.
+      ranked, winner: see `tested_models`.
       truth: the true classes of the run's own test images, int[N].
 
     Returns:
       The content of the file; None if fewer than two models were tested.
     """
-    found, right = tested_models(files, ranked, winner), {}
+    found, right = tested_models(store, ranked, winner), {}
     for name, each in found.items():
-        classes = files.mended(each.classes)
+        classes = store.mended(each.classes)
         if classes is not None:
             right[name] = classes == truth
     if len(right) < 2:
         return None
     models = _models({name: found[name] for name in right})
     now = Comparisons(models, compare_models(right))
-    if files.mended(lambda: files.read(Comparisons)) != now:
-        files.write(now)
+    if store.mended(lambda: store.read(Comparisons)) != now:
+        store.write(now)
     return now
 
 
 def kept_comparisons(
-    directory: Store, ranked: Sequence[Ranked], winner: str | None
+    store: Store, ranked: Sequence[Ranked], winner: str | None
 ) -> Comparisons | None:
     """The content of best/comparisons.json; None if damaged, or not of what was tested last."""
-    kept = _read(directory.file(File.COMPARISONS), Comparisons)
-    same = kept and ranked and kept.models == _models(tested_models(directory, ranked, winner))
+    kept = _read(store.file(File.COMPARISONS), Comparisons)
+    same = kept and ranked and kept.models == _models(tested_models(store, ranked, winner))
     return kept if same else None
 
 

@@ -14,8 +14,6 @@ from jaxmnist.results.layout import right, short_names, shortened, widest
 from jaxmnist.results.statistics import wilson
 from jaxmnist.runs.records import AVERAGES, Classification
 
-# --- Predictions compared with the true classes: confusion matrix, accuracy, report by class ---
-
 
 @dataclass(frozen=True)
 class Evaluation:

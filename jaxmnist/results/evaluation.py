@@ -375,7 +375,7 @@ def about_gap(run: Run, report: ModelReport) -> str:
     """
     score, test = score_of(run, report), Evaluation.of(report)
     images = run.validation_images
-    different = run.search["data"].get("validation_different", images)
+    different = run.store.search.data.validation_different
     instead = ""
     if report.refit_images is not None:
         instead = (

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmnist.hyperparameters import text
 from jaxmnist.models.questions import is_number
-from jaxmnist.results.selection import Ranked, Rule, Standing
+from jaxmnist.results.selection import Standing
 from jaxmnist.results.statistics import LEVEL, holm
 
 # --- What more trials bring: the tuning curve of a search, and what twice the budget may add ---
@@ -36,11 +36,6 @@ class TuningCurve:
     scores: np.ndarray
     low: np.ndarray
     high: np.ndarray
-
-
-def standings_of(ranked: Sequence[Ranked], rule: Rule) -> list[Standing]:
-    """The standings of ranked trials, the winner's first."""
-    return [rule.standing(entry.trial.index, entry.trial.validation) for entry in ranked]
 
 
 def tuning_curve(standings: Sequence[Standing]) -> TuningCurve:
@@ -228,7 +223,7 @@ def importances(
       Kruskal and Wallis, 'Use of ranks in one-criterion variance analysis', 1952; Conover and Iman,
       'Rank transformations as a bridge between parametric and nonparametric statistics', 1981;
       Pitman, 'Significance tests which may be applied to samples from any populations', 1937;
-      Ezekiel, 'Methods of correlation analysis', 1930; `share_interval` and `paired.holm`.
+      Ezekiel, 'Methods of correlation analysis', 1930; `share_interval` and `statistics.holm`.
     """
     generator = np.random.default_rng(0)  # fixed, so that a report made again is the same
     found = []

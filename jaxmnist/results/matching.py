@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmnist.engine.training import weights_seed
 from jaxmnist.errors import NetworkError, SettingError, UsageError
-from jaxmnist.files import DamagedFile, MissingFile, fits, read_tensors
+from jaxmnist.files import DamagedFile, MissingFile, read_tensors
 from jaxmnist.models.network import DataSpec, Network, Parameters, from_paths
 from jaxmnist.models.space import Space
 from jaxmnist.results.trained import MODEL_METADATA
@@ -28,48 +28,38 @@ IMAGES = 4  # that outputs are kept for
 SAME = "give the network that was trained"
 # What outputs show, in the order in which they are compared.
 WHAT = {"random": "evaluation", "trained": "evaluation", "initial": "initial weights"}
-DATA_SHAPE = {
-    "train": int,
-    "validation": int,
-    "image_shape": (int, int, int),
-    "labels": [int],
-    "scale": float,
-}
 
 
-def data_of(directory: Store, training: TrainingSettings, *, refit: bool = False) -> DataSpec:
+def data_of(store: Store, training: TrainingSettings, *, refit: bool = False) -> DataSpec:
     """The properties of a run's data that its networks depend on; see `DataSpec.of`."""
-    data = directory.search["data"]
-    if not fits(data, DATA_SHAPE):
-        raise DamagedFile(directory.path / "search.json", "lacks the shape of its images")
-    height, width, channels = data["image_shape"]
+    data = store.search.data
     return DataSpec(
-        (height, width, channels),
-        len(data["labels"]),
-        float(data["scale"]),
-        data["train"] + refit * data["validation"],
+        data.image_shape,
+        len(data.labels),
+        data.scale,
+        data.train + refit * data.validation,
         training.epochs,
         training.batch_size,
     )
 
 
-def check_space(directory: Store, settings: SearchSettings, network: Network) -> None:
+def check_space(store: Store, settings: SearchSettings, network: Network) -> None:
     """Raise `UsageError` if a network of one's own has another space than the run has searched."""
-    name, known = (directory.search["identity"].get(key) for key in ("network", "space"))
+    name, known = (store.search.identity[key] for key in ("network", "space"))
     if network.definition.name != name:
         raise UsageError(
-            f"{directory.path}: holds the network {name!r}, not {network.definition.name!r}"
+            f"{store.path}: holds the network {name!r}, not {network.definition.name!r}"
         )
     if not network.traced:
         return
-    data = data_of(directory, settings.training)
+    data = data_of(store, settings.training)
     try:
         space = Space(
             network.definition, settings.ranges, data.image_shape, data.classes, data.steps
         )
     except UsageError as problem:
         raise SettingError(
-            "{path}: {problem}; {same}", path=directory.path, problem=problem, same=SAME
+            "{path}: {problem}; {same}", path=store.path, problem=problem, same=SAME
         ) from problem
     now = space.describe().ranges()
     if now == known:
@@ -78,13 +68,13 @@ def check_space(directory: Store, settings: SearchSettings, network: Network) ->
         was, is_now = (dict(each or {}).get(hyperparameter, "absent") for each in (known, now))
         if was != is_now:
             raise UsageError(
-                f"{directory.path}: build_model has another search space than this run:"
+                f"{store.path}: build_model has another search space than this run:"
                 f" {hyperparameter} was {was}, is now {is_now}; {SAME}"
             )
 
 
 def check_trial(
-    directory: Store,
+    store: Store,
     trial: Trial,
     network: Network,
     seed: int,
@@ -94,7 +84,7 @@ def check_trial(
     """Raise `UsageError` if a network is not the one that a trial was trained with.
 
     Args:
-      directory: of the run.
+      store: of the run.
       trial: its record.
       network: to compare; it may be the study's, which needs no comparison.
       seed: of the search.
@@ -104,7 +94,7 @@ def check_trial(
     Returns:
       A note on what other versions of JAX or Flax leave open; None if the versions are the same.
     """
-    recorded, place = trial.computation, f"{directory.path}: trial {trial.key}"
+    recorded, place = trial.computation, f"{store.path}: trial {trial.key}"
     if recorded is None or not network.traced:
         return None
     note: str | None = None
@@ -114,7 +104,7 @@ def check_trial(
         if recorded.versions == now.versions:
             different = recorded.differences(now)
         else:
-            different = StoredOutputs(network, trial, seed, data).differences(directory)
+            different = StoredOutputs(network, trial, seed, data).differences(store)
             note = (
                 f"note: trials were trained with {recorded.versions}; this is {now.versions}: the"
                 " network's outputs are compared, its training step is not"
@@ -159,17 +149,17 @@ class StoredOutputs:
         """The logits `trained` of the trained weights, if there are some."""
         return {} if weights is None else {"trained": self._logits(weights, kept["images"])}
 
-    def differences(self, directory: Store) -> str:
+    def differences(self, store: Store) -> str:
         """What differs from what the trial has kept; '' if nothing does, or nothing is kept."""
         key, within = self.trial.key, self.network.rounding(self.trial.hyperparameters, self.data)
         try:
-            kept = directory.read_outputs(key)
+            kept = store.read_outputs(key)
         except (MissingFile, DamagedFile) as problem:
             logger.info(f"note: {problem}: the network of trial {key} isn't compared")
             return ""
         found = self._of(kept["images"])
         try:
-            arrays, _ = read_tensors(directory.file(File.WEIGHTS, key), MODEL_METADATA)
+            arrays, _ = read_tensors(store.file(File.WEIGHTS, key), MODEL_METADATA)
             shapes = self.network.shapes(self.trial.hyperparameters, self.data)
             found |= self.of_end(kept, from_paths(arrays, shapes))
         except DamagedFile:  # they were not kept, or are mended elsewhere

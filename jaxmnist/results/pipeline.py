@@ -283,7 +283,7 @@ def one_against_one(
     }
 
 
-# --- Scaler → PCA → support vector machine, stored as arrays; it predicts with NumPy alone ---
+# --- The pipeline: scaler, PCA and SVM ---
 
 SVM_METADATA = "svm"  # the metadata key for everything that isn't an array
 SVMS = {svm.kind: svm for svm in (RbfSvm,)}

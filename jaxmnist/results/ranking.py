@@ -40,7 +40,8 @@ class Corrected:
     raw: its validation accuracy; with finalists the mean of its reruns.
     score: the same, less what selection has added to it on average.
     interval: 95 % interval of its true accuracy.
-    indistinguishable: indices of the trials that these images don't tell from the winner.
+    indistinguishable: indices of the trials that are statistically tied with the winner on these
+      images.
     """
 
     trials: int
@@ -217,7 +218,7 @@ def indistinguishable(winner: np.ndarray, others: dict[int, np.ndarray]) -> tupl
       others: those of the other trials by index.
 
     References:
-      See `paired.difference_p_values` and `paired.holm`.
+      See `difference_p_values` and `holm`.
     """
     if not others:
         return ()
@@ -352,7 +353,7 @@ def choose_finalist(
     """Rank finalists by the mean accuracy of their reruns, the chosen one first.
 
     One with failed reruns comes after those with fewer, whatever its mean; equal means rank as the
-    trials did. None if every rerun has failed.
+    trials did. Empty if every rerun has failed.
 
     Args:
       ranked: the finalists' trials, as the search ranked them.
@@ -375,7 +376,7 @@ def choose_finalist(
 
 
 def _added(chosen: Finalist, rivals: Sequence[Finalist]) -> Optimism:
-    """What being the best of the means has added to the chosen one: see `Optimism`.
+    """What being the best of the means has added to the chosen one's mean; see `Optimism`.
 
     rivals: those with as many reruns, the chosen one among them, as the trials ranked.
     """
@@ -485,15 +486,16 @@ def finalists_as_text(finalists: Sequence[Finalist]) -> str:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Which trial won, and why, from the records of a run: with finalists, by their reruns.
+    """Which trial won, and why, according to the records of a run.
+
+    Without finalists the first of `ranked` won; with finalists the first of `finals`.
 
     trials: the records of all trials, by index.
     reruns: those of all reruns and refits, also of some that the settings don't ask for.
     settings: of the run.
     images: number of validation images.
     place: the run directory, as errors name it.
-    unreadable: what is wrong with the records of reruns that can't be read; an error if the result
-      depends on one.
+    unreadable: the error to raise where the result depends on a rerun whose record can't be read.
     """
 
     trials: Sequence[Trial]
@@ -512,13 +514,13 @@ class Ranking:
 
     @cached_property
     def ranked(self) -> list[Ranked]:
-        """Completed trials as the rule ranks them; the first wins without finalists."""
+        """Completed trials as the rule ranks them, before any reruns."""
         return self.rule.rank(self.trials)
 
     @property
     def standings(self) -> list[Standing]:
         """The standings of the ranked trials, in their order."""
-        return [self.rule.standing(each.trial.index, each.trial.validation) for each in self.ranked]
+        return self.rule.standings(self.ranked)
 
     @property
     def rerun_keys(self) -> list[Key]:
@@ -540,7 +542,7 @@ class Ranking:
 
     @property
     def best(self) -> list[Trial]:
-        """Completed trials, the winner first; finalists as their reruns, in the order of these."""
+        """Completed trials, the winner first; of a finalist the rerun that is tested."""
         again = {each.trial.index for each in self.finals}
         others = [entry.trial for entry in self.ranked if entry.trial.index not in again]
         return [each.tested or each.trial for each in self.finals] + others
@@ -588,7 +590,7 @@ class Ranking:
     def why(self) -> str:
         """Why the winner won, which better trials the rule passed over, and what that cost.
 
-        With finalists this says it of the ranking that they come from. Raises `UsageError` if no
+        With finalists this explains the ranking before the reruns. Raises `UsageError` if no
         trial has completed.
         """
         reason = self.rule.reason(self._completed())

@@ -15,7 +15,7 @@ from jaxmnist.data.dataset import Dataset, dataset_in_memory, load_dataset
 from jaxmnist.data.download import check_downloaded
 from jaxmnist.engine.devices import set_pool_size
 from jaxmnist.errors import SettingError, UsageError, printable
-from jaxmnist.files import DamagedFile, MissingFile, fits, from_json, read_record
+from jaxmnist.files import DamagedFile, MissingFile, from_json, read_record
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import SpaceDescription
 from jaxmnist.results import comparisons
@@ -24,7 +24,7 @@ from jaxmnist.results.ranking import (
     finalists_as_text,
 )
 from jaxmnist.runs.records import Comparisons, EnsembleReport, File, Winner
-from jaxmnist.runs.store import Store, continue_run, threads_of
+from jaxmnist.runs.store import Store, continue_run
 from jaxmnist.runs.trial import REFIT, Key, Trial, agree
 from jaxmnist.settings import SearchSettings, checked, whole
 
@@ -33,13 +33,6 @@ if TYPE_CHECKING:
     from jaxmnist.results.trained import Ensemble, TrainedModel
 
 logger = logging.getLogger("jaxmnist")
-SEARCH_SHAPE = {
-    "settings": dict,
-    "given": dict,
-    "data": {"validation": int, "in_memory": bool},
-    "identity": {"data": str, "network": str},
-    "space": dict,
-}
 R = TypeVar("R")  # the type of a record
 MENDS = "repeat the search's command, which sets the file aside and recreates it"
 
@@ -82,15 +75,11 @@ class Run:
         except DamagedFile as problem:
             raise UsageError(f"{problem}; {MENDS}") from None
         self.store = directory
-        self.search = directory.search
+        search = self.store.search
+        self.validation_images = search.data.validation
         try:
-            if not fits(self.search, SEARCH_SHAPE):
-                raise ValueError
-            self.settings = SearchSettings.from_json(self.search["settings"], self.search["given"])
-            self.space = from_json(SpaceDescription, self.search["space"])
-            self.validation_images: int = self.search["data"]["validation"]
-            if self.validation_images < 1:
-                raise ValueError
+            self.settings = SearchSettings.from_json(search.settings, search.given)
+            self.space = from_json(SpaceDescription, search.space)
         except (TypeError, ValueError, KeyError, AttributeError):
             path = self.store.path / "search.json"
             raise DamagedFile(path, "lacks what was searched") from None
@@ -124,12 +113,12 @@ class Run:
             kept = read_record(self.store.file(File.WINNER), Winner)
             rerun = REFIT if kept.refit else kept.rerun
             return self.store.read_trial(Key(kept.trial, rerun))
-        except DamagedFile:  # told where it is needed
+        except DamagedFile:  # reported where the record is needed
             return None
 
     @cached_property
     def ranking(self) -> Ranking:
-        """Which trial won, and why."""
+        """The ranking of the trials, from their records."""
         trials = self._readable(self.store.trial_keys())
         reruns = self._readable(self.store.reruns(), later=True)
         return Ranking(
@@ -161,9 +150,9 @@ class Run:
         return list(self._unreadable.values())
 
     def _readable(self, keys: Sequence[Key], later: bool = False) -> dict[Key, Trial]:
-        """The records of trials; those that can't be read are noted in `_unreadable`.
+        """The records of trials; problems with unreadable ones go into `_unreadable`.
 
-        later: an unreadable record is an error only where it is needed.
+        later: whether an unreadable record is an error only where it is needed.
         """
         found = {}
         for key in keys:
@@ -198,7 +187,7 @@ class Run:
     @property
     def network(self) -> Network:
         """The network that was trained; `UsageError` if it isn't the study's and wasn't given."""
-        name = self.search["identity"]["network"]
+        name = self.store.search.identity["network"]
         if self._network is not None:
             return self._network
         # Imported here: JAX takes a second, in which a command would have no signal handlers yet.
@@ -231,7 +220,8 @@ class Run:
         """
         n = checked("n", n, whole(1))
         kept = self.settings.output.keep
-        if kept is not None and n > kept:  # None only before the settings are checked
+        assert kept is not None  # where none was given, the settings have filled it in
+        if n > kept:
             raise UsageError(
                 f"weights of {kept} trials were kept, not of {n}; search with keep={n} to keep them"
             )
@@ -331,7 +321,7 @@ class Run:
         # Imported here: JAX takes a second, in which a command would have no signal handlers yet.
         from jaxmnist.results.trained import Ensemble, Origin
 
-        # A directory for reading alone: an ensemble outlives the lock of a run that is written.
+        # A store for reading alone: an ensemble outlives the lock of a run that is written.
         place = self.store.for_reading()
         identity = comparisons.members_identity([trial.weights_sha256 for trial in trials])
         return Ensemble(
@@ -352,7 +342,7 @@ class Run:
         return kept
 
     def result(self, name: str, kind: type[R]) -> R:
-        """The record in a file of the run, such as 'svm/mnist/svm.json'; see `runs.records`."""
+        """Read a file of results, such as 'svm/mnist/svm.json', as a record of `runs.records`."""
         *folders, file = name.split("/")
         try:
             return read_record(self.store.folder(*folders) / file, kind)
@@ -376,7 +366,7 @@ class Run:
         wanted, seed = self.settings.data, self.settings.space.seed
         if data_dir is not None:
             wanted = replace(wanted, dataset=wanted.dataset_name, data_dir=data_dir)
-        elif data is None and self.search["data"]["in_memory"]:
+        elif data is None and self.store.search.data.in_memory:
             raise SettingError(
                 "{path}: its data were arrays in memory: give them again as data=, or where they"
                 " lie by {data_dir}",
@@ -393,7 +383,7 @@ class Run:
         dataset = (
             load_dataset(wanted, seed) if data is None else dataset_in_memory(data, wanted, seed)
         )
-        if dataset.fingerprint != self.search["identity"]["data"]:
+        if dataset.fingerprint != self.store.search.identity["data"]:
             raise UsageError(
                 f"{self.store.path}: the data of {dataset.name} have changed: they"
                 " are not those of the search"
@@ -410,7 +400,7 @@ class Run:
             model = TrainedModel.load(path, sha256, self.network)
         except DamagedFile as problem:
             raise UsageError(f"{problem}; {MENDS}") from None
-        # A directory for reading alone: a model outlives the lock of a run that is written.
+        # A store for reading alone: a model outlives the lock of a run that is written.
         return replace(model, origin=Origin(self.store.for_reading(), sha256))
 
 
@@ -436,7 +426,7 @@ def locked_run(
     network: Network | None = None,
 ) -> Iterator[Run]:
     """Open an existing run and hold its lock; its files are read under the lock."""
-    if threads := threads_of(Store.open(directory).search):
+    if threads := Store.open(directory).search.threads:
         set_pool_size(threads)
     with continue_run(directory) as opened:
         yield Run(opened, network)

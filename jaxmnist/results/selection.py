@@ -181,6 +181,10 @@ class Rule(ABC):
         done.sort(key=lambda trial: self.standing(trial.index, trial.validation))
         return [Ranked(trial, self.falls(trial.validation)) for trial in done]
 
+    def standings(self, ranked: Sequence[Ranked]) -> list[Standing]:
+        """The standings of ranked trials, in their order."""
+        return [self.standing(each.trial.index, each.trial.validation) for each in ranked]
+
 
 class Best(Rule):
     """Ranks trials by score alone."""

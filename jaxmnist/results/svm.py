@@ -44,7 +44,7 @@ RANDOMIZED = {"n_oversamples": 32, "iterated_power": 4}
 class Fitting:
     """How an SVM is fitted.
 
-    backend: the library, as returned by `rbf.choose_backend`.
+    backend: the library, as returned by `choose_backend`.
     draws: number of draws of its parameters to try; 0 for the default parameters.
     kind: the SVM's name in `pipeline.SVMS`.
     """
@@ -267,7 +267,7 @@ def _search(
     ]
 
 
-# --- The support vector machine on the flatten features of a run's winner ---
+# --- The SVM of a run's winner ---
 
 
 def raw_pixels(images: np.ndarray, scale: float) -> Iterator[tuple[int, np.ndarray]]:
@@ -311,7 +311,7 @@ def fit_and_test(
 ) -> Tested:
     """Fit on the training part of `dataset`, evaluate on its test part once.
 
-    tuned: as of `svm_fit.fit`.
+    tuned: see `fit`.
 
     BLAS uses as many threads as XLA's pool, so that a run resumed on another number of cores gives
     the same SVM, bit for bit.
@@ -369,7 +369,7 @@ class Task:
                 f"{dataset.name}: its images have shape {dataset.image_shape}; the network of"
                 f" {run.store.path} takes {takes}"
             )
-        own = dataset.fingerprint == run.search["identity"]["data"]
+        own = dataset.fingerprint == run.store.search.identity["data"]
         name = dataset.name
         if not own and name == run.settings.data.dataset_name:
             name += f"-{dataset.fingerprint[:8]}"  # other images under the run's own name
@@ -386,7 +386,7 @@ class Task:
         return self.own and self.run.settings.selection.refit
 
     def tune(self, how: Fitting) -> Tuned | None:
-        """For a refitted network search with the winner before the refit, as `svm_fit.tune` does.
+        """For a refitted network, tune the SVM on the winner before the refit; see `tune_svm`.
 
         The refitted network has seen the validation images: on its features they would validate
         nothing.

@@ -29,7 +29,6 @@ from jaxmnist.files import (
     MissingFile,
     as_json,
     disk,
-    fits,
     json_bytes,
     read_record,
     read_tensors,
@@ -47,8 +46,6 @@ from jaxmnist.runs.trial import Computation, Key, Layer, summary
 
 # --- What a run says about a model that was loaded from it ---
 
-DTYPES = {"uint8", "float32"}  # of a dataset's images
-
 
 @dataclass(frozen=True)
 class Origin:
@@ -58,27 +55,9 @@ class Origin:
     report: the report on test images that may be the model's; None for best/test.json.
     """
 
-    directory: Store
+    store: Store
     sha256: str
     report: Path | None = None
-
-    @property
-    def dtype(self) -> str | None:
-        """The dtype of the run's images, 'uint8' or 'float32'; None if the run doesn't say it."""
-        found = self._said("dtype")
-        return found if fits(found, DTYPES) else None
-
-    def class_names(self, classes: int) -> list[str] | None:
-        """The names of the K classes; None if the run doesn't say them.
-
-        Raises `DamagedFile` if it has other than K names.
-        """
-        names = self._said("class_names")
-        if names is not None and (not fits(names, [str]) or len(names) != classes):
-            path = self.directory.path / "search.json"
-            raise DamagedFile(path, f"its class_names are not {classes} names")
-        found: list[str] | None = names
-        return found
 
     def test_accuracy(self) -> float | None:
         """The model's accuracy on the test images; None if it wasn't evaluated on them.
@@ -86,20 +65,15 @@ class Origin:
         Raises `UsageError` if the report on them is damaged.
         """
         try:
-            report = read_record(self.report or self.directory.file(File.TEST), ModelReport)
+            report = read_record(self.report or self.store.file(File.TEST), ModelReport)
         except MissingFile:
             return None
         except DamagedFile as problem:
-            mend = f"python -m jaxmnist evaluate {self.directory.path} makes it again"
+            mend = f"python -m jaxmnist evaluate {self.store.path} makes it again"
             if self.report:
                 mend = "repeat the search's command, which makes it again"
             raise UsageError(f"{problem}; {mend}") from None
         return report.accuracy if report.model_sha256 == self.sha256 else None
-
-    def _said(self, name: str) -> Any:
-        """What search.json says under `name`: about the data, or at its top."""
-        search = self.directory.search
-        return search["data"].get(name, search.get(name))
 
 
 # --- A trained network as one file for other programs ---
@@ -339,7 +313,7 @@ class TrainedModel:
 
         Raises `DamagedFile` if the run has other than K names.
         """
-        names = self.origin.class_names(len(self.labels)) if self.origin else None
+        names = self.origin.store.search.data.class_names if self.origin else None
         return class_names_of(self.labels, names or ())
 
     @property
@@ -435,7 +409,7 @@ class TrainedModel:
         model = self.network.model(self.hyperparameters, self._data, "convolution", "default")
         parameters, collections = self.network.split(self.parameters)
         guess = "uint8" if self.scale == EIGHT_BITS else "float32"
-        dtype = (self.origin.dtype if self.origin else None) or guess
+        dtype = self.origin.store.search.data.dtype if self.origin else guess
         examples = np.random.default_rng(0).uniform(0, self.scale, (EXAMPLES, *self.image_shape))
         return Exportable(
             lambda images: model.probabilities(parameters, images, collections),

@@ -138,7 +138,7 @@ def complete(path: Path, kept: Iterable[Look]) -> int:
 def read_lines(path: Path) -> tuple[list[Look], int]:
     """Return the looks of all lines, in their order, and the number of damaged and missing lines.
 
-    Raises like `whole_files.read_bytes`, except if there is no ledger: there were no looks; and
+    Raises like `files.read_bytes`, except if there is no ledger: there were no looks; and
     `UsageError` if the file is another program's.
     """
     return _parse_all(_content(path))
@@ -190,7 +190,7 @@ def ledger_path(path: Path) -> Path:
 def kept_looks(results: Iterable[Path]) -> list[Look]:
     """Return the test-set evaluations that results keep.
 
-    Damaged and missing results are skipped; other errors are raised as by `whole_files.read_bytes`.
+    Damaged and missing results are skipped; other errors are raised as by `files.read_bytes`.
 
     Args:
       results: the paths of JSON files; see `Store.looks_paths`.

@@ -1,7 +1,7 @@
-"""The files of a run, and the records of those of results: see `files.as_json`.
+"""The files of a run, and their records: see `files.as_json`.
 
-What the numbers mean, and how they are shown, is the business of `results/`. A file with impossible
-content is refused here, by ValueError.
+`files.as_json` says how a record is stored. A record with impossible values raises ValueError.
+`results/` computes the numbers and says what they mean.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from jaxmnist.data.arrays import class_names_of
 from jaxmnist.data.preparation import Preparation
@@ -59,10 +59,114 @@ class Stored(Protocol):
     FILE: ClassVar[File]
 
 
+# --- What is searched ---
+
+PROGRAM, FORMAT = "jaxmnist", 1  # of a search.json that this version reads
+MOST_THREADS = 4096  # the largest size of XLA's thread pool that search.json may state
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchedData:
+    """The dataset of a search; see `Dataset`, whose names these are.
+
+    train, validation, test: numbers of images. validation_different: without equal ones.
+    dtype: of the images as they were read.
+    """
+
+    name: str
+    in_memory: bool
+    train: int
+    validation: int
+    validation_different: int
+    test: int
+    test_sha256: str
+    dtype: Literal["uint8", "float32"]
+    image_shape: tuple[int, int, int]
+    labels: tuple[int, ...]
+    class_names: tuple[str, ...]
+    scale: float
+    notes: tuple[str, ...]
+    preparation: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if min(self.train, self.validation, self.validation_different, self.test) < 1:
+            raise ValueError("a part without images")
+        if not 0 < self.scale < math.inf or len(self.class_names) != len(self.labels):
+            raise ValueError("not labels, names and a scale")
+        names = class_names_of(self.labels, self.class_names)
+        object.__setattr__(self, "class_names", names)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What results depend on beside the search: versions, device and settings of JAX."""
+
+    versions: dict[str, str]
+    device: dict[str, Any]
+    environment: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.device.get("kind"), str):
+            raise ValueError("a device without its kind")
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How the trials share programs: see `engine.lanes.Stacking`."""
+
+    way: str
+    lanes: int
+    padding: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """search.json: what is searched, and where.
+
+    identity: a search with another one is another run; it has the fingerprint `data`, the name
+      `network` and the ranges `space`, and settings.
+    space: see `SpaceDescription`. settings, given: by their names.
+    versions, device, environment: of the last session; sessions: of all that differed.
+    threads: the size of XLA's thread pool.
+    machine: a description of the machine, for people.
+    stacking: None until it is chosen.
+    """
+
+    FILE: ClassVar[File] = File.SEARCH
+
+    program: Literal["jaxmnist"] = "jaxmnist"
+    format: int = FORMAT
+    identity: dict[str, Any]
+    space: dict[str, Any]
+    settings: dict[str, Any]
+    given: dict[str, Any]
+    data: SearchedData
+    versions: dict[str, str]
+    device: dict[str, Any]
+    environment: dict[str, Any]
+    threads: int | None
+    machine: dict[str, Any]
+    stacking: Sharing | None = None
+    sessions: tuple[Environment, ...] = ()
+
+    def __post_init__(self) -> None:
+        known = [isinstance(self.identity.get(name), str) for name in ("data", "network")]
+        if not all(known) or not isinstance(self.identity.get("space"), dict):
+            raise ValueError("an identity without data, network and space")
+        if self.threads is not None and not 0 < self.threads <= MOST_THREADS:
+            raise ValueError("an impossible number of threads")
+        _ = self.session
+
+    @property
+    def session(self) -> Environment:
+        """What results depend on in the last session."""
+        return Environment(self.versions, self.device, self.environment)
+
+
 # --- Reports on test images ---
 
 MOST_IMAGES = 10**7  # the most images that a report may count
-# Names in a classification report that are no class's.
+# Rows of a classification report that are not classes.
 AVERAGES = ("accuracy", "micro avg", "macro avg", "weighted avg")
 BINS = 15  # of a calibration
 
@@ -71,12 +175,12 @@ BINS = 15  # of a calibration
 class Classification:
     """Predicted classes of test images compared with the true ones; part of every report.
 
-    confidence_interval: of the accuracy, 95 %.
+    confidence_interval: the 95 % interval of the accuracy.
     labels, class_names: of the K classes, in the order of the matrix; see `class_names_of`.
     confusion_matrix: K rows of K numbers of images; rows: true classes, columns: predicted ones.
     classification_report: scikit-learn's, by class name.
-    FILE: the file that it is, if it is no part of another one.
-    BESIDE: the files beside the report, by the fields that have their SHA-256.
+    FILE: the file that a report is stored as.
+    BESIDE: the files beside it, by the fields that hold their SHA-256.
     """
 
     FILE: ClassVar[File]
@@ -121,7 +225,7 @@ class Bin(NamedTuple):
 
     @property
     def gap(self) -> float:
-        """By how much the mean probability lies above the accuracy, for all images together."""
+        """The mean probability less the accuracy, times the number of images."""
         return self.probability - self.right
 
 
@@ -177,7 +281,7 @@ class ModelReport(Classification):
         accuracy, images = self.validation_accuracy, self.validation_images
         known = (self.refit_images,) if self.refit_images is not None else (accuracy, images)
         if any(each is None or each < 0 for each in known) or (accuracy or 0) > 1:
-            raise ValueError("invalid numbers of validation")
+            raise ValueError("invalid validation accuracy or number of images")
 
 
 @dataclass(frozen=True)
@@ -190,9 +294,9 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleReport(ModelReport):
-    """best/ensemble/ensemble.json.
+    """best/ensemble/ensemble.json: an ensemble on test images.
 
-    members: in the order of their trials' indices.
+    members: in ascending order of their trials' indices.
     """
 
     FILE: ClassVar[File] = File.ENSEMBLE
@@ -256,7 +360,7 @@ class SvmReport(SvmFit):
 
 @dataclass(frozen=True)
 class Compared:
-    """A model that was tested, by the file of its predictions."""
+    """A tested model: its accuracy, and the SHA-256 of the file of its predictions."""
 
     accuracy: float
     predictions_sha256: str
@@ -300,8 +404,8 @@ class Comparisons:
 class FinalistRecord:
     """A finalist in config.json.
 
-    scores: the validation accuracies of its completed reruns. failed: number of those that failed.
-    mean, interval: of the scores, and 95 %. deviation: of two scores or more.
+    scores: the validation accuracies of its completed reruns. failed: the number of failed ones.
+    mean, interval: of the scores, and its 95 % interval. deviation: standard, of two or more.
     """
 
     trial: int
@@ -317,7 +421,7 @@ class Winner:
     """best/config.json: the winner.
 
     score: its validation accuracy, before a refit.
-    corrected_score, corrected_interval, indistinguishable: see `finalists.Corrected`.
+    corrected_score, corrected_interval, indistinguishable: see `ranking.Corrected`.
     selection: why it won, in words.
     rerun, refit: whether its network is that of a rerun, by its number, or of the refit.
     model_sha256: of best/model.safetensors.
@@ -375,7 +479,7 @@ class ModelRecord:
 
 @dataclass(frozen=True)
 class Session:
-    """A search that has ended, in UTC, and the seconds of each of its stages."""
+    """When a search ended, in UTC, and the seconds that each of its stages took."""
 
     finished: str
     seconds: dict[str, float]

@@ -1,4 +1,4 @@
-"""The store of a run: its files, reading them, and writing them under the lock of one process.
+"""The store of a run: it reads the files of a run, and writes them under the run's lock.
 
 A process that writes locks the run with `begin_run` or `continue_run`.
 """
@@ -34,7 +34,6 @@ from jaxmnist.files import (
     as_json,
     content_sha256,
     disk,
-    fits,
     from_json,
     json_bytes,
     read_array,
@@ -42,23 +41,30 @@ from jaxmnist.files import (
     read_json,
     read_record,
     read_sealed,
+    record_of,
     sealed_bytes,
     unfinished,
     write_bytes,
-    write_json,
 )
 from jaxmnist.runs import ledger, lock
 from jaxmnist.runs.ledger import Look, Looks, kept_looks, ledger_path, read_lines
-from jaxmnist.runs.records import File, Session, Stored, Times
+from jaxmnist.runs.records import (
+    FORMAT,
+    PROGRAM,
+    Environment,
+    File,
+    Search,
+    Session,
+    Sharing,
+    Stored,
+    Times,
+)
 from jaxmnist.runs.trial import REFIT, Key, Trial
 from jaxmnist.settings import SVM_BACKENDS
 
 logger = logging.getLogger("jaxmnist")
 R = TypeVar("R", bound=Stored)
 T = TypeVar("T")
-MOST_THREADS = 4096  # the largest size of XLA's thread pool that search.json may state
-PROGRAM = "jaxmnist"
-FORMAT = 1
 # What a run directory may hold; `--overwrite` deletes nothing else.
 CONTENTS = (
     "search.json",
@@ -71,13 +77,6 @@ CONTENTS = (
     "report.html",
 )
 LASTING = ("lock",)  # what `--overwrite` leaves
-# What search.json says about the run itself; `results.run.Run` reads what was searched.
-SEARCH_SHAPE = {
-    "identity": dict,
-    "sessions": [{"versions": {str: str}, "device": dict}],
-}
-# Its field `stacking`, unless that is null: how the trials share programs.
-STACKING_SHAPE = {"way": str, "lanes": int, "padding": {str: int}}
 
 
 def exists(path: Path) -> bool:
@@ -90,19 +89,17 @@ def gone(path: Path) -> EnvironmentFailure:
     return EnvironmentFailure(f"{path}: the run was moved or deleted, or its disk is gone")
 
 
-def read_search(path: Path) -> dict[str, Any]:
+def read_search(path: Path) -> Search:
     """Read search.json of a run directory; raise `UsageError` if it isn't one of this program."""
     check_ours(path)
     file = path / File.SEARCH
     if not exists(path):
         raise UsageError(f"{path}: is not a run of jaxmnist: it has no search.json")
-    search = read_json(file, {"format": None})
-    if search["format"] != FORMAT:
-        raise UsageError(f"{file}: has format {search['format']!r}; this version reads {FORMAT}")
-    stacking = search.get("stacking")
-    if not fits(search, SEARCH_SHAPE) or not (stacking is None or fits(stacking, STACKING_SHAPE)):
-        raise DamagedFile(file, "lacks what was searched")
-    return search
+    content = read_json(file)
+    if content.get("format") != FORMAT:
+        found = content.get("format")
+        raise UsageError(f"{file}: has format {found!r}; this version reads {FORMAT}")
+    return record_of(file, content, Search)
 
 
 def check_ours(path: Path) -> None:
@@ -142,10 +139,10 @@ class Store:
       lock: the open lock file; None for a store that is only read.
     """
 
-    def __init__(self, path: Path | str, search: dict[str, Any], lock: int | None = None) -> None:
+    def __init__(self, path: Path | str, search: Search, lock: int | None = None) -> None:
         self.path = Path(local_path(path))
-        self._search = search
-        self._lock = lock
+        self.search = search
+        self.lock = lock
 
     @classmethod
     def open(cls, path: Path | str) -> Store:
@@ -154,29 +151,29 @@ class Store:
 
     def for_reading(self) -> Store:
         """The same run, to be read after the lock was released."""
-        return Store(self.path, self._search)
-
-    @property
-    def search(self) -> dict[str, Any]:
-        """The content of search.json."""
-        return self._search
+        return Store(self.path, self.search)
 
     @property
     def identity_sha256(self) -> str:
         """The SHA-256 of the run's identity, by which trials and checkpoints refer to the run."""
-        return content_sha256(self._search["identity"])
+        return content_sha256(self.search.identity)
 
     def __fspath__(self) -> str:
         return str(self.path)
 
     def check_there(self) -> None:
         """Raise `EnvironmentFailure` if the run is no longer at its path."""
-        if self._lock is None:
+        if self.lock is None:
             there = exists(self.path)
         else:  # also if another folder is there now
-            there = lock.held(self.path / File.LOCK, self._lock)
+            there = lock.held(self.path / File.LOCK, self.lock)
         if not there:
             raise gone(self.path)
+
+    def _check_writable(self) -> None:
+        """Raise `UsageError` if the run was opened only for reading."""
+        if self.lock is None:
+            raise UsageError(f"{self.path}: was opened only for reading")
 
     # --- files ---
 
@@ -213,8 +210,7 @@ class Store:
     def write_bytes(self, file: File, content: bytes, at: Key | Sequence[str] = ()) -> None:
         """Write a file."""
         path = self.file(file, at)
-        if self._lock is None:
-            raise UsageError(f"{self.path}: was opened only for reading")
+        self._check_writable()
         self.check_there()
         with disk(path):
             for folder in reversed(path.relative_to(self.path).parents[:-1]):
@@ -226,6 +222,7 @@ class Store:
 
         Also an unfinished one, which a killed process left.
         """
+        self._check_writable()
         whole = self.file(file, at)
         for path in (whole, unfinished(whole)):
             if os.path.isdir(path) and not os.path.islink(path):
@@ -245,44 +242,35 @@ class Store:
 
         Returns notes for the user: what results depend on and has changed since the last session.
         """
-        search = self._search
-        session = {key: search[key] for key in SESSION if key in search}
-        before = read_search(self.path) if exists(self.path) else {"sessions": [session]}
-        sessions = before["sessions"]
-        changes = _changes(sessions[-1], session) + _changed_lanes(before, search)
-        sessions = sessions if sessions[-1] == session else [*sessions, session]
-        now = threads_of(search)
-        threads = threads_of(before) or now
-        if threads != now:
-            changes.append(
-                f"XLA's thread pool has {now} threads, but had {threads} when this run began: new"
-                " results may differ in the last digits (JAX had started already)"
-            )
-        self._write(
-            {
-                "program": PROGRAM,
-                "format": FORMAT,
-                "stacking": before.get("stacking"),
-                **search,
-                "threads": threads,
-                "sessions": sessions,
-            }
+        search, session = self.search, self.search.session
+        before = (
+            read_search(self.path) if exists(self.path) else replace(search, sessions=(session,))
         )
+        changes = _changes(before.sessions[-1], session) + _changed_lanes(before, search)
+        known = before.sessions[-1] == session
+        threads = before.threads or search.threads
+        if threads != search.threads:
+            changes.append(
+                f"XLA's thread pool has {search.threads} threads, but had {threads} when this run"
+                " began: new results may differ in the last digits (JAX had started already)"
+            )
+        sessions = before.sessions if known else (*before.sessions, session)
+        self._keep(replace(search, stacking=before.stacking, threads=threads, sessions=sessions))
         return [printable(line) for line in changes]
 
-    def write_stacking(self, stacking: dict[str, Any]) -> None:
+    def write_stacking(self, stacking: Sharing) -> None:
         """Record in search.json how the trials of this run share programs."""
-        self.check_there()
-        self._write({**self._search, "stacking": stacking})
+        self._keep(replace(self.search, stacking=stacking))
 
-    def _write(self, search: dict[str, Any]) -> None:
-        write_json(self.path / File.SEARCH, search)
-        self._search = search
+    def _keep(self, search: Search) -> None:
+        self.write(search)
+        self.search = search
 
     # --- damage ---
 
     def set_aside(self, path: Path) -> Path:
         """Move a damaged file to damaged/; returns its new path."""
+        self._check_writable()
         self.check_there()
         target = self.folder("damaged") / f"{time.time_ns()}-{path.parent.name}-{path.name}"
         with disk(target):
@@ -291,9 +279,9 @@ class Store:
         return target
 
     def mended(self, read: Callable[[], T | None]) -> T | None:
-        """Return `read()`; None if a file is missing, or damaged and now set aside with a note.
+        """Return `read()`; None if a file is missing. Damaged files are set aside with a note.
 
-        read: reads files of the run and doesn't catch `DamagedFile`.
+        read: reads files of the run; it is called again after each damaged file.
         """
         while True:
             try:
@@ -413,7 +401,7 @@ class Store:
     # --- the SVMs ---
 
     def svm_places(self, backends: bool = False) -> list[tuple[str, ...]]:
-        """Return the places of all SVMs with a report; with `backends` other backends' last.
+        """Return the places of all SVMs with a report; with `backends` those of further ones last.
 
         Folders that are links are left out.
         """
@@ -430,9 +418,9 @@ class Store:
 
     @property
     def looks_paths(self) -> list[Path]:
-        """The paths of all results that keep looks, if they exist; those behind links are left out.
+        """The paths of the results that keep looks: of the winner, the ensemble and the SVMs.
 
-        They are those of the winner, the ensemble and the SVMs.
+        Files may be missing; those behind links are left out.
         """
         found = []
         with suppress(UsageError):  # a link
@@ -450,17 +438,14 @@ class Store:
 
     @property
     def test_sha256(self) -> str:
-        """The fingerprint of the test images and labels; `DamagedFile` if none is recorded."""
-        if not fits(self._search, {"data": {"test_sha256": str}}):
-            raise DamagedFile(self.path / File.SEARCH, "lacks the SHA-256 of the test images")
-        found: str = self._search["data"]["test_sha256"]
-        return found
+        """The fingerprint of the test images and labels."""
+        return self.search.data.test_sha256
 
     def read_looks(self, test_sha256: str) -> Looks:
         """Return all evaluations on test images, by every run of the folder that holds this run.
 
         They are those of the ledger, and those that this run's results keep. A damaged line of the
-        ledger may be about these images, and is counted. Raises like `whole_files.read_bytes`.
+        ledger may be about these images, and is counted. Raises like `files.read_bytes`.
 
         Args:
           test_sha256: the fingerprint of the test images; see `Dataset.test_sha256`.
@@ -473,6 +458,7 @@ class Store:
         self, purpose: str, model_sha256: str, test_sha256: str, details: str = ""
     ) -> None:
         """Record a test-set evaluation before it happens; the arguments are those of `Look`."""
+        self._check_writable()
         self.check_there()
         look = Look(
             purpose, self.name, self.identity_sha256, model_sha256, test_sha256, details=details
@@ -482,14 +468,6 @@ class Store:
     def looks_to_keep(self, test_sha256: str) -> tuple[Look, ...]:
         """Return the field `looks` of a result: all evaluations on these images known so far."""
         return self.read_looks(test_sha256).found
-
-
-def threads_of(search: dict[str, Any]) -> int | None:
-    """Return the size of XLA's thread pool that search.json records; None if it records none."""
-    threads = search.get("threads")
-    if isinstance(threads, bool) or not isinstance(threads, int):
-        return None
-    return threads if 0 < threads <= MOST_THREADS else None
 
 
 def _listed(folder: Path) -> list[str]:
@@ -510,8 +488,6 @@ def _is_index(name: str) -> bool:
     return name.isascii() and name.isdecimal() and name == f"{int(name):04d}"
 
 
-# What search.json has of each session that differed from the one before.
-SESSION = ("versions", "device", "environment")
 # What people call the entries of its section `device`.
 DEVICE_WORDS = {
     "kind": "the device",
@@ -521,20 +497,18 @@ DEVICE_WORDS = {
 }
 
 
-def _said(value: Any) -> str:
+def _value(value: Any) -> str:
     return "not set" if value is None else str(value)
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _changes(before: Environment, now: Environment) -> list[str]:
     """Return a note for each entry of a session that differs from the last session's.
 
     Of processors only where both computed on one: that of a GPU's or TPU's host has no effect.
     """
     lines = []
-    for section, values in now.items():
-        old = before.get(section)
-        if not isinstance(old, dict):
-            continue
+    for section, values in vars(now).items():
+        old = getattr(before, section)
         changed = [key for key, value in values.items() if key in old and old[key] != value]
         if section == "device":
             on_cpus = all(str(each.get("kind")).startswith("cpu") for each in (old, values))
@@ -546,8 +520,8 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
             if "processor" not in changed:
                 lines += _changed_instructions(old["instructions"], values["instructions"])
         lines += [
-            f"{DEVICE_WORDS.get(key, key) if section == 'device' else key} was {_said(old[key])},"
-            f" is now {_said(values[key])}: new results may differ"
+            f"{DEVICE_WORDS.get(key, key) if section == 'device' else key} was {_value(old[key])},"
+            f" is now {_value(values[key])}: new results may differ"
             for key in changed
         ]
     return lines
@@ -564,29 +538,30 @@ def _changed_instructions(before: Any, now: Any) -> list[str]:
     return [f"the processor now {' and '.join(parts)}: new results may differ"] if parts else []
 
 
-def _changed_lanes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _changed_lanes(before: Search, now: Search) -> list[str]:
     """Return a note if `--lanes` has changed so that trials share programs in another way.
 
     An accelerator shares them as the run has recorded it, unless another number is asked for; on a
     CPU each is alone unless a number is asked for.
     """
-    recorded = (before.get("stacking") or {}).get("lanes")
-    given, used = [], []
-    for search in (before, now):
-        if not fits(search, {"settings": dict, "device": {"kind": str}}):
-            return []
-        given.append(search["settings"].get("lanes"))
-        cpu = search["device"]["kind"].startswith("cpu")
-        used.append(given[-1] or (None if cpu else recorded))
+    recorded = before.stacking.lanes if before.stacking else None
+    given = [search.settings.get("lanes") for search in (before, now)]
+    used = [
+        lanes or (None if search.device["kind"].startswith("cpu") else recorded)
+        for lanes, search in zip(given, (before, now), strict=True)
+    ]
     if given[0] == given[1] or used[0] == used[1]:
         return []
-    return [f"--lanes was {_said(given[0])}, is now {_said(given[1])}: new results may differ"]
+    return [f"--lanes was {_value(given[0])}, is now {_value(given[1])}: new results may differ"]
+
+
+# --- Locking a run ---
 
 
 @contextmanager
 def begin_run(
     path: Path | str,
-    search: dict[str, Any],
+    search: Search,
     *,
     overwrite: bool,
 ) -> Iterator[Store]:
@@ -601,71 +576,74 @@ def begin_run(
       UsageError: the run in the directory has another identity, or an unknown one; or another
         process, which the message names, has locked it.
     """
-    with _locked(Path(local_path(path))) as (folder, held):
+    with _locked(path, search) as store:
         if overwrite:
-            _delete_run(folder)
-        directory = Store(folder, search, held)
-        _check_identity(directory)
-        yield directory
+            _delete_run(store.path)
+        _check_identity(store)
+        yield store
 
 
 @contextmanager
 def continue_run(path: Path | str) -> Iterator[Store]:
     """Lock an existing run directory; raises like `read_search` and `begin_run`."""
-    read_search(Path(local_path(path)))  # first, so that other folders get no lock file
-    with _locked(Path(local_path(path))) as (folder, held):
-        yield Store(folder, read_search(folder), held)
+    # First, so that other folders get no lock file.
+    search = read_search(Path(local_path(path)))
+    with _locked(path, search) as store:
+        yield Store(store.path, read_search(store.path), store.lock)
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[tuple[Path, int]]:
-    """Lock the folder at `path`, which is created if missing; give it and the open lock file."""
+def _locked(path: Path | str, search: Search) -> Iterator[Store]:
+    """Lock a run directory, which is created if missing, and complete the ledger beside it."""
+    path = Path(local_path(path))
     check_ours(path)
     with disk(path):
         path.mkdir(parents=True, exist_ok=True)
     with lock.hold(path / File.LOCK) as held:
-        _complete_ledger(path)
+        store = Store(path, search, held)
+        _complete_ledger(store)
         try:
-            yield path, held
+            yield store
         except (JaxmnistError, OSError):
-            # Whatever a run lacks that has vanished: that it has is what there is to say.
+            # If the run has vanished, that is the cause of any other error.
             if not lock.held(path / File.LOCK, held):
                 raise gone(path) from None
             raise
 
 
-def _complete_ledger(path: Path) -> None:
+def _complete_ledger(store: Store) -> None:
     """Add evaluations that the run's results keep and that the ledger beside it lacks.
 
     The ledger was lost, or the run was moved here. Raises like `ledger.complete`: a search can't
     end with its test if the ledger can't be written.
     """
-    beside = ledger_path(path)
-    results = Store(path, {}).looks_paths
-    if added := ledger.complete(beside, kept_looks(results)):
+    beside = ledger_path(store.path)
+    if added := ledger.complete(beside, kept_looks(store.looks_paths)):
         what = "evaluation" if added == 1 else "evaluations"
-        logger.info(f"note: {beside} lacked {added} test-set {what} of {path}'s results: added")
+        logger.info(
+            f"note: {beside} lacked {added} test-set {what} of {store.path}'s results: added"
+        )
 
 
-def _check_identity(directory: Store) -> None:
+def _check_identity(store: Store) -> None:
     """Raise `UsageError` unless the folder is empty or has files of this run."""
-    path, identity = directory.path, directory.search["identity"]
+    path, identity = store.path, store.search.identity
     try:
-        before = read_search(path)["identity"] if exists(path) else None
+        before = read_search(path).identity if exists(path) else None
     except DamagedFile as problem:
-        if not _are_trials_of(directory):
+        if not _are_trials_of(store):
             raise SettingError(
                 "{problem}, and no trial shows which search it is; {overwrite} starts over",
                 problem=problem,
             ) from None
-        moved = directory.set_aside(problem.path)
+        moved = store.set_aside(problem.path)
         logger.info(
             f"note: {problem}; moved to {moved}, and written again, as the trials are this run's"
         )
         return
     if before is None:
         left = [name for name in CONTENTS if name not in LASTING and (path / name).exists()]
-        if left and not _are_trials_of(directory):
+        if left and not _are_trials_of(store):
             raise SettingError(
                 "{path}: has {left} but no search.json; {overwrite} starts over",
                 path=path,
@@ -703,16 +681,16 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _are_trials_of(directory: Store) -> bool:
+def _are_trials_of(store: Store) -> bool:
     """Return whether there are trials, and all that can be read belong to this run."""
     found = set()
-    for key in directory.trial_keys():
+    for key in store.trial_keys():
         try:
-            record = read_json(directory.file(File.TRIAL, key))
+            record = read_json(store.file(File.TRIAL, key))
         except DamagedFile:
             continue
         found.add(record.get("search_sha256"))
-    return found == {directory.identity_sha256}
+    return found == {store.identity_sha256}
 
 
 def _delete_run(path: Path) -> None:
@@ -728,22 +706,22 @@ def _delete_run(path: Path) -> None:
                 entry.unlink(missing_ok=True)
 
 
-# --- The wall time of each stage of a search, stored beside its winner ---
+# --- The wall time of each stage ---
 
 
-def write_times(directory: Store, seconds: dict[str, float]) -> None:
+def write_times(store: Store, seconds: dict[str, float]) -> None:
     """Record the wall time, in seconds, of each stage of a search that has just ended."""
     session = Session(
         time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         {stage: round(value, 3) for stage, value in seconds.items()},
     )
-    before = directory.mended(lambda: directory.read(Times)) or Times(())
-    directory.write(Times((*before.sessions, session)))
+    before = store.mended(lambda: store.read(Times)) or Times(())
+    store.write(Times((*before.sessions, session)))
 
 
-def read_times(directory: Store) -> tuple[Session, ...]:
+def read_times(store: Store) -> tuple[Session, ...]:
     """Return the records of `write_times`, oldest first; none if they can't be read."""
     try:
-        return directory.read(Times).sessions
+        return store.read(Times).sessions
     except UsageError:
         return ()

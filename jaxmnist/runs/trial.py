@@ -214,7 +214,7 @@ class Trial:
       after each epoch.
     validation_data_sha256: SHA-256 of the validation images and their labels.
     device, node: what it trains on, and the machine that has it; None in a record without them.
-    rerun: the number of a rerun, see `keys.Key`; None for the trial itself.
+    rerun: the number of a rerun, see `Key`; None for the trial itself.
     computation: what its network computes, if that is a person's own.
     validation: of a completed trial, which validation images were classified correctly, for each
       epoch as `pack_right` packs them; the content of validation.npy, not a field of trial.json.
@@ -254,7 +254,7 @@ class Trial:
 
     @property
     def key(self) -> Key:
-        """Identifies it."""
+        """The key that identifies the trial or rerun."""
         return Key(self.index, self.rerun)
 
     @property

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -39,6 +38,7 @@ from jaxmnist.models.questions import Questions, answers_of
 from jaxmnist.models.space import Space, SpaceDescription, ranges_of
 from jaxmnist.results import svm
 from jaxmnist.results.pipeline import choose_backend
+from jaxmnist.runs.records import Search, SearchedData
 from jaxmnist.runs.store import Store, check_same, exists
 from jaxmnist.runs.trial import DONE, Key, Layer, count_parameters, state_of
 from jaxmnist.settings import (
@@ -118,50 +118,50 @@ def describe_end(seconds: float | None, trials: int, left: int) -> str:
 
 def describe_search(
     settings: SearchSettings, dataset: Dataset, network: str, space: SpaceDescription
-) -> dict[str, Any]:
-    """The content of search.json; a search with a different `identity` is a different run."""
+) -> Search:
+    """What search.json says; a search with a different `identity` is a different run."""
     here = machine()
-    return {
-        "identity": {
+    return Search(
+        identity={
             "data": dataset.fingerprint,
             "network": network,
             "space": space.ranges(),
             **settings.identity(),
         },
-        "space": as_json(space),
-        "settings": settings.to_json(),
-        "given": dict(settings.given),
-        "data": {
-            "name": dataset.name,
-            "in_memory": dataset.in_memory,
-            "train": len(dataset.y_train),
-            "validation": len(dataset.y_validation),
-            "validation_different": dataset.different_validation,
-            "test": len(dataset.y_test),
-            "test_sha256": dataset.test_sha256,
-            "dtype": str(dataset.x_train.dtype),
-            "image_shape": list(dataset.image_shape),
-            "labels": list(dataset.labels),
-            "class_names": list(dataset.class_names),
-            "scale": dataset.scale,
-            "notes": list(dataset.notes),
-            "preparation": as_json(dataset.preparation),
-        },
-        "versions": {
+        space=as_json(space),
+        settings=settings.to_json(),
+        given=dict(settings.given),
+        data=SearchedData(
+            name=dataset.name,
+            in_memory=dataset.in_memory,
+            train=len(dataset.y_train),
+            validation=len(dataset.y_validation),
+            validation_different=dataset.different_validation,
+            test=len(dataset.y_test),
+            test_sha256=dataset.test_sha256,
+            dtype="uint8" if dataset.x_train.dtype == np.uint8 else "float32",
+            image_shape=dataset.image_shape,
+            labels=dataset.labels,
+            class_names=dataset.class_names,
+            scale=dataset.scale,
+            notes=dataset.notes,
+            preparation=as_json(dataset.preparation),
+        ),
+        versions={
             "jaxmnist": __version__,
             **{name: version(name) for name in ("jax", "flax", "optax", "numpy")},
         },
-        "device": {
+        device={
             "kind": device_name(),
             "devices": jax.local_device_count(),
             "machine": platform.machine(),
             "processor": here["processor"],
             "instructions": instructions(),
         },
-        "environment": environment(),
-        "threads": pool_size(),
-        "machine": here,
-    }
+        environment=environment(),
+        threads=pool_size(),
+        machine=here,
+    )
 
 
 # --- Checks before the first trial for problems that would make trials fail ---
@@ -325,7 +325,7 @@ def rehearse(
         raise UsageError(f"nothing can be trained with JAX's {debugging}: {error}")
 
 
-# --- What a search begins with: its data, its space and its draws, checked before any trial ---
+# --- The beginning: data, space and draws ---
 
 logger = logging.getLogger("jaxmnist")
 
@@ -396,7 +396,7 @@ def begin(settings: SearchSettings, network: Network, dataset: Dataset | None = 
     return Beginning(settings, dataset, description, draws)
 
 
-# --- What a search would do, and about how long it would take: nothing is trained to the end ---
+# --- A dry run: what a search would do, and about how long it would take ---
 
 
 @dataclass(frozen=True)
@@ -552,6 +552,6 @@ def _ended(first: Beginning, network: Network) -> set[Key]:
         return set()
     said = describe_search(first.settings, first.dataset, network.definition.name, first.space)
     opened = Store.open(path)
-    check_same(path, opened.search["identity"], said["identity"])
+    check_same(path, opened.search.identity, said.identity)
     retries = first.settings.running.max_retries
     return {key for key in first.draws if state_of(opened.read_trial(key), retries) in DONE}

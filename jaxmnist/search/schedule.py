@@ -30,7 +30,7 @@ from jaxmnist.models.network import DataSpec, Network, Parameters
 from jaxmnist.results.matching import SAME, StoredOutputs, check_trial
 from jaxmnist.results.ranking import Ranking
 from jaxmnist.results.trained import TrainedModel
-from jaxmnist.runs.records import File
+from jaxmnist.runs.records import File, Sharing
 from jaxmnist.runs.store import Store
 from jaxmnist.runs.trial import (
     DONE,
@@ -57,7 +57,7 @@ class StoredCheckpoints(Mapping[Key, Checkpoint]):
     Args:
       keys: the trials.
       exists: whether a trial has a checkpoint now.
-      read: the checkpoint of a trial, or None if it is damaged.
+      read: reads the checkpoint of a trial; None if it is damaged.
     """
 
     def __init__(
@@ -84,10 +84,11 @@ class StoredCheckpoints(Mapping[Key, Checkpoint]):
 
 
 class Schedule:
-    """The trials, reruns and refit of a search: their records, written whenever they change.
+    """The trials, reruns and refit of a search: what is trained next, and all their records.
 
-    On construction the trials are scheduled, and `add` schedules what follows them; either sets
-    invalid records aside, and records as failed the trials that are given up.
+    The constructor schedules the trials; `add` schedules reruns or the refit afterwards. Both set
+    invalid records aside, and record as failed the trials that are given up. `record` writes what
+    the engine reports.
 
     Args:
       store: the run, locked by the caller.
@@ -97,8 +98,8 @@ class Schedule:
       draws: the hyperparameters of each trial of the budget.
 
     Attributes:
-      current: what is to be trained now: the trials, the reruns or the refit.
-      draws: the hyperparameters of all that was scheduled.
+      current: the keys that are scheduled now: of the trials, the reruns or the refit.
+      draws: the hyperparameters of everything that was scheduled.
 
     Raises:
       UsageError: the run has finished trials beyond the budget.
@@ -125,7 +126,7 @@ class Schedule:
         self.add(draws)
 
     def add(self, draws: Mapping[Key, Hyperparameters]) -> None:
-        """Schedule trainings of one kind, to be trained now: trials, reruns or a refit."""
+        """Schedule either trials, reruns or a refit, which become `current`."""
         self.draws |= draws
         self.current = list(draws)
         stored = self._stored()
@@ -150,7 +151,7 @@ class Schedule:
 
     @property
     def dataset(self) -> Dataset:
-        """What is trained on now: for a refit the training and validation images together."""
+        """The data of `current`: for a refit the training and validation images together."""
         return self._joined if self.current[0].refit else self._dataset
 
     @cached_property
@@ -163,7 +164,7 @@ class Schedule:
 
     @property
     def ranking(self) -> Ranking:
-        """Which trial wins, of the records as they are now."""
+        """The ranking of the records as they are now."""
         return Ranking(
             [self._records[key] for key in sorted(self._records) if key.rerun is None],
             {key: trial for key, trial in self._records.items() if key.rerun is not None},
@@ -178,16 +179,16 @@ class Schedule:
 
     @property
     def ended(self) -> list[Key]:
-        """Those of the current trainings that have ended."""
+        """Those of `current` that have ended."""
         return [key for key in self.current if self._is_done(key)]
 
     @property
     def stacking(self) -> Stacking | None:
         """How the trials share programs; None if that was not chosen yet."""
-        kept = self._store.search.get("stacking")
+        kept = self._store.search.stacking
         try:
-            return None if kept is None else Stacking(**kept)
-        except (TypeError, ValueError):  # written by a later version; measured again
+            return None if kept is None else Stacking(**vars(kept))
+        except ValueError:  # written by a later version; measured again
             return None
 
     def state(self, key: Key) -> State:
@@ -205,14 +206,14 @@ class Schedule:
 
     @property
     def left(self) -> int:
-        """The number of current trainings that are not done."""
+        """The number of those of `current` that have not ended."""
         return len(self.current) - len(self.ended)
 
     def without_weights(self) -> dict[Key, Hyperparameters]:
-        """The best trials whose weights are missing; to be asked when no others will be trained.
+        """The best trials whose weights are missing; called when nothing else is left to train.
 
-        The weights may have been lost, or were not kept because a different rule ranked the trials.
-        If training such a trial again fails, the search ends, and the trial's record is kept.
+        The weights were lost, or not kept because another rule ranked the trials. If training such
+        a trial again fails, the search ends, and the trial's record stays as it is.
         """
         lost = [key for key in self._best() if not self._store.file(File.WEIGHTS, key).is_file()]
         return {key: self.draws[key] for key in lost}
@@ -229,7 +230,7 @@ class Schedule:
     def clean_up(self) -> None:
         """Set aside damaged weights of the best trials; delete files that a killed process left.
 
-        To be called when no others will be trained.
+        Called when nothing else is left to train.
         """
         for key in self._best():
             self._store.mended(partial(self._check_weights, key))
@@ -240,7 +241,7 @@ class Schedule:
         self._keep_weights(self._best())
 
     def _keep_weights(self, kept: Collection[Key]) -> None:
-        """Delete the weights of others than these."""
+        """Delete the weights of all trials but these."""
         for key in self._stored():
             if key not in kept:
                 self._store.delete(File.WEIGHTS, key)
@@ -265,9 +266,9 @@ class Schedule:
         return found
 
     def record(self, event: Event) -> None:
-        """Write an event to disk."""
+        """Record an event of the engine on disk."""
         if isinstance(event, StackingChosen):
-            self._store.write_stacking(asdict(event.stacking))
+            self._store.write_stacking(Sharing(**asdict(event.stacking)))
         elif isinstance(event, TrialStarted):
             self._start(event)
         elif isinstance(event, TrialCompiled):
@@ -283,7 +284,7 @@ class Schedule:
             self._lose(event)
 
     def stopped(self) -> None:
-        """Uncount the attempts of running trials, which did not cause this end of the process."""
+        """Take back the count of running trials' attempts: they did not end this process."""
         for key in self._running:
             self._uncount(key)
 
@@ -326,14 +327,14 @@ class Schedule:
             )
 
     def _lose(self, event: TrialLost) -> None:
-        """A trial has ended without a word: its attempt counts unless the node was lost."""
+        """A trial died without a result: its attempt counts unless the node was lost."""
         if event.key in self._running:
             self._running.discard(event.key)
             if event.node_lost:
                 self._uncount(event.key)
 
     def _uncount(self, key: Key) -> None:
-        """Uncount a trial's attempt, whose end it did not cause."""
+        """Take back the count of an attempt that the trial itself did not end."""
         trial = self._records[key]
         trial = replace(trial, attempts=trial.attempts - 1, deaths=max(0, trial.deaths - 1))
         self._records[key] = trial
@@ -355,7 +356,7 @@ class Schedule:
         if before.status == "completed":
             if trial.status != "completed":
                 raise EnvironmentFailure(f"trial {key} failed when trained again: {trial.error}")
-            # As JSON, where what isn't a number equals itself.
+            # As JSON, in which NaN is null and equals itself.
             now, then = (history_to_json(each.history) for each in (trial, before))
             if now != then or trial.validation_sha256 != before.validation_sha256:
                 logger.info(f"note: trial {key} did not reproduce its first result")
@@ -373,7 +374,7 @@ class Schedule:
         self._keep_weights([*others, *self._best()])
 
     def _finish(self, event: TrialFinished, before: Trial) -> Trial:
-        """The record of a trial that ended; writes the weights and bits that it names first."""
+        """The record of a trial that ended; first writes the files whose SHA-256 it has."""
         trial = self._new(event.key)
         validation = array_bytes(rows(event.validation))
         weights_sha256, data = None, self.dataset
@@ -428,7 +429,7 @@ class Schedule:
         )
 
     def _write_outputs(self, key: Key, weights: Parameters | None = None) -> None:
-        """Keep what a network of one's own is compared by, across versions of JAX."""
+        """Store the outputs by which versions of JAX compare a network of one's own."""
         trial = self._records[key]
         if trial.computation is None:
             return
@@ -487,17 +488,17 @@ class Schedule:
         return self.state(key) in DONE
 
     def _stored(self) -> list[Key]:
-        """The trainings of the current kind that have a folder."""
+        """The keys that have a folder, of the kind of `current`."""
         first = self.current[0]
         if first.rerun is None:
             return self._store.trial_keys()
         return [key for key in self._store.reruns() if key.refit == first.refit]
 
     def _best(self) -> list[Key]:
-        """The current trainings whose weights are kept.
+        """Those of `current` whose weights are kept.
 
-        Of the reruns it is the first one of each trial that completed, because its network is
-        tested if the trial is chosen.
+        Of each finalist's reruns it is the first that completed, because its network is tested if
+        the finalist is chosen.
         """
         if self.current[0].rerun is None:
             return [each.trial.key for each in self.ranking.ranked[: self._settings.output.keep]]
@@ -518,7 +519,7 @@ class Schedule:
             raise
         if trial is None:
             return None
-        path = self._store.trial_folder(key) / "trial.json"
+        path = self._store.file(File.TRIAL, key)
         if trial.hyperparameters != self.draws.get(key, trial.hyperparameters):
             raise DamagedFile(path, "does not have the hyperparameters of its draw")
         if trial.status != "completed":

@@ -42,7 +42,7 @@ class Listener:
 
     def training(
         self,
-        directory: Store,
+        store: Store,
         network: Network,
         settings: SearchSettings,
         dataset: Dataset,
@@ -124,13 +124,13 @@ def _test_ensemble(run: Run, count: int, dataset: Dataset, listener: Listener) -
         )
         return
     listener.stage("ensemble")
-    said = comparisons.describe_ensemble(evaluate_ensemble(run, dataset, count))
-    listener.detail(f"\n{said}\n{evaluation.looks_at_test(run)}")
+    description = comparisons.describe_ensemble(evaluate_ensemble(run, dataset, count))
+    listener.detail(f"\n{description}\n{evaluation.looks_at_test(run)}")
 
 
 def keep_winner(run: Run) -> None:
     """Write best/: the winner's weights, their description and the network's summary."""
-    best, trial, files = run.best_trial, run.ranking.final, run.store
+    best, trial, store = run.best_trial, run.ranking.final, run.store
     assert trial is not None  # the search is finished
     model = run.load_model(trial)
     ranking, corrected = run.ranking, run.ranking.corrected
@@ -159,19 +159,19 @@ def keep_winner(run: Run) -> None:
 
     def check() -> None:
         """Raise `DamagedFile` unless best/ is intact; it may hold an earlier winner."""
-        before = files.read(Winner)
+        before = store.read(Winner)
         known = (before.model_sha256, trial.weights_sha256)  # killed between two writes
-        if sha256(read_bytes(files.file(File.MODEL))) not in known:
+        if sha256(read_bytes(store.file(File.MODEL))) not in known:
             raise DamagedFile(
-                files.file(File.MODEL), "its SHA-256 differs from the one in config.json"
+                store.file(File.MODEL), "its SHA-256 differs from the one in config.json"
             )
-        if before.trial == trial.index and read_bytes(files.file(File.SUMMARY)) != summary:
-            raise DamagedFile(files.file(File.SUMMARY), "is not the winner's summary")
+        if before.trial == trial.index and read_bytes(store.file(File.SUMMARY)) != summary:
+            raise DamagedFile(store.file(File.SUMMARY), "is not the winner's summary")
 
-    files.mended(check)
-    files.write_bytes(File.MODEL, weights)
-    files.write_bytes(File.SUMMARY, summary)
-    files.write(winner)
+    store.mended(check)
+    store.write_bytes(File.MODEL, weights)
+    store.write_bytes(File.SUMMARY, summary)
+    store.write(winner)
 
 
 # --- The random search: draws, trials, winner ---
@@ -193,28 +193,30 @@ def search(
     """
     first = begin(settings, network, dataset)
     settings, dataset, draws = first.settings, first.dataset, first.draws
-    said = describe_search(settings, dataset, network.definition.name, first.space)
-    with begin_run(settings.run_directory, said, overwrite=settings.output.overwrite) as directory:
-        schedule = Schedule(directory, network, dataset, settings, draws)
-        for line in directory.write_search():
+    description = describe_search(settings, dataset, network.definition.name, first.space)
+    with begin_run(
+        settings.run_directory, description, overwrite=settings.output.overwrite
+    ) as store:
+        schedule = Schedule(store, network, dataset, settings, draws)
+        for line in store.write_search():
             logger.info("note: %s", line)
         logger.info(
             f"{len(draws)} of {first.space.size_text} configurations on {dataset.name}:"
             f" {len(dataset.y_train)} training, {len(dataset.y_validation)} validation and"
-            f" {len(dataset.y_test)} test images; {said['device']['kind']};"
-            f" {directory.path}"
+            f" {len(dataset.y_test)} test images; {description.device['kind']};"
+            f" {store.path}"
         )
         listener.stage("training")
         if settings.running.ray is not None:
             load_ray()
         with (
             ThreadPoolExecutor(1) as beside,
-            listener.training(directory, network, settings, dataset, len(draws)) as told,
+            listener.training(store, network, settings, dataset, len(draws)) as trial_listener,
         ):
             # Runs beside the trials to save time afterwards. Leaving the context waits for it,
             # because modules can't be imported while Python shuts down.
             beside.submit(evaluation.prepare)
-            train(schedule, network, settings, told)
+            train(schedule, network, settings, trial_listener)
             if schedule.left:
                 logger.info(describe_end(settings.selection.max_seconds, len(draws), schedule.left))
             if not schedule.ranking.ranked and schedule.left:
@@ -225,9 +227,9 @@ def search(
             if not schedule.ranking.ranked:
                 error = schedule.trial(Key(0)).error
                 raise EnvironmentFailure(f"every trial failed; trial 0: {error}")
-            train_again(schedule, network, settings, told)
-            told.trained()
-            run = Run(directory, network, checked=True)
+            train_again(schedule, network, settings, trial_listener)
+            trial_listener.trained()
+            run = Run(store, network, checked=True)
             listener.ranked(run)
             finish(run, settings, dataset, listener)
     return run
@@ -302,17 +304,17 @@ def engine_of(
 
 
 def _stop(events: Events | RayEvents, listener: TrialListener) -> None:
-    """What a signal asks for; acknowledged at once, though a block of steps ends first."""
+    """Stop after a signal, and acknowledge it at once: a block of steps ends first."""
     events.stop()
     listener.stopping()
 
 
 def train_again(
-    schedule: Schedule, network: Network, settings: SearchSettings, told: TrialListener
+    schedule: Schedule, network: Network, settings: SearchSettings, listener: TrialListener
 ) -> None:
-    """Train the finalists again, then the winner on all images, as far as the settings ask for it.
+    """Train the finalists' reruns and the winner's refit, as far as the settings ask for them.
 
-    `max_seconds` is the time of the trials before; these are all trained.
+    `max_seconds` limits the trials before them; reruns and refit are all trained.
 
     Raises:
       EnvironmentFailure: every rerun failed, or the refit did.
@@ -320,8 +322,8 @@ def train_again(
 
     def again(keys: Sequence[Key]) -> None:
         schedule.add({key: schedule.draws[Key(key.index)] for key in keys})
-        told.again(keys, schedule.ended, len(schedule.dataset.y_train))
-        train(schedule, network, settings.replace(max_seconds=None), told)
+        listener.again(keys, schedule.ended, len(schedule.dataset.y_train))
+        train(schedule, network, settings.replace(max_seconds=None), listener)
 
     if settings.selection.finalists:
         keys = schedule.ranking.rerun_keys

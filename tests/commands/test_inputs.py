@@ -407,7 +407,7 @@ def svm_report(run: Path) -> str:
 
     class Data:
         image_shape, name = (28, 28, 1), "small"
-        fingerprint = found.search["identity"]["data"]
+        fingerprint = found.store.search.identity["data"]
 
     task = svm.Task.of(found, Data())
     content = svm._kept(task, (task.name,))

@@ -13,6 +13,7 @@ from jaxmnist.data.arrays import Arrays, check_arrays, check_images, scale_of
 from jaxmnist.data.dataset import load_arrays, load_dataset, split
 from jaxmnist.results.run import locked_run
 from jaxmnist.results.svm import fit_on_run
+from jaxmnist.runs.records import ModelReport, SvmReport
 
 LABELS = np.arange(40) % 2
 
@@ -127,12 +128,12 @@ def runs(small, options, tmp_path_factory) -> dict[str, Run]:
 def test_every_scale_gives_the_same_run(runs, name):
     usual, run = runs["usual"], runs[name]
     assert run.best_trial.history == usual.best_trial.history
-    assert run.search["data"]["scale"] == run.best_model.scale == run.load_dataset().scale
-    assert run.search["data"]["class_names"] == [str(k) for k in run.search["data"]["labels"]]
+    assert run.store.search.data.scale == run.best_model.scale == run.load_dataset().scale
+    assert run.store.search.data.class_names == [str(k) for k in run.store.search.data.labels]
     assert run.best_model.scale == {"ones": 1, "fractions": 0.25, "bits12": 4095}[name]
-    for file in ("best/test.json", f"svm/{name}/svm.json"):
-        other = usual.result(file.replace(name, "usual"))
-        assert run.result(file)["confusion_matrix"] == other["confusion_matrix"]
+    for file, kind in (("best/test.json", ModelReport), (f"svm/{name}/svm.json", SvmReport)):
+        other = usual.result(file.replace(name, "usual"), kind)
+        assert run.result(file, kind).confusion_matrix == other.confusion_matrix
     x, other = run.load_dataset().x_test, usual.load_dataset().x_test
     assert np.array_equal(run.best_model.predict_proba(x), usual.best_model.predict_proba(other))
     assert np.array_equal(run.best_model.features(x), usual.best_model.features(other))

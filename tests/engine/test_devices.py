@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -17,7 +18,8 @@ from processes import command, facts, flags, process
 import jaxmnist
 from jaxmnist import Run
 from jaxmnist.engine.devices import debugging_settings, pool_size
-from jaxmnist.files import read_json, write_json
+from jaxmnist.files import from_json, read_json, write_json
+from jaxmnist.runs.records import Search
 
 
 @pytest.mark.slow
@@ -137,10 +139,10 @@ def test_a_run_that_goes_on_on_fewer_cores(options, tmp_path):
 
     del given["max_trials"]
     whole = search("whole", 3)
-    assert whole.search["threads"] == 2
+    assert whole.store.search.threads == 2
     search("parts", 1)
     parts = search("parts", 3, prefix=("taskset", "-c", "0"), threads="")
-    assert parts.search["threads"] == 2
+    assert parts.store.search.threads == 2
     assert facts(parts) == facts(whole)
     for name in ("best/test_probabilities.npy", "svm/small/pipeline.safetensors"):
         wanted = (whole.store.path / name).read_bytes()
@@ -283,7 +285,9 @@ def test_another_device(finished, tmp_path, name):
     search = read_json(path)
     session = {**search["sessions"][0], "device": before}
     write_json(path, {**search, "device": before, "sessions": [session]})
-    lines = writing(tmp_path / "small", {**search, "device": now}).write_search()
+    store = writing(tmp_path / "small")
+    store.search = replace(store.search, device=now)
+    lines = store.write_search()
     assert lines == [f"{line}: new results may differ" for line in told]
     recorded = [each["device"] for each in read_json(path)["sessions"]]
     assert recorded == ([before] if before == now else [before, now])
@@ -330,7 +334,7 @@ def test_lanes_on_an_accelerator(finished, tmp_path, before, recorded, now, on, 
 
     stacking = {"way": "grouped", "lanes": recorded, "padding": {}}
     write_json(path, {**asked(before, "gpu"), "stacking": stacking})
-    lines = writing(tmp_path / "small", asked(now, on)).write_search()
+    lines = writing(tmp_path / "small", from_json(Search, asked(now, on))).write_search()
     assert sum(line.startswith("--lanes was ") for line in lines) == told
 
 
@@ -340,6 +344,6 @@ def test_a_difference_is_told_where_jax_runs_already(finished, tmp_path):
     before = read_json(path)
     assert before["threads"] == pool_size()
     write_json(path, {**before, "threads": before["threads"] + 5})
-    (line,) = writing(tmp_path / "small", before).write_search()
+    (line,) = writing(tmp_path / "small", from_json(Search, before)).write_search()
     assert f"has {before['threads']} threads, but had {before['threads'] + 5} when this" in line
     assert read_json(path)["threads"] == before["threads"] + 5  # the run's original number

@@ -127,7 +127,7 @@ def test_its_space_is_what_it_asks_for(run):
     assert all(
         ("units_1" in t.hyperparameters) == (t.hyperparameters["depth"] == 2) for t in run.trials
     )
-    assert run.search["identity"]["network"] == "perceptron"
+    assert run.store.search.identity["network"] == "perceptron"
 
 
 def test_it_learns(run):

@@ -14,7 +14,7 @@ from pages import SECTIONS
 from PIL import Image
 
 from jaxmnist import Run
-from jaxmnist.files import array_bytes, read_record, sha256, write_record
+from jaxmnist.files import array_bytes, as_json, read_record, sha256, write_json
 from jaxmnist.report.page import make_page
 from jaxmnist.results.confusion import Evaluation
 from jaxmnist.results.evaluation import calibration
@@ -127,7 +127,7 @@ def test_names_of_classes_fit(browser, finished, tmp_path: Path):
             "reliability": found.bins,
             "probabilities_sha256": sha256(content),
         }
-        write_record(path / "best" / "test.json", replace(test, **changed))
+        write_json(path / "best" / "test.json", as_json(replace(test, **changed)))
         file = tmp_path / f"{classes}.html"
         file.write_text(make_page(Run(path), images=False))
         page = browser.new_page()

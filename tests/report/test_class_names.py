@@ -57,8 +57,8 @@ def test_what_many_classes_print_is_bounded_and_safe(many):
     assert all(line.isprintable() for line in lines)
     assert "most frequent confusions of 120 classes (best/test.json has the whole matrix)" in text
     assert text.count("Classification report of the 20 worst of 120 classes (") == 2
-    assert any(f" {name} " in text for name in run.search["data"]["class_names"])
-    assert str(run.search["data"]["class_names"]) not in text
+    assert any(f" {name} " in text for name in run.store.search.data.class_names)
+    assert str(run.store.search.data.class_names) not in text
 
 
 def test_the_files_of_many_classes_are_bounded(many):
@@ -72,7 +72,7 @@ def test_the_files_of_many_classes_are_bounded(many):
     assert sum(n for name, n in size.items() if name.startswith("tensorboard")) < 250_000
     test = run.result("best/test.json", ModelReport)
     assert len(test.classification_report) == MANY + 3
-    names = run.search["data"]["class_names"]
+    names = list(run.store.search.data.class_names)
     assert list(test.class_names) == list(run.winner().class_names) == names
     assert list(run.best_model.class_names) == names == list(run.load_dataset().class_names)
 

@@ -13,7 +13,7 @@ from processes import Ended, command
 from scipy.stats import binomtest
 
 from jaxmnist import Run, random_search
-from jaxmnist.files import read_json, write_json
+from jaxmnist.files import as_json, read_json, write_json
 from jaxmnist.report import comparison, page
 from jaxmnist.report.comparison import differing, families, make_comparison, names_of
 from jaxmnist.results import comparisons
@@ -81,8 +81,8 @@ def changed(path: Path, **changes: object) -> Path:
 
 
 def test_other_test_images_are_not_compared(finished, tmp_path):
-    data = finished.search["data"]
-    other = changed(copy_of(finished, tmp_path / "a"), data={**data, "test_sha256": "0" * 64})
+    data = {**as_json(finished.store.search.data), "test_sha256": "0" * 64}
+    other = changed(copy_of(finished, tmp_path / "a"), data=data)
     text = sections(make_comparison([finished, Run(other)], tmp_path))
     assert "on 2 different sets of test images" in text["test"]
     assert "McNemar" not in text["test"]
@@ -90,7 +90,7 @@ def test_other_test_images_are_not_compared(finished, tmp_path):
 
 def test_without_the_data_all_else_is_there(finished, eight, tmp_path):
     """Their place is in the settings of search.json, which are not part of its identity."""
-    gone = {**finished.search["settings"], "data_dir": str(tmp_path / "small")}
+    gone = {**finished.store.search.settings, "data_dir": str(tmp_path / "small")}
     runs = [
         Run(changed(copy_of(run, tmp_path / name), settings=gone))
         for name, run in (("a", finished), ("b", eight))
@@ -162,7 +162,7 @@ def test_an_untested_runs_folder_counts_too(two_folders, tmp_path):
     shutil.rmtree(b / "best")
     text = compared(b, a, folder=tmp_path)
     assert "winner and SVM of b/runs/small; winner and SVM of a/runs/small." in text
-    changed(b, data={**Run(b).search["data"], "test_sha256": "0" * 64})
+    changed(b, data={**as_json(Run(b).store.search.data), "test_sha256": "0" * 64})
     text = compared(b, a, folder=tmp_path)
     assert "Test set evaluated 2 times: winner and SVM of a/runs/small." in text
 
@@ -188,9 +188,10 @@ def test_an_unfinished_run_and_one_of_another_version(finished, eight, tmp_path)
     for part in ("best", "svm", "trials"):
         shutil.rmtree(begun / part)
     session = {"versions": {"jaxmnist": "9.9.9", "jax": "9"}, "device": {"kind": "none <b>"}}
+    session["environment"] = {}
     changed(
         begun,
-        settings={**finished.search["settings"], "a_newer_setting": 1},
+        settings={**finished.store.search.settings, "a_newer_setting": 1},
         sessions=[session],
     )
     text = sections(make_comparison([eight, Run(begun)], tmp_path))
@@ -249,5 +250,5 @@ def test_what_differs(finished, eight):
     different, same = differing([finished, eight])
     assert different["max_trials"] == ["4", "8"]
     assert "directory" not in different
-    assert same["filters"] == finished.search["identity"]["space"]["filters"]
+    assert same["filters"] == finished.store.search.identity["space"]["filters"]
     assert np.array_equal(list(same), list(dict.fromkeys(same)))

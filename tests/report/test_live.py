@@ -50,7 +50,7 @@ def test_pages_come_at_most_twice_a_minute(reports, tmp_path, monkeypatch):
     again = Reports(
         *(
             getattr(reports, f"_{name}")
-            for name in ("directory", "network", "settings", "dataset", "budget", "console")
+            for name in ("store", "network", "settings", "dataset", "budget", "console")
         )
     )
     with again:
@@ -161,4 +161,4 @@ def test_times_are_kept_once_for_each_time_that_trained(finished):
 
     (session,) = read_times(finished.store)
     assert {"data", "training", "test", "SVM"} <= set(session.seconds)
-    assert Run(finished.store.path).search["machine"]["cores"] >= 1
+    assert Run(finished.store.path).store.search.machine["cores"] >= 1

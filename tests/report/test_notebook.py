@@ -209,7 +209,7 @@ def test_tensorboard_where_it_is_installed(execute, monkeypatch, tmp_path):
     tensorboard = pytest.importorskip("tensorboard.notebook")
     started: list[str] = []
     monkeypatch.setattr(tensorboard, "start", started.append)
-    run = SimpleNamespace(directory=SimpleNamespace(path=tmp_path / "my runs" / "mnist"))
+    run = SimpleNamespace(store=SimpleNamespace(path=tmp_path / "my runs" / "mnist"))
     names = {"run": run, "sys": sys, "find_spec": importlib.util.find_spec}
     logs = f"--logdir '{tmp_path}/my runs/mnist/tensorboard'"
     assert execute("%tensorboard", **names) == (None, f"tensorboard {logs}\n")

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import a_trial, history, write_completed, writing
+from conftest import a_trial, history, searched, write_completed, writing
 from pages import check
 from processes import command, looks_of
 
@@ -24,7 +24,7 @@ from jaxmnist.report.facts import Facts, in_python_only, python_session, setting
 from jaxmnist.report.page import features_in_two, make_page, write_page
 from jaxmnist.results.confusion import Evaluation
 from jaxmnist.results.evaluation import about_probabilities
-from jaxmnist.results.importance import most_gain, standings_of
+from jaxmnist.results.importance import most_gain
 from jaxmnist.results.ranking import describe_corrected
 from jaxmnist.runs import ledger
 from jaxmnist.runs.records import ModelReport
@@ -43,7 +43,7 @@ def changed_search(path: Path, **changes: object) -> None:
     """Change what search.json says, with a SHA-256 that fits."""
     before = writing(path)
     records = [before.read_trial(key) for key in before.trial_keys()]
-    write_json(path / "search.json", {**before.search, **changes})
+    write_json(path / "search.json", {**read_json(path / "search.json"), **changes})
     after = writing(path)
     for record in records:  # rewritten, to belong to the changed search
         after.write_trial(record)
@@ -229,7 +229,7 @@ def test_hostile_words_stay_words(copy):
     changed_search(
         copy,
         data={**search["data"], "name": evil},
-        sessions=[{"versions": {evil: evil}, "device": {"kind": evil}}],
+        sessions=[{"versions": {evil: evil}, "device": {"kind": evil}, "environment": {}}],
         settings={**search["settings"], "project_name": "<b>$"},
     )
     run = writing(copy)
@@ -244,10 +244,11 @@ def test_hostile_words_stay_words(copy):
 
 def test_search_json_that_says_too_little(copy):
     search = read_json(copy / "search.json")
-    changed_search(copy, data={name: search["data"][name] for name in ("validation", "in_memory")})
+    data = {name: search["data"][name] for name in ("validation", "in_memory")}
+    write_json(copy / "search.json", {**search, "data": data})
     done = command("report", copy)
     assert done.returncode == 2
-    assert "search.json: lacks what the page needs" in done.stderr
+    assert "search.json: lacks what this version of jaxmnist writes" in done.stderr
 
 
 def test_the_page_is_there_whole_or_not_at_all(copy, monkeypatch):
@@ -281,14 +282,14 @@ def test_how_to_repeat_it(finished):
 
 
 def test_settings_that_were_given_come_first(finished):
-    listed, others = settings_rows(finished.search)
+    listed, others = settings_rows(finished.store.search)
     for row in (("max_trials", 4), ("epochs", 3), ("filters", "4:8:4"), ("units", "8")):
         assert row in listed
     for row in (("seed", 0), ("optimizer", "adamw"), ("network", "study")):
         assert row in others
     names = [name for name, _ in [*listed, *others]]
     assert len(set(names)) == len(names)
-    given = {**finished.search["settings"], **finished.search["identity"]["space"]}
+    given = {**finished.store.search.settings, **finished.store.search.identity["space"]}
     assert set(names) - {"network"} == set(given) - {"ranges"}
     text = (finished.store.path / "report.html").read_text("utf-8")
     folded = text[text.index("<details>") : text.index("</details>")]
@@ -307,12 +308,12 @@ def test_a_recipe_is_repeated_by_its_name():
 
 
 def test_how_to_repeat_what_was_given_in_python():
-    study = {"identity": {"network": "study"}, "data": {"in_memory": False}}
-    own = {"identity": {"network": "own"}, "data": {"in_memory": True}}
-    named, unnamed = {"settings": {"model": "net.py"}}, {"settings": {"model": None}}
-    assert in_python_only(study | unnamed) == []
-    assert in_python_only(own | named) == ["data"]
-    assert in_python_only(own | unnamed) == ["build_model", "data"]
+    study = searched(settings={"model": None})
+    identity = {**study.identity, "network": "own"}
+    own = replace(study, identity=identity, data=replace(study.data, in_memory=True))
+    assert in_python_only(study) == []
+    assert in_python_only(replace(own, settings={"model": "net.py"})) == ["data"]
+    assert in_python_only(own) == ["build_model", "data"]
     settings = SearchSettings(max_trials=3, dataset="arrays")
     line = python_session(settings, ["build_model", "data"])
     assert line == "jaxmnist.random_search(build_model, data=data, max_trials=3)"
@@ -409,7 +410,7 @@ def test_failed_trials_count_as_tried(copy):
     run = records(copy, [0.9, 0.92, 0.94, 0.9, 0.91, 0.93], failed=4)
     text = text_of(run)
     assert "10 more, find a better one with probability 0.50 at most" in text["budget"]
-    bound = most_gain(standings_of(run.ranking.ranked, run.ranking.rule), 10, 10)
+    bound = most_gain(run.ranking.standings, 10, 10)
     assert f"with standard error 0.0237, rises by no more than {bound:.4f}." in text["budget"]
 
 

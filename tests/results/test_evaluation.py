@@ -306,9 +306,10 @@ def reported(test, refit_images=None):
 @pytest.mark.parametrize(("different", "says"), [(2000, "harder"), (1900, "harder"), (200, "Only")])
 def test_a_gap_to_copies_shows_little(different, says):
     """An interval from 2000 images is too narrow where these are 200."""
-    data = {"validation_different": different}
+    data = SimpleNamespace(validation_different=different)
+    store = SimpleNamespace(search=SimpleNamespace(data=data))
     ranking = SimpleNamespace(corrected=selected(0.95, 2000, trials=1), finals=())
-    run = SimpleNamespace(ranking=ranking, validation_images=2000, search={"data": data})
+    run = SimpleNamespace(ranking=ranking, validation_images=2000, store=store)
     said = about_gap(run, reported(on_test(800, 1000)))
     assert says in said
     assert ("harder" in said) == (says == "harder")
@@ -319,7 +320,9 @@ def test_labels_numbered_otherwise_are_told(refit):
     """Whatever the renaming; of five classes it is the best of all."""
     rng, score = np.random.default_rng(0), selected(0.9, 2000)
     ranking = SimpleNamespace(corrected=score, finals=())
-    run = SimpleNamespace(ranking=ranking, validation_images=2000, search={"data": {}})
+    data = SimpleNamespace(validation_different=2000)
+    store = SimpleNamespace(search=SimpleNamespace(data=data))
+    run = SimpleNamespace(ranking=ranking, validation_images=2000, store=store)
     for seed in range(20):
         matrix, order = confused(5, 100, 0.9, seed), rng.permutation(5)
         if (order == np.arange(5)).all():

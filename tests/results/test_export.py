@@ -142,7 +142,7 @@ def test_the_command_and_what_it_describes(finished, tmp_path, capsys):
         "file_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "file_bytes": path.stat().st_size,
         "dtype": "uint8",
-        "network": finished.search["identity"]["network"],
+        "network": finished.store.search.identity["network"],
         "hyperparameters": dict(finished.best_trial.hyperparameters),
         "image_shape": [28, 28, 1],
         "labels": list(range(10)),
@@ -184,9 +184,8 @@ def test_what_a_run_says_about_its_data(finished, tmp_path):
     assert other.export(tmp_path / "b.safetensors").test_accuracy is None
     untrained = run.best_model.untrained(0, Key(0)).export(tmp_path / "c.safetensors")
     assert (untrained.test_accuracy, untrained.class_names[0]) == (None, "0")
-    wrong = changed(finished, tmp_path / "wrong", class_names=names[1:])
-    with pytest.raises(UsageError, match=r"search.json: its class_names are not 10 names"):
-        wrong.best_model.export(tmp_path / "d.safetensors")
+    with pytest.raises(UsageError, match=r"search.json: lacks what this version"):
+        changed(finished, tmp_path / "wrong", class_names=names[1:])
     (tmp_path / "run" / "best" / "test.json").write_text("{}")
     with pytest.raises(UsageError, match=r"test.json: .*jaxmnist evaluate .* makes it again"):
         Run(tmp_path / "run").best_model.export(tmp_path / "d.safetensors")

@@ -14,7 +14,6 @@ from jaxmnist.results.importance import (
     comparable,
     most_gain,
     places_between,
-    standings_of,
     tuning_curve,
 )
 from jaxmnist.results.selection import Standing, rule_of
@@ -80,11 +79,11 @@ def test_standings_are_the_rules():
         a_trial(index, draw, "completed", history(*rates), validation=bits(*rates))
         for index, rates in enumerate([(0.5, 0.9), (0.95, 0.93), (0.5, 0.8), (0.6, 0.7)])
     ]
-    standings = standings_of(rule.rank(trials), rule)
+    standings = rule.standings(rule.rank(trials))
     assert [s.index for s in standings] == [0, 2, 3, 1]
     assert comparable(standings) == 3
     best = rule_of("best", 100)
-    assert comparable(standings_of(best.rank(trials), best)) == 4
+    assert comparable(best.standings(best.rank(trials))) == 4
 
 
 def test_the_bound_of_the_gain():

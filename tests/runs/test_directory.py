@@ -4,29 +4,25 @@ import errno
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import a_trial, bits, history, write_completed, writing
+from conftest import a_trial, bits, history, searched, write_completed, writing
 
 from jaxmnist.errors import EnvironmentFailure, UsageError
-from jaxmnist.files import DamagedFile, as_json, write_json
+from jaxmnist.files import DamagedFile, as_json, read_json, write_json
 from jaxmnist.machine import machine
 from jaxmnist.models.study_space import configuration
 from jaxmnist.results.trained import TrainedModel
-from jaxmnist.runs.records import File
+from jaxmnist.runs.records import File, Sharing, Times
 from jaxmnist.runs.store import Store, begin_run, exists, read_search
 from jaxmnist.runs.trial import Key, Metrics, agree
 
-SEARCH = {
-    "identity": {"data": "abc", "seed": 0, "space": {"depth": "1:2"}},
-    "versions": {"jax": "1"},
-    "device": {"kind": "cpu"},
-    "threads": 2,
-}
+SEARCH = searched()
 
 
 def trial(**changes):
@@ -50,6 +46,32 @@ def test_trial_json_has_the_agreed_keys(tmp_path):
     assert math.isnan(again.history[1].val_loss)
     assert again.hyperparameters == configuration(32, 1, 0)
     assert run.read_trial(Key(8)) is None
+
+
+WRITES = {
+    "a file": lambda run: run.write_bytes(File.WEIGHTS, b"", Key(7)),
+    "a trial": lambda run: run.write_trial(trial(index=8)),
+    "a deletion": lambda run: run.delete(File.TRIAL, Key(7)),
+    "search.json": lambda run: run.write_search(),
+    "the stacking": lambda run: run.write_stacking({}),
+    "a damaged file": lambda run: run.set_aside(run.file(File.TRIAL, Key(7))),
+    "mending": lambda run: run.mended(lambda: run.read(Times)),
+    "an evaluation": lambda run: run.record_look("evaluation", "a", "b"),
+}
+
+
+@pytest.mark.parametrize("what", WRITES)
+def test_a_run_opened_for_reading_stays_as_it_is(what, tmp_path):
+    run = writing(tmp_path / "run", SEARCH)
+    run.write_search()
+    run.write_trial(trial())
+    run.write_bytes(File.TIMES, b"damaged")
+    before = {path: path.is_dir() or path.read_bytes() for path in tmp_path.rglob("*")}
+    for reading in (Store.open(run.path), run.for_reading()):
+        with pytest.raises(UsageError, match="was opened only for reading"):
+            WRITES[what](reading)
+    after = {path: path.is_dir() or path.read_bytes() for path in tmp_path.rglob("*")}
+    assert after == before
 
 
 def test_a_trial_in_the_wrong_place(tmp_path):
@@ -82,9 +104,9 @@ def test_begin_resume_and_refusal(tmp_path):
     for _ in range(2):
         with begin_run(path, SEARCH, overwrite=False) as run:
             assert run.write_search() == []
-    with begin_run(path, {**SEARCH, "versions": {"jax": "2"}}, overwrite=False) as run:
+    with begin_run(path, replace(SEARCH, versions={"jax": "2"}), overwrite=False) as run:
         assert "jax was 1, is now 2" in run.write_search()[0]
-        sessions = [session["versions"]["jax"] for session in read_search(path)["sessions"]]
+        sessions = [session.versions["jax"] for session in read_search(path).sessions]
         assert sessions == ["1", "2"]
         run.write_trial(trial())
     for change, said in (
@@ -92,7 +114,7 @@ def test_begin_resume_and_refusal(tmp_path):
         ({"space": {"depth": "1:3"}}, "depth was '1:2', not '1:3'"),
         ({"space": {"depth": "1:2", "width": "8"}}, "width was None, not '8'"),
     ):
-        other = {**SEARCH, "identity": {**SEARCH["identity"], **change}}
+        other = replace(SEARCH, identity={**SEARCH.identity, **change})
         with (
             pytest.raises(UsageError, match=f"holds another search: {said}"),
             begin_run(path, other, overwrite=False),
@@ -180,9 +202,10 @@ def test_bits_agree_with_the_accuracies_of_as_many_epochs():
 
 
 def test_lock_names_its_holder(tmp_path):
+    search = pickle.dumps(SEARCH)
     program = (
-        "import sys; from jaxmnist.runs.store import begin_run\n"
-        f"with begin_run({str(tmp_path)!r}, {SEARCH!r}, overwrite=False):\n"
+        "import pickle, sys; from jaxmnist.runs.store import begin_run\n"
+        f"with begin_run({str(tmp_path)!r}, pickle.loads({search}), overwrite=False):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
@@ -284,7 +307,7 @@ def test_search_json_is_made_again_where_the_trials_tell_whose_they_are(tmp_path
     path.unlink()
     if content is not None:
         path.write_text(content)
-    other = {**SEARCH, "identity": {**SEARCH["identity"], "seed": 1}}
+    other = replace(SEARCH, identity={**SEARCH.identity, "seed": 1})
     with (
         pytest.raises(UsageError, match=" overwrite starts over"),
         begin_run(tmp_path, other, overwrite=False),
@@ -293,43 +316,44 @@ def test_search_json_is_made_again_where_the_trials_tell_whose_they_are(tmp_path
     with begin_run(tmp_path, SEARCH, overwrite=False) as run:
         run.write_search()
     assert len(said) == 1
-    assert read_search(tmp_path)["identity"] == SEARCH["identity"]
+    assert read_search(tmp_path).identity == SEARCH.identity
     set_aside = [p.read_text() for p in tmp_path.glob("damaged/*")]
     assert set_aside == ([] if content is None else [content])
 
 
-STACKING = {"way": "products", "lanes": 8, "padding": {"width": 64}}
+STACKING = Sharing("products", 8, {"width": 64})
 
 
 def test_how_trials_share_programs_is_kept(tmp_path):
     run = started(tmp_path)
-    assert run.search["stacking"] is None
+    assert run.search.stacking is None
     run.write_stacking(STACKING)
-    assert run.search["stacking"] == STACKING
+    assert run.search.stacking == STACKING
     with begin_run(tmp_path, SEARCH, overwrite=False) as again:
         again.write_search()
-        assert again.search["stacking"] == read_search(tmp_path)["stacking"] == STACKING
+        assert again.search.stacking == read_search(tmp_path).stacking == STACKING
     (tmp_path / "search.json").unlink()
     with begin_run(tmp_path, SEARCH, overwrite=False) as again:
         again.write_search()
-        assert again.search["stacking"] is None
+        assert again.search.stacking is None
 
 
-@pytest.mark.parametrize("stacking", [8, "map", {}, {**STACKING, "lanes": 1.5}])
+@pytest.mark.parametrize("stacking", [8, "map", {}, {**vars(STACKING), "lanes": 1.5}])
 def test_what_is_no_way_of_sharing_programs(tmp_path, stacking, said):
-    started(tmp_path).write_stacking(stacking)
-    with pytest.raises(DamagedFile, match="lacks what was searched"):
+    path = started(tmp_path).file(File.SEARCH)
+    write_json(path, {**read_json(path), "stacking": stacking})
+    with pytest.raises(DamagedFile, match="lacks what this version of jaxmnist writes"):
         read_search(tmp_path)
     with begin_run(tmp_path, SEARCH, overwrite=False) as run:
         run.write_search()
-    assert "lacks what was searched; moved to" in said[0]
-    assert read_search(tmp_path)["stacking"] is None
+    assert "lacks what this version of jaxmnist writes; moved to" in said[0]
+    assert read_search(tmp_path).stacking is None
 
 
 def test_a_record_of_another_search_is_not_counted(tmp_path):
     first = started(tmp_path / "a")
-    identity = {**SEARCH["identity"], "seed": 1}
-    with begin_run(tmp_path / "b", {**SEARCH, "identity": identity}, overwrite=False) as second:
+    identity = {**SEARCH.identity, "seed": 1}
+    with begin_run(tmp_path / "b", replace(SEARCH, identity=identity), overwrite=False) as second:
         second.write_search()
         write_completed(second, replace(trial(), index=0))
         (tmp_path / "a" / "trials" / "0000" / "trial.json").replace(

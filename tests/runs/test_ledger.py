@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from conftest import writing
+from conftest import searched, writing
 
 from jaxmnist.errors import EnvironmentFailure, UsageError
 from jaxmnist.files import as_json, write_json
@@ -20,14 +20,8 @@ from jaxmnist.runs.records import File
 from jaxmnist.runs.store import begin_run, continue_run, exists
 
 IMAGES = "0" * 64
-SEARCH = {
-    "identity": {"data": "data", "seed": 0},
-    "data": {"test_sha256": IMAGES},
-    "versions": {},
-    "device": {},
-    "threads": 2,
-}
-OTHER = {**SEARCH, "identity": {"data": "data", "seed": 1}}  # of the same test images
+SEARCH = searched()
+OTHER = searched(identity={**SEARCH.identity, "seed": 1})  # of the same test images
 LOOK = Look("winner", "runs/a", "identity", "model", IMAGES)
 
 

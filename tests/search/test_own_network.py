@@ -164,7 +164,7 @@ def test_arrays_a_listener_and_training_settings(in_memory):
     assert run.get_best_models(1)[0].predict(in_memory["data"][0][:3]).shape == (3,)
     with pytest.raises(UsageError, match="arrays in memory"):
         run.load_dataset()
-    assert in_python_only(run.search) == ["build_model", "data"]
+    assert in_python_only(run.store.search) == ["build_model", "data"]
 
 
 class Centred(nn.Module):

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import a_trial, bits, history
+from conftest import a_trial, bits, history, searched
 
 from jaxmnist import random_search
 from jaxmnist.data.dataset import load_arrays, split
@@ -25,7 +25,7 @@ from jaxmnist.search.schedule import Schedule
 from jaxmnist.settings import RECIPES, SearchSettings
 
 DRAWS = {Key(index): configuration(4 - index, 1, 0) for index in range(3)}
-SEARCH = {"identity": {"seed": 0}, "versions": {}, "device": {}, "threads": 2}
+SEARCH = searched()
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,7 @@ def enter(door, folder, file, own):
 
 
 def shape_of(run):
-    return Run(run).search["data"]["image_shape"]
+    return Run(run).store.search.data.image_shape
 
 
 @pytest.mark.parametrize("door", slow_after(6, DOORS))
