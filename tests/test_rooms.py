@@ -156,3 +156,13 @@ def test_who_may_know_a_library(library, rooms):
         if re.search(rf"^\s*(import|from) {library}\b", path.read_text("utf-8"), re.MULTILINE)
     }
     assert knowing == rooms
+
+
+def test_a_file_is_found_by_its_name():
+    """Base names are unique, but for those of the commands and of Python itself."""
+    names = [
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        if path.parent.name != "commands" and not path.name.startswith("__")
+    ]
+    assert len(set(names)) == len(names)
