@@ -19,7 +19,7 @@ import json
 import statistics
 import sys
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         content["peers"].append(result)
     for precision in given.precisions:
         fewer = min(given.trials, given.precision_trials)
-        few = replace(settings, max_trials=fewer, precision=precision)
+        few = settings.replace(max_trials=fewer, precision=precision)
         try:
             with tempfile.TemporaryDirectory() as cache:
                 content["precisions"][precision] = search(few, cache)

@@ -59,13 +59,13 @@ def compare(parameters: int, results: dict[str, Classification]) -> str:
         accuracy = f"{ACCURACY[name]:>24.4f} {result.accuracy:>24.4f}"
         lines.append(f"{'accuracy, ' + name:20} {accuracy}")
     gap = ACCURACY["network"] - ACCURACY["SVM"]
-    here = results["network"]["accuracy"] - results["SVM"]["accuracy"]
+    here = results["network"].accuracy - results["SVM"].accuracy
     lines.append(f"{'network − SVM':20} {gap:>24.4f} {here:>24.4f}")
     columns = "precision recall      f1"
     for name, result in results.items():
         lines.append(f"\n{name:20} {columns:>24} {columns:>24}")
         for digit, study in enumerate(REPORT[name]):
-            row = result["classification_report"][str(digit)]
+            row = result.classification_report[str(digit)]
             ours = (row["precision"], row["recall"], row["f1-score"])
             cells = ["".join(f"{value:8.3f}" for value in values) for values in (study, ours)]
             lines.append(f"{digit:<20} {cells[0]:>24} {cells[1]:>24}")

@@ -129,7 +129,7 @@ def test_every_scale_gives_the_same_run(runs, name):
     usual, run = runs["usual"], runs[name]
     assert run.best_trial.history == usual.best_trial.history
     assert run.store.search.data.scale == run.best_model.scale == run.load_dataset().scale
-    assert run.store.search.data.class_names == [str(k) for k in run.store.search.data.labels]
+    assert run.store.search.data.class_names == tuple(map(str, run.store.search.data.labels))
     assert run.best_model.scale == {"ones": 1, "fractions": 0.25, "bits12": 4095}[name]
     for file, kind in (("best/test.json", ModelReport), (f"svm/{name}/svm.json", SvmReport)):
         other = usual.result(file.replace(name, "usual"), kind)
