@@ -38,7 +38,7 @@ import jaxmnist
 from jaxmnist.engine.lanes import Stacking, group_trials
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.machine import machine
-from jaxmnist.models.study_space import HELP, values_of
+from jaxmnist.models.study import HELP
 from jaxmnist.settings import PRECISIONS, SearchSettings
 from jaxmnist.settings import flag as flag_of
 
@@ -105,7 +105,8 @@ def one_at_a_time(
     interpreter = python if peer.elsewhere else sys.executable
     seconds = []
     for h in chosen:
-        task = Task(*values_of(h)[:4], images=images, epochs=epochs)
+        shape = (h.get(name) for name in ("filters", "conv_layers", "dense_layers", "units"))
+        task = Task(*shape, images=images, epochs=epochs)
         command = [interpreter, str(PEERS / peer.script), json.dumps(asdict(task)), *peer.arguments]
         outputs, _ = run_together([command])
         (moments,) = last_json(outputs[0])["moments"]

@@ -17,9 +17,9 @@ from jaxmnist.engine.lanes import Devices, Group, Stacking
 from jaxmnist.engine.programs import Builder
 from jaxmnist.engine.training import apply
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.convolution import best_method, block_size
+from jaxmnist.models.convolution import block_size, usual_method
+from jaxmnist.models.network import STUDY
 from jaxmnist.models.space import Space
-from jaxmnist.models.study import STUDY
 from jaxmnist.results.trained import BATCH_SIZE
 from jaxmnist.runs.trial import Key
 from jaxmnist.settings import SearchSettings, TrainingSettings
@@ -82,9 +82,9 @@ def compile_group(
     yield "training", *compile_for(*train, everywhere)
     yield "evaluation", *compile_for(*evaluate, everywhere)
     if stacking.alone:
-        data = builder.data
-        model = STUDY.model(group.widest, data, best_method(builder.platform), "default")
-        images = jax.ShapeDtypeStruct((BATCH_SIZE, *data.image_shape), np.uint8)
-        arguments = (STUDY.shapes(group.widest, data), {}), images
+        bound = builder.bind(group.widest)
+        model = bound.model(usual_method(builder.platform), "default")
+        images = jax.ShapeDtypeStruct((BATCH_SIZE, *builder.data.image_shape), np.uint8)
+        arguments = bound.shapes, images
         features = apply(model, "features", block_size(builder.platform, BATCH_SIZE))
         yield "features", *compile_for(jax.jit(features), arguments, everywhere)

@@ -32,14 +32,12 @@ from jaxmnist.engine.events import EpochFinished, TrialFinished
 from jaxmnist.engine.local import Engine
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.machine import machine
-from jaxmnist.models.flax_network import FlaxNetwork
-from jaxmnist.models.network import Network
-from jaxmnist.models.study import STUDY
-from jaxmnist.models.study_space import configuration
+from jaxmnist.models.network import STUDY, Network
+from jaxmnist.models.study import configuration
 from jaxmnist.runs.trial import Key
 from jaxmnist.settings import RECIPES
 
-STUDY_CASES = ((112, 2, 1, 224), (64, 3, 1, 128), (32, 1, 0, None))
+STUDY_CASES = ((112, 2, 1, 224), (64, 3, 1, 128), (32, 1, 0, 0))
 
 
 class Stranger(nn.Module):
@@ -48,7 +46,7 @@ class Stranger(nn.Module):
     filters: int
     conv_layers: int
     dense_layers: int
-    units: int | None
+    units: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -173,7 +171,7 @@ def cases(
         stranger = Stranger(*case)
         found["-".join(str(part) for part in case if part is not None)] = {
             "built-in": lambda case=case: by_engine(STUDY, configuration(*case), images, epochs),
-            "own": lambda s=stranger: by_engine(FlaxNetwork(lambda hp: s), nothing, images, epochs),
+            "own": lambda s=stranger: by_engine(Network(lambda hp: s), nothing, images, epochs),
             "plain Flax loop": lambda s=stranger: by_plain_loop(s, {}, images, epochs),
         }
     for name, peer, module in (
@@ -181,7 +179,7 @@ def cases(
         ("ResNet-8", "resnet", ResNet()),
     ):
         found[name] = {
-            "own": lambda m=module: by_engine(FlaxNetwork(lambda hp: m), nothing, images, epochs),
+            "own": lambda m=module: by_engine(Network(lambda hp: m), nothing, images, epochs),
             "plain Flax loop": lambda m=module: by_plain_loop(m, {"train": True}, images, epochs),
         }
         if python is not None:

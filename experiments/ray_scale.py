@@ -127,9 +127,9 @@ def reckon() -> None:
 
     from jaxmnist.engine.events import Checkpoint, EpochFinished, StepsFinished, TrialFinished
     from jaxmnist.engine.training import first_state
-    from jaxmnist.models.network import DataSpec
+    from jaxmnist.models.interface import DataSpec
+    from jaxmnist.models.network import STUDY
     from jaxmnist.models.space import Space
-    from jaxmnist.models.study import STUDY
     from jaxmnist.runs.trial import Metrics
     from jaxmnist.settings import RECIPES
 
@@ -138,8 +138,9 @@ def reckon() -> None:
     history, validation = (epoch,) * 5, (bits,) * 5
     sizes = []
     for drawn in itertools.islice(Space(STUDY.definition).draws(0), 357):
-        weights = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), STUDY.shapes(drawn, data))
-        state = jax.tree.map(np.asarray, first_state(STUDY, drawn, data, training, weights))
+        bound = STUDY.bind(drawn, data)
+        weights = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), bound.shapes)
+        state = jax.tree.map(np.asarray, first_state(bound, training, weights))
         events = (
             TrialFinished(Key(0), history, weights, 100.0, validation=validation),
             Checkpoint(Key(0), state, 4, 0, history[:4], 100.0, validation[:4]),

@@ -41,10 +41,10 @@ from jaxmnist.engine.events import TrialFinished
 from jaxmnist.engine.lanes import Stacking
 from jaxmnist.engine.local import Engine
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.network import DataSpec, by_path, from_paths
+from jaxmnist.models.interface import DataSpec, by_path, from_paths
+from jaxmnist.models.network import STUDY, Network
 from jaxmnist.models.space import Space
-from jaxmnist.models.study import STUDY, StudyNetwork
-from jaxmnist.models.study_space import configuration
+from jaxmnist.models.study import build_model, configuration
 from jaxmnist.results.evaluation import calibration
 from jaxmnist.results.run import Run
 from jaxmnist.results.selection import rule_of
@@ -96,9 +96,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "random_shift": 1,
         "random_rotation": 10.0,
     },
-    "zero-head": {**CYCLE, "schedule": "linear"},
     # `--recipe fast`
     "smoothing-decay": {**SMOOTH, "weight_decay": 0.1},
+    "lecun-normal": {**SMOOTH, "weight_decay": 0.1},
     "smoothing-decay-2e-3": {**SMOOTH, "weight_decay": 0.1, "learning_rate": 2e-3},
     "smoothing-decay-6e-3": {**SMOOTH, "weight_decay": 0.1, "learning_rate": 6e-3},
     "smoothing-decay-0.3": {**SMOOTH, "weight_decay": 0.3},
@@ -111,20 +111,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-class ZeroHead(StudyNetwork):
-    """The study's network with initial logits of 0."""
-
-    def initial_parameters(
-        self, hyperparameters: Hyperparameters, data: DataSpec, *, seed: int, index: int
-    ) -> dict[str, Any]:
-        """As the study's, but for the kernel of the last layer."""
-        weights = super().initial_parameters(hyperparameters, data, seed=seed, index=index)
-        head = list(weights)[-1]
-        weights[head] = {name: np.zeros_like(array) for name, array in weights[head].items()}
-        return weights
-
-
-HEADS: dict[str, StudyNetwork] = {"zero-head": ZeroHead()}  # of recipes with their own
+# Of recipes with another one than the study's: the same with the initial weights of Flax's layers.
+NETWORKS = {"lecun-normal": Network(build_model)}
 
 
 def networks() -> dict[str, Hyperparameters]:
@@ -171,8 +159,8 @@ def train(
 ) -> Iterator[dict[str, Any]]:
     """Train tasks of one set, `lanes` in a program; yields what is known of each as it ends."""
     drawn = networks()
-    for own in {HEADS.get(task.recipe, STUDY) for task in tasks}:
-        here = {task.key: task for task in tasks if HEADS.get(task.recipe, STUDY) is own}
+    for own in {NETWORKS.get(task.recipe, STUDY) for task in tasks}:
+        here = {task.key: task for task in tasks if NETWORKS.get(task.recipe, STUDY) is own}
         trials = [
             (key, drawn[task.network].replace(**RECIPES[task.recipe])) for key, task in here.items()
         ]
@@ -236,7 +224,7 @@ def judge(task: Task, data: Dataset, given: argparse.Namespace) -> list[float]:
     with np.load(given.weights / f"{task.name}.npz") as arrays:
         kept = dict(arrays)
     drawn = networks()[task.network]
-    shapes = STUDY.shapes(drawn, DataSpec(data.image_shape, data.classes, data.scale))
+    shapes = STUDY.bind(drawn, DataSpec(data.image_shape, data.classes, data.scale)).shapes
     parameters = from_paths(kept, shapes)
     model = TrainedModel(drawn, data.image_shape, data.labels, data.scale, parameters)
     found = calibration(labels, model.predict_proba(images))

@@ -32,7 +32,7 @@ import jaxmnist
 from jaxmnist.data.dataset import Dataset, load_dataset
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import Space
-from jaxmnist.models.study_space import DEFINITION
+from jaxmnist.models.study import DEFINITION
 from jaxmnist.settings import DataSettings, SearchSettings
 
 SEARCH_PEERS = {

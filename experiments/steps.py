@@ -28,9 +28,9 @@ from measure import (
 from peers.task import Task
 
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.network import DataSpec
-from jaxmnist.models.study import STUDY, rows, study_layers
-from jaxmnist.models.study_space import configuration, values_of
+from jaxmnist.models.interface import DataSpec
+from jaxmnist.models.network import STUDY
+from jaxmnist.models.study import configuration
 from jaxmnist.runs.trial import count_parameters
 
 OURS = "jaxmnist"
@@ -64,7 +64,7 @@ STEP_PEERS = {
 
 def hyperparameters(task: Task) -> Hyperparameters:
     """Those of the task."""
-    return configuration(task.filters, task.conv_layers, task.dense_layers, task.units)
+    return configuration(task.filters, task.conv_layers, task.dense_layers, task.units or 0)
 
 
 def training_flops(hyperparameters: Hyperparameters) -> int:
@@ -73,12 +73,13 @@ def training_flops(hyperparameters: Hyperparameters) -> int:
     A multiplication and an addition for each weight and output position, three times: forward,
     for the gradient of the weights, and, but for the first layer, for that of its inputs.
     """
-    layers = rows(study_layers(values_of(hyperparameters), MNIST.classes), MNIST.image_shape)
-    weighted = [row for row in layers if row.parameter_shapes]
+    bound = STUDY.bind(hyperparameters, MNIST)
+    weighted = [row for row in bound.layers if row.parameters]
+    kernels = [bound.shapes["params"][row.name]["kernel"] for row in weighted]
     passes = [2] + [3] * (len(weighted) - 1)
     return sum(
-        2 * count * math.prod(row.output_shape[:-1]) * math.prod(row.parameter_shapes["kernel"])
-        for count, row in zip(passes, weighted, strict=True)
+        2 * count * math.prod(row.output_shape[:-1]) * math.prod(kernel.shape)
+        for count, row, kernel in zip(passes, weighted, kernels, strict=True)
     )
 
 
@@ -106,7 +107,7 @@ def measure(peer: Peer, task: Task, arrangement: str, python: str) -> dict[str, 
     pinned = arrangement == ONE_A_CORE
     outputs, _ = run_together([command] * (len(processors()) if pinned else 1), pinned)
     answers = [last_json(output) for output in outputs]
-    expected = count_parameters(STUDY.layers(hyperparameters(task), MNIST))
+    expected = count_parameters(STUDY.bind(hyperparameters(task), MNIST).layers)
     for answer in answers:
         if answer["parameters"] != expected:
             raise PeerFailed(f"learns {answer['parameters']} parameters, not {expected}")

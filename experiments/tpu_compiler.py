@@ -43,9 +43,9 @@ from jax.experimental import topologies
 import jaxmnist
 from jaxmnist.data.dataset import Dataset, load_dataset
 from jaxmnist.engine.lanes import Group, Stacking
-from jaxmnist.engine.programs import Builder, ways_of
+from jaxmnist.engine.programs import Builder
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.study_space import configuration
+from jaxmnist.models.study import configuration
 from jaxmnist.runs.trial import Key
 from jaxmnist.settings import PRECISIONS, RECIPES, USUAL_RECIPE, DataSettings
 
@@ -184,7 +184,7 @@ def main() -> int:
         return check(dataset, given.recipe)
     trials = compiled.default_trials(dataset, whole=given.space)
     builder = new_builder(dataset, given.recipe, given.precision, given.chips)
-    stacking = ways_of(builder, trials, None, given.cores)[0][0]
+    stacking = builder.stacking(trials, None, consecutive=False, host_cores=given.cores)
     programs = compiled.programs(builder.groups(trials, stacking))
     print(f"jaxmnist {jaxmnist.__version__}, jax {jax.__version__}, recipe {given.recipe},")
     print(f"{given.precision} precision,", end=" ")

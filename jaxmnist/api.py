@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jaxmnist.errors import JaxmnistError, SettingError, UsageError
 from jaxmnist.machine import enough_threads
 from jaxmnist.models.space import Space
-from jaxmnist.models.study_space import DEFINITION
+from jaxmnist.models.study import DEFINITION
 from jaxmnist.settings import (
     DECAYING,
     IN_MEMORY,
@@ -23,7 +23,6 @@ from jaxmnist.settings import (
 )
 
 if TYPE_CHECKING:
-    from jaxmnist.models.flax_network import FlaxNetwork
     from jaxmnist.models.network import Network
     from jaxmnist.models.questions import Definition
     from jaxmnist.results.run import Run
@@ -138,20 +137,20 @@ def is_range(given: Any) -> bool:
 
 def own_network(
     path: str | None, build_model: Callable[[Any], Any] | None = None
-) -> FlaxNetwork | None:
+) -> Network | None:
     """The network of a function, or of a file; None for the study's."""
     if path is None and build_model is None:
         return None
     if path is not None and build_model is not None:
         raise SettingError("build_model and {model} are two networks: give one of them")
     # Flax takes a second to import, which the study's --help doesn't need.
-    from jaxmnist.models.flax_network import FlaxNetwork
-    from jaxmnist.models.network import load_function
+    from jaxmnist.models.network import Network
+    from jaxmnist.models.own_code import load_function
 
     if path is not None:
         build_model = load_function(checked("model", path, SETTINGS["model"].check))
     assert build_model is not None
-    return FlaxNetwork(build_model, getattr(build_model, "__name__", "build_model"))
+    return Network(build_model, getattr(build_model, "__name__", "build_model"))
 
 
 def start(settings: SearchSettings, definition: Definition) -> str | None:
@@ -222,7 +221,7 @@ def run_search(
     note = start(settings, network.definition if network else DEFINITION)
     # These modules import JAX, which `start` has to configure first.
     from jaxmnist.data.dataset import dataset_in_memory
-    from jaxmnist.models.study import STUDY
+    from jaxmnist.models.network import STUDY
     from jaxmnist.report.console import notes_on
     from jaxmnist.report.live import Show, open_console
     from jaxmnist.report.sentences import verdict
@@ -250,7 +249,7 @@ def dry_run(
     `random_search`.
     """
     note = start(settings, network.definition if network else DEFINITION)
-    from jaxmnist.models.study import STUDY
+    from jaxmnist.models.network import STUDY
     from jaxmnist.report.console import Console, notes_on
     from jaxmnist.report.sentences import describe_preview
     from jaxmnist.results.layout import fitted

@@ -545,7 +545,7 @@ class RunningSettings(Part):
     )
     lanes: int | None = setting(
         None,
-        "trials stacked in one program (default: measured on a GPU; 1 on a CPU and each TPU chip)",
+        "trials stacked in one program (default: 1; 32 on a GPU for 100 trials or more)",
         "N",
         whole(1, 10**4),
     )

@@ -27,6 +27,8 @@ from jaxmnist.engine.events import rows
 from jaxmnist.engine.training import constants_of, optimizer, start_training
 from jaxmnist.files import array_bytes, sha256
 from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.models.questions import Questions, answers_of
+from jaxmnist.models.study import build_model
 from jaxmnist.runs.records import File, Search, SearchedData
 from jaxmnist.runs.store import Store, read_search
 from jaxmnist.runs.trial import METRICS, History, Key, Layer, Metrics, Trial, pack_right
@@ -149,6 +151,11 @@ def write_completed(run: Store, trial: Trial, images: int = 100) -> None:
     content = array_bytes(rows(packed))
     run.write_bytes(File.VALIDATION, content, trial.key)
     run.write_trial(replace(trial, validation_sha256=sha256(content)))
+
+
+def study_module(h: Hyperparameters, data: Any) -> Any:
+    """The study's Flax module of a configuration, of images from 0 to 1."""
+    return build_model(Questions(answers_of(h), image_shape=data.image_shape, classes=data.classes))
 
 
 def numbered(configurations: Iterable[Hyperparameters]) -> list[tuple[Key, Hyperparameters]]:

@@ -19,7 +19,7 @@ from jaxmnist import random_search
 from jaxmnist.files import array_bytes
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import Space
-from jaxmnist.models.study_space import DEFINITION, configuration
+from jaxmnist.models.study import DEFINITION, configuration
 from jaxmnist.settings import RECIPES, TrainingSettings
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"

@@ -123,7 +123,7 @@ def test_only_the_study_knows_its_hyperparameters():
         for path in sources()
         if STUDY.search(path.read_text("utf-8"))
     }
-    assert knowing == {"models/module.py", "models/study.py", "models/study_space.py"}
+    assert knowing == {"models/module.py", "models/study.py"}
 
 
 def test_who_is_handed_all_settings():

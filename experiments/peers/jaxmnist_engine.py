@@ -10,9 +10,9 @@ from task import STARTED, answer, digits, read_task
 from jaxmnist.data.dataset import Dataset
 from jaxmnist.engine.events import EpochFinished, TrialStarted
 from jaxmnist.engine.local import Engine
-from jaxmnist.models.network import DataSpec
-from jaxmnist.models.study import STUDY
-from jaxmnist.models.study_space import configuration
+from jaxmnist.models.interface import DataSpec
+from jaxmnist.models.network import STUDY
+from jaxmnist.models.study import configuration
 from jaxmnist.runs.trial import Key, count_parameters
 from jaxmnist.settings import RECIPES
 
@@ -38,7 +38,9 @@ if __name__ == "__main__":
         batch_size=task.batch_size,
         learning_rate=task.learning_rate,
     )
-    hyperparameters = configuration(task.filters, task.conv_layers, task.dense_layers, task.units)
+    hyperparameters = configuration(
+        task.filters, task.conv_layers, task.dense_layers, task.units or 0
+    )
     moments: list[list[float]] = [[] for _ in range(task.trials)]
     losses: list[list[float]] = [[] for _ in range(task.trials)]
     accuracies: list[list[float]] = [[] for _ in range(task.trials)]
@@ -50,6 +52,6 @@ if __name__ == "__main__":
             if isinstance(event, EpochFinished):
                 losses[event.key.index].append(event.metrics.loss)
                 accuracies[event.key.index].append(event.metrics.accuracy)
-    parameters = count_parameters(STUDY.layers(hyperparameters, DataSpec.of(data, settings)))
+    parameters = count_parameters(STUDY.bind(hyperparameters, DataSpec.of(data, settings)).layers)
     packages = ["jaxmnist", "jax", "flax", "optax"]
     answer(packages, imported, parameters, moments, losses, accuracies)

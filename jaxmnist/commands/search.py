@@ -16,7 +16,7 @@ from jaxmnist.errors import Named, SettingError, UsageError, disk_error, local_p
 from jaxmnist.hyperparameters import shown
 from jaxmnist.models.questions import Definition
 from jaxmnist.models.space import Space, ranges_of
-from jaxmnist.models.study_space import DEFINITION
+from jaxmnist.models.study import DEFINITION
 from jaxmnist.settings import SETTINGS, flag, nearest
 
 # --- `--config FILE`: settings of a search from a TOML file, or from a run's search.json ---

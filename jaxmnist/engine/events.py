@@ -15,7 +15,7 @@ from jaxmnist.engine.lanes import Stacking
 from jaxmnist.engine.training import TrainingState, first_state
 from jaxmnist.files import as_json, from_json, stored
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.network import DataSpec, Network
+from jaxmnist.models.network import BoundNetwork
 from jaxmnist.runs.trial import (
     Computation,
     History,
@@ -154,13 +154,9 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class StackingChosen:
-    """The choice of how the trials of this run share programs.
-
-    rates: steps per second, summed over all lanes, of each way that was measured; may be empty.
-    """
+    """How the trials of this run share programs."""
 
     stacking: Stacking
-    rates: dict[str, float]
 
 
 TrialEvent = (
@@ -218,9 +214,7 @@ def from_arrays(
     arrays: dict[str, np.ndarray],
     content: dict[str, Any],
     key: Key,
-    hyperparameters: Hyperparameters,
-    network: Network,
-    data: DataSpec,
+    bound: BoundNetwork,
     images: int,
     settings: TrainingSettings,
 ) -> Checkpoint:
@@ -242,11 +236,8 @@ def from_arrays(
     validation = tuple(row.tobytes() for row in bits)
     if not agree(history, validation, images):
         raise ValueError("its bits don't match its validation accuracies")
-    empty = jax.tree.map(
-        lambda x: np.zeros(x.shape, x.dtype), network.shapes(hyperparameters, data)
-    )
-    settings = network.training(settings, hyperparameters, data)
-    template = first_state(network, hyperparameters, data, settings, empty)._replace(constants={})
+    empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), bound.shapes)
+    template = first_state(bound, bound.training(settings), empty)._replace(constants={})
     found = []
     for name, wanted in _named(template):
         array = arrays.get(name)

@@ -1,17 +1,14 @@
 """Trials that share a program as its lanes: how lanes are computed, and on which devices.
 
-If a network supports padding (`Network.multiples`), configurations of different widths can share a
-program.
+If a network supports padding (`models.network.Known`), configurations of different widths can share
+a program.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -20,10 +17,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxmnist.errors import EnvironmentFailure, UsageError
-from jaxmnist.files import LARGEST_JSON, as_json, from_json, read_bytes, write_bytes
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.convolution import Method, best_method
+from jaxmnist.models.convolution import Method, usual_method
 from jaxmnist.runs.trial import Key
 
 # --- The small arrays of a network's weights as one vector ---
@@ -130,8 +125,6 @@ class Packing:
 
 # --- The ways of computing the lanes of a program ---
 
-MEMORY = "stacking.json"
-
 
 @dataclass(frozen=True)
 class Way:
@@ -140,12 +133,10 @@ class Way:
     description: the way in words, for messages.
     over: maps (a function of one lane, a tree whose arrays have a leading axis of lanes) to the
       function's values for all lanes.
-    method: how training computes convolutions; None for the platform's usual method.
     """
 
     description: str
     over: Callable[[Callable[[Any], Any], Any], Any]
-    method: Method | None = None
 
 
 def _only_lane(function: Callable[[Any], Any], lanes: Any) -> Any:
@@ -160,11 +151,9 @@ def _at_once(function: Callable[[Any], Any], lanes: Any) -> Any:
 WAYS = {
     "alone": Way("one after another", _only_lane),
     # On a TPU: half of the cycles, and twice as long to compile.
-    "corners": Way("one after another, each corner of pooling apart", _only_lane, "corners"),
+    "corners": Way("one after another, each corner of pooling apart", _only_lane),
     "map": Way("one after another in one program", lax.map),
-    # The method 'tiles', which suits a CPU's cache, computes one lane at a time.
-    "grouped": Way("together, by grouped convolution", _at_once, "convolution"),
-    "products": Way("together, by stacked matrix products", _at_once, "patches"),
+    "grouped": Way("together, by grouped convolution", _at_once),
 }
 
 
@@ -172,9 +161,9 @@ WAYS = {
 class Stacking:
     """How trials share compiled programs.
 
-    way: 'alone' and 'corners', one lane on each device; 'map', the lanes of a device one after
-      another in one program; 'products' and 'grouped', all lanes at once, with convolutions as
-      stacked products of patches or as XLA's grouped convolution.
+    way: 'alone' and 'corners', one lane on each device, on a TPU with another method; 'map', the
+      lanes of a device one after another in one program; 'grouped', all lanes at once, by XLA's
+      grouped convolution.
     lanes: trials in one program, on all devices together; a multiple of the number of devices.
     padding: the multiples that hyperparameters are padded to, by name.
     """
@@ -194,11 +183,7 @@ class Stacking:
 
     def method(self, platform: str) -> Method:
         """The method that computes the convolutions of one lane in training."""
-        return WAYS[self.way].method or best_method(platform)
-
-    def evaluation_method(self, platform: str) -> Method:
-        """The method in evaluation: for one lane the one that is quickest to compile."""
-        return best_method(platform) if self.alone else self.method(platform)
+        return "corners" if self.way == "corners" else usual_method(platform)
 
     def over_lanes(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function` of (x, *shared), extended to a stack of x with a leading axis of lanes."""
@@ -234,93 +219,48 @@ def lanes_for(trials: int, devices: int, most: int) -> int:
     return min(lanes, max(most, devices))
 
 
-def lone_ways(platform: str, uses_method: bool) -> list[str]:
-    """The ways of training one trial after another on a platform, told apart by estimates.
-
-    uses_method: whether the network computes convolutions by the method that it is given.
-    """
-    return ["alone", "corners"] if platform == "tpu" and uses_method else ["alone"]
-
-
-def candidates(platform: str, alone: Stacking, trials: int, lanes: int | None) -> list[Stacking]:
-    """The stackings to choose from, for programs that at most `trials` trials can share.
-
-    On a TPU there is only one: its compiler estimates that the others take 1.1 to 3.5 times the
-    cycles of training one trial after another, and each candidate takes seconds to compile. On a
-    GPU, grouped convolution was faster than the others with every number of lanes, or equal, where
-    that was measured; the others are tried for a number of lanes that the user asks for.
-
-    alone: the stacking that trains one trial after another on each device.
-    lanes: the number of lanes that the user asked for, on all devices together.
-    """
-    devices = alone.lanes
-    if platform == "tpu":
-        if lanes is None or lanes <= devices:
-            return [alone]
-        return [replace(alone, way="map", lanes=round_up(lanes, devices))]
-    if lanes is None:
-        wanted = [8 * devices, 32 * devices]
-        most = lanes_for(trials, devices, wanted[-1])
-        wanted = sorted({min(number, most) for number in wanted})
-    else:
-        wanted = [round_up(lanes, devices)]
-    stacks = [
-        replace(alone, way=way, lanes=number)
-        for number in wanted
-        for way in (("grouped",) if lanes is None else ("products", "grouped", "map"))
-        if number > devices
-    ]
-    return stacks if lanes is not None and stacks else [alone, *stacks]
+# Trials from which on a TPU and a GPU take the way that trains faster and compiles longer: on a TPU
+# it saves a trial half a second and costs a program 30 core-seconds; on an H200 32 lanes made 4345
+# steps a second in place of 2730.
+MANY = 100
+GPU_LANES = 32
+# Programs that a core of the host may compile before trials are padded to share programs.
+EACH_CORE = 2
 
 
 def choose(
-    ways: list[Stacking], measure: Callable[[Stacking], float], memory: Path | None, device: str
-) -> tuple[Stacking, dict[str, float]]:
-    """The fastest of `ways`, and the measured rates by name, empty if the choice was stored.
+    platform: str,
+    devices: int,
+    trials: int,
+    lanes: int | None,
+    paddings: Sequence[Mapping[str, int]],
+    programs: Callable[[Stacking], int],
+    cores: int,
+) -> Stacking:
+    """How trials share programs, by rule.
+
+    On a CPU and a TPU one trial trains after another on a device, on a GPU many at once if there
+    are `MANY`. Trials are padded as little as lets the host compile their programs, `EACH_CORE` on
+    a core at most, or else as much as they may be.
 
     Args:
-      ways: the stackings to choose from.
-      measure: returns the steps per second, summed over all lanes; a stacking for which it raises
-        is not used.
-      memory: the folder that stores earlier choices; None to store nothing.
-      device: the description of the device and task that a choice is stored for.
+      platform: 'cpu', 'gpu' or 'tpu'.
+      devices: their number.
+      trials: their number.
+      lanes: trials in one program, if the user chose that.
+      paddings: that may be chosen from, the narrowest first.
+      programs: returns the number of programs that a stacking needs.
+      cores: of the host.
     """
-    if len(ways) == 1:
-        return ways[0], {}
-    path = memory / MEMORY if memory else None
-    question = json.dumps([device, *[as_json(way) for way in ways]])
-    known = _read(path) if path else {}
-    if (chosen := known.get(question)) in ways:
-        return chosen, {}
-    rates: dict[str, float] = {}
-    best, fastest = ways[0], 0.0
-    for way in ways:
-        try:
-            rate = measure(way)
-        except Exception:
-            # Memory ran out, or the device doesn't support an operation.
-            rate = 0.0
-        rates[f"{way.way} {way.lanes}"] = rate
-        if rate > fastest:
-            best, fastest = way, rate
-    if path and fastest:
-        _write(path, {**known, question: best})
-    return best, rates
-
-
-def _read(path: Path) -> dict[str, Stacking]:
-    """The stored choices; empty if the file is missing or damaged."""
-    try:
-        return from_json(dict[str, Stacking], json.loads(read_bytes(path, LARGEST_JSON)))
-    except (UsageError, EnvironmentFailure, ValueError, RecursionError):
-        return {}
-
-
-def _write(path: Path, choices: dict[str, Stacking]) -> None:
-    # If the cache can't be written, the measurement is only repeated next time.
-    with suppress(OSError, UsageError, EnvironmentFailure):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, json.dumps(as_json(choices), indent=1).encode())
+    together = "grouped" if platform == "gpu" else "map"
+    if lanes is not None and lanes > devices:
+        way, lanes = together, round_up(lanes, devices)
+    elif lanes is None and platform == "gpu" and trials >= MANY:
+        way, lanes = together, lanes_for(trials, devices, GPU_LANES * devices)
+    else:
+        way, lanes = ("corners" if platform == "tpu" and trials >= MANY else "alone"), devices
+    choices = [Stacking(way, lanes, padding) for padding in ({}, *paddings)]
+    return next((s for s in choices if programs(s) <= EACH_CORE * cores), choices[-1])
 
 
 # --- Groups of trials that share a program as its lanes ---

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from platform import node
 from statistics import mean
 from typing import Any
@@ -40,15 +39,15 @@ from jaxmnist.engine.lanes import (
     Packed,
     Packing,
     Stacking,
-    choose,
     round_up,
     with_short_tail,
 )
-from jaxmnist.engine.programs import COSTS, Builder, Compilers, Programs, multiplications, ways_of
+from jaxmnist.engine.programs import COSTS, Builder, Compilers, Programs, multiplications
 from jaxmnist.engine.training import TrainingState, Weights, start_epoch, trained_weights
 from jaxmnist.errors import NetworkError, one_line, whole_traceback
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.machine import cores
+from jaxmnist.models.interface import join_weights
 from jaxmnist.models.network import Network
 from jaxmnist.runs.trial import Key, Metrics, pack_right
 from jaxmnist.settings import TrainingSettings
@@ -230,9 +229,8 @@ class Engine:
     the loss after each epoch is computed on some training images, only to see that it is finite.
 
     jobs: groups of trials that run at once; None for one per core on a CPU, one on an accelerator.
-    lanes: trials in one program; None to measure the fastest number (on a CPU: one).
+    lanes: trials in one program; None for the usual number (on a CPU: one).
     stacking: how the trials of a resumed run share programs; None for a new run.
-    memory: the folder that stores measurements; None to store nothing.
     checkpoint_every: seconds between a trial's checkpoints; None for no checkpoints.
     consecutive: start trials in the order in which they are given; fewer can share a program.
     compiled: the number of pairs of programs, for training and evaluation, compiled so far.
@@ -245,7 +243,6 @@ class Engine:
     jobs: int | None = None
     lanes: int | None = None
     stacking: Stacking | None = None
-    memory: Path | None = None
     checkpoint_every: float | None = None
     consecutive: bool = False
     platform: str = field(default_factory=start_jax)
@@ -284,15 +281,17 @@ class Engine:
         """
         assert self.jobs is not None
         trials, checkpoints = list(trials), dict(checkpoints or {})
-        before = self._choose(trials) if self.stacking is None else []
-        assert self.stacking is not None
+        before: list[Event] = []
+        if self.stacking is None:
+            self.stacking = self.builder.stacking(trials, self.lanes, consecutive=self.consecutive)
+            before = [StackingChosen(self.stacking)]
         positions = {key: (found.epoch, found.step) for key, found in checkpoints.items()}
         groups = self.builder.groups(trials, self.stacking, positions, consecutive=self.consecutive)
 
         def work(group: Group) -> float:
             key, hyperparameters = group.trials[0]
             left = self.settings.epochs - (positions[key][0] if key in positions else 0)
-            return left * multiplications(self.network.layers(hyperparameters, self.builder.data))
+            return left * multiplications(self.builder.bind(hyperparameters).layers)
 
         if not self.consecutive:
             groups = with_short_tail(groups, self.jobs, work)
@@ -317,24 +316,6 @@ class Engine:
             programs.close()
             events.join()
             self.compiled += programs.compiled
-
-    def _choose(self, trials: list[tuple[Key, Hyperparameters]]) -> list[Event]:
-        """Choose how trials are stacked; returns the event that reports it."""
-        ways, largest = ways_of(
-            self.builder, trials, self.lanes, cores(), consecutive=self.consecutive
-        )
-        name, images = self.network.definition.name, self.builder.data.image_shape
-        device = f"{self.builder.devices.count} × {jax.local_devices()[0].device_kind}"
-        precision = self.settings.precision
-        task = f"{device}, jax {jax.__version__}, {name}, {precision}, images {images}"
-
-        def measure(way: Stacking) -> float:
-            self.stacking = way
-            part = largest.trials[: way.lanes]
-            return self._rate(Group(largest.widest, part, way.lanes, largest.key))
-
-        self.stacking, rates = choose(ways, measure, self.memory, task)
-        return [StackingChosen(self.stacking, rates)]
 
     def _attempt(
         self,
@@ -376,7 +357,7 @@ class Engine:
         lanes = self._start(group, checkpoints)
         train, evaluate = programs.get(group)
         for key, hyperparameters in group.trials:
-            computation = self.network.computation(hyperparameters, self.builder.data)
+            computation = self.builder.bind(hyperparameters).computation
             images = self._images(lanes)
             yield TrialCompiled(key, lanes.epoch, images, lanes.seconds, computation)
         while lanes.epoch < self.settings.epochs and lanes.live.any():
@@ -454,7 +435,7 @@ class Engine:
             if error is None:
                 trained, collections = jax.tree.map(operator.itemgetter(lane), weights)
                 trained = self.builder.resized(trained, lanes.group.widest, hyperparameters)
-                parameters = self.network.join(trained, collections)
+                parameters = join_weights(trained, collections)
             yield TrialFinished(
                 key,
                 tuple(lanes.histories[lane]),
@@ -514,19 +495,6 @@ class Engine:
         """The functions that compile the training and the evaluation program of a group."""
         assert self.stacking is not None
         return self.builder.compilers(group, self.stacking)
-
-    def _rate(self, group: Group) -> float:
-        """Steps per second, summed over all lanes, without compilation."""
-        train = self.compilers(group)[0]()
-        state, order = self.builder.start(group, {}), self.builder.batches_of(group, 0)
-        last = np.int32(min(self._steps, len(order)))
-        seconds = []
-        for _ in range(3):
-            began = time.perf_counter()
-            state = train(state, *self.builder.train, order, np.int32(0), last, np.int32(0))
-            jax.block_until_ready(state)
-            seconds.append(time.perf_counter() - began)
-        return len(group.trials) * int(last) / min(seconds[1:])
 
 
 # --- How fast this machine trains a configuration ---
@@ -610,6 +578,6 @@ def relative(engine: Engine, hyperparameters: Hyperparameters) -> float:
 
     The estimate of `programs.Costs`, by the network's multiplications and outputs.
     """
-    costs = COSTS.get(engine.platform, COSTS["gpu"])["alone"]
-    layers = engine.network.layers(hyperparameters, engine.builder.data)
+    costs = COSTS.get(engine.platform, COSTS["gpu"])
+    layers = engine.builder.bind(hyperparameters).layers
     return costs.step_seconds(layers, engine.builder.settings_of(hyperparameters).batch_size)

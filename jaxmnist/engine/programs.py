@@ -9,10 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import product
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -25,9 +22,8 @@ from jaxmnist.engine.lanes import (
     Group,
     Packing,
     Stacking,
-    candidates,
+    choose,
     group_trials,
-    lone_ways,
 )
 from jaxmnist.engine.training import (
     TrainingState,
@@ -42,8 +38,11 @@ from jaxmnist.engine.training import (
     weights_seed,
 )
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.convolution import block_size
-from jaxmnist.models.network import DataSpec, Network, in_own_code
+from jaxmnist.machine import cores
+from jaxmnist.models.convolution import block_size, usual_method
+from jaxmnist.models.interface import DataSpec
+from jaxmnist.models.network import BoundNetwork, Network
+from jaxmnist.models.own_code import in_own_code
 from jaxmnist.runs.trial import Key, Layer
 from jaxmnist.settings import TrainingSettings
 
@@ -189,9 +188,13 @@ class Builder:
         evaluated = (*images, batches(order, size, size)[:, 0])
         self.evaluated = jax.device_put(evaluated, everywhere)
 
+    def bind(self, hyperparameters: Hyperparameters) -> BoundNetwork:
+        """The network of a configuration, for the dataset."""
+        return self.network.bind(hyperparameters, self.data)
+
     def settings_of(self, hyperparameters: Hyperparameters) -> TrainingSettings:
         """How a configuration is trained."""
-        settings = self.network.training(self.settings, hyperparameters, self.data)
+        settings = self.bind(hyperparameters).training(self.settings)
         # A batch larger than the data is one short batch; no need to compute its padding.
         return replace(settings, batch_size=min(settings.batch_size, len(self.dataset.y_train)))
 
@@ -200,7 +203,7 @@ class Builder:
         seed = order_seed(self.seed, group.trials[0][0])
         order = epoch_order(len(self.dataset.y_train), seed, epoch)
         size = self.settings_of(group.widest).batch_size
-        block = self.network.block_size(group.widest, self.data, self.platform, size)
+        block = self.bind(group.widest).block_size(self.platform, size)
         return batches(order, size, block)
 
     def packing_of(self, hyperparameters: Hyperparameters) -> Packing | None:
@@ -208,11 +211,10 @@ class Builder:
 
         Not with a network's own optimizer, which need not compute elementwise.
         """
-        if self.platform != "cpu" or self.network.optimizer(hyperparameters, self.data):
+        bound = self.bind(hyperparameters)
+        if self.platform != "cpu" or bound.optimizer:
             return None
-        shapes = self.network.shapes(hyperparameters, self.data)
-        decayed = self.network.decayed(hyperparameters, self.data)
-        return Packing.of(self.network.split(shapes)[0], decayed)
+        return Packing.of(bound.shapes["params"], bound.decayed)
 
     def groups(
         self,
@@ -223,19 +225,21 @@ class Builder:
         consecutive: bool = False,
     ) -> list[Group]:
         """The trials in groups that can share a program: see `group_trials`."""
+        known = self.network.known
         return group_trials(
             trials,
             stacking,
             self.devices.count,
             positions,
-            lambda hyperparameters: self.network.program_key(hyperparameters, self.data),
-            self.network.pads,
+            lambda hyperparameters: self.bind(hyperparameters).program_key,
+            known.pads if known else lambda hyperparameters: False,
             consecutive,
         )
 
     def resized(self, tree: Any, hyperparameters: Hyperparameters, resized: Hyperparameters) -> Any:
         """A tree of a configuration's weights or moments, resized to the shapes of another one."""
-        if hyperparameters == resized or not self.network.multiples:
+        known = self.network.known
+        if hyperparameters == resized or not known:
             return tree
         if isinstance(tree, TrainingState):
             return tree._replace(
@@ -243,10 +247,12 @@ class Builder:
                 optimizer_state=self.resized(tree.optimizer_state, hyperparameters, resized),
             )
 
+        shapes = self.bind(resized).shapes["params"]
+
         def resize(part: Any) -> Any:
             if not isinstance(part, dict):
                 return part  # a count or a sum, which has no shape to resize
-            return self.network.resize(part, hyperparameters, resized, self.data)
+            return known.resize(part, shapes, hyperparameters, resized)
 
         return jax.tree.map(resize, tree, is_leaf=lambda part: isinstance(part, dict))
 
@@ -255,25 +261,15 @@ class Builder:
         states: list[TrainingState] = []
         packing = self.packing_of(group.widest)
         for index, hyperparameters in group.trials:
-            settings = self.settings_of(hyperparameters)
+            bound, settings = self.bind(hyperparameters), self.settings_of(hyperparameters)
             seeds = {"seed": weights_seed(self.seed, index), "index": index.index}
             if index in checkpoints:
                 state = checkpoints[index].state
                 # A checkpoint has no constants: they follow from the trial.
-                numbers = self.network.numbers(hyperparameters)
-                constants = constants_of(settings, **seeds, numbers=numbers)
-                state = state._replace(constants=constants)
+                state = state._replace(constants=constants_of(settings, **seeds))
             else:
-                weights = self.network.initial_parameters(hyperparameters, self.data, **seeds)
-                state = first_state(
-                    self.network,
-                    hyperparameters,
-                    self.data,
-                    settings,
-                    weights,
-                    **seeds,
-                    computed=True,
-                )
+                weights = bound.initial_weights(**seeds)
+                state = first_state(bound, settings, weights, **seeds, computed=True)
             state = self.resized(state, hyperparameters, group.widest)
             states.append(packing.packed(state) if packing else state)
         states += states[-1:] * (group.lanes - len(states))
@@ -286,7 +282,7 @@ class Builder:
 
         def compiler(function: Any, arguments: Arguments) -> Callable[[], jax.stages.Compiled]:
             def compiled() -> jax.stages.Compiled:
-                with in_own_code() if self.network.traced else nullcontext():
+                with in_own_code():
                     lowered = function.lower(*arguments)
                 program: jax.stages.Compiled = lowered.compile(options)
                 return program
@@ -300,10 +296,9 @@ class Builder:
         self, group: Group, stacking: Stacking
     ) -> tuple[tuple[Any, Arguments], tuple[Any, Arguments]]:
         """The jitted training and evaluation functions of a group, with arguments to lower them."""
-        by_lane, method = self.devices.by_lane, stacking.method(self.platform)
-        shapes = self.network.shapes(group.widest, self.data)
+        by_lane, bound = self.devices.by_lane, self.bind(group.widest)
         settings, images = self.settings_of(group.widest), len(self.dataset.y_train)
-        first = first_state(self.network, group.widest, self.data, settings, shapes)
+        first = first_state(bound, settings, bound.shapes)
         packing = self.packing_of(group.widest)
 
         def stacked(tree: Any) -> Any:
@@ -313,15 +308,11 @@ class Builder:
             )
 
         state = stacked(jax.eval_shape(packing.packed, first) if packing else first)
-        judging, precision = stacking.evaluation_method(self.platform), self.settings.precision
-        model = self.network.model(group.widest, self.data, method, precision)
-        evaluated = self.network.model(group.widest, self.data, judging, precision)
-        step = np.int32(0)
-        fills = self.network.fills_batches(group.widest, self.data)
-        tail = 0 if fills else images % settings.batch_size
-        own = self.network.optimizer(group.widest, self.data)
-        decayed = self.network.decayed(group.widest, self.data)
-        train = train_block(model, settings, own, tail, packing, decayed)
+        precision, step = self.settings.precision, np.int32(0)
+        model = bound.model(stacking.method(self.platform), precision)
+        evaluated = bound.model(usual_method(self.platform), precision)
+        tail = 0 if bound.fills_batches else images % settings.batch_size
+        train = train_block(model, settings, bound.optimizer, tail, packing, bound.decayed)
         if not stacking.alone:
             train = frozen_where_diverged(train)
         train = jax.jit(self.devices.spread(train, stacking, shared=6), donate_argnums=0)
@@ -330,48 +321,49 @@ class Builder:
         weights = stacked((first.parameters, first.collections))
         return (train, arguments), (validate, (weights, *self.evaluated))
 
+    def stacking(
+        self, trials: list[tuple[Key, Hyperparameters]], lanes: int | None, *, consecutive: bool
+    ) -> Stacking:
+        """How these trials share programs: see `lanes.choose`."""
 
-# --- Estimates of the time that compiling and training take ---
+        def programs(stacking: Stacking) -> int:
+            groups = self.groups(trials, stacking, consecutive=consecutive)
+            return len({group.program for group in groups})
+
+        known = self.network.known
+        paddings = known.paddings if known else ()
+        count = self.devices.count
+        return choose(self.platform, count, len(trials), lanes, paddings, programs, cores())
+
+
+# --- How long training takes, about ---
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds, as linear functions of a network's layers.
+    """Seconds of a training step, as a linear function of a network's layers.
 
-    A training step of B images takes step + B · (value · the number of outputs of all layers +
-    multiplication · the multiplications of a forward pass). The programs for training and
-    evaluation take compiling + compiling_more · the multiplications seconds of a core.
+    A step of B images takes step + B · (value · the number of outputs of all layers +
+    multiplication · the multiplications of a forward pass).
     """
 
     step: float
     value: float
     multiplication: float
-    compiling: float
-    compiling_more: float = 0.0
 
     def step_seconds(self, layers: Sequence[Layer], batch_size: int) -> float:
         """The seconds of a training step."""
-        values = sum(math.prod(layer.output_shape) for layer in layers)
+        values = sum(math.prod(layer.output_shape) for layer in layers if layer.parameters)
         per_image = self.value * values + self.multiplication * multiplications(layers)
         return self.step + batch_size * per_image
 
-    def compile_seconds(self, layers: Sequence[Layer]) -> float:
-        """The core-seconds of compiling the programs for training and evaluation."""
-        return self.compiling + self.compiling_more * multiplications(layers)
 
-
-# By platform and way of training one trial after another. TPU: fitted to the cycles that the
-# compiler expects of a v5e at 1.5 GHz (within 28 %), and to its seconds on a slow core
-# (experiments/tpu_compiler.py). GPU: steps and compiling of one search of the whole space on an
-# H200 (experiments/README.md), with its choosing of kernels by running them; without, the compiler
-# takes a quarter to a fifth (experiments/gpu_compiler.py). CPU: two cores with AVX-512.
+# By platform. TPU: fitted to the cycles that the compiler expects of a v5e at 1.5 GHz (within 28 %;
+# experiments/tpu_compiler.py). GPU: an H200. CPU: two cores with AVX-512.
 COSTS = {
-    "tpu": {
-        "alone": Costs(0.0, 2.2e-11, 3.3e-14, 36.0),
-        "corners": Costs(4e-5, 2.7e-12, 3.4e-14, 23.0, 2.5e-6),
-    },
-    "gpu": {"alone": Costs(2e-4, 4e-12, 1e-13, 10.0)},
-    "cpu": {"alone": Costs(5e-4, 2e-9, 6e-11, 3.0)},
+    "tpu": Costs(0.0, 2.2e-11, 3.3e-14),
+    "gpu": Costs(2e-4, 4e-12, 1e-13),
+    "cpu": Costs(5e-4, 2e-9, 6e-11),
 }
 
 
@@ -381,101 +373,3 @@ def multiplications(layers: Sequence[Layer]) -> int:
     Each parameter of a layer is used once at each place of its output.
     """
     return sum(layer.parameters * math.prod(layer.output_shape[:-1]) for layer in layers)
-
-
-# --- The padding that makes a search fastest ---
-
-# Of the time that trials take one after another, what stacking them saved at best, where measured:
-# on an H200, 4345 steps a second in place of 2730.
-SAVED_BY_STACKING = 0.37
-
-
-def paddings(multiples: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
-    """All paddings that combine one multiple of each hyperparameter; the last has the largest."""
-    names = sorted(multiples)
-    combined = product(*(sorted(multiples[name]) for name in names))
-    return [dict(zip(names, each, strict=True)) for each in combined]
-
-
-def seconds(
-    groups: Iterable[Group],
-    costs: Costs,
-    layers_of: Callable[[Hyperparameters], Sequence[Layer]],
-    steps_of: Callable[[Group], int],
-    batch_size: int,
-    cores: int,
-) -> tuple[float, float]:
-    """The estimated seconds of training and of compiling.
-
-    Args:
-      groups: of trials that train together, one group after another, a trial on each device.
-      costs: of the platform.
-      layers_of: the layers of a configuration.
-      steps_of: the steps that a group still has to train.
-      batch_size: images of a step.
-      cores: of the host, which compile all programs at once.
-    """
-    training, programs = 0.0, dict[Any, float]()
-    for group in groups:
-        layers = layers_of(group.widest)
-        training += steps_of(group) * costs.step_seconds(layers, batch_size)
-        programs[group.program] = costs.compile_seconds(layers)
-    longest = max(programs.values(), default=0.0)
-    return training, max(sum(programs.values()) / cores, longest)
-
-
-def cheapest(
-    choices: Sequence[Stacking], seconds_of: Callable[[Stacking], tuple[float, float]]
-) -> Stacking:
-    """The stacking with the least seconds of training and compiling together."""
-    return min(choices, key=lambda stacking: sum(seconds_of(stacking)))
-
-
-def pays(training: float, compiling: float, ways: int) -> bool:
-    """Whether measuring `ways` of stacking costs less than the best of them can save.
-
-    training, compiling: the estimated seconds of training one trial after another, and of compiling
-      one program.
-    """
-    return ways * compiling < SAVED_BY_STACKING * training
-
-
-def ways_of(
-    builder: Builder,
-    trials: list[tuple[Key, Hyperparameters]],
-    lanes: int | None,
-    host_cores: int,
-    *,
-    consecutive: bool = False,
-) -> tuple[list[Stacking], Group]:
-    """The stackings to choose from for these trials, and the group that measures them.
-
-    Padding and the way of training one trial after another are those with which compiling and
-    training are estimated to take least time, on `host_cores` cores. There is only one stacking
-    where measuring others wouldn't pay.
-    """
-    devices, costs = builder.devices.count, COSTS.get(builder.platform, COSTS["gpu"])
-    layers = lru_cache(None)(lambda h: builder.network.layers(h, builder.data))
-    choices = [
-        Stacking(way, devices, padding)
-        for way in lone_ways(builder.platform, builder.network.uses_method)
-        for padding in paddings(builder.network.multiples)
-    ]
-
-    def steps(group: Group) -> int:
-        batch_size = builder.settings_of(group.widest).batch_size
-        return builder.settings.epochs * -(-len(builder.dataset.y_train) // batch_size)
-
-    def seconds_of(alone: Stacking) -> tuple[float, float]:
-        groups = builder.groups(trials, alone, consecutive=consecutive)
-        size = builder.settings.batch_size
-        return seconds(groups, costs[alone.way], layers, steps, size, host_cores)
-
-    alone = cheapest(choices, seconds_of)
-    together = builder.groups(trials, replace(alone, way="map", lanes=len(trials)))
-    largest = max(together, key=lambda group: len(group.trials))
-    ways = candidates(builder.platform, alone, len(largest.trials), lanes)
-    compiling = costs[alone.way].compile_seconds(layers(largest.widest))
-    if lanes is None and not pays(seconds_of(alone)[0], compiling, len(ways)):
-        ways = ways[:1]
-    return ways, largest

@@ -39,7 +39,8 @@ from jaxmnist.engine.nodes import Assignment, Job
 from jaxmnist.engine.programs import multiplications
 from jaxmnist.errors import EnvironmentFailure, UsageError
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.network import DataSpec, Network
+from jaxmnist.models.interface import DataSpec
+from jaxmnist.models.network import Network
 from jaxmnist.runs.trial import Key
 from jaxmnist.settings import TrainingSettings
 
@@ -98,7 +99,6 @@ def train(
         jobs=1 if kind == "CPU" else None,
         lanes=common.lanes,
         stacking=common.stacking,
-        memory=cache_folder(common.cache),
         checkpoint_every=common.checkpoint_every,
         consecutive=common.consecutive,
     )
@@ -249,7 +249,7 @@ class RayEngine:
     def _work(self, hyperparameters: Hyperparameters) -> float:
         """How long a trial takes, in multiplications."""
         return multiplications(
-            self.network.layers(hyperparameters, DataSpec.of(self.dataset, self.settings))
+            self.network.bind(hyperparameters, DataSpec.of(self.dataset, self.settings)).layers
         )
 
     def _job(self, assignments: Iterable[Assignment]) -> Job:

@@ -12,18 +12,16 @@ import optax
 from jax import lax
 
 from jaxmnist.engine.lanes import Packing
-from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.network import (
+from jaxmnist.models.interface import (
     NUMBERS,
-    DataSpec,
     Images,
-    Model,
-    Network,
     Parameters,
-    StepInputs,
     is_kernel,
+    join_weights,
+    split_weights,
     stream_key,
 )
+from jaxmnist.models.network import BoundNetwork, Model
 from jaxmnist.runs.trial import Key
 from jaxmnist.settings import TrainingSettings
 
@@ -302,7 +300,6 @@ def constants_of(
     seed: int,
     index: int,
     dtype: Any = np.float32,
-    numbers: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """The numbers of a trial that are arguments of its program: float[] or uint32[].
 
@@ -310,13 +307,11 @@ def constants_of(
       settings: of the trial.
       seed, index: of the trial; its randomness comes from them.
       dtype: of the floats: that of the parameters.
-      numbers: see `Network.numbers`; they stand under 'network'.
     """
     return {
         **{name: np.asarray(getattr(settings, name), dtype) for name in NUMBERS},
         "seed": np.asarray(seed, np.uint32),
         "index": np.asarray(index, np.uint32),
-        "network": {name: np.asarray(value, dtype) for name, value in (numbers or {}).items()},
     }
 
 
@@ -372,9 +367,7 @@ def start_training(
 
 
 def first_state(
-    network: Network,
-    hyperparameters: Hyperparameters,
-    data: DataSpec,
+    bound: BoundNetwork,
     settings: TrainingSettings,
     weights: Parameters,
     *,
@@ -385,15 +378,15 @@ def first_state(
     """The state of a trial before its first step: see `start_training`.
 
     Args:
-      network, hyperparameters, data: what is trained.
-      settings: of the trial; see `Network.training`.
+      bound: what is trained.
+      settings: of the trial; see `BoundNetwork.training`.
       weights: initially, or their shapes.
       seed, index: of the trial.
       computed: compute the first state of a network's own optimizer; else shapes alone are right.
     """
-    constants = constants_of(settings, seed, index, numbers=network.numbers(hyperparameters))
-    parameters, collections = network.split(weights)
-    own = network.optimizer(hyperparameters, data)
+    constants = constants_of(settings, seed, index)
+    parameters, collections = split_weights(weights)
+    own = bound.optimizer
     return start_training(
         parameters,
         optimizer(settings, constants, own),
@@ -489,7 +482,7 @@ def train_block(
         lets images of a batch depend on each other; else 0.
       packing: how the state's parameters and moments are packed; None if they are not.
       decayed: whether weight decay applies to each parameter, a tree like them: see
-        `Network.decayed`; None for those that `is_kernel`.
+        `BoundNetwork.decayed`; None for those that `is_kernel`.
 
     Returns:
       A pure function of (state, images [N, H, W, C], labels int32[N], batches int32[S, K, B],
@@ -519,11 +512,12 @@ def train_block(
                 minimized += smoothing * above
             return minimized / count, sums
 
-        key, numbers = key_of(state.constants, number), state.constants["network"]
-        inputs = StepInputs(state.collections, key, numbers)
+        key = key_of(state.constants, number)
         images_of = augmentation(settings, state.constants, images, key)
         parameters = packing.unpack(state.parameters) if packing else state.parameters
-        gradients, sums, collections = model.gradient(parameters, images_of, loss, batch, inputs)
+        gradients, sums, collections = model.gradient(
+            parameters, state.collections, images_of, loss, batch, key
+        )
         gradients = packing.pack(gradients) if packing else gradients
         schedule = SCHEDULES.get(settings.schedule)
         factor = schedule(steps)(number) if schedule else None
@@ -579,31 +573,28 @@ def evaluate(model: Model) -> Callable[..., Validation]:
     def run(
         weights: Weights, images: jax.Array, labels: jax.Array, batches: jax.Array
     ) -> Validation:
-        parameters, collections = weights
+        whole = join_weights(*weights)
 
         def add_batch(total: jax.Array, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
-            logits = model.outputs(parameters, images[batch], collections).logits
+            logits = model.outputs(whole, images[batch]).logits
             judged = _judge(logits, labels[batch], batch != NO_IMAGE)
             return total + judged.loss_sum, judged.right
 
-        return Validation(*lax.scan(add_batch, _no_sums(parameters).loss_sum, batches))
+        return Validation(*lax.scan(add_batch, _no_sums(weights[0]).loss_sum, batches))
 
     return run
 
 
 def apply(model: Model, output: str, block: int) -> Callable[..., jax.Array]:
-    """The function of (weights, images [N, H, W, C]) that returns 'logits' or 'features'.
+    """The function of (variables, images [N, H, W, C]) that returns 'logits' or 'features'.
 
     N must be a multiple of `block`, the number of images computed at a time; the result is
     float32[N, D].
     """
 
-    def run(weights: Weights, images: jax.Array) -> jax.Array:
-        parameters, collections = weights
+    def run(weights: Parameters, images: jax.Array) -> jax.Array:
         blocks = images.reshape(-1, block, *images.shape[1:])
-        values = lax.map(
-            lambda part: getattr(model.outputs(parameters, part, collections), output), blocks
-        )
+        values = lax.map(lambda part: getattr(model.outputs(weights, part), output), blocks)
         flat: jax.Array = values.reshape(len(images), -1)
         return flat
 

@@ -6,9 +6,12 @@ initial weights and with random ones: a last layer of zeros would hide what is b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import accumulate
 from typing import Any, Literal
 
 import flax
@@ -17,12 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxmnist.errors import NetworkError, one_line
 from jaxmnist.models import jaxprs
+from jaxmnist.models.interface import a_key, by_path
 from jaxmnist.models.module import PlainModule, Remarks, fixed_in_training, remarking
-from jaxmnist.models.network import a_key, by_path, in_own_code
-from jaxmnist.runs.trial import Computation
+from jaxmnist.models.own_code import in_own_code
+from jaxmnist.runs.trial import Computation, Layer
 
 # --- An optimizer of a person's own, as the training step can use it ---
 
@@ -338,6 +343,11 @@ class Built:
         )
 
     @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layer table, in the order in which data passes."""
+        return layer_table(self.plain)
+
+    @property
     def trained(self) -> Any:
         """Whether each parameter receives a gradient, a tree of bools like them."""
         places = range(self.traced.parameters)
@@ -498,3 +508,78 @@ def _close(a: Any, b: Any, rounding: float) -> bool:
     finite = np.abs(np.asarray(a)[np.isfinite(a)])
     scale = max(1.0, float(finite.max())) if finite.size else 1.0
     return bool(np.allclose(a, b, rtol=rounding, atol=rounding * scale / 10, equal_nan=True))
+
+
+# --- The layer table ---
+
+POOLING = {"reduce_window_max": "max_pool", "reduce_window_sum": "avg_pool"}
+Row = tuple[str, str, tuple[int, ...]]  # name, kind, and output shape of an image
+
+
+def layer_table(plain: PlainModule) -> tuple[Layer, ...]:
+    """The modules that have parameters or no modules within, with pooling and flattening."""
+    kinds: dict[str, str] = {}  # of all modules, by path
+
+    def mark(method: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+        value = method(*arguments, **keywords)
+        if context.method_name == "__call__" and hasattr(value, "shape"):
+            path = "/".join(context.module.path)
+            kinds[path] = type(context.module).__name__
+            value = checkpoint_name(value, path)  # an equation at its place in the jaxpr
+        return value
+
+    image = jax.ShapeDtypeStruct((1, *plain.image_shape), np.float32)
+    with nn.intercept_methods(mark):
+        traced = jax.make_jaxpr(plain.apply_in_evaluation)(plain.shapes, image)
+    parents = {path.rpartition("/")[0] for path in kinds if path}
+    counts: dict[str, int] = {}
+    for place, leaf in by_path(plain.shapes["params"]):
+        owners = accumulate(place.split("/"), "{}/{}".format)
+        owner = next((each for each in reversed([*owners]) if each in kinds), "")
+        counts[owner] = counts.get(owner, 0) + math.prod(leaf.shape)
+    rows: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, kind, shape in _rows(traced.jaxpr, kinds, parents):
+        rows.pop(name, None)  # a module that is called again stands where it is called last
+        rows[name] = kind, shape
+    return tuple(
+        Layer(name or "network", kind, shape, counts.get(name, 0))
+        for name, (kind, shape) in rows.items()
+        if name not in parents or counts.get(name)
+    )
+
+
+def _rows(jaxpr: Any, kinds: Mapping[str, str], parents: Collection[str]) -> Iterator[Row]:
+    """The rows of a marked jaxpr, in the order of its equations."""
+    numbers: Counter[str] = Counter()
+
+    def walk(jaxpr: Any) -> Iterator[Row]:
+        for equation in jaxpr.eqns:
+            primitive = equation.primitive.name
+            shape = equation.outvars[0].aval.shape if equation.outvars else ()
+            if primitive == "name" and equation.params["name"] in kinds:
+                path = equation.params["name"]
+                yield path, kinds[path], shape[1:]
+            elif (function := _function(equation)) and not _in_layer(equation, kinds, parents):
+                yield f"{function}_{numbers[function]}", function, shape[1:]
+                numbers[function] += 1
+            for inner in jaxprs.within(equation):
+                yield from walk(inner)
+
+    return walk(jaxpr)
+
+
+def _function(equation: Any) -> str | None:
+    """The name of pooling or flattening, where an equation computes it."""
+    if (name := equation.primitive.name) in POOLING:
+        return POOLING[name]
+    if name != "reshape":
+        return None
+    before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    flat = len(before) > 2 and before[0] == 1 and after == (1, math.prod(before))
+    return "flatten" if flat else None
+
+
+def _in_layer(equation: Any, kinds: Mapping[str, str], parents: Collection[str]) -> bool:
+    """Whether an equation belongs to a module without modules within, which has a row itself."""
+    path = str(equation.source_info.name_stack)
+    return any(path.endswith(f"/{layer}") for layer in kinds if layer and layer not in parents)

@@ -82,15 +82,6 @@ def _max_corner_backward(winner: jax.Array, cotangent: jax.Array) -> tuple[jax.A
 max_corner.defvjp(_max_corner_forward, _max_corner_backward)
 
 
-def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """2×2 max-pooling, float[N, H, W, F] → float[N, H // 2, W // 2, F]."""
-    if not isinstance(x.shape[0], int):  # left open, for export; slices would become gathers
-        window = (1, 2, 2, 1)
-        return lax.reduce_window(x, -jnp.inf, lax.max, window, window, "valid")
-    x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
-    return max_corner(*[x[:, i::2, j::2] for i, j in CORNERS])
-
-
 @jax.custom_vjp
 def product(a: jax.Array, b: jax.Array) -> jax.Array:
     """`a @ b`, with gradients computed as products that a CPU need not transpose again."""
@@ -224,9 +215,18 @@ LOWEST = 3  # the bits of a value that hold its corner
 def convolve_relu_pool_by_corners(
     inputs: jax.Array, kernel: jax.Array, bias: jax.Array, padding: Padding
 ) -> jax.Array:
-    """`convolve_relu_pool`, with products accumulated in float32 or wider.
+    """Convolution with stride 1, bias, ReLU and 2×2 max-pooling; sums in float32 or wider.
 
     The outputs lack the lowest two bits of the mantissa of sums.
+
+    Args:
+      inputs: float[N, H, W, C].
+      kernel: float[K, L, C, F].
+      bias: float[F].
+      padding: 'valid', or 'same', for an odd K and L.
+
+    Returns:
+      float[N, H', W', F]; H' and W' are half the convolution's output size, rounded down.
     """
     return _forward(inputs, kernel, bias, padding)[0]
 
@@ -313,19 +313,18 @@ def _sum_of_images(x: jax.Array) -> jax.Array:
     return total.reshape(-1).astype(wide)
 
 
-# --- Convolution, ReLU and max-pooling together ---
+# --- How convolutions are computed ---
 
-# 'tiles': matrix products of tiles that fit in a CPU's cache; 'patches': one matrix product of all
-# patches, which is efficient for stacked trials; 'convolution': XLA's own convolution; 'corners':
-# XLA's own, strided, once for each corner of the pooling windows.
-Method = Literal["tiles", "patches", "convolution", "corners"]
+# 'tiles': matrix products of tiles that fit in a CPU's cache; 'corners': XLA's own convolution,
+# strided, once for each corner of the pooling windows; 'convolution': XLA's own.
+Method = Literal["tiles", "corners", "convolution"]
 
 # Images that a CPU processes at a time, so that their tiles stay in its cache.
 CPU_BLOCK = 16
 
 
-def best_method(platform: str) -> Method:
-    """The usual method for the convolutions of one network on 'cpu', 'gpu' or 'tpu'.
+def usual_method(platform: str) -> Method:
+    """The usual method on 'cpu', 'gpu' or 'tpu'.
 
     'corners' trains faster on a TPU, but takes its compiler longer.
     """
@@ -340,51 +339,30 @@ def block_size(platform: str, batch_size: int) -> int:
     return -(-batch_size // blocks)
 
 
-def convolve_relu_pool(
-    inputs: jax.Array, kernel: jax.Array, bias: jax.Array, *, padding: Padding, method: Method
-) -> jax.Array:
-    """Convolution with stride 1, ReLU, and 2×2 max-pooling that drops an odd last row or column.
+def convolve_pool(inputs: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
+    """Convolution with stride 1 by 'tiles', and 2×2 max-pooling.
 
     Args:
       inputs: float[N, H, W, C].
       kernel: float[K, L, C, F].
-      bias: float[F].
-      padding: 'valid', or 'same', which for an even K or L pads one more at the end.
-      method: how the convolution is computed.
+      padding: 'valid', or 'same', for an odd K and L.
 
     Returns:
       float[N, H', W', F]; H' and W' are half the convolution's output size, rounded down.
     """
-    if method == "corners":
-        return convolve_relu_pool_by_corners(inputs, kernel, bias, padding)
-    return relu(convolve_pool(inputs, kernel, padding=padding, method=method) + bias)
-
-
-def convolve_pool(
-    inputs: jax.Array, kernel: jax.Array, *, padding: Padding, method: Method
-) -> jax.Array:
-    """`convolve_relu_pool` without bias and ReLU; 'corners' is 'convolution' here."""
-    if method in ("convolution", "corners"):
-        outputs = lax.conv_general_dilated(
-            inputs, kernel, (1, 1), padding.upper(), dimension_numbers=DIMENSIONS
-        )
-        return max_pool_2x2(outputs)
-    if method == "patches":
-        return max_pool_2x2(_patches(_padded(inputs, kernel, padding), kernel) @ _flat(kernel))
     if padding == "same" and kernel.shape[:2] == (3, 3):
         return convolve_pool_by_winograd(inputs, kernel)
     return _convolve_pool_by_patches(_padded(inputs, kernel, padding), kernel)
 
 
-def transposed_product(a: jax.Array, b: jax.Array, method: Method) -> jax.Array:
+def transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:
     """`a.T @ b` of float[N, P] and float[N, Q], accumulated in float32 or wider.
 
     On a CPU, XLA computes such a product with a routine that is slow for a small Q (five times
     slower for the ten logits), so the transposed array is materialized first.
     """
-    transposed = lax.optimization_barrier(a.T) if method == "tiles" else a.T
     wide = jnp.promote_types(a.dtype, jnp.float32)
-    return jnp.matmul(transposed, b, preferred_element_type=wide)
+    return jnp.matmul(lax.optimization_barrier(a.T), b, preferred_element_type=wide)
 
 
 def _padded(inputs: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
@@ -393,19 +371,6 @@ def _padded(inputs: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array
         return inputs
     rows, columns = (((size - 1) // 2, size // 2) for size in kernel.shape[:2])
     return jnp.pad(inputs, ((0, 0), rows, columns, (0, 0)))
-
-
-def _flat(kernel: jax.Array) -> jax.Array:
-    """A kernel as a matrix: (K, L, C, F) → (K·L·C, F)."""
-    return kernel.reshape(-1, kernel.shape[-1])
-
-
-def _patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The patches of a 'valid' convolution: (N, H, W, C) → (N, H', W', K·L·C)."""
-    rows, columns = kernel.shape[:2]
-    height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
-    shifted = [x[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)]
-    return jnp.concatenate(shifted, -1)
 
 
 def _convolve_pool_by_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:

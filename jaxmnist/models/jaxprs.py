@@ -94,6 +94,16 @@ def _code(code: Any) -> Iterator[bytes]:
             yield from _value(constant)
 
 
+def within(equation: Any) -> list[Any]:
+    """The jaxprs of what an equation calls, such as the body of a loop."""
+    return [
+        getattr(part, "jaxpr", part)
+        for value in equation.params.values()
+        for part in (value if isinstance(value, tuple | list) else (value,))
+        if isinstance(part, core.ClosedJaxpr | core.Jaxpr)
+    ]
+
+
 def depends(closed: Any, outputs: Iterable[int], inputs: Iterable[int]) -> bool:
     """Whether some of the outputs of a closed jaxpr depend on some of its inputs, by position."""
     return not _used(closed.jaxpr, outputs).isdisjoint(inputs)
@@ -115,12 +125,7 @@ def _used_by(equation: Any, outputs: Sequence[int]) -> Iterable[int]:
         place for place, atom in enumerate(equation.invars) if not isinstance(atom, core.Literal)
     ]
     found: set[int] = set()
-    inner = [
-        getattr(part, "jaxpr", part)
-        for value in equation.params.values()
-        for part in (value if isinstance(value, tuple | list) else (value,))
-        if isinstance(part, core.ClosedJaxpr | core.Jaxpr)
-    ]
+    inner = within(equation)
     # What stands before the arguments of the inner jaxprs, such as the index of a condition.
     before = len(equation.invars) - len(inner[0].invars) if inner else 0
     if (

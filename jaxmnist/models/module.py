@@ -25,7 +25,8 @@ from flax.core import unfreeze
 
 from jaxmnist.errors import JaxmnistError, NetworkError
 from jaxmnist.models import jaxprs
-from jaxmnist.models.network import a_key, only_exceptions, stream_key
+from jaxmnist.models.interface import a_key, stream_key
+from jaxmnist.models.own_code import only_exceptions
 
 # Names of the flag for training, and its value in training.
 FLAGS = {
@@ -238,18 +239,24 @@ class PlainModule:
         return {name: variables[name] for name in self._collections}
 
     @cached_property
-    def _init_streams(self) -> tuple[str, ...]:
-        key = a_key()
-        return _served(
-            ("params", "dropout"), lambda names: jax.eval_shape(lambda k: self._init(k, names), key)
-        )
+    def _initialized(self) -> tuple[tuple[str, ...], dict[str, Any]]:
+        """The streams that initializing asks for, and the shapes of all that it makes."""
+        key, found = a_key(), dict[str, Any]()
 
-    @cached_property
+        def trace(names: Sequence[str]) -> None:
+            found.update(jax.eval_shape(lambda k: self._init(k, names), key))
+
+        streams = _served(("params", "dropout"), trace)
+        return streams, {"params": {}, **found}
+
+    @property
+    def _init_streams(self) -> tuple[str, ...]:
+        return self._initialized[0]
+
+    @property
     def _whole(self) -> dict[str, Any]:
         """The shapes of all that the module initializes, with what it sows."""
-        key = a_key()
-        found: dict[str, Any] = jax.eval_shape(lambda k: self._init(k, self._init_streams), key)
-        return {"params": {}, **found}
+        return self._initialized[1]
 
     def dropout_layers(self) -> list[str]:
         """The dropout layers of an NNX module with a rate above 0, by name.

@@ -13,8 +13,8 @@ import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -24,9 +24,11 @@ from jax import lax
 from jax.extend import core
 
 from jaxmnist.models.convolution import (
+    Method,
     Padding,
     convolve_by_winograd,
     convolve_pool,
+    convolve_relu_pool_by_corners,
     max_corner,
     product,
     relu,
@@ -274,15 +276,66 @@ CALLS = ("jit", "pjit", "closed_call")  # whose body is evaluated in their place
 IMAGES = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # NHWC, HWIO, NHWC as JAX writes it
 
 
-def rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` of trees of arrays, with convolutions and pooling computed from slices."""
+class Rewriting:
+    """A function of trees of arrays, traced once, and evaluated with its convolutions rewritten.
 
-    def run(*arguments: Any) -> Any:
-        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-        values = _Evaluation().run(closed.jaxpr, closed.consts, jax.tree.leaves(arguments))
-        return jax.tree.unflatten(jax.tree.structure(shapes), values)
+    Args:
+      function: pure.
+      arguments: of the function, or their shapes.
+      method: how convolutions and pooling are computed: see `Method`.
+    """
 
-    return run
+    def __init__(
+        self, function: Callable[..., Any], *arguments: Any, method: Method = "tiles"
+    ) -> None:
+        self._closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        self._structure = jax.tree.structure(shapes)
+        self._method = method
+
+    def __call__(self, *arguments: Any) -> Any:
+        """The value of the function."""
+        return self._value(_Evaluation(self._method), arguments)
+
+    def dense_products(self, arguments: Iterable[int]) -> dict[int, jax.ShapeDtypeStruct]:
+        """The products x @ kernel, [N, D] × [D, F], whose kernel is an argument and used only once.
+
+        arguments: the places of the arguments that are looked at, among all leaves.
+
+        Returns the shape [N, F] of each product by the place of its kernel.
+        """
+        jaxpr, uses = self._closed.jaxpr, _uses(self._closed.jaxpr)
+        places = {jaxpr.invars[place]: place for place in arguments}
+        return {
+            places[equation.invars[1]]: jax.ShapeDtypeStruct(out.shape, out.dtype)
+            for equation in jaxpr.eqns
+            if _is_plain_product(equation) and uses[equation.invars[1]] == 1
+            if equation.invars[1] in places
+            for out in [equation.outvars[0].aval]
+        }
+
+    def with_factors(
+        self, added: Mapping[int, jax.Array], *arguments: Any
+    ) -> tuple[Any, dict[int, jax.Array]]:
+        """The value of the function, and the left factors x of some of `dense_products`.
+
+        added: what is added to a product, by the place of its kernel. A derivative with respect to
+          it is the derivative with respect to the product.
+        """
+        variables = {self._closed.jaxpr.invars[place]: place for place in added}
+        evaluation = _Evaluation(
+            self._method, added={variable: added[variables[variable]] for variable in variables}
+        )
+        value = self._value(evaluation, arguments)
+        return value, {variables[v]: factor for v, factor in evaluation.factors.items()}
+
+    def _value(self, evaluation: _Evaluation, arguments: Sequence[Any]) -> Any:
+        values = evaluation.run(self._closed.jaxpr, self._closed.consts, jax.tree.leaves(arguments))
+        return jax.tree.unflatten(self._structure, values)
+
+
+def rewritten(function: Callable[..., Any], method: Method = "tiles") -> Callable[..., Any]:
+    """`function` of trees of arrays, with convolutions and pooling computed by a method."""
+    return lambda *arguments: Rewriting(function, *arguments, method=method)(*arguments)
 
 
 def with_pooling_by_axis(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -290,19 +343,19 @@ def with_pooling_by_axis(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(*arguments: Any) -> Any:
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-        evaluation = _Evaluation(rewrite=False, pool=max_pool_by_axis)
+        evaluation = _Evaluation("convolution", pool=max_pool_by_axis)
         values = evaluation.run(closed.jaxpr, closed.consts, jax.tree.leaves(arguments))
         return jax.tree.unflatten(jax.tree.structure(shapes), values)
 
     return run
 
 
-def with_last_inputs(function: Callable[..., Any], *, rewrite: bool) -> Callable[..., Any]:
+def with_last_inputs(function: Callable[..., Any], method: Method) -> Callable[..., Any]:
     """`function`, which gives also what goes into the product that makes its first output.
 
     Args:
       function: of trees of arrays.
-      rewrite: as in `rewritten`.
+      method: as in `Rewriting`.
 
     Returns:
       The function whose value is a pair: the value of `function`, and the left factor, [N, D], of
@@ -312,13 +365,32 @@ def with_last_inputs(function: Callable[..., Any], *, rewrite: bool) -> Callable
 
     def run(*arguments: Any) -> tuple[Any, jax.Array]:
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-        factor = _left_factor(closed.jaxpr, closed.jaxpr.outvars[0])
-        evaluation = _Evaluation(rewrite, factor)
+        evaluation = _Evaluation(method, _left_factor(closed.jaxpr, closed.jaxpr.outvars[0]))
         values = evaluation.run(closed.jaxpr, closed.consts, jax.tree.leaves(arguments))
         found = values[0] if evaluation.watched is None else evaluation.watched
         return jax.tree.unflatten(jax.tree.structure(shapes), values), found
 
     return run
+
+
+def _is_plain_product(equation: Any) -> bool:
+    """Whether an equation is x @ kernel of two matrices."""
+    if equation.primitive.name != "dot_general":
+        return False
+    (contracted, _) = equation.params["dimension_numbers"]
+    variables = [atom for atom in equation.invars if not isinstance(atom, core.Literal)]
+    matrices = len(variables) == 2 and all(atom.aval.ndim == 2 for atom in variables)
+    return matrices and tuple(map(tuple, contracted)) == ((1,), (0,))
+
+
+def _uses(jaxpr: Any) -> Counter[Any]:
+    """How often each variable is used, as an output too."""
+    return Counter(
+        atom
+        for atoms in (*(equation.invars for equation in jaxpr.eqns), jaxpr.outvars)
+        for atom in atoms
+        if not isinstance(atom, core.Literal)
+    )
 
 
 def _left_factor(jaxpr: Any, output: Any) -> Any:
@@ -365,20 +437,39 @@ class _Fused:
     has_relu: bool
     places: tuple[int, ...]
 
+    def suits(self, method: Method) -> bool:
+        """Whether they are computed together by a method."""
+        return method == "tiles" or (method == "corners" and self.has_relu)
+
+    def compute(
+        self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None, method: Method
+    ) -> jax.Array:
+        """Their value, float[N, H', W', F]; bias: float[1, 1, 1, F]."""
+        if method == "corners":
+            filters = kernel.shape[-1]
+            flat = jnp.zeros(filters, x.dtype) if bias is None else bias.reshape(filters)
+            return convolve_relu_pool_by_corners(x, kernel, flat, self.padding)
+        value = convolve_pool(x, kernel, self.padding)
+        value = value if bias is None else value + bias
+        return relu(value) if self.has_relu else value
+
 
 @dataclass
 class _Evaluation:
     """An evaluation of a jaxpr.
 
-    rewrite: compute convolutions and pooling from slices.
+    method: how convolutions and pooling are computed.
     watch: a variable of the jaxpr or of one within it. watched: its value.
-    pool: computes max-pooling; None leaves it to `rewrite`.
+    pool: computes max-pooling; None leaves it to `method`.
+    added, factors: see `Rewriting.with_factors`; by the variable of the kernel.
     """
 
-    rewrite: bool = True
+    method: Method
     watch: Any = None
     watched: Any = None
     pool: Callable[[jax.Array, Window], jax.Array] | None = None
+    added: Mapping[Any, jax.Array] = field(default_factory=dict)
+    factors: dict[Any, jax.Array] = field(default_factory=dict)
 
     def run(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
         """The values of the outputs."""
@@ -389,27 +480,23 @@ class _Evaluation:
 
         known.update(zip(jaxpr.constvars, consts, strict=True))
         known.update(zip(jaxpr.invars, arguments, strict=True))
-        uses = Counter(
-            atom
-            for atoms in (*(equation.invars for equation in jaxpr.eqns), jaxpr.outvars)
-            for atom in atoms
-            if not isinstance(atom, core.Literal)
-        )
+        uses = _uses(jaxpr)
         fused: dict[int, tuple[Any, _Fused]] = {}  # by the place of the last of their equations
         skipped: set[int] = set()
         for place, equation in enumerate(jaxpr.eqns):
-            if self.rewrite and (found := _fused(jaxpr.eqns, place, uses)):
+            if (found := _fused(jaxpr.eqns, place, uses)) and found.suits(self.method):
                 fused[found.places[-1]] = equation, found
                 skipped.update((place, *found.places[:-1]))
             if place in fused:
                 convolution, parts = fused[place]
                 x, kernel = map(read, convolution.invars)
-                value = convolve_pool(x, kernel, padding=parts.padding, method="tiles")
-                if parts.bias is not None:
-                    value = value + read(parts.bias)
-                known[equation.outvars[0]] = relu(value) if parts.has_relu else value
+                bias = None if parts.bias is None else read(parts.bias)
+                known[equation.outvars[0]] = parts.compute(x, kernel, bias, self.method)
             elif place not in skipped:
                 values = self._compute(equation, [read(atom) for atom in equation.invars])
+                if _is_plain_product(equation) and (kernel := equation.invars[1]) in self.added:
+                    self.factors[kernel] = read(equation.invars[0])
+                    values = [values[0] + self.added[kernel]]
                 known.update(zip(equation.outvars, values, strict=True))
         if self.watch in known:
             self.watched = known[self.watch]
@@ -423,7 +510,7 @@ class _Evaluation:
             return self.run(inner.jaxpr, inner.consts, inputs)
         if self.pool and name == "reduce_window_max" and (window := _pool_window(equation)):
             return [self.pool(inputs[0], window)]
-        if self.rewrite and (value := _from_slices(equation, inputs)) is not None:
+        if self.method == "tiles" and (value := _from_slices(equation, inputs)) is not None:
             return [value]
         found = equation.primitive.get_bind_params(equation.params)
         # Functions among the parameters come apart from them before jax 0.10.

@@ -354,10 +354,7 @@ class Console:
         """Show an event."""
         assert self.progress is not None
         if isinstance(event, StackingChosen):
-            measured = ", ".join(f"{way}: {rate:.0f}" for way, rate in event.rates.items())
-            self.note(
-                f"training {event.stacking}" + (f" (steps/s: {measured})" if measured else "")
-            )
+            self.note(f"training {event.stacking}")
             return
         self.progress.update(event)
         self.show(event, self.progress)

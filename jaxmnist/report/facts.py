@@ -21,7 +21,7 @@ from jaxmnist.errors import JaxmnistError, one_line
 from jaxmnist.files import DamagedFile, MissingFile
 from jaxmnist.hyperparameters import text
 from jaxmnist.models.space import SpaceDescription
-from jaxmnist.models.study_space import DEFINITION
+from jaxmnist.models.study import DEFINITION
 from jaxmnist.report.sentences import accuracy, count, duration
 from jaxmnist.results.evaluation import kept_look
 from jaxmnist.results.layout import shortened

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmnist.errors import printable
 from jaxmnist.models.space import SHOWN_VALUES, SpaceDescription
-from jaxmnist.models.study_space import DEFINITION
+from jaxmnist.models.study import DEFINITION
 from jaxmnist.results import evaluation
 from jaxmnist.results.confusion import SENTENCE, Evaluation, beside_constant, confusions
 from jaxmnist.results.evaluation import about_labels, score_of

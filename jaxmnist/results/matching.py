@@ -15,7 +15,8 @@ import numpy as np
 from jaxmnist.engine.training import weights_seed
 from jaxmnist.errors import NetworkError, SettingError, UsageError
 from jaxmnist.files import DamagedFile, MissingFile, read_tensors
-from jaxmnist.models.network import DataSpec, Network, Parameters, from_paths
+from jaxmnist.models.interface import DataSpec, Parameters, from_paths
+from jaxmnist.models.network import BoundNetwork, Network
 from jaxmnist.models.space import Space
 from jaxmnist.results.trained import MODEL_METADATA
 from jaxmnist.runs.records import File
@@ -50,7 +51,7 @@ def check_space(store: Store, settings: SearchSettings, network: Network) -> Non
         raise UsageError(
             f"{store.path}: holds the network {name!r}, not {network.definition.name!r}"
         )
-    if not network.traced:
+    if network.known:
         return
     data = data_of(store, settings.training)
     try:
@@ -95,11 +96,11 @@ def check_trial(
       A note on what other versions of JAX or Flax leave open; None if the versions are the same.
     """
     recorded, place = trial.computation, f"{store.path}: trial {trial.key}"
-    if recorded is None or not network.traced:
+    if recorded is None or network.known:
         return None
     note: str | None = None
     try:
-        now = network.computation(trial.hyperparameters, data)
+        now = network.bind(trial.hyperparameters, data).computation
         assert now is not None
         if recorded.versions == now.versions:
             different = recorded.differences(now)
@@ -151,7 +152,7 @@ class StoredOutputs:
 
     def differences(self, store: Store) -> str:
         """What differs from what the trial has kept; '' if nothing does, or nothing is kept."""
-        key, within = self.trial.key, self.network.rounding(self.trial.hyperparameters, self.data)
+        key, within = self.trial.key, self._bound.rounding
         try:
             kept = store.read_outputs(key)
         except (MissingFile, DamagedFile) as problem:
@@ -160,8 +161,7 @@ class StoredOutputs:
         found = self._of(kept["images"])
         try:
             arrays, _ = read_tensors(store.file(File.WEIGHTS, key), MODEL_METADATA)
-            shapes = self.network.shapes(self.trial.hyperparameters, self.data)
-            found |= self.of_end(kept, from_paths(arrays, shapes))
+            found |= self.of_end(kept, from_paths(arrays, self._bound.shapes))
         except DamagedFile:  # they were not kept, or are mended elsewhere
             pass
         except (KeyError, NetworkError):  # they don't fit
@@ -172,16 +172,18 @@ class StoredOutputs:
         return ""
 
     def _of(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        drawn, key = self.trial.hyperparameters, self.trial.key
-        initial = self.network.initial_parameters(
-            drawn, self.data, seed=weights_seed(self.seed, key), index=key.index
-        )
-        weights = self.network.random_weights(initial)
+        key = self.trial.key
+        initial = self._bound.initial_weights(weights_seed(self.seed, key), key.index)
+        weights = self._bound.random_weights(initial)
         return {"initial": self._logits(initial, images), "random": self._logits(weights, images)}
 
     def _logits(self, weights: Parameters, images: np.ndarray) -> np.ndarray:
         fractions = images.astype(np.float32) / np.float32(255)
-        return self.network.logits(self.trial.hyperparameters, self.data, weights, fractions)
+        return self._bound.logits(weights, fractions)
+
+    @property
+    def _bound(self) -> BoundNetwork:
+        return self.network.bind(self.trial.hyperparameters, self.data)
 
 
 def _agree(a: np.ndarray, b: np.ndarray, within: float) -> bool:

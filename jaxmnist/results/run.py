@@ -92,7 +92,7 @@ class Run:
         from jaxmnist.results.matching import check_space
 
         check_space(self.store, self.settings, self.network)
-        if self.network.traced and (
+        if not self.network.known and (
             trial := self._in_best() or next(iter(self.ranking.best), None)
         ):
             self._check_trial(trial)
@@ -191,7 +191,7 @@ class Run:
         if self._network is not None:
             return self._network
         # Imported here: JAX takes a second, in which a command would have no signal handlers yet.
-        from jaxmnist.models.study import STUDY
+        from jaxmnist.models.network import STUDY
 
         if name != STUDY.definition.name:
             raise UsageError(
@@ -414,10 +414,9 @@ def _network_of(given: Network | Callable[[Any], Any] | None) -> Network | None:
     if given is None:
         return None
     # Imported here: JAX and Flax take a second.
-    from jaxmnist.models.flax_network import FlaxNetwork
     from jaxmnist.models.network import Network
 
-    return given if isinstance(given, Network) else FlaxNetwork(given)
+    return given if isinstance(given, Network) else Network(given)
 
 
 @contextmanager

@@ -37,9 +37,9 @@ from jaxmnist.files import (
     write_together,
 )
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.convolution import best_method, block_size
-from jaxmnist.models.network import DataSpec, Network, Parameters, by_path, from_paths
-from jaxmnist.models.study import STUDY
+from jaxmnist.models.convolution import block_size, usual_method
+from jaxmnist.models.interface import DataSpec, Parameters, by_path, from_paths
+from jaxmnist.models.network import STUDY, BoundNetwork, Network
 from jaxmnist.runs.records import File, ModelRecord, ModelReport
 from jaxmnist.runs.store import Store, exists
 from jaxmnist.runs.trial import Computation, Key, Layer, summary
@@ -248,11 +248,9 @@ AHEAD = 3  # batches in flight beyond the one that is waited for
 
 
 @functools.lru_cache(maxsize=8)
-def _program(
-    network: Network, hyperparameters: Hyperparameters, data: DataSpec, platform: str, output: str
-) -> Callable[..., jax.Array]:
+def _program(bound: BoundNetwork, platform: str, output: str) -> Callable[..., jax.Array]:
     """The compiled function of (weights, images) that returns 'logits' or 'features'."""
-    model = network.model(hyperparameters, data, best_method(platform), "default")
+    model = bound.model(usual_method(platform), "default")
     return jax.jit(apply(model, output, block_size(platform, BATCH_SIZE)))
 
 
@@ -319,22 +317,21 @@ class TrainedModel:
     @property
     def layers(self) -> tuple[Layer, ...]:
         """The layer table."""
-        return self.network.layers(self.hyperparameters, self._data)
-
-    @functools.cached_property
-    def feature_count(self) -> int:
-        """The number of flatten features of an image, D."""
-        return self.network.feature_count(self.hyperparameters, self._data)
+        return self._bound.layers
 
     @property
-    def _data(self) -> DataSpec:
-        return DataSpec(self.image_shape, len(self.labels), self.scale, *self.length)
+    def feature_count(self) -> int:
+        """The number of flatten features of an image, D."""
+        return self._bound.feature_count
+
+    @property
+    def _bound(self) -> BoundNetwork:
+        data = DataSpec(self.image_shape, len(self.labels), self.scale, *self.length)
+        return self.network.bind(self.hyperparameters, data)
 
     def untrained(self, seed: int, key: Key) -> TrainedModel:
         """The same network with the initial weights of trial or rerun `key` of `seed`."""
-        parameters = self.network.initial_parameters(
-            self.hyperparameters, self._data, seed=weights_seed(seed, key), index=key.index
-        )
+        parameters = self._bound.initial_weights(weights_seed(seed, key), key.index)
         return replace(self, parameters=parameters, origin=None)
 
     def _run(self, output: str, images: np.ndarray) -> np.ndarray:
@@ -348,8 +345,8 @@ class TrainedModel:
     def batches(self, output: str, images: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """'logits' or 'features' a batch at a time: (index of its first image, float32[B, D])."""
         platform = start_jax()
-        program = _program(self.network, self.hyperparameters, self._data, platform, output)
-        weights = jax.device_put(self.network.split(self.parameters))
+        program = _program(self._bound, platform, output)
+        weights = jax.device_put(self.parameters)
         images = self._check(images)
 
         def start(first: int) -> tuple[int, int, jax.Array]:
@@ -406,13 +403,12 @@ class TrainedModel:
     def exportable(self) -> Exportable:
         """What `export` writes of it."""
         # XLA's own convolution on every platform: the methods for a CPU serve training.
-        model = self.network.model(self.hyperparameters, self._data, "convolution", "default")
-        parameters, collections = self.network.split(self.parameters)
+        model = self._bound.model("convolution", "default")
         guess = "uint8" if self.scale == EIGHT_BITS else "float32"
         dtype = self.origin.store.search.data.dtype if self.origin else guess
         examples = np.random.default_rng(0).uniform(0, self.scale, (EXAMPLES, *self.image_shape))
         return Exportable(
-            lambda images: model.probabilities(parameters, images, collections),
+            lambda images: model.probabilities(self.parameters, images),
             examples.astype(dtype),
             self.to_bytes,
             {
@@ -466,13 +462,14 @@ class TrainedModel:
         data = DataSpec(record.image_shape, len(record.labels), record.scale, *length)
         try:
             network.definition.check(hyperparameters, data.image_shape)
-            expected = network.shapes(hyperparameters, data)
+            bound = network.bind(hyperparameters, data)
+            expected = bound.shapes
         except NetworkError as error:
             raise NetworkError(f"{path}: {error}", error.traceback) from (error.__cause__ or error)
         except (ValueError, TypeError, KeyError):
             raise DamagedFile(path, problem) from None
         computation = record.computation
-        now, different = network.computation(hyperparameters, data), ""
+        now, different = bound.computation, ""
         if computation and now and computation.versions == now.versions:
             different = computation.differences(now)
         if different:

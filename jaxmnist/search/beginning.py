@@ -33,7 +33,8 @@ from jaxmnist.errors import (
 from jaxmnist.files import as_json, memory
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.machine import instructions, machine
-from jaxmnist.models.network import DataSpec, Network
+from jaxmnist.models.interface import DataSpec
+from jaxmnist.models.network import Network
 from jaxmnist.models.questions import Questions, answers_of
 from jaxmnist.models.space import Space, SpaceDescription, ranges_of
 from jaxmnist.results import svm
@@ -193,11 +194,10 @@ def check_memory(
         fitted = len(dataset.y_train) + settings.selection.refit * len(dataset.y_validation)
         svm.check_svm_memory(svm.Fitting.kind, dataset.classes, fitted)
     # Tracing hundreds of networks would take minutes: then the first ones are looked at.
-    most = MOST_TRACED if network.traced else None
     batch_size = settings.training.batch_size
     data = DataSpec.of(dataset, settings.training)
-    for draw in itertools.islice(dict.fromkeys(draws), most):
-        needed = least_memory(network.layers(draw, data), batch_size)
+    for draw in itertools.islice(dict.fromkeys(draws), MOST_TRACED):
+        needed = least_memory(network.bind(draw, data).layers, batch_size)
         if needed > memory():
             raise UsageError(
                 f"{draw}: training needs at least {needed / 2**30:.0f} GiB, and this machine has"
@@ -226,7 +226,7 @@ def check_optimizer_settings(
 
     Only if the first draws all bring one: it may depend on the hyperparameters.
     """
-    if not network.traced:
+    if network.known:
         return
     data = DataSpec.of(dataset, settings.training)
     given = {name for name in OF_OPTIMIZER if name in {*settings.ranges, *settings.given}}
@@ -239,7 +239,7 @@ def check_optimizer_settings(
         )
         try:
             network.definition.ask(questions)
-            if network.optimizer(draw, data) is None:
+            if network.bind(draw, data).optimizer is None:
                 return
         except Exception:  # its trial fails, and says why
             return
@@ -266,12 +266,12 @@ def check_network(
         if len(found) == MOST_NOTED or (found and number >= MOST_TRACED):
             break
         try:
-            network.check(draw, data)
+            network.bind(draw, data).check()
         except NetworkError as problem:
             first = first or (draw, problem)
             continue
         found.append(draw)
-        if not network.traced:
+        if network.known:
             break
     if not found and first is not None:
         draw, failure = first
@@ -288,7 +288,7 @@ def describe_network(
     """What a user should know of how these configurations will be trained, each thing once."""
     notes: dict[str, str] = {}
     for draw in draws:
-        for line in network.notes(draw, data):
+        for line in network.bind(draw, data).notes:
             notes.setdefault(line.partition(" (tried")[0], f"note: {line}")
     return list(notes.values())
 
@@ -455,7 +455,7 @@ def preview(settings: SearchSettings, network: Network) -> Preview:
         network, first.dataset, training, settings.space.seed, jobs=settings.running.jobs
     )
     assert engine.jobs is not None
-    described = list(first.draws.items())[: MOST_TRACED if network.traced else None]
+    described = list(first.draws.items())[: None if network.known else MOST_TRACED]
     works = {key: _work(engine, draw) for key, draw in described}
     work = {key: found for key, found in works.items() if isinstance(found, float)}
     if not work:
@@ -475,7 +475,7 @@ def preview(settings: SearchSettings, network: Network) -> Preview:
         if not isinstance(found, float):
             draws.append(Draw(key, draw, 0, 0, 0.0, found))
             continue
-        layers = network.layers(draw, DataSpec.of(first.dataset, first.settings.training))
+        layers = engine.builder.bind(draw).layers
         size = engine.builder.settings_of(draw).batch_size
         seconds = _seconds(first, size, pace.step * found / work[middle]) + pace.compiling
         draws.append(Draw(key, draw, count_parameters(layers), least_memory(layers, size), seconds))
@@ -496,7 +496,7 @@ def preview(settings: SearchSettings, network: Network) -> Preview:
 def _work(engine: Engine, draw: Hyperparameters) -> float | str:
     """About how long a step takes, or why the network can't be built: its trial would fail."""
     try:
-        engine.network.check(draw, engine.builder.data)
+        engine.builder.bind(draw).check()
         return relative(engine, draw)
     except NetworkError as problem:
         return str(problem)
@@ -517,7 +517,7 @@ def _measured(
     except JaxmnistError:
         raise
     except Exception as problem:
-        kind = UsageError if engine.network.traced else EnvironmentFailure
+        kind = EnvironmentFailure if engine.network.known else UsageError
         why = one_line(problem, named=True)
         raise kind(f"trial {key} ({draws[key]}) can't be trained: {why}") from None
 

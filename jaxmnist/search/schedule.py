@@ -26,7 +26,8 @@ from jaxmnist.engine.lanes import Stacking
 from jaxmnist.errors import EnvironmentFailure, NetworkError, UsageError, wrong
 from jaxmnist.files import DamagedFile, MissingFile, array_bytes, read_bytes, sealed_bytes, sha256
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.network import DataSpec, Network, Parameters
+from jaxmnist.models.interface import DataSpec, Parameters
+from jaxmnist.models.network import Network
 from jaxmnist.results.matching import SAME, StoredOutputs, check_trial
 from jaxmnist.results.ranking import Ranking
 from jaxmnist.results.trained import TrainedModel
@@ -420,12 +421,11 @@ class Schedule:
     def _new(self, key: Key) -> Trial:
         """The record of a trial that begins."""
         draw = self.draws[key]
-        layers = self._network.layers(draw, self._data)
-        computation = None
+        bound, computation = self._network.bind(draw, self._data), None
         with suppress(NetworkError):  # its trial says why
-            computation = self._network.computation(draw, self._data)
+            computation = bound.computation
         return Trial(
-            key.index, draw, "running", (), layers, computation=computation, rerun=key.rerun
+            key.index, draw, "running", (), bound.layers, computation=computation, rerun=key.rerun
         )
 
     def _write_outputs(self, key: Key, weights: Parameters | None = None) -> None:
@@ -474,7 +474,7 @@ class Schedule:
     def _check_rerun(self, key: Key) -> None:
         """Raise `UsageError` unless a rerun has its trial's network; a refit has other steps."""
         before = self._records[Key(key.index)].computation
-        now = self._network.computation(self.draws[key], self._data)
+        now = self._network.bind(self.draws[key], self._data).computation
         if before is None or now is None or now.versions != before.versions:
             return
         now = replace(now, training=before.training) if key.refit else now
@@ -541,9 +541,7 @@ class Schedule:
                 arrays,
                 content,
                 key,
-                self.draws[key],
-                self._network,
-                self._data,
+                self._network.bind(self.draws[key], self._data),
                 len(self.dataset.y_validation),
                 self._settings.training,
             )

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from jaxmnist.data.dataset import Dataset
-from jaxmnist.engine.devices import cache_folder
 from jaxmnist.engine.events import Event
 from jaxmnist.engine.lanes import Stacking
 from jaxmnist.engine.local import Engine, Events
@@ -300,7 +299,7 @@ def engine_of(
     }
     if settings.running.ray is not None:
         return RayEngine(**common, address=settings.running.ray, cache=settings.running.cache)
-    return Engine(**common, jobs=settings.running.jobs, memory=cache_folder(settings.running.cache))
+    return Engine(**common, jobs=settings.running.jobs)
 
 
 def _stop(events: Events | RayEvents, listener: TrialListener) -> None:

@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import pytest
 from processes import flags
 
@@ -14,9 +15,9 @@ from jaxmnist import SearchSettings
 from jaxmnist.commands.parser import run_command
 from jaxmnist.commands.search import main
 from jaxmnist.engine.local import Engine, measure, relative
-from jaxmnist.models.network import DataSpec
+from jaxmnist.models.interface import DataSpec
+from jaxmnist.models.network import STUDY
 from jaxmnist.models.space import Space
-from jaxmnist.models.study import STUDY
 from jaxmnist.report.sentences import describe_preview
 from jaxmnist.search.beginning import Preview, preview
 
@@ -168,8 +169,10 @@ def test_parameters_and_memory(found):
     """Compared with the arrays themselves."""
     data = DataSpec.of(found.dataset, found.settings.training)
     for draw in found.draws:
-        weights = STUDY.initial_parameters(draw.hyperparameters, data, seed=0, index=draw.key.index)
-        counted = sum(array.size for layer in weights.values() for array in layer.values())
+        weights = STUDY.bind(draw.hyperparameters, data).initial_weights(
+            seed=0, index=draw.key.index
+        )
+        counted = sum(array.size for array in jax.tree.leaves(weights))
         assert draw.parameters == counted
         # Weights, gradients, Adam's two moments and float64 initial weights, and some outputs.
         assert 24 * counted < draw.memory < 24 * counted + 32 * 8 * 10**6

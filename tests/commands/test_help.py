@@ -11,7 +11,7 @@ from jaxmnist.commands import main as commands
 from jaxmnist.commands.parser import run_command
 from jaxmnist.commands.search import EXAMPLES, as_typed, main, parser_of
 from jaxmnist.models.space import Space
-from jaxmnist.models.study_space import DEFINITION
+from jaxmnist.models.study import DEFINITION
 from jaxmnist.settings import PARTS, SETTINGS, flag
 
 

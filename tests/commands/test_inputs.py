@@ -36,7 +36,7 @@ from jaxmnist.data.pictures import read_file
 from jaxmnist.data.preparation import MNIST, Preparation
 from jaxmnist.files import DamagedFile, as_json, from_json, read_json, write_json
 from jaxmnist.models.space import Space
-from jaxmnist.models.study_space import DEFINITION
+from jaxmnist.models.study import DEFINITION
 from jaxmnist.report.facts import Facts
 from jaxmnist.results.evaluation import describe_evaluation, kept_look
 from jaxmnist.runs.ledger import read_lines

@@ -22,9 +22,9 @@ from jaxmnist.engine.events import (
 from jaxmnist.engine.lanes import Stacking
 from jaxmnist.engine.local import Engine
 from jaxmnist.files import DamagedFile, read_sealed, sealed_bytes
-from jaxmnist.models.network import DataSpec
-from jaxmnist.models.study import STUDY
-from jaxmnist.models.study_space import configuration
+from jaxmnist.models.interface import DataSpec
+from jaxmnist.models.network import STUDY
+from jaxmnist.models.study import configuration
 from jaxmnist.runs.trial import METRICS, Key
 from jaxmnist.settings import RECIPES
 
@@ -72,7 +72,7 @@ def through_a_file(checkpoint, tmp_path, settings=SETTINGS):
     path.write_bytes(sealed_bytes(*to_arrays(checkpoint)))
     arrays, content = read_sealed(path)
     key = checkpoint.key
-    return from_arrays(arrays, content, key, TRIALS[key], STUDY, MNIST, 100, settings)
+    return from_arrays(arrays, content, key, STUDY.bind(TRIALS[key], MNIST), 100, settings)
 
 
 def same(a, b):
@@ -107,7 +107,7 @@ def test_lanes_go_on_too(dataset, tmp_path):
         )
 
     kept, ended = run(engine(checkpoint_every=0.0), TRIALS)
-    assert kept[SECOND][0].state.parameters["dense"]["kernel"].shape == (6 * 6 * 3, 5)
+    assert kept[SECOND][0].state.parameters["Dense_0"]["kernel"].shape == (6 * 6 * 3, 5)
     middle = {key: through_a_file(checkpoints[1], tmp_path) for key, checkpoints in kept.items()}
     _, went_on = run(engine(), TRIALS, middle)
     for key in TRIALS:
@@ -173,7 +173,7 @@ def test_what_is_no_checkpoint(written, change):
         match=r"another trial|Expected|isn't numbers|are inconsistent|metrics of|its bits",
     ):
         from_arrays(
-            arrays, {**content, **change}, FIRST, TRIALS[FIRST], STUDY, MNIST, 100, SETTINGS
+            arrays, {**content, **change}, FIRST, STUDY.bind(TRIALS[FIRST], MNIST), 100, SETTINGS
         )
 
 
@@ -181,13 +181,13 @@ def test_arrays_of_another_configuration(written):
     arrays, content = to_arrays(written)
     other = TRIALS[FIRST].replace(filters=5)
     with pytest.raises(ValueError, match="fit this configuration"):
-        from_arrays(arrays, content, FIRST, other, STUDY, MNIST, 100, SETTINGS)
+        from_arrays(arrays, content, FIRST, STUDY.bind(other, MNIST), 100, SETTINGS)
     fewer = {**arrays, "validation": arrays["validation"][:, :-1]}
     with pytest.raises(ValueError, match="its bits don't match"):
-        from_arrays(fewer, content, FIRST, TRIALS[FIRST], STUDY, MNIST, 100, SETTINGS)
+        from_arrays(fewer, content, FIRST, STUDY.bind(TRIALS[FIRST], MNIST), 100, SETTINGS)
     del arrays[next(name for name in arrays if ".mu" in name)]
     with pytest.raises(ValueError, match=r"\.mu.* doesn't fit"):
-        from_arrays(arrays, content, FIRST, TRIALS[FIRST], STUDY, MNIST, 100, SETTINGS)
+        from_arrays(arrays, content, FIRST, STUDY.bind(TRIALS[FIRST], MNIST), 100, SETTINGS)
 
 
 def test_a_sealed_file_shows_any_change(written, tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import threading
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,8 +17,8 @@ from jaxmnist.engine.events import (
     TrialStarted,
 )
 from jaxmnist.engine.local import Engine, Events
-from jaxmnist.models.study import STUDY
-from jaxmnist.models.study_space import configuration
+from jaxmnist.models.network import STUDY
+from jaxmnist.models.study import configuration
 from jaxmnist.runs.trial import Key
 from jaxmnist.settings import RECIPES
 
@@ -63,9 +64,8 @@ def test_histories_and_weights_do_not_depend_on_jobs(dataset, alone):
     together = run(dataset, trials=dict(reversed(TRIALS.items())), jobs=3)
     for key, events in alone.items():
         assert together[key][-1].history == events[-1].history
-        for layer, arrays in events[-1].parameters.items():
-            for name, array in arrays.items():
-                assert np.array_equal(array, together[key][-1].parameters[layer][name])
+        pair = together[key][-1].parameters, events[-1].parameters
+        assert jax.tree.all(jax.tree.map(np.array_equal, *pair))
 
 
 @pytest.mark.parametrize(("consecutive", "order"), [(False, [3, 5, 0]), (True, [0, 3, 5])])

@@ -26,11 +26,9 @@ from jaxmnist.engine.events import (
 from jaxmnist.engine.lanes import (
     Group,
     Stacking,
-    candidates,
     choose,
     group_trials,
     lanes_for,
-    lone_ways,
     with_short_tail,
 )
 from jaxmnist.engine.local import Engine
@@ -42,10 +40,10 @@ from jaxmnist.engine.training import (
     train_block,
 )
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.network import DataSpec
+from jaxmnist.models.interface import DataSpec
+from jaxmnist.models.network import STUDY, BoundNetwork
 from jaxmnist.models.space import Space
-from jaxmnist.models.study import STUDY, StudyNetwork, build_model
-from jaxmnist.models.study_space import DEFINITION, configuration
+from jaxmnist.models.study import DEFINITION, PADDINGS, configuration, pads, resize
 from jaxmnist.runs.trial import Key
 from jaxmnist.settings import RECIPES
 
@@ -70,12 +68,16 @@ def widest_of(conv_layers: int, dense_layers: int) -> Hyperparameters:
 
 
 def start(hyperparameters, index, dtype):
-    drawn = STUDY.initial_parameters(hyperparameters, DATA, seed=0, index=index)
-    return jax.tree.map(lambda x: x.astype(dtype), drawn)
+    drawn = STUDY.bind(hyperparameters, DATA).initial_weights(seed=0, index=index)
+    return jax.tree.map(lambda x: x.astype(dtype), drawn["params"])
+
+
+def resized(parameters, before, after):
+    return resize(parameters, STUDY.bind(after, DATA).shapes["params"], before, after)
 
 
 def model(h, method, precision="default"):
-    return STUDY.model(h, DATA, method, precision)
+    return STUDY.bind(h, DATA).model(method, precision)
 
 
 def difference(ours, theirs) -> float:
@@ -97,7 +99,7 @@ def test_a_padded_trial_is_the_unpadded_one(layers):
         lanes, alone = [], []
         for index, h in enumerate(narrow(conv_layers, dense_layers)):
             parameters = start(h, index, np.float64)
-            lanes.append(STUDY.resize(parameters, h, widest, DATA))
+            lanes.append(resized(parameters, h, widest))
             train = jax.jit(train_block(model(h, "convolution"), settings))
             state = begin(parameters, settings)
             sums = []
@@ -108,18 +110,18 @@ def test_a_padded_trial_is_the_unpadded_one(layers):
         stack = jax.tree.map(
             lambda *arrays: np.stack(arrays), *[begin(lane, settings) for lane in lanes]
         )
-        block = frozen_where_diverged(train_block(model(widest, "patches"), settings))
-        train = jax.jit(Stacking("products", 2).over_lanes(block))
+        block = frozen_where_diverged(train_block(model(widest, "convolution"), settings))
+        train = jax.jit(Stacking("grouped", 2).over_lanes(block))
         sums = []
         for order in orders:
             stack = train(start_epoch(stack), images, labels, order, 0, 10)
             sums.append((np.asarray(stack.loss_sum), np.asarray(stack.correct)))
         for lane, h in enumerate(narrow(conv_layers, dense_layers)):
             padded = jax.tree.map(lambda x, lane=lane: np.asarray(x[lane]), stack.parameters)
-            own = STUDY.resize(padded, widest, h, DATA)
+            own = resized(padded, widest, h)
             assert difference(own, alone[lane][0]) < 1e-10
             # The padding is still zero.
-            assert difference(STUDY.resize(own, h, widest, DATA), padded) == 0
+            assert difference(resized(own, h, widest), padded) == 0
             for (loss, correct), (own_loss, own_correct) in zip(sums, alone[lane][1], strict=True):
                 assert abs(loss[lane] - own_loss) < 1e-10
                 assert correct[lane] == own_correct
@@ -142,20 +144,18 @@ def test_the_first_gradient_of_a_padded_trial(precision):
 
         def loss(parameters, h=h):
             logits = (
-                build_model(h, CLASSES, "patches", precision)
-                .apply({"params": parameters}, images)
-                .logits
+                model(h, "convolution", precision).outputs({"params": parameters}, images).logits
             )
             assert logits.dtype == np.float32
             return -jax.nn.log_softmax(logits)[np.arange(16), labels].mean()
 
         parameters = start(h, 0, np.float32)
         value, gradient = jax.jit(jax.value_and_grad(loss))(parameters)
-        padded = STUDY.resize(parameters, h, widest, DATA)
+        padded = resized(parameters, h, widest)
         wide = functools.partial(loss, h=widest)
         wide_value, wide_gradient = jax.jit(jax.value_and_grad(wide))(padded)
         assert abs(value - wide_value) < close
-        own = STUDY.resize(wide_gradient, widest, h, DATA)
+        own = resized(wide_gradient, widest, h)
         assert difference(own, gradient) < close
 
 
@@ -178,7 +178,7 @@ def test_the_whole_space_needs_few_programs():
     """357 configurations, padded to one or two widths of convolutions."""
     trials = numbered(Space(DEFINITION).draws(0))
     for multiple, buckets in ((64, 2), (128, 1)):
-        stacking = Stacking("products", 16, {"filters": multiple, "units": 256})
+        stacking = Stacking("grouped", 16, {"filters": multiple, "units": 256})
         groups = group_trials(trials, stacking, 1)
         assert sorted(trial for group in groups for trial in group.trials) == trials
         assert len({group.widest for group in groups}) == 9 * buckets
@@ -191,7 +191,7 @@ def test_the_whole_space_needs_few_programs():
 
 def test_trials_that_start_in_order_share_programs_with_their_neighbours():
     trials = numbered(Space(DEFINITION).draws(0))[:60]
-    stacking = Stacking("products", 4, {"filters": 128, "units": 256})
+    stacking = Stacking("grouped", 4, {"filters": 128, "units": 256})
     groups = group_trials(trials, stacking, 1, consecutive=True)
     assert [trial for group in groups for trial in group.trials] == trials
     assert max(len(group.trials) for group in groups) > 1
@@ -250,7 +250,7 @@ def alone(dataset):
     return run(Engine(STUDY, dataset, SETTINGS, 0, jobs=1))[0]
 
 
-def stacked(dataset, way="products", lanes=4, settings=SETTINGS, **options):
+def stacked(dataset, way="grouped", lanes=4, settings=SETTINGS, **options):
     stacking = Stacking(way, lanes, PADDING)
     return Engine(STUDY, dataset, settings, 0, lanes=lanes, stacking=stacking, **options)
 
@@ -268,7 +268,7 @@ def same(ours, theirs, close=1e-3):
             assert difference(ours[key][-1].parameters, events[-1].parameters) < 20 * close
 
 
-@pytest.mark.parametrize("way", slow_after(0, ["products", "grouped", "map"]))
+@pytest.mark.parametrize("way", slow_after(0, ["grouped", "map"]))
 def test_stacked_trials_go_as_they_do_alone(dataset, alone, way):
     engine = stacked(dataset, way)
     found, _ = run(engine)
@@ -293,13 +293,13 @@ def test_numbers_of_training_are_arguments_of_a_shared_program(dataset):
 
 
 def test_a_lane_that_diverges_hurts_nobody(dataset, alone, monkeypatch):
-    drawn = StudyNetwork.initial_parameters
+    drawn = BoundNetwork.initial_weights
 
     def wild(*args, index, **options):
         parameters = drawn(*args, index=index, **options)
         return jax.tree.map(lambda x: x * 1e30, parameters) if index == 4 else parameters
 
-    monkeypatch.setattr(StudyNetwork, "initial_parameters", wild)
+    monkeypatch.setattr(BoundNetwork, "initial_weights", wild)
     found, _ = run(stacked(dataset))
     assert found[Key(4)][-1].error == "the loss stopped being finite in epoch 1"
     assert found[Key(4)][-1].parameters is None
@@ -337,14 +337,14 @@ def test_memory_that_runs_out_halves_the_group(dataset, alone, monkeypatch):
 
 
 def test_one_bad_trial_of_a_group_fails_alone(dataset, alone, monkeypatch):
-    drawn = StudyNetwork.initial_parameters
+    drawn = BoundNetwork.initial_weights
 
     def broken(*args, index, **options):
         if index == 2:
             raise ValueError("no such\nweights")
         return drawn(*args, index=index, **options)
 
-    monkeypatch.setattr(StudyNetwork, "initial_parameters", broken)
+    monkeypatch.setattr(BoundNetwork, "initial_weights", broken)
     found, _ = run(stacked(dataset))
     assert found[Key(2)][-1].error == "ValueError: no such weights"
     assert [type(event) for event in found[Key(2)]] == [TrialStarted, TrialFinished]
@@ -352,60 +352,90 @@ def test_one_bad_trial_of_a_group_fails_alone(dataset, alone, monkeypatch):
 
 
 @pytest.mark.slow
-def test_asking_for_lanes_measures_the_ways_and_remembers(dataset, tmp_path):
+def test_a_number_of_lanes_that_is_asked_for(dataset):
     trials = dict(numbered([configuration(4, 1, 0)] * 3))
     short = replace(RECIPES["study"], epochs=1, batch_size=32)
-    engine = Engine(STUDY, dataset, short, 0, lanes=2, memory=tmp_path)
+    engine = Engine(STUDY, dataset, short, 0, lanes=2)
     found, (chosen,) = run(engine, trials)
     assert all(isinstance(events[2], EpochFinished) for events in found.values())
-    assert chosen.stacking == engine.stacking
-    assert set(chosen.rates) == {"products 2", "grouped 2", "map 2"}
-    assert max(chosen.rates, key=chosen.rates.get).split()[0] == chosen.stacking.way
-    again = Engine(STUDY, dataset, short, 0, lanes=2, memory=tmp_path)
-    assert run(again, trials)[1] == [StackingChosen(chosen.stacking, {})]
+    assert chosen.stacking == engine.stacking == Stacking("map", 2)
 
 
-def test_choosing(tmp_path):
-    one, four = Stacking("alone", 1), Stacking("corners", 4, {"filters": 64})
-    ways = candidates("gpu", one, trials=100, lanes=None)
-    assert [(way.way, way.lanes) for way in ways] == [("alone", 1), ("grouped", 8), ("grouped", 32)]
-    asked = candidates("gpu", one, trials=100, lanes=32)
-    assert [(way.way, way.lanes) for way in asked] == [
-        (way, 32) for way in ("products", "grouped", "map")
+SPACE = numbered(Space(DEFINITION).draws(0))
+
+
+def programs_of(trials):
+    """The number of programs of these trials, as a function of the stacking."""
+
+    def count(stacking):
+        return len({group.program for group in group_trials(trials, stacking, 1, pads=pads)})
+
+    return count
+
+
+@pytest.mark.parametrize(
+    ("platform", "trials", "lanes", "way", "found"),
+    [
+        ("gpu", 10, None, "alone", 1),
+        ("gpu", 100, None, "grouped", 32),
+        ("gpu", 10, 8, "grouped", 8),
+        ("gpu", 100, 1, "alone", 1),
+        ("tpu", 10, None, "alone", 1),
+        ("tpu", 100, None, "corners", 1),
+        ("tpu", 100, 5, "map", 5),
+        ("cpu", 10, 4, "map", 4),
+    ],
+)
+def test_the_way_of_lanes_by_platform(platform, trials, lanes, way, found):
+    count = programs_of(SPACE[:trials])
+    chosen = choose(platform, 1, trials, lanes, PADDINGS, count, cores=1000)
+    assert (chosen.way, chosen.lanes, chosen.padding) == (way, found, {})
+
+
+def test_lanes_are_spread_over_devices():
+    count = programs_of(SPACE)
+    assert choose("tpu", 4, 357, None, PADDINGS, count, 1000).lanes == 4
+    assert choose("tpu", 4, 357, 5, PADDINGS, count, 1000).lanes == 8
+    assert choose("gpu", 4, 357, None, PADDINGS, count, 1000).lanes == 128
+
+
+def test_padding_is_as_narrow_as_the_host_can_compile():
+    """The whole space has 357, 63, 36, 18 or 9 programs, of which a core compiles two."""
+    count = programs_of(SPACE)
+    expected = [
+        (179, {}, 357),
+        (178, {"units": 256}, 63),
+        (24, {"filters": 32, "units": 256}, 36),
+        (9, {"filters": 64, "units": 256}, 18),
+        (5, {"filters": 128, "units": 256}, 9),
+        (2, {"filters": 128, "units": 256}, 9),  # as much as may be
     ]
-    for trials in (3, 100):  # a TPU has only one way, so nothing is measured
-        assert candidates("tpu", four, trials=trials, lanes=None) == [four]
-    assert candidates("tpu", four, trials=100, lanes=5) == [Stacking("map", 8, {"filters": 64})]
-    assert candidates("tpu", four, trials=100, lanes=4) == [four]
-    assert candidates("gpu", one, trials=100, lanes=1) == [one]
-    assert lone_ways("tpu", uses_method=True) == ["alone", "corners"]
-    assert lone_ways("tpu", uses_method=False) == lone_ways("gpu", uses_method=True) == ["alone"]
+    for cores, padding, programs in expected:
+        chosen = choose("tpu", 1, 357, None, PADDINGS, count, cores)
+        assert (chosen.padding, count(chosen)) == (padding, programs)
+    assert choose("tpu", 1, 357, None, (), count, 1) == Stacking("corners", 1)
 
-    def measure(way):
-        if way.lanes == 32:
-            raise RuntimeError("RESOURCE_EXHAUSTED")
-        return {"grouped": 2.0, "alone": 0.5}[way.way]
 
-    best, rates = choose(ways, measure, tmp_path, "a device")
-    assert (best.way, best.lanes) == ("grouped", 8)
-    assert rates == {"alone 1": 0.5, "grouped 8": 2.0, "grouped 32": 0}
-    assert choose(ways, None, tmp_path, "a device") == (best, {})
-    assert choose(ways, measure, tmp_path, "another device")[1] == rates
-    for damage in (b"", b"[]", b'{"x": 1'):
-        (tmp_path / "stacking.json").write_bytes(damage)
-        assert choose(ways, measure, tmp_path, "a device")[1] == rates
+def test_who_may_be_padded():
+    """Trials without dropout alone."""
+    dropping = configuration(3, 1, 1, 8, dropout=0.5)
+    trials = numbered([dropping, configuration(4, 1, 1, 8), configuration(3, 1, 1, 8)])
+    groups = group_trials(trials, Stacking("map", 8, {"filters": 32, "units": 256}), 1, pads=pads)
+    assert [[key.index for key, _ in group.trials] for group in groups] == [[0], [1, 2]]
+    assert groups[0].widest == dropping
+    assert groups[1].widest["filters"] == 32
 
 
 def test_the_program_for_a_tpu(dataset):
     """Lowered for a TPU, where there is none: its own convolution, and no tiles."""
-    for way, lanes in (("alone", 1), ("corners", 1), ("grouped", 4), ("products", 4)):
+    for way, lanes in (("alone", 1), ("corners", 1), ("grouped", 4)):
         engine = stacked(dataset, way, platform="tpu")
         group = Group(configuration(8, 2, 1, 8), tuple(list(TRIALS.items())[2:]), lanes)
         for function, arguments in engine.builder.functions(group, engine.stacking):
             exported = jax.export.export(function, platforms=["tpu"])(*arguments)
             module = exported.mlir_module()
             assert exported.platforms == ("tpu",)
-            assert ("stablehlo.convolution" in module) == (way != "products")
+            assert "stablehlo.convolution" in module
             if way == "grouped":
                 assert "feature_group_count = 4" in module
 
@@ -414,8 +444,8 @@ SHARDED = """
 import json, sys, jax
 from dataclasses import replace
 from jaxmnist.settings import RECIPES
-from jaxmnist.models.study import STUDY
-from jaxmnist.models.study_space import configuration
+from jaxmnist.models.network import STUDY
+from jaxmnist.models.study import configuration
 from jaxmnist.data.dataset import load_arrays, split
 from jaxmnist.engine.local import Engine
 from jaxmnist.engine.events import TrialFinished
@@ -427,7 +457,7 @@ settings = replace(RECIPES["study"], epochs=2, batch_size=32, learning_rate=1e-3
 drawn = json.loads(sys.argv[2])
 trials = {Key(int(index)): configuration(**given) for index, given in drawn.items()}
 padding = {"filters": 8, "units": 8}
-for stacking in (Stacking("alone", 8, padding), Stacking("products", 16, padding)):
+for stacking in (Stacking("alone", 8, padding), Stacking("grouped", 16, padding)):
     engine = Engine(STUDY, dataset, settings, 0, lanes=stacking.lanes, stacking=stacking)
     with engine.run(trials.items()) as events:
         ended = [event for event in events if isinstance(event, TrialFinished)]

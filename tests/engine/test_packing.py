@@ -9,7 +9,7 @@ import pytest
 
 from jaxmnist.engine.lanes import LARGE, Packing
 from jaxmnist.engine.training import OPTIMIZERS, TrainingState, weight_decay
-from jaxmnist.models.network import is_kernel
+from jaxmnist.models.interface import is_kernel
 
 TREE = {
     "conv": {"kernel": (3, 3, 2, 4), "bias": (4,)},

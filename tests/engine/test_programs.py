@@ -8,7 +8,7 @@ import pytest
 
 from jaxmnist.engine.lanes import Group
 from jaxmnist.engine.programs import Programs
-from jaxmnist.models.study_space import configuration
+from jaxmnist.models.study import configuration
 from jaxmnist.runs.trial import Key
 
 GROUPS = [Group(configuration(4, depth, 0), ((Key(depth), None),), 1) for depth in (1, 2, 2, 3)]

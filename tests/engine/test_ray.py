@@ -21,7 +21,7 @@ from jaxmnist import EnvironmentFailure, Run, UsageError, random_search
 from jaxmnist.engine.devices import check_ray
 from jaxmnist.engine.nodes import Machine, Node, node_of, refusal
 from jaxmnist.engine.ray import together
-from jaxmnist.models.network import load_function, own_modules
+from jaxmnist.models.own_code import load_function, own_modules
 from jaxmnist.runs.records import ModelReport
 
 OWN = """

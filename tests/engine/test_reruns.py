@@ -14,8 +14,8 @@ from jaxmnist.engine.events import EpochFinished, TrialFinished
 from jaxmnist.engine.lanes import Group, Stacking, group_trials
 from jaxmnist.engine.local import Engine
 from jaxmnist.engine.training import order_seed, weights_seed
-from jaxmnist.models.study import STUDY
-from jaxmnist.models.study_space import configuration
+from jaxmnist.models.network import STUDY
+from jaxmnist.models.study import configuration
 from jaxmnist.runs.trial import REFIT, Key
 from jaxmnist.settings import RECIPES
 

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import begin, float64
+from conftest import begin, float64, study_module
 
 from jaxmnist.engine.training import (
     NO_IMAGE,
@@ -22,9 +23,9 @@ from jaxmnist.engine.training import (
     start_epoch,
     train_block,
 )
-from jaxmnist.models.network import DataSpec
-from jaxmnist.models.study import STUDY, build_model
-from jaxmnist.models.study_space import configuration
+from jaxmnist.models.interface import DataSpec
+from jaxmnist.models.network import STUDY
+from jaxmnist.models.study import configuration
 from jaxmnist.settings import RECIPES
 
 HYPERPARAMETERS = configuration(5, 2, 1, 7)
@@ -33,12 +34,12 @@ DATA = DataSpec(SHAPE, CLASSES)
 
 
 def model(method):
-    return STUDY.model(HYPERPARAMETERS, DATA, method, "default")
+    return STUDY.bind(HYPERPARAMETERS, DATA).model(method, "default")
 
 
 def problem(images: int, dtype=np.float32):
     rng = np.random.default_rng(0)
-    parameters = STUDY.initial_parameters(HYPERPARAMETERS, DATA, seed=0, index=0)
+    parameters = STUDY.bind(HYPERPARAMETERS, DATA).initial_weights(seed=0, index=0)["params"]
     parameters = jax.tree.map(lambda x: x.astype(dtype), parameters)
     x = rng.integers(0, 256, (images, *SHAPE), np.uint8)
     # The network computes in the precision of float images.
@@ -81,7 +82,7 @@ def test_an_epoch_equals_one_written_by_hand_in_float64():
         state = train(state, images, labels, cut, 1, 3)
         assert not start_epoch(state).correct
 
-        plain = build_model(HYPERPARAMETERS, CLASSES, "convolution")
+        plain = study_module(HYPERPARAMETERS, DATA)
         adam = optax.adam(1e-2)
         optimizer_state = adam.init(parameters)
         total, right = 0.0, 0
@@ -89,7 +90,7 @@ def test_an_epoch_equals_one_written_by_hand_in_float64():
         @jax.jit
         @functools.partial(jax.value_and_grad, has_aux=True)
         def step(parameters, x, y):
-            logits = plain.apply({"params": parameters}, x).logits
+            logits = plain.apply({"params": parameters}, x / 255)
             return -jax.nn.log_softmax(logits)[np.arange(len(y)), y].mean(), logits
 
         for first in (0, 8, 16):
@@ -118,10 +119,10 @@ def test_smoothed_labels_change_the_gradient_and_not_the_loss_that_is_told():
         state = train(
             begin(parameters, settings), images, labels, batches(order, 8, 4), np.int32(0), 1
         )
-        plain = build_model(HYPERPARAMETERS, CLASSES, "convolution")
+        plain = study_module(HYPERPARAMETERS, DATA)
 
         def loss(parameters, targets):
-            logits = plain.apply({"params": parameters}, images).logits
+            logits = plain.apply({"params": parameters}, images / 255)
             return optax.softmax_cross_entropy(logits, targets).mean()
 
         targets = np.eye(CLASSES)[labels]
@@ -189,8 +190,8 @@ def test_evaluation_counts_every_image_once(images):
     parameters, x, y = problem(images)
     cut = batches(np.arange(images, dtype=np.int32), 16, 16)[:, 0]
     found = jax.jit(evaluate(model("tiles")))((parameters, {}), x, y, cut)
-    plain = jax.jit(build_model(HYPERPARAMETERS, CLASSES).apply)
-    logits = np.asarray(plain({"params": parameters}, x).logits, np.float64)
+    plain = jax.jit(study_module(HYPERPARAMETERS, DATA).apply)
+    logits = np.asarray(plain({"params": parameters}, x / np.float32(255)), np.float64)
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(images), y]
     right = np.asarray(found.right).reshape(-1)
     assert np.array_equal(right[:images], logits.argmax(1) == y)
@@ -200,7 +201,11 @@ def test_evaluation_counts_every_image_once(images):
 
 def test_apply_in_blocks():
     parameters, x, _ = problem(12)
-    whole = jax.jit(build_model(HYPERPARAMETERS, CLASSES).apply)({"params": parameters}, x)
+    module = study_module(HYPERPARAMETERS, DATA)
+    logits, sown = jax.jit(partial(module.apply, mutable=["intermediates"]))(
+        {"params": parameters}, x / np.float32(255)
+    )
+    expected = {"logits": logits, "features": sown["intermediates"]["features"][0]}
     for output in ("logits", "features"):
-        values = jax.jit(apply(model("tiles"), output, 4))((parameters, {}), x)
-        np.testing.assert_allclose(values, getattr(whole, output), rtol=0, atol=1e-5)
+        values = jax.jit(apply(model("tiles"), output, 4))({"params": parameters}, x)
+        np.testing.assert_allclose(values, expected[output], rtol=0, atol=1e-5)

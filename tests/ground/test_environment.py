@@ -600,7 +600,8 @@ def test_whatever_ends_a_search_what_ran_can_go_on(failure, options, tmp_path, m
             raise failure
         event(reports, happened)
 
-    given = {**options, "jobs": 1, "svm": False}
+    # Epochs enough that the trial is still running when it is stopped.
+    given = {**options, "jobs": 1, "svm": False, "epochs": 8}
     whole = random_search(**given, directory=str(tmp_path / "whole"))
     with monkeypatch.context() as patch:
         patch.setattr(Reports, "event", fail)

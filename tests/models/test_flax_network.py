@@ -20,8 +20,8 @@ from jaxmnist.data.dataset import load_arrays, split
 from jaxmnist.engine.events import Checkpoint, TrialFinished, from_arrays, to_arrays
 from jaxmnist.engine.local import Engine
 from jaxmnist.engine.training import epoch_order
-from jaxmnist.models.flax_network import FlaxNetwork
-from jaxmnist.models.network import DataSpec
+from jaxmnist.models.interface import DataSpec, split_weights
+from jaxmnist.models.network import Network
 from jaxmnist.models.space import Space
 from jaxmnist.runs.trial import Key
 from jaxmnist.settings import RECIPES
@@ -53,17 +53,17 @@ def count(tree):
 def test_ten_networks_as_people_write_them(name, dataset):
     """They have the known numbers of parameters, train, and evaluate the same twice."""
     build_model, parameters, statistics = NETWORKS[name]
-    network = FlaxNetwork(build_model)
+    network = Network(build_model)
     h = first(network)
-    trained, collections = network.split(network.shapes(h, DATA))
+    trained, collections = split_weights(network.bind(h, DATA).shapes)
     assert parameters in (None, count(trained))
     assert statistics in (None, count(collections))
     if name != "bridged":
-        assert sum(layer.parameters for layer in network.layers(h, DATA)) == count(trained)
+        assert sum(layer.parameters for layer in network.bind(h, DATA).layers) == count(trained)
     stateful = bool(collections)
-    assert network.tried(h, DATA).independent
-    assert network.notes(h, DATA) == []
-    assert network.batching(h, DATA) == (
+    assert network.bind(h, DATA).tried.independent
+    assert network.bind(h, DATA).notes == []
+    assert network.bind(h, DATA).batching == (
         "exact" if name == "bridged" else "masked" if stateful else "independent"
     )
     with Engine(network, dataset, SETTINGS, 0).run(numbered([h])) as events:
@@ -92,9 +92,9 @@ class Normalised(nn.Module):
 @pytest.mark.parametrize("own", slow_after(1, [False, True]))
 def test_an_epoch_equals_one_of_plain_flax(own, dataset):
     """Batch by batch, the last one smaller: statistics and weights are those of a plain loop."""
-    network = FlaxNetwork(lambda hp: Normalised(hp.Fixed("own", own)))
+    network = Network(lambda hp: Normalised(hp.Fixed("own", own)))
     h = first(network)
-    assert network.batching(h, DATA) == ("exact" if own else "masked")
+    assert network.bind(h, DATA).batching == ("exact" if own else "masked")
     settings = replace(
         RECIPES["study"], epochs=1, batch_size=16, learning_rate=1e-2, optimizer="sgd"
     )
@@ -102,8 +102,8 @@ def test_an_epoch_equals_one_of_plain_flax(own, dataset):
         (ended,) = [event for event in events if isinstance(event, TrialFinished)]
 
     module = Normalised(own)
-    weights = network.initial_parameters(h, DATA, seed=0, index=0)
-    parameters, collections = network.split(weights)
+    weights = network.bind(h, DATA).initial_weights(seed=0, index=0)
+    parameters, collections = split_weights(weights)
     sgd = optax.sgd(1e-2, 0.9)
     state = sgd.init(parameters)
     order = epoch_order(len(dataset.y_train), 0, 0)
@@ -165,7 +165,7 @@ def everything(hp):
 @pytest.mark.slow
 def test_a_trial_goes_on_from_each_checkpoint(dataset):
     """Bit for bit, with statistics, random streams and an optimizer of its own with a key."""
-    network = FlaxNetwork(everything)
+    network = Network(everything)
     h = first(network)
     settings = replace(RECIPES["study"], epochs=2, batch_size=4)
 
@@ -181,7 +181,7 @@ def test_a_trial_goes_on_from_each_checkpoint(dataset):
     for checkpoint in kept:
         arrays, content = to_arrays(checkpoint)
         again = from_arrays(
-            arrays, content, Key(5), h, network, DATA, len(dataset.y_validation), settings
+            arrays, content, Key(5), network.bind(h, DATA), len(dataset.y_validation), settings
         )
         went_on, _ = run({Key(5): again})
         assert went_on.history == ended.history
@@ -198,7 +198,7 @@ def test_learning_rates_share_a_program(dataset):
         hp.Float("learning_rate", 1e-3, 1e-1, sampling="log")
         return NETWORKS["lenet"][0](hp)
 
-    network = FlaxNetwork(build_model)
+    network = Network(build_model)
     space = Space(network.definition)
     trials = numbered(space.configuration(lambda *_, r=r: r) for r in (1e-3, 1e-2))
     engine = Engine(network, dataset, SETTINGS, 0, jobs=1)
@@ -221,7 +221,7 @@ def test_learning_rates_share_a_program(dataset):
 @pytest.mark.slow
 def test_the_weights_of_an_optimizer_of_ones_own_are_averaged_too(dataset):
     """One step an epoch: after two, the first one's weights count half as much as the second's."""
-    network = FlaxNetwork(lambda hp: (Normalised(bool(hp.Fixed("own", 0))), optax.sgd(0.1, 0.9)))
+    network = Network(lambda hp: (Normalised(bool(hp.Fixed("own", 0))), optax.sgd(0.1, 0.9)))
     h = first(network)
 
     def weights(epochs, momentum):
@@ -248,7 +248,7 @@ def test_each_optimizer_and_schedule_trains(dataset):
         hp.Choice("batch_size", [8, 16])
         return Everything(4)
 
-    network = FlaxNetwork(build_model)
+    network = Network(build_model)
     members = Space(network.definition).members()
     chosen = [members[0], members[9], members[14], members[20], members[27], members[35]]
     assert len({h["optimizer"] for h in chosen}) == 6
@@ -269,12 +269,12 @@ class Axis(nn.Module):
 
 def test_configurations_that_differ_in_an_axis_only():
     """Over images, or over rows: what is found for one doesn't count for the other."""
-    network = FlaxNetwork(lambda hp: Axis(hp.Choice("axis", [1, 0])))
+    network = Network(lambda hp: Axis(hp.Choice("axis", [1, 0])))
     rows, images = Space(network.definition).members()
-    assert network.batching(rows, DATA) == "independent"
-    assert network.batching(images, DATA) == "exact"
-    assert network.tried(rows, DATA).independent
-    assert not network.tried(images, DATA).independent
+    assert network.bind(rows, DATA).batching == "independent"
+    assert network.bind(images, DATA).batching == "exact"
+    assert network.bind(rows, DATA).tried.independent
+    assert not network.bind(images, DATA).tried.independent
 
 
 @pytest.mark.slow
@@ -286,10 +286,10 @@ def test_an_optimizer_of_ones_own_has_its_own_names(dataset):
         hp.Choice("batch_size", [8])
         return Everything(4), make(hp.Choice("learning_rate", [0.5]))
 
-    network = FlaxNetwork(build_model)
+    network = Network(build_model)
     h = first(network)
-    assert network.training(SETTINGS, h, DATA).batch_size == 8
-    assert network.training(SETTINGS, h, DATA).optimizer == SETTINGS.optimizer
+    assert network.bind(h, DATA).training(SETTINGS).batch_size == 8
+    assert network.bind(h, DATA).training(SETTINGS).optimizer == SETTINGS.optimizer
     with Engine(network, dataset, SETTINGS, 0).run(numbered([h])) as events:
         (ended,) = [event for event in events if isinstance(event, TrialFinished)]
     assert ended.error is None
@@ -338,7 +338,7 @@ WRONG = {
 def test_what_is_no_network(name):
     build_model, line = WRONG[name]
     with pytest.raises(UsageError, match=line) as caught:
-        Space(FlaxNetwork(build_model).definition)
+        Space(Network(build_model).definition)
     assert "\n" not in str(caught.value)
 
 
@@ -363,7 +363,7 @@ FAILING = {
 def test_a_configuration_that_fails(name, dataset):
     """The trial fails with one line."""
     build_model, line = FAILING[name]
-    network = FlaxNetwork(build_model)
+    network = Network(build_model)
     h = first(network)
     with Engine(network, dataset, SETTINGS, 0).run(numbered([h])) as events:
         (ended,) = [event for event in events if isinstance(event, TrialFinished)]
@@ -382,16 +382,15 @@ def test_features_are_what_goes_into_the_last_product():
 
     def bound(network):
         h = first(network)
-        weights = network.initial_parameters(h, DATA, seed=0, index=0)
+        weights = network.bind(h, DATA).initial_weights(seed=0, index=0)
         images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1)).astype(np.uint8)
-        parameters, collections = network.split(weights)
-        model = network.model(h, DATA, "tiles", "default")
-        outputs = jax.jit(model.outputs)(parameters, images, collections)
-        return outputs, network.feature_count(h, DATA)
+        model = network.bind(h, DATA).model("tiles", "default")
+        outputs = jax.jit(model.outputs)(weights, images)
+        return outputs, network.bind(h, DATA).feature_count
 
-    sown, width = bound(FlaxNetwork(lambda hp: Sowing()))
+    sown, width = bound(Network(lambda hp: Sowing()))
     assert sown.features.shape == (3, 6)
     assert width == 6
-    nnx_outputs, width = bound(FlaxNetwork(NETWORKS["bridged"][0]))
+    nnx_outputs, width = bound(Network(NETWORKS["bridged"][0]))
     assert nnx_outputs.features.shape == (3, 256)
     assert width == 256

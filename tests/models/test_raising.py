@@ -11,7 +11,7 @@ from conftest import slow_after
 from processes import Ended, command, flags, process
 
 from jaxmnist.errors import NetworkError, one_line, signals, signals_call, whole_traceback
-from jaxmnist.models.network import in_own_code
+from jaxmnist.models.own_code import in_own_code
 
 # `rest` is how many calls, of PLACE alone, go well before all raise.
 FILE = """\

@@ -23,7 +23,7 @@ from jaxmnist.models.questions import (
     Questions,
 )
 from jaxmnist.models.space import Space, SpaceDescription
-from jaxmnist.models.study_space import DEFINITION, configuration, most_conv_layers
+from jaxmnist.models.study import DEFINITION, configuration, most_conv_layers
 
 
 def space_of(ask, **options):

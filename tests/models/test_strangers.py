@@ -21,9 +21,9 @@ from jaxmnist.engine.events import TrialFinished
 from jaxmnist.engine.local import Engine
 from jaxmnist.errors import NetworkError
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.flax_network import FlaxNetwork
+from jaxmnist.models.interface import DataSpec, split_weights
 from jaxmnist.models.module import FLAGS
-from jaxmnist.models.network import DataSpec
+from jaxmnist.models.network import Network
 from jaxmnist.models.space import Space
 from jaxmnist.settings import RECIPES
 
@@ -33,12 +33,12 @@ NOTHING = Hyperparameters()
 
 
 def network(module, optimizer=None):
-    return FlaxNetwork(lambda hp: module if optimizer is None else (module, optimizer))
+    return Network(lambda hp: module if optimizer is None else (module, optimizer))
 
 
 def refusal(module, data=DATA):
     with pytest.raises(NetworkError) as caught:
-        network(module).check(NOTHING, data)
+        network(module).bind(NOTHING, data).check()
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -66,7 +66,7 @@ def trained(built, dataset, **settings):
 
 def modes(module):
     """Logits of 64 equal images in training, with two keys, and in evaluation."""
-    plain = network(module).built(NOTHING, DATA).plain
+    plain = network(module).bind(NOTHING, DATA).built.plain
     key = jax.random.key(0, impl="threefry2x32")
     variables = jax.jit(plain.init)(key)
     # A layer of zeros would hide dropout.
@@ -201,12 +201,12 @@ def test_an_unknown_argument_with_a_default_is_noted():
         def __call__(self, x, enable_noise: bool = False):
             return nn.Dense(3)(x.reshape(x.shape[0], -1))
 
-    (note,) = network(Unknown()).notes(NOTHING, DATA)
+    (note,) = network(Unknown()).bind(NOTHING, DATA).notes
     assert "argument enable_noise" in note
 
 
 def test_dropout_of_rate_0_is_ordinary():
-    network(Forgotten("dropout", 0.0)).check(NOTHING, DATA)
+    network(Forgotten("dropout", 0.0)).bind(NOTHING, DATA).check()
 
 
 class Backbone(nn.Module):
@@ -219,7 +219,7 @@ class Backbone(nn.Module):
 
 
 def test_fixed_statistics_of_fixed_layers_are_meant():
-    network(Backbone()).check(NOTHING, DATA)
+    network(Backbone()).bind(NOTHING, DATA).check()
 
 
 class AlwaysTraining(nn.Module):
@@ -308,10 +308,10 @@ def test_nnx_modules_follow_the_mode(name):
 @pytest.mark.parametrize("name", ["a class", "an instance"])
 def test_a_trained_nnx_module_computes_as_by_itself(name, dataset):
     """Statistics move in training, and serve in evaluation, alone for each image."""
-    own = FlaxNetwork(lambda hp: NNX[name]())
+    own = Network(lambda hp: NNX[name]())
     weights, data = trained(own, dataset, optimizer="sgd")
-    assert own.tried(NOTHING, data).independent
-    kept, _ = own.split(own.initial_parameters(NOTHING, data, seed=0, index=0))
+    assert own.bind(NOTHING, data).tried.independent
+    kept, _ = split_weights(own.bind(NOTHING, data).initial_weights(seed=0, index=0))
     assert not jax.tree.all(jax.tree.map(np.array_equal, kept, weights["params"]))
     if name == "an instance":
         return
@@ -322,7 +322,7 @@ def test_a_trained_nnx_module_computes_as_by_itself(name, dataset):
     module.eval()
     images = dataset.x_validation[:4] / np.float32(255)
     np.testing.assert_allclose(
-        module(jnp.asarray(images)), own.logits(NOTHING, data, weights, images), atol=1e-5
+        module(jnp.asarray(images)), own.bind(NOTHING, data).logits(weights, images), atol=1e-5
     )
 
 
@@ -351,7 +351,7 @@ class Powered(Only):
 
 
 def test_an_instance_with_attributes_is_taken():
-    network(Powered(rngs=nnx.Rngs(0))).check(NOTHING, DATA)
+    network(Powered(rngs=nnx.Rngs(0))).bind(NOTHING, DATA).check()
 
 
 WITHOUT_SEED = {
@@ -456,7 +456,7 @@ class Dependent(nn.Module):
 @pytest.mark.parametrize("head", ["zeros", "tiny", "drawn"])
 @pytest.mark.parametrize("how", ["batch", "place", "alone"])
 def test_dependence_is_seen_behind_a_head_that_hides_it(how, head):
-    tried = network(Dependent(how, head)).tried(NOTHING, DATA)
+    tried = network(Dependent(how, head)).bind(NOTHING, DATA).tried
     assert tried.independent == (how == "alone")
     assert tried.batching == ("exact" if how == "batch" else "independent")
 
@@ -475,12 +475,12 @@ class Mixing(nn.Module):
 
 
 def test_images_that_are_mixed_in_some_steps():
-    assert network(Mixing()).batching(NOTHING, DATA) == "exact"
+    assert network(Mixing()).bind(NOTHING, DATA).batching == "exact"
 
 
 def test_nan_is_equal_to_nan():
     """Diverged outputs say nothing of how images depend on each other."""
-    tried = network(Dependent("nan", "drawn")).tried(NOTHING, DATA)
+    tried = network(Dependent("nan", "drawn")).bind(NOTHING, DATA).tried
     assert tried.independent
     assert tried.batching == "independent"
 
@@ -545,7 +545,7 @@ class InTraining(nn.Module):
 
 def test_other_logits_in_training_are_refused():
     assert "parameter head/bias" in refusal(InTraining(first=False))
-    (note,) = network(InTraining(first=True)).notes(NOTHING, DATA)
+    (note,) = network(InTraining(first=True)).bind(NOTHING, DATA).notes
     assert "in training" in note
 
 
@@ -560,7 +560,7 @@ def test_the_logits_of_an_output_with_names():
             x = nn.relu(nn.Dense(8)(x.reshape(x.shape[0], -1)))
             return Named(x, nn.Dense(3)(x))
 
-    network(Naming()).check(NOTHING, DATA)
+    network(Naming()).bind(NOTHING, DATA).check()
 
 
 class Head(nn.Module):
@@ -574,12 +574,16 @@ class Head(nn.Module):
 
 
 def test_parts_that_exist_in_training_only_are_initialized():
-    assert set(network(Head()).shapes(NOTHING, DATA)["params"]) == {"Dense_0", "Dense_1", "more"}
+    assert set(network(Head()).bind(NOTHING, DATA).shapes["params"]) == {
+        "Dense_0",
+        "Dense_1",
+        "more",
+    }
 
 
 def test_outputs_that_are_limited_are_noted():
     """As cosines are too, which some want."""
-    (note,) = network(Ending("tanh")).notes(NOTHING, DATA)
+    (note,) = network(Ending("tanh")).bind(NOTHING, DATA).notes
     assert "between -1 and 1" in note
 
 
@@ -587,19 +591,20 @@ def test_outputs_that_are_limited_are_noted():
 @pytest.mark.parametrize("end", ["logits", "log_softmax", "scaled"])
 def test_logits_of_any_kind_are_taken(end, classes):
     data = DataSpec(SHAPE, classes)
-    network(Ending(end, classes)).check(NOTHING, data)
-    assert network(Ending(end, classes)).notes(NOTHING, data) == []
+    network(Ending(end, classes)).bind(NOTHING, data).check()
+    assert network(Ending(end, classes)).bind(NOTHING, data).notes == []
 
 
 @pytest.mark.parametrize(("end", "says"), [("tuple", "first of the 2"), ("dict", "'logits'")])
 def test_the_logits_among_several_outputs_are_taken_with_a_note(end, says):
     own, plain = network(Ending(end)), network(Ending("logits"))
-    notes = own.notes(NOTHING, DATA)
+    notes = own.bind(NOTHING, DATA).notes
     assert [says in note for note in notes] == [True, True]  # in training and in evaluation
-    weights = plain.initial_parameters(NOTHING, DATA, seed=0, index=0)
+    weights = plain.bind(NOTHING, DATA).initial_weights(seed=0, index=0)
     images = np.random.default_rng(0).random((3, *SHAPE), np.float32)
     np.testing.assert_array_equal(
-        own.logits(NOTHING, DATA, weights, images), plain.logits(NOTHING, DATA, weights, images)
+        own.bind(NOTHING, DATA).logits(weights, images),
+        plain.bind(NOTHING, DATA).logits(weights, images),
     )
 
 
@@ -688,8 +693,8 @@ class Sowing(nn.Module):
 @pytest.mark.parametrize("how", ["sum", "list", "nothing"])
 def test_what_is_sown_is_no_state(how, dataset):
     own = network(Sowing(how))
-    assert set(own.shapes(NOTHING, DATA)) == {"params", "means"}
-    notes = own.notes(NOTHING, DATA)
+    assert set(own.bind(NOTHING, DATA).shapes) == {"params", "means"}
+    notes = own.bind(NOTHING, DATA).notes
     assert sum("sows as losses" in note for note in notes) == (how != "nothing")
     weights, _ = trained(own, dataset, epochs=1)
     assert np.abs(weights["means"]["mean"]).max() > 0
@@ -712,8 +717,8 @@ class Guarded(nn.Module):
 
 def test_state_that_a_module_can_do_without_is_kept(dataset):
     own = network(Guarded())
-    assert set(own.shapes(NOTHING, DATA)) == {"params", "ema"}
-    assert not own.notes(NOTHING, DATA)
+    assert set(own.bind(NOTHING, DATA).shapes) == {"params", "ema"}
+    assert not own.bind(NOTHING, DATA).notes
     weights, _ = trained(own, dataset, epochs=1)
     assert np.abs(weights["ema"]["mean"]).max() > 0
 
@@ -738,10 +743,10 @@ class Penalty(nnx.Variable):
 @pytest.mark.filterwarnings("ignore:Using 'Module.sow")  # which people go on doing
 def test_what_nnx_modules_sow_is_no_state(dataset):
     own = network(NnxSowing)
-    assert set(own.shapes(NOTHING, DATA)) == {"params"}
+    assert set(own.bind(NOTHING, DATA).shapes) == {"params"}
     weights, data = trained(own, dataset, epochs=1)
     images = dataset.x_test[:3]
-    outputs = own.model(NOTHING, data, "tiles", "default").outputs(weights["params"], images)
+    outputs = own.bind(NOTHING, data).model("tiles", "default").outputs(weights, images)
     assert outputs.features.shape == (3, 8)
 
 
@@ -826,7 +831,7 @@ class Frozen(nn.Module):
 def test_weight_decay_leaves_fixed_weights_alone(dataset):
     """Fixed and unused weights stay as they are; a gradient of 0 is none of these."""
     own = network(Frozen())
-    assert own.decayed(NOTHING, DATA) == {
+    assert own.bind(NOTHING, DATA).decayed == {
         "fixed": False,
         "unused": False,
         "dead": True,
@@ -849,7 +854,7 @@ def test_labels_of_an_optimizer_may_have_two_levels(dataset):
     rules = {"fixed": optax.set_to_zero(), "free": optax.sgd(0.1)}
     own = network(Typed(), optax.multi_transform(rules, labels))
     weights, data = trained(own, dataset, epochs=1)
-    initial = own.initial_parameters(NOTHING, data, seed=0, index=0)
+    initial = own.bind(NOTHING, data).initial_weights(seed=0, index=0)
     same = jax.tree.map(np.array_equal, initial["params"], weights["params"])
     assert same["Dense_0"]["kernel"]
     assert not same["Dense_1"]["kernel"]
@@ -860,9 +865,9 @@ def test_multi_steps_train(dataset):
     own = network(Typed(), optax.MultiSteps(optax.sgd(0.1), 4))
     weights, data = trained(own, dataset, epochs=1)
     assert data.steps({}) == 6
-    initial = own.initial_parameters(NOTHING, data, seed=0, index=0)
+    initial = own.bind(NOTHING, data).initial_weights(seed=0, index=0)
     assert not jax.tree.all(jax.tree.map(np.array_equal, initial, weights))
-    assert own.notes(NOTHING, data) == []
+    assert own.bind(NOTHING, data).notes == []
 
 
 @pytest.mark.parametrize(
@@ -878,7 +883,7 @@ def test_multi_steps_train(dataset):
 )
 def test_a_schedule_that_ends_early_is_noted(schedule, last):
     data = DataSpec(SHAPE, 3, images=64, epochs=3, batch_size=16)
-    notes = network(Typed(), optax.adam(schedule)).notes(NOTHING, data)
+    notes = network(Typed(), optax.adam(schedule)).bind(NOTHING, data).notes
     assert [f"after step {last} of 12" in note for note in notes] == [True] * (last is not None)
 
 
@@ -892,12 +897,14 @@ def test_the_number_of_steps_is_that_of_this_training():
         asked.append(hp.steps)
         return Typed(), optax.sgd(optax.cosine_decay_schedule(0.1, hp.steps))
 
-    own = FlaxNetwork(build_model)
+    own = Network(build_model)
     drawn = Hyperparameters(batch_size=8)
-    own.built(drawn, DATA)
+    assert own.bind(drawn, DATA).built
     data = DataSpec(SHAPE, 3, images=60, epochs=2, batch_size=128)
-    first = own.built(drawn, data).computation
-    refit = own.built(drawn, DataSpec(SHAPE, 3, images=80, epochs=2, batch_size=128)).computation
+    first = own.bind(drawn, data).built.computation
+    refit = own.bind(
+        drawn, DataSpec(SHAPE, 3, images=80, epochs=2, batch_size=128)
+    ).built.computation
     assert asked == [1, 1, 16, 16, 20, 20]
     assert first.differences(refit) == "training"
 
@@ -911,7 +918,7 @@ def test_a_schedule_that_wants_many_steps_is_asked_for_with_some():
         hp.Choice("momentum", [0.5, 0.9])
         return Typed(), optax.sgd(rate)
 
-    assert set(Space(FlaxNetwork(build_model).definition).explored) == {"units", "momentum"}
+    assert set(Space(Network(build_model).definition).explored) == {"units", "momentum"}
 
 
 def test_a_batch_size_that_only_the_search_asks_for_counts():
@@ -922,5 +929,5 @@ def test_a_batch_size_that_only_the_search_asks_for_counts():
         seen.append(hp.steps)
         return Typed()
 
-    FlaxNetwork(build_model).built(Hyperparameters(batch_size=10), data)
+    assert Network(build_model).bind(Hyperparameters(batch_size=10), data).built
     assert seen == [12]

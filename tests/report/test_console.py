@@ -25,7 +25,7 @@ from jaxmnist.engine.events import (
     TrialStarted,
 )
 from jaxmnist.models.space import Space
-from jaxmnist.models.study_space import DEFINITION, configuration
+from jaxmnist.models.study import DEFINITION, configuration
 from jaxmnist.report.console import Console, Display, Progress, can_display
 from jaxmnist.report.live import open_console
 from jaxmnist.report.sentences import about_more, verdict

@@ -15,8 +15,8 @@ from processes import looks_of
 
 from jaxmnist import Run, random_search
 from jaxmnist.engine.events import EpochFinished, TrialFinished, TrialStarted
-from jaxmnist.models.study import STUDY
-from jaxmnist.models.study_space import configuration
+from jaxmnist.models.network import STUDY
+from jaxmnist.models.study import configuration
 from jaxmnist.report import live
 from jaxmnist.report.console import Console
 from jaxmnist.report.live import Reports

@@ -17,7 +17,7 @@ from processes import command, looks_of
 from jaxmnist import Run
 from jaxmnist.files import as_json, read_json, write_json
 from jaxmnist.models.space import Space
-from jaxmnist.models.study_space import DEFINITION, configuration
+from jaxmnist.models.study import DEFINITION, configuration
 from jaxmnist.report import facts, sentences
 from jaxmnist.report.drawing import accuracy_axis, canvas, inline_svg
 from jaxmnist.report.facts import Facts, in_python_only, python_session, settings_rows

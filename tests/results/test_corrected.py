@@ -10,7 +10,7 @@ import pytest
 from conftest import a_trial, history
 from scipy.stats import binomtest
 
-from jaxmnist.models.study_space import configuration
+from jaxmnist.models.study import configuration
 from jaxmnist.results import ranking as module
 from jaxmnist.results.ranking import (
     Optimism,

@@ -23,8 +23,8 @@ from jaxmnist.commands.parser import run_command
 from jaxmnist.engine import portable
 from jaxmnist.files import as_json, read_json, write_json
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.flax_network import FlaxNetwork
-from jaxmnist.models.network import DataSpec
+from jaxmnist.models.interface import DataSpec
+from jaxmnist.models.network import Network
 from jaxmnist.results.trained import Ensemble, target
 from jaxmnist.runs.records import ModelReport
 from jaxmnist.runs.trial import Key
@@ -65,8 +65,8 @@ class Counting(nn.Module):
 
 def of(module: nn.Module, scale: float = 255.0, shape=(28, 28, 1)) -> TrainedModel:
     """A network of one's own with random weights, BatchNorm's statistics among them."""
-    network, h = FlaxNetwork(lambda hp: module), Hyperparameters()
-    weights = network.initial_parameters(h, DataSpec(shape, 10, scale), seed=0, index=0)
+    network, h = Network(lambda hp: module), Hyperparameters()
+    weights = network.bind(h, DataSpec(shape, 10, scale)).initial_weights(seed=0, index=0)
     generator = np.random.default_rng(0)
     changed = jax.tree.map(
         lambda x: x + generator.uniform(0.05, 0.1, x.shape).astype(x.dtype), weights

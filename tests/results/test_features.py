@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import study_module
 from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.pipeline import Pipeline
@@ -9,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from jaxmnist import FlattenFeatures, UsageError
-from jaxmnist.models.study import build_model
+from jaxmnist.models.interface import DataSpec
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +20,13 @@ def model(finished):
 
 def test_features_equal_the_networks(model, mnist):
     images = mnist.x_test[:600]
-    outputs = build_model(model.hyperparameters, 10).apply({"params": model.parameters}, images)
-    np.testing.assert_allclose(model.features(images), outputs.features, rtol=0, atol=1e-5)
-    assert np.array_equal(model.predict(images), np.asarray(outputs.logits).argmax(1))
+    module = study_module(model.hyperparameters, DataSpec((28, 28, 1), 10))
+    logits, sown = module.apply(
+        model.parameters, images / np.float32(255), mutable=["intermediates"]
+    )
+    features = sown["intermediates"]["features"][0]
+    np.testing.assert_allclose(model.features(images), features, rtol=0, atol=1e-5)
+    assert np.array_equal(model.predict(images), np.asarray(logits).argmax(1))
     probabilities = model.predict_proba(images)
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
 

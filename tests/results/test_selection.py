@@ -10,7 +10,7 @@ from conftest import a_trial, bits, history, write_completed, writing
 from scipy.stats import binomtest
 
 from jaxmnist import Run, UsageError
-from jaxmnist.models.study_space import configuration
+from jaxmnist.models.study import configuration
 from jaxmnist.results.selection import RULES, Course, rule_of
 from jaxmnist.runs.trial import Key, pack_right
 from jaxmnist.settings import SELECTIONS

@@ -21,8 +21,8 @@ import numpy as np
 from jaxmnist.data.dataset import load_arrays, split
 from jaxmnist.engine.events import TrialFinished
 from jaxmnist.engine.local import Engine
+from jaxmnist.models.network import STUDY
 from jaxmnist.models.space import Space
-from jaxmnist.models.study import STUDY
 from jaxmnist.runs.trial import Key
 from jaxmnist.settings import RECIPES
 

@@ -46,7 +46,7 @@ for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # a shell may have them ignored in
 from jaxmnist.engine.devices import cache_folder, keep_programs
 from jaxmnist.commands import parser as command, search
 keep_programs(cache_folder(sys.argv[2]))
-from jaxmnist.models.study import StudyNetwork
+from jaxmnist.models.network import StudyNetwork
 import soak
 
 marks, drawn = Path(sys.argv[1]), StudyNetwork.initial_parameters

@@ -16,7 +16,7 @@ from conftest import a_trial, bits, history, searched, write_completed, writing
 from jaxmnist.errors import EnvironmentFailure, UsageError
 from jaxmnist.files import DamagedFile, as_json, read_json, write_json
 from jaxmnist.machine import machine
-from jaxmnist.models.study_space import configuration
+from jaxmnist.models.study import configuration
 from jaxmnist.results.trained import TrainedModel
 from jaxmnist.runs.records import File, Sharing, Times
 from jaxmnist.runs.store import Store, begin_run, exists, read_search

@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from conftest import writing
@@ -18,7 +19,7 @@ from jaxmnist.data.dataset import dataset_in_memory, joined
 from jaxmnist.engine.events import TrialFinished
 from jaxmnist.engine.local import Engine
 from jaxmnist.files import as_json
-from jaxmnist.models.study import STUDY
+from jaxmnist.models.network import STUDY
 from jaxmnist.report.console import Display
 from jaxmnist.results.ranking import finalists_as_text
 from jaxmnist.runs.records import File, ModelReport, SvmReport
@@ -103,9 +104,8 @@ def test_the_winner_is_refitted(again, finished):
     key = again.ranking.final.key
     with engine.run([(key, again.ranking.final.hyperparameters)]) as events:
         last = next(event for event in events if isinstance(event, TrialFinished))
-    for layer, arrays in last.parameters.items():
-        for name, array in arrays.items():
-            assert np.array_equal(array, again.best_model.parameters[layer][name])
+    pair = last.parameters, again.best_model.parameters
+    assert jax.tree.all(jax.tree.map(np.array_equal, *pair))
     models = again.get_best_models(2)
     assert [model.hyperparameters for model in models] == again.get_best_hyperparameters(2)
     assert models[0] is again.best_model

@@ -244,11 +244,11 @@ class Flat(nn.Module):
 def test_what_is_given_beside_the_network_counts(file):
     """A flag at its default's value too; in Python a default counts as not given."""
     from jaxmnist.api import settings_of
-    from jaxmnist.models.flax_network import FlaxNetwork
-    from jaxmnist.models.network import load_function
+    from jaxmnist.models.network import Network
+    from jaxmnist.models.own_code import load_function
     from jaxmnist.models.space import Space
 
-    space = Space(FlaxNetwork(load_function(str(file))).definition)
+    space = Space(Network(load_function(str(file))).definition)
     assert settings_of({"learning_rate": 0.001}, space).ranges == {"learning_rate": 0.001}
     assert settings_of({"batch_size": [8, 16]}, space).ranges == {"batch_size": [8, 16]}
     assert settings_of({"batch_size": 8}, space).training.batch_size == 8

@@ -23,7 +23,7 @@ from jaxmnist.commands.search import as_typed
 from jaxmnist.data.dataset import MNIST_SHA256, load_arrays
 from jaxmnist.files import read_json, write_json
 from jaxmnist.models.space import Space
-from jaxmnist.models.study_space import DEFINITION
+from jaxmnist.models.study import DEFINITION
 from jaxmnist.report.sentences import verdict
 from jaxmnist.runs.records import File, ModelReport
 from jaxmnist.search import search as search_module

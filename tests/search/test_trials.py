@@ -15,9 +15,9 @@ from jaxmnist.data.dataset import load_arrays, split
 from jaxmnist.engine.events import Checkpoint, TrialFinished, TrialStarted
 from jaxmnist.engine.local import Engine
 from jaxmnist.errors import EnvironmentFailure
-from jaxmnist.models.network import DataSpec
-from jaxmnist.models.study import STUDY, StudyNetwork
-from jaxmnist.models.study_space import configuration
+from jaxmnist.models.interface import DataSpec
+from jaxmnist.models.network import STUDY, BoundNetwork
+from jaxmnist.models.study import configuration
 from jaxmnist.runs.records import File
 from jaxmnist.runs.store import Store, begin_run
 from jaxmnist.runs.trial import DEATHS, QUEUE, Key, State, agree, state_of
@@ -69,7 +69,7 @@ def started(index):
 def finish(trials, index, accuracy=0.5):
     """Train a trial, as far as its record goes."""
     data = DataSpec((28, 28, 1), 10)
-    weights = STUDY.initial_parameters(DRAWS[Key(index)], data, seed=0, index=index)
+    weights = STUDY.bind(DRAWS[Key(index)], data).initial_weights(seed=0, index=index)
     epochs, right = history(0.4, accuracy), bits(0.4, accuracy)
     trials.record(started(index))
     trials.record(TrialFinished(Key(index), epochs, weights, 1.0, validation=right))
@@ -326,7 +326,7 @@ def test_a_checkpoint_of_another_trial_is_set_aside(opened, dataset):
 
 def test_an_exception_in_one_trial_of_a_search(options, tmp_path, monkeypatch, capsys):
     """The search goes on, tries once more, and the winner comes from the others."""
-    drawn, tried = StudyNetwork.initial_parameters, []
+    drawn, tried = BoundNetwork.initial_weights, []
 
     def bad(*args, index, **kwargs):
         if index == 2:
@@ -334,7 +334,7 @@ def test_an_exception_in_one_trial_of_a_search(options, tmp_path, monkeypatch, c
             raise MemoryError("no room\nfor this one")
         return drawn(*args, index=index, **kwargs)
 
-    monkeypatch.setattr(StudyNetwork, "initial_parameters", bad)
+    monkeypatch.setattr(BoundNetwork, "initial_weights", bad)
     run = random_search(**{**options, "svm": False, "epochs": 1}, directory=str(tmp_path))
     assert tried == [2, 2]
     assert [t.status for t in run.trials] == ["completed", "completed", "failed", "completed"]
@@ -347,7 +347,7 @@ def test_an_exception_in_one_trial_of_a_search(options, tmp_path, monkeypatch, c
 def test_a_retry_that_succeeds_is_as_if_it_had_not_failed(options, tmp_path, monkeypatch):
     given = {**options, "svm": False, "epochs": 1, "max_trials": 2}
     whole = random_search(**given, directory=str(tmp_path / "whole"))
-    drawn, failures = StudyNetwork.initial_parameters, iter([RuntimeError("once")])
+    drawn, failures = BoundNetwork.initial_weights, iter([RuntimeError("once")])
 
     def bad(*args, index, **kwargs):
         if index == 1:
@@ -355,7 +355,7 @@ def test_a_retry_that_succeeds_is_as_if_it_had_not_failed(options, tmp_path, mon
                 raise failure
         return drawn(*args, index=index, **kwargs)
 
-    monkeypatch.setattr(StudyNetwork, "initial_parameters", bad)
+    monkeypatch.setattr(BoundNetwork, "initial_weights", bad)
     run = random_search(**given, directory=str(tmp_path / "again"))
     assert [t.history for t in run.trials] == [t.history for t in whole.trials]
     assert (run.trials[1].attempts, run.trials[1].failures) == (2, 1)

@@ -18,7 +18,7 @@ from processes import command, flags, looks_of
 from jaxmnist import NetworkError, Run, TrainedModel, UsageError, random_search
 from jaxmnist.engine.events import EpochFinished
 from jaxmnist.files import as_json, read_tensors
-from jaxmnist.models.flax_network import FlaxNetwork
+from jaxmnist.models.network import Network
 from jaxmnist.runs.records import File, ModelReport
 from jaxmnist.runs.trial import REFIT, Key
 
@@ -191,7 +191,7 @@ def test_a_file_of_weights_alone_is_compared_too(searched):
     run = Run(searched / "runs" / "small")
     namespace = {}
     exec(SOURCE.replace("nn.relu(", "nn.gelu("), namespace)
-    other = FlaxNetwork(namespace["build_model"])
+    other = Network(namespace["build_model"])
     with pytest.raises(
         UsageError, match=r"the weights of another network, with different training and eval"
     ):
