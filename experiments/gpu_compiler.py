@@ -48,6 +48,7 @@ from jaxmnist.data.dataset import load_dataset
 from jaxmnist.engine.lanes import Group, Stacking
 from jaxmnist.engine.programs import Builder
 from jaxmnist.hyperparameters import Hyperparameters
+from jaxmnist.machine import cores
 from jaxmnist.models.study import configuration
 from jaxmnist.runs.trial import Key
 from jaxmnist.settings import PRECISIONS, RECIPES, USUAL_RECIPE, DataSettings
@@ -157,7 +158,7 @@ def main() -> None:
     settings = replace(RECIPES[given.recipe], precision=given.precision)
     builder = new_builder(dataset, settings, "gpu", list(topology.devices))
     trials = default_trials(dataset, whole=given.space)
-    padding = {} if given.reference else builder.stacking(trials, None, consecutive=False).padding
+    padding = {} if given.reference else builder.stacking(trials, None, cores()).padding
     print(f"jaxmnist {jaxmnist.__version__}, jax {jax.__version__}, recipe {given.recipe},")
     print(f"{given.precision} precision,", end=" ")
     print(f"one H100, padding {dict(padding)}: the compiler's words, not a measurement.\n")

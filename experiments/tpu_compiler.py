@@ -184,7 +184,7 @@ def main() -> int:
         return check(dataset, given.recipe)
     trials = compiled.default_trials(dataset, whole=given.space)
     builder = new_builder(dataset, given.recipe, given.precision, given.chips)
-    stacking = builder.stacking(trials, None, consecutive=False, host_cores=given.cores)
+    stacking = builder.stacking(trials, None, given.cores)
     programs = compiled.programs(builder.groups(trials, stacking))
     print(f"jaxmnist {jaxmnist.__version__}, jax {jax.__version__}, recipe {given.recipe},")
     print(f"{given.precision} precision,", end=" ")

@@ -283,7 +283,9 @@ class Engine:
         trials, checkpoints = list(trials), dict(checkpoints or {})
         before: list[Event] = []
         if self.stacking is None:
-            self.stacking = self.builder.stacking(trials, self.lanes, consecutive=self.consecutive)
+            self.stacking = self.builder.stacking(
+                trials, self.lanes, cores(), consecutive=self.consecutive
+            )
             before = [StackingChosen(self.stacking)]
         positions = {key: (found.epoch, found.step) for key, found in checkpoints.items()}
         groups = self.builder.groups(trials, self.stacking, positions, consecutive=self.consecutive)

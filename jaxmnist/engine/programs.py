@@ -38,7 +38,6 @@ from jaxmnist.engine.training import (
     weights_seed,
 )
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.machine import cores
 from jaxmnist.models.convolution import block_size, usual_method
 from jaxmnist.models.interface import DataSpec
 from jaxmnist.models.network import BoundNetwork, Network
@@ -322,7 +321,12 @@ class Builder:
         return (train, arguments), (validate, (weights, *self.evaluated))
 
     def stacking(
-        self, trials: list[tuple[Key, Hyperparameters]], lanes: int | None, *, consecutive: bool
+        self,
+        trials: list[tuple[Key, Hyperparameters]],
+        lanes: int | None,
+        host_cores: int,
+        *,
+        consecutive: bool = False,
     ) -> Stacking:
         """How these trials share programs: see `lanes.choose`."""
 
@@ -333,7 +337,7 @@ class Builder:
         known = self.network.known
         paddings = known.paddings if known else ()
         count = self.devices.count
-        return choose(self.platform, count, len(trials), lanes, paddings, programs, cores())
+        return choose(self.platform, count, len(trials), lanes, paddings, programs, host_cores)
 
 
 # --- How long training takes, about ---

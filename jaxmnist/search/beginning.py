@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import logging
 import math
@@ -167,7 +168,8 @@ def describe_search(
 
 # --- Checks before the first trial for problems that would make trials fail ---
 
-MOST_TRACED = 16  # configurations of a network that must be traced
+MOST_TRACED = 16  # configurations that are traced before the first trial
+LARGEST = 3  # configurations whose memory is estimated before it
 MOST_NOTED = 3  # of which a user is told what to know
 
 
@@ -193,16 +195,22 @@ def check_memory(
     if settings.output.svm:
         fitted = len(dataset.y_train) + settings.selection.refit * len(dataset.y_validation)
         svm.check_svm_memory(svm.Fitting.kind, dataset.classes, fitted)
-    # Tracing hundreds of networks would take minutes: then the first ones are looked at.
+    # Tracing hundreds of networks would take minutes: those with the largest numbers are checked.
     batch_size = settings.training.batch_size
     data = DataSpec.of(dataset, settings.training)
-    for draw in itertools.islice(dict.fromkeys(draws), MOST_TRACED):
+    for draw in heapq.nlargest(LARGEST, dict.fromkeys(draws), key=_product):
         needed = least_memory(network.bind(draw, data).layers, batch_size)
         if needed > memory():
             raise UsageError(
                 f"{draw}: training needs at least {needed / 2**30:.0f} GiB, and this machine has"
                 f" {memory() / 2**30:.0f} GiB of memory; choose smaller values"
             )
+
+
+def _product(draw: Hyperparameters) -> int:
+    """The product of the whole numbers of a configuration, about which its size grows with."""
+    numbers = (value for value in draw.values() if type(value) is int and value > 0)
+    return math.prod(numbers)
 
 
 def least_memory(layers: Sequence[Layer], batch_size: int) -> int:
@@ -455,7 +463,7 @@ def preview(settings: SearchSettings, network: Network) -> Preview:
         network, first.dataset, training, settings.space.seed, jobs=settings.running.jobs
     )
     assert engine.jobs is not None
-    described = list(first.draws.items())[: None if network.known else MOST_TRACED]
+    described = list(first.draws.items())[:MOST_TRACED]
     works = {key: _work(engine, draw) for key, draw in described}
     work = {key: found for key, found in works.items() if isinstance(found, float)}
     if not work:

@@ -260,3 +260,43 @@ def test_a_convolution_with_another_type_of_output_is_left():
     ours, theirs = rewritten(function)(x, kernel), function(x, kernel)
     assert ours.dtype == theirs.dtype
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(BLOCKS))
+def test_blocks_by_corners(name):
+    """Convolution, bias, ReLU and pooling in one, and all else as it is: the same values."""
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return BLOCKS[name](x)
+
+    with float64():
+        images = jnp.asarray(noise((2, 16, 18, 4)))
+        network = Network()
+        weights = jax.tree.map(
+            lambda x: jnp.asarray(x, float), network.init(jax.random.key(0), images)
+        )
+        ours = rewritten(network.apply, "corners")
+        np.testing.assert_allclose(
+            jax.jit(ours)(weights, images), network.apply(weights, images), atol=1e-12
+        )
+        names = primitives(ours, weights, images)
+    assert "conv_general_dilated" in names or "conv" not in name
+
+
+def test_who_pools_by_corners():
+    """The study's layers: four strided convolutions each, and no pooling window."""
+
+    def function(x, kernel, bias):
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return nn.max_pool(nn.relu(y + bias.reshape(1, 1, 1, -1)), (2, 2), (2, 2))
+
+    arguments = noise((2, 8, 8, 3)), noise((3, 3, 3, 4)), noise((4,))
+    names = primitives(rewritten(function, "corners"), *arguments)
+    assert names.count("conv_general_dilated") == 4
+    assert "reduce_window_max" not in names
+    untouched = primitives(rewritten(function, "convolution"), *arguments)
+    assert (untouched.count("conv_general_dilated"), untouched.count("reduce_window_max")) == (1, 1)
