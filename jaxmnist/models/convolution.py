@@ -82,6 +82,15 @@ def _max_corner_backward(winner: jax.Array, cotangent: jax.Array) -> tuple[jax.A
 max_corner.defvjp(_max_corner_forward, _max_corner_backward)
 
 
+def max_pool_2x2(x: jax.Array) -> jax.Array:
+    """2×2 max-pooling, float[N, H, W, F] → float[N, H // 2, W // 2, F].
+
+    The gradient of XLA's own is slow on every device.
+    """
+    x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
+    return max_corner(*[x[:, i::2, j::2] for i, j in CORNERS])
+
+
 @jax.custom_vjp
 def product(a: jax.Array, b: jax.Array) -> jax.Array:
     """`a @ b`, with gradients computed as products that a CPU need not transpose again."""
@@ -339,17 +348,25 @@ def block_size(platform: str, batch_size: int) -> int:
     return -(-batch_size // blocks)
 
 
-def convolve_pool(inputs: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
-    """Convolution with stride 1 by 'tiles', and 2×2 max-pooling.
+def convolve_pool(
+    inputs: jax.Array, kernel: jax.Array, padding: Padding, method: Method
+) -> jax.Array:
+    """Convolution with stride 1, and 2×2 max-pooling.
 
     Args:
       inputs: float[N, H, W, C].
       kernel: float[K, L, C, F].
       padding: 'valid', or 'same', for an odd K and L.
+      method: 'tiles', or else XLA's own convolution.
 
     Returns:
       float[N, H', W', F]; H' and W' are half the convolution's output size, rounded down.
     """
+    if method != "tiles":
+        outputs = lax.conv_general_dilated(
+            inputs, kernel, (1, 1), padding.upper(), dimension_numbers=DIMENSIONS
+        )
+        return max_pool_2x2(outputs)
     if padding == "same" and kernel.shape[:2] == (3, 3):
         return convolve_pool_by_winograd(inputs, kernel)
     return _convolve_pool_by_patches(_padded(inputs, kernel, padding), kernel)

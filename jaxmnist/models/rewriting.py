@@ -30,6 +30,7 @@ from jaxmnist.models.convolution import (
     convolve_pool,
     convolve_relu_pool_by_corners,
     max_corner,
+    max_pool_2x2,
     product,
     relu,
 )
@@ -88,6 +89,9 @@ class Window:
             return lax.slice(padded, (0, *first, 0), (n, *last, channels), (1, *self.strides, 1))
 
         return at
+
+
+CORNER_WINDOW = Window((2, 2), (2, 2))  # of usual pooling
 
 
 def convolve(x: jax.Array, kernel: jax.Array, window: Window, groups: int = 1) -> jax.Array:
@@ -185,7 +189,7 @@ def max_pool(x: jax.Array, window: Window) -> jax.Array:
 
     Its gradient goes to the first of a window's largest numbers, row by row.
     """
-    if window == Window((2, 2), (2, 2)):
+    if window == CORNER_WINDOW:
         return max_corner(*corners(x))
     at = window.slices(window.pad(x, -jnp.inf))
     best, *others = [at(i, j) for i, j in window.places()]
@@ -228,7 +232,7 @@ def _pool_middle(x: jax.Array, window: Window, axis: int) -> jax.Array:
 
 def sum_pool(x: jax.Array, window: Window) -> jax.Array:
     """The sum of each window, float[N, H, W, C] → float[N, H', W', C]."""
-    if window == Window((2, 2), (2, 2)):
+    if window == CORNER_WINDOW:
         a, b, c, d = corners(x)
         return a + b + c + d
     at = window.slices(window.pad(x, 0))
@@ -437,19 +441,15 @@ class _Fused:
     has_relu: bool
     places: tuple[int, ...]
 
-    def suits(self, method: Method) -> bool:
-        """Whether they are computed together by a method."""
-        return method == "tiles" or (method == "corners" and self.has_relu)
-
     def compute(
         self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None, method: Method
     ) -> jax.Array:
         """Their value, float[N, H', W', F]; bias: float[1, 1, 1, F]."""
-        if method == "corners":
+        if method == "corners" and self.has_relu:
             filters = kernel.shape[-1]
             flat = jnp.zeros(filters, x.dtype) if bias is None else bias.reshape(filters)
             return convolve_relu_pool_by_corners(x, kernel, flat, self.padding)
-        value = convolve_pool(x, kernel, self.padding)
+        value = convolve_pool(x, kernel, self.padding, method)
         value = value if bias is None else value + bias
         return relu(value) if self.has_relu else value
 
@@ -484,7 +484,7 @@ class _Evaluation:
         fused: dict[int, tuple[Any, _Fused]] = {}  # by the place of the last of their equations
         skipped: set[int] = set()
         for place, equation in enumerate(jaxpr.eqns):
-            if (found := _fused(jaxpr.eqns, place, uses)) and found.suits(self.method):
+            if not self.pool and (found := _fused(jaxpr.eqns, place, uses)):
                 fused[found.places[-1]] = equation, found
                 skipped.update((place, *found.places[:-1]))
             if place in fused:
@@ -512,6 +512,8 @@ class _Evaluation:
             return [self.pool(inputs[0], window)]
         if self.method == "tiles" and (value := _from_slices(equation, inputs)) is not None:
             return [value]
+        if _pools_corners(equation):
+            return [max_pool_2x2(inputs[0])]
         found = equation.primitive.get_bind_params(equation.params)
         # Functions among the parameters come apart from them before jax 0.10.
         functions, parameters = found if isinstance(found, tuple) else ((), found)
@@ -583,6 +585,18 @@ def _pool_window(equation: Any) -> Window | None:
     )
 
 
+def _pools_corners(equation: Any) -> bool:
+    """Whether an equation is usual pooling, of a number of images that is known.
+
+    If that is left open, for export, slices would become gathers.
+    """
+    return (
+        equation.primitive.name == "reduce_window_max"
+        and isinstance(equation.invars[0].aval.shape[0], int)
+        and _pool_window(equation) == CORNER_WINDOW
+    )
+
+
 # --- A convolution, its bias, ReLU and 2×2 max-pooling in one ---
 
 
@@ -613,8 +627,7 @@ def _fused(equations: Sequence[Any], place: int, uses: Counter[Any]) -> _Fused |
         elif _is_relu(equation) and not has_relu:
             has_relu = True
         elif name == "reduce_window_max":
-            corners = Window((2, 2), (2, 2))
-            fits = _pool_window(equation) == corners
+            fits = _pools_corners(equation)
             return _Fused(padding, bias, has_relu, tuple(places)) if fits else None
         else:
             return None

@@ -25,7 +25,7 @@ def convolve_relu_pool(x, kernel, bias, padding, method):
     """By a method, with what is behind the convolution."""
     if method == "corners":
         return convolve_relu_pool_by_corners(x, kernel, bias, padding)
-    return relu(convolve_pool(x, kernel, padding) + bias)
+    return relu(convolve_pool(x, kernel, padding, method) + bias)
 
 
 def plain(x, kernel, bias, padding):
@@ -37,7 +37,7 @@ def plain(x, kernel, bias, padding):
     return lax.reduce_window(y, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
 
-METHODS = ["tiles", "corners"]
+METHODS = ["tiles", "convolution", "corners"]
 CASES = [
     # height, width, channels, filters, kernel, padding
     (6, 7, 2, 3, 5, "valid"),
@@ -105,7 +105,8 @@ def tied(shape, rng):
 
 
 @pytest.mark.parametrize("case", slow_after(2, [case for case in CASES if case[4] in (3, 5)]))
-def test_of_equal_values_the_first_gets_the_gradient(case):
+@pytest.mark.parametrize("method", ["convolution", "corners"])
+def test_of_equal_values_the_first_gets_the_gradient(case, method):
     """As in XLA's own gradient of pooling, for positive and negative values and for zero."""
     height, width, channels, filters, size, padding = case
     rng = np.random.default_rng(2)
@@ -114,7 +115,7 @@ def test_of_equal_values_the_first_gets_the_gradient(case):
     bias = rng.integers(-2, 9, filters) / 4
 
     def ours(*args):
-        return convolve_relu_pool(*args, padding=padding, method="corners")
+        return convolve_relu_pool(*args, padding=padding, method=method)
 
     @jax.jit
     def value_and_gradients(*args):
