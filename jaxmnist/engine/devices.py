@@ -280,7 +280,7 @@ def check_ray(address: str) -> None:
         raise wrong("ray", f"must be auto or the head's host:port, not {address!r}")
 
 
-# --- The cache folder, which keeps compiled programs and measurements between runs ---
+# --- The cache folder, which keeps compiled programs between runs ---
 
 VARIABLE = "JAXMNIST_CACHE"
 OFF = "off"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -219,50 +219,6 @@ def lanes_for(trials: int, devices: int, most: int) -> int:
     return min(lanes, max(most, devices))
 
 
-# Trials from which on a TPU and a GPU take the way that trains faster and compiles longer: on a TPU
-# it saves a trial half a second and costs a program 30 core-seconds; on an H200 32 lanes made 4345
-# steps a second in place of 2730.
-MANY = 100
-GPU_LANES = 32
-# Programs that a core of the host may compile before trials are padded to share programs.
-EACH_CORE = 2
-
-
-def choose(
-    platform: str,
-    devices: int,
-    trials: int,
-    lanes: int | None,
-    paddings: Sequence[Mapping[str, int]],
-    programs: Callable[[Stacking], int],
-    cores: int,
-) -> Stacking:
-    """How trials share programs, by rule.
-
-    On a CPU and a TPU one trial trains after another on a device, on a GPU many at once if there
-    are `MANY`. Trials are padded as little as lets the host compile their programs, `EACH_CORE` on
-    a core at most, or else as much as they may be.
-
-    Args:
-      platform: 'cpu', 'gpu' or 'tpu'.
-      devices: their number.
-      trials: their number.
-      lanes: trials in one program, if the user chose that.
-      paddings: that may be chosen from, the narrowest first.
-      programs: returns the number of programs that a stacking needs.
-      cores: of the host.
-    """
-    together = "grouped" if platform == "gpu" else "map"
-    if lanes is not None and lanes > devices:
-        way, lanes = together, round_up(lanes, devices)
-    elif lanes is None and platform == "gpu" and trials >= MANY:
-        way, lanes = together, lanes_for(trials, devices, GPU_LANES * devices)
-    else:
-        way, lanes = ("corners" if platform == "tpu" and trials >= MANY else "alone"), devices
-    choices = [Stacking(way, lanes, padding) for padding in ({}, *paddings)]
-    return next((s for s in choices if programs(s) <= EACH_CORE * cores), choices[-1])
-
-
 # --- Groups of trials that share a program as its lanes ---
 
 # With three, the last trial of ten on two cores ends 2 % after the best order's; with none, 9 %.
@@ -339,6 +295,61 @@ def group_trials(
             widest = widest_of(part[0][1])
             groups.append(Group(widest, part, lanes_for(len(part), devices, most), shared))
     return sorted(groups, key=lambda group: group.trials[0][0])
+
+
+# --- The rule by which trials share programs ---
+
+# Trials from which on a TPU and a GPU take the way that trains faster and compiles longer: on a TPU
+# it saves a trial half a second and costs a program 30 core-seconds; on an H200 32 lanes made 4345
+# steps a second in place of 2730.
+MANY = 100
+GPU_LANES = 32
+# Programs that a core of the host may compile before trials are padded to share programs.
+EACH_CORE = 2
+
+
+def choose(
+    platform: str,
+    devices: int,
+    trials: int,
+    lanes: int | None,
+    paddings: Sequence[Mapping[str, int]],
+    groups_of: Callable[[Stacking], Sequence[Group]],
+    cores: int,
+) -> Stacking:
+    """How trials share programs, by rule.
+
+    On a CPU and a TPU one trial trains after another on a device. So it does on a GPU, but if there
+    are `MANY` that may be padded, as many at once as share a program. Trials are padded as little
+    as lets the host compile their programs, `EACH_CORE` on a core at most, or else as much as they
+    may be; on a CPU they are not.
+
+    Args:
+      platform: 'cpu', 'gpu' or 'tpu'.
+      devices: their number.
+      trials: their number.
+      lanes: trials in one program, if the user chose that.
+      paddings: that may be chosen from, the narrowest first.
+      groups_of: the groups of the trials by a stacking.
+      cores: of the host.
+    """
+    paddings = () if platform == "cpu" else paddings
+    padding: Mapping[str, int] = {}
+    for wider in paddings:
+        programs = {group.program for group in groups_of(Stacking("alone", devices, padding))}
+        if len(programs) <= EACH_CORE * cores:
+            break
+        padding = wider
+    together = "grouped" if platform == "gpu" else "map"
+    if lanes is not None and lanes > devices:
+        return Stacking(together, round_up(lanes, devices), padding)
+    if lanes is None and platform == "gpu" and paddings and trials >= MANY:
+        most = Stacking(together, GPU_LANES * devices, padding)
+        largest = max(len(group.trials) for group in groups_of(most))
+        if largest > devices:
+            return replace(most, lanes=lanes_for(largest, devices, most.lanes))
+    way = "corners" if platform == "tpu" and trials >= MANY else "alone"
+    return Stacking(way, devices, padding)
 
 
 def with_short_tail(groups: list[Group], jobs: int, work: Callable[[Group], float]) -> list[Group]:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -186,6 +187,8 @@ class Builder:
         order = np.arange(validated or min(size, len(dataset.y_train)), dtype=np.int32)
         evaluated = (*images, batches(order, size, size)[:, 0])
         self.evaluated = jax.device_put(evaluated, everywhere)
+        # Kept, as a network that is bound is not kept for ever.
+        self.key_of = cache(lambda hyperparameters: self.bind(hyperparameters).program_key)
 
     def bind(self, hyperparameters: Hyperparameters) -> BoundNetwork:
         """The network of a configuration, for the dataset."""
@@ -230,7 +233,7 @@ class Builder:
             stacking,
             self.devices.count,
             positions,
-            lambda hyperparameters: self.bind(hyperparameters).program_key,
+            self.key_of,
             known.pads if known else lambda hyperparameters: False,
             consecutive,
         )
@@ -330,14 +333,13 @@ class Builder:
     ) -> Stacking:
         """How these trials share programs: see `lanes.choose`."""
 
-        def programs(stacking: Stacking) -> int:
-            groups = self.groups(trials, stacking, consecutive=consecutive)
-            return len({group.program for group in groups})
+        def groups(stacking: Stacking) -> list[Group]:
+            return self.groups(trials, stacking, consecutive=consecutive)
 
         known = self.network.known
         paddings = known.paddings if known else ()
         count = self.devices.count
-        return choose(self.platform, count, len(trials), lanes, paddings, programs, host_cores)
+        return choose(self.platform, count, len(trials), lanes, paddings, groups, host_cores)
 
 
 # --- How long training takes, about ---

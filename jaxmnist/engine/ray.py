@@ -64,7 +64,6 @@ class Work:
     cache: str | None
 
 
-Trials = list[tuple[Key, Hyperparameters]]
 # What a task says of an event: its class' name, its trial, and the event itself, pickled.
 Told = tuple[str, Key | None, bytes]
 TOGETHER = 0.2  # seconds between two lists of events

@@ -1,4 +1,4 @@
-"""A configuration of a person's network: its module, traced and tried, and its optimizer.
+"""A configuration of a network: its module, traced and tried, its layers, and its optimizer.
 
 What the traced functions show is looked up there. The rest is tried on random images, with the
 initial weights and with random ones: a last layer of zeros would hide what is before it.
@@ -7,11 +7,10 @@ initial weights and with random ones: a last layer of zeros would hide what is b
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import Any, Literal
 
 import flax
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.ad_checkpoint import checkpoint_name
+from jax.extend import core
 
 from jaxmnist.errors import NetworkError, one_line
 from jaxmnist.models import jaxprs
@@ -513,59 +513,86 @@ def _close(a: Any, b: Any, rounding: float) -> bool:
 # --- The layer table ---
 
 POOLING = {"reduce_window_max": "max_pool", "reduce_window_sum": "avg_pool"}
-Row = tuple[str, str, tuple[int, ...]]  # name, kind, and output shape of an image
+# The path of a module, or the name of a function; and an image's shape.
+Row = tuple[str | None, str, tuple[int, ...]]
 
 
 def layer_table(plain: PlainModule) -> tuple[Layer, ...]:
     """The modules that have parameters or no modules within, with pooling and flattening."""
-    kinds: dict[str, str] = {}  # of all modules, by path
+    modules: dict[str, tuple[str, tuple[int, ...]]] = {}  # kind and output shape, by path
+    within: list[str] = []  # the modules that are being called, the innermost last
+    containers: set[str] = set()  # modules that call others
 
     def mark(method: Any, arguments: Any, keywords: Any, context: Any) -> Any:
-        value = method(*arguments, **keywords)
-        if context.method_name == "__call__" and hasattr(value, "shape"):
-            path = "/".join(context.module.path)
-            kinds[path] = type(context.module).__name__
+        if context.method_name != "__call__":
+            return method(*arguments, **keywords)
+        path = "/".join(context.module.path)
+        containers.update(within[-1:])
+        within.append(path)
+        try:
+            value = method(*arguments, **keywords)
+        finally:
+            within.pop()
+        if hasattr(value, "shape"):
+            modules[path] = type(context.module).__name__, tuple(value.shape[1:])
             value = checkpoint_name(value, path)  # an equation at its place in the jaxpr
         return value
 
     image = jax.ShapeDtypeStruct((1, *plain.image_shape), np.float32)
     with nn.intercept_methods(mark):
         traced = jax.make_jaxpr(plain.apply_in_evaluation)(plain.shapes, image)
-    parents = {path.rpartition("/")[0] for path in kinds if path}
     counts: dict[str, int] = {}
     for place, leaf in by_path(plain.shapes["params"]):
         owners = accumulate(place.split("/"), "{}/{}".format)
-        owner = next((each for each in reversed([*owners]) if each in kinds), "")
+        owner = next((each for each in reversed([*owners]) if each in modules), "")
         counts[owner] = counts.get(owner, 0) + math.prod(leaf.shape)
+    layers = {path for path in modules if path not in containers}
     rows: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for name, kind, shape in _rows(traced.jaxpr, kinds, parents):
-        rows.pop(name, None)  # a module that is called again stands where it is called last
-        rows[name] = kind, shape
+    images = traced.jaxpr.invars[-1]  # the variables come before them
+    for name, kind, shape in _rows(traced.jaxpr, {images}, "", layers):
+        if name is not None and name not in modules:
+            continue  # of somebody else's marks
+        if name is not None:
+            rows.pop(name, None)  # a module that is called again stands where it is called last
+            rows[name] = modules[name]
+            continue
+        number = next(n for n in count() if f"{kind}_{n}" not in (*rows, *modules))
+        rows[f"{kind}_{number}"] = kind, shape
     return tuple(
         Layer(name or "network", kind, shape, counts.get(name, 0))
         for name, (kind, shape) in rows.items()
-        if name not in parents or counts.get(name)
+        if name not in containers or counts.get(name)
     )
 
 
-def _rows(jaxpr: Any, kinds: Mapping[str, str], parents: Collection[str]) -> Iterator[Row]:
-    """The rows of a marked jaxpr, in the order of its equations."""
-    numbers: Counter[str] = Counter()
+def _rows(jaxpr: Any, images: set[Any], scope: str, layers: Collection[str]) -> Iterator[Row]:
+    """The modules, and the pooling and flattening between them, of a marked jaxpr.
 
-    def walk(jaxpr: Any) -> Iterator[Row]:
-        for equation in jaxpr.eqns:
-            primitive = equation.primitive.name
-            shape = equation.outvars[0].aval.shape if equation.outvars else ()
-            if primitive == "name" and equation.params["name"] in kinds:
-                path = equation.params["name"]
-                yield path, kinds[path], shape[1:]
-            elif (function := _function(equation)) and not _in_layer(equation, kinds, parents):
-                yield f"{function}_{numbers[function]}", function, shape[1:]
-                numbers[function] += 1
-            for inner in jaxprs.within(equation):
-                yield from walk(inner)
-
-    return walk(jaxpr)
+    Args:
+      jaxpr: of the network, or within it.
+      images: the variables that depend on the images.
+      scope: the modules around it, as JAX names them.
+      layers: the paths of modules without modules within, which need no rows for what they do.
+    """
+    for equation in jaxpr.eqns:
+        path = f"{scope}/{equation.source_info.name_stack}"
+        depends = [atom in images for atom in equation.invars if not isinstance(atom, core.Literal)]
+        shape = equation.outvars[0].aval.shape if equation.outvars else ()
+        if equation.primitive.name == "name":
+            yield equation.params["name"], "", shape[1:]
+        elif any(depends) and (function := _function(equation)) and not _in_layer(path, layers):
+            yield None, function, shape[1:]
+        for inner in jaxprs.within(equation):
+            # What stands before the arguments of an inner jaxpr, such as an index, isn't its own.
+            given = equation.invars[len(equation.invars) - len(inner.invars) :]
+            own = {
+                variable
+                for variable, atom in zip(inner.invars, given, strict=False)
+                if not isinstance(atom, core.Literal) and atom in images
+            }
+            yield from _rows(inner, own, path, layers)
+        if any(depends):
+            images.update(equation.outvars)
 
 
 def _function(equation: Any) -> str | None:
@@ -579,7 +606,7 @@ def _function(equation: Any) -> str | None:
     return "flatten" if flat else None
 
 
-def _in_layer(equation: Any, kinds: Mapping[str, str], parents: Collection[str]) -> bool:
-    """Whether an equation belongs to a module without modules within, which has a row itself."""
-    path = str(equation.source_info.name_stack)
-    return any(path.endswith(f"/{layer}") for layer in kinds if layer and layer not in parents)
+def _in_layer(path: str, layers: Collection[str]) -> bool:
+    """Whether a path of names, as JAX gives it, leads into a module without modules within."""
+    names = "/".join(part.partition(".")[0] for part in path.split("/"))  # without methods
+    return any(layer and f"/{layer}/" in f"/{names}/" for layer in layers)

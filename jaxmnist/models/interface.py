@@ -69,7 +69,7 @@ class Outputs(NamedTuple):
     """The outputs of a network for N images.
 
     logits: float[N, classes].
-    features: float[N, D], the output of the flatten layer.
+    features: float[N, D], for the SVM: see `Model.outputs`.
 
     The compiler removes the computation of whichever is not used.
     """

@@ -556,7 +556,7 @@ class Model:
             return logits
 
         traced = Rewriting(apply, parameters, images(blocks[0]), key, method=self.method)
-        dense = traced.dense_products(range(len(leaves)))
+        dense = traced.dense_products(range(len(leaves)), blocks.shape[1])
         others = {place: leaf for place, leaf in enumerate(leaves) if place not in dense}
 
         def of_block(
@@ -583,8 +583,7 @@ class Model:
             x, derivative = (
                 kept[place].reshape(-1, kept[place].shape[-1]) for kept in (inputs, derivatives)
             )
-            product = transposed_product(x, derivative.astype(x.dtype))
-            gradient[place] = product.astype(leaves[place].dtype)
+            gradient[place] = transposed_product(x, derivative).astype(x.dtype)
         total = jax.tree.map(lambda x: x.sum(0, dtype=x.dtype), sums)
         return jax.tree.unflatten(structure, [gradient[i] for i in range(len(leaves))]), total
 

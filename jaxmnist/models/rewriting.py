@@ -300,12 +300,19 @@ class Rewriting:
         """The value of the function."""
         return self._value(_Evaluation(self._method), arguments)
 
-    def dense_products(self, arguments: Iterable[int]) -> dict[int, jax.ShapeDtypeStruct]:
+    def dense_products(
+        self, arguments: Iterable[int], rows: int
+    ) -> dict[int, jax.ShapeDtypeStruct]:
         """The products x @ kernel, [N, D] × [D, F], whose kernel is an argument and used only once.
 
-        arguments: the places of the arguments that are looked at, among all leaves.
+        Those of one dtype alone: the product of x and a derivative then has the kernel's.
 
-        Returns the shape [N, F] of each product by the place of its kernel.
+        Args:
+          arguments: the places of the arguments that are looked at, among all leaves.
+          rows: N, as others have more rows than images, which take memory to be kept.
+
+        Returns:
+          The shape [N, F] of each product by the place of its kernel.
         """
         jaxpr, uses = self._closed.jaxpr, _uses(self._closed.jaxpr)
         places = {jaxpr.invars[place]: place for place in arguments}
@@ -315,6 +322,7 @@ class Rewriting:
             if _is_plain_product(equation) and uses[equation.invars[1]] == 1
             if equation.invars[1] in places
             for out in [equation.outvars[0].aval]
+            if out.shape[0] == rows and all(x.aval.dtype == out.dtype for x in equation.invars)
         }
 
     def with_factors(

@@ -139,6 +139,7 @@ def configuration(
     given = Answers(filters, conv_layers, dense_layers, units, kernel_size, float(dropout))
     hp = Questions(answers_of(given._asdict()))
     ask(hp)
+    check(hp.values, None)
     return hp.values
 
 

@@ -61,7 +61,7 @@ class Stored(Protocol):
 
 # --- What is searched ---
 
-PROGRAM, FORMAT = "jaxmnist", 1  # of a search.json that this version reads
+PROGRAM, FORMAT = "jaxmnist", 2  # of a search.json that this version reads
 MOST_THREADS = 4096  # the largest size of XLA's thread pool that search.json may state
 
 

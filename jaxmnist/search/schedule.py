@@ -189,7 +189,7 @@ class Schedule:
         kept = self._store.search.stacking
         try:
             return None if kept is None else Stacking(**vars(kept))
-        except ValueError:  # written by a later version; measured again
+        except ValueError:  # of another version
             return None
 
     def state(self, key: Key) -> State:

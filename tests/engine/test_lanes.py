@@ -364,20 +364,20 @@ def test_a_number_of_lanes_that_is_asked_for(dataset):
 SPACE = numbered(Space(DEFINITION).draws(0))
 
 
-def programs_of(trials):
-    """The number of programs of these trials, as a function of the stacking."""
+def groups_of(trials):
+    """The groups of these trials, as a function of the stacking."""
+    return lambda stacking: group_trials(trials, stacking, 1, pads=pads)
 
-    def count(stacking):
-        return len({group.program for group in group_trials(trials, stacking, 1, pads=pads)})
 
-    return count
+def programs(trials, stacking):
+    return len({group.program for group in groups_of(trials)(stacking)})
 
 
 @pytest.mark.parametrize(
     ("platform", "trials", "lanes", "way", "found"),
     [
         ("gpu", 10, None, "alone", 1),
-        ("gpu", 100, None, "grouped", 32),
+        ("gpu", 357, None, "alone", 1),  # each has a program of its own
         ("gpu", 10, 8, "grouped", 8),
         ("gpu", 100, 1, "alone", 1),
         ("tpu", 10, None, "alone", 1),
@@ -387,21 +387,31 @@ def programs_of(trials):
     ],
 )
 def test_the_way_of_lanes_by_platform(platform, trials, lanes, way, found):
-    count = programs_of(SPACE[:trials])
-    chosen = choose(platform, 1, trials, lanes, PADDINGS, count, cores=1000)
+    groups = groups_of(SPACE[:trials])
+    chosen = choose(platform, 1, trials, lanes, PADDINGS, groups, cores=1000)
     assert (chosen.way, chosen.lanes, chosen.padding) == (way, found, {})
 
 
 def test_lanes_are_spread_over_devices():
-    count = programs_of(SPACE)
-    assert choose("tpu", 4, 357, None, PADDINGS, count, 1000).lanes == 4
-    assert choose("tpu", 4, 357, 5, PADDINGS, count, 1000).lanes == 8
-    assert choose("gpu", 4, 357, None, PADDINGS, count, 1000).lanes == 128
+    groups = groups_of(SPACE)
+    assert choose("tpu", 4, 357, None, PADDINGS, groups, 1000).lanes == 4
+    assert choose("tpu", 4, 357, 5, PADDINGS, groups, 1000).lanes == 8
+    assert choose("gpu", 4, 357, None, PADDINGS, groups, 1).lanes == 64  # 56 trials of a depth
+
+
+def test_lanes_of_a_gpu_are_as_many_as_share_a_program():
+    found = choose("gpu", 1, 357, None, PADDINGS, groups_of(SPACE), cores=16)
+    assert found == Stacking("grouped", 32, {"filters": 64, "units": 256})
+    fewer = choose("gpu", 1, 100, None, PADDINGS, groups_of(SPACE[:100]), cores=40)
+    assert fewer.padding == {"units": 256}
+    largest = max(len(group.trials) for group in groups_of(SPACE[:100])(replace(fewer, lanes=32)))
+    assert 1 < largest <= fewer.lanes < 2 * largest
+    # Nobody knows whether a network of a person's own can be computed at once.
+    assert choose("gpu", 1, 357, None, (), groups_of(SPACE), cores=1) == Stacking()
 
 
 def test_padding_is_as_narrow_as_the_host_can_compile():
     """The whole space has 357, 63, 36, 18 or 9 programs, of which a core compiles two."""
-    count = programs_of(SPACE)
     expected = [
         (179, {}, 357),
         (178, {"units": 256}, 63),
@@ -410,10 +420,11 @@ def test_padding_is_as_narrow_as_the_host_can_compile():
         (5, {"filters": 128, "units": 256}, 9),
         (2, {"filters": 128, "units": 256}, 9),  # as much as may be
     ]
-    for cores, padding, programs in expected:
-        chosen = choose("tpu", 1, 357, None, PADDINGS, count, cores)
-        assert (chosen.padding, count(chosen)) == (padding, programs)
-    assert choose("tpu", 1, 357, None, (), count, 1) == Stacking("corners", 1)
+    for cores, padding, number in expected:
+        chosen = choose("tpu", 1, 357, None, PADDINGS, groups_of(SPACE), cores)
+        assert (chosen.padding, programs(SPACE, chosen)) == (padding, number)
+    assert choose("tpu", 1, 357, None, (), groups_of(SPACE), 1) == Stacking("corners", 1)
+    assert choose("cpu", 1, 357, 4, PADDINGS, groups_of(SPACE), 1) == Stacking("map", 4)
 
 
 def test_who_may_be_padded():

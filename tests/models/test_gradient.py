@@ -43,12 +43,25 @@ class Within(nn.Module):
         return nn.Dense(4, name="logits")(x)
 
 
+class Mixed(nn.Module):
+    """A product of real and complex numbers, and one of a row for each pixel."""
+
+    @nn.compact
+    def __call__(self, x):
+        n, _, _, channels = x.shape
+        x = nn.tanh(nn.Dense(3, name="pixels")(x.reshape(-1, channels))).reshape(n, -1)
+        kernel = self.param("kernel", nn.initializers.normal(), (x.shape[1], 4), jnp.complex64)
+        found = jax.lax.dot_general(x, kernel, (((1,), (0,)), ((), ())))
+        return found.real + found.imag
+
+
 MODULES = {
     "study": (
         STUDY.bind(configuration(5, 2, 1, 7), DATA),
         study_module(configuration(5, 2, 1, 7), DATA),
     ),
     "twice": (Network(lambda hp: Twice()).bind(NOTHING, DATA), Twice()),
+    "mixed": (Network(lambda hp: Mixed()).bind(NOTHING, DATA), Mixed()),
     "within": (Network(lambda hp: Within()).bind(NOTHING, DATA), Within()),
 }
 
@@ -61,7 +74,14 @@ def test_blocks_have_the_gradient_of_the_batch(name):
     rng = np.random.default_rng(0)
     with float64():
         parameters = bound.initial_weights(seed=0, index=0)["params"]
-        parameters = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape), parameters)
+        parameters = jax.tree.map(
+            lambda x: (
+                x + (0.1 + 0.1j) * rng.normal(size=x.shape)
+                if jnp.iscomplexobj(x)
+                else x + 0.1 * rng.normal(size=x.shape)
+            ),
+            parameters,
+        )
         images = jnp.asarray(rng.integers(0, 256, (8, *DATA.image_shape)), float)
         labels = jnp.asarray(rng.integers(0, 4, 8))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jaxmnist.hyperparameters import Hyperparameters
@@ -85,4 +86,50 @@ def test_layers_within_transformations():
         ("max_pool_0", "max_pool", (6, 6, 2), 0),
         ("max_pool_1", "max_pool", (3, 3, 2), 0),
         ("Dense_0", "Dense", (3,), 2 * 3 + 3),
+    ]
+
+
+class Tricky(nn.Module):
+    """Layers in a sequence, a layer over an axis, and pooling that counts or hides."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Sequential([nn.Conv(2, (3, 3)), lambda x: nn.max_pool(x, (2, 2), (2, 2))])(x)
+        x = nn.avg_pool(x, (3, 3), (2, 2), padding="SAME", count_include_pad=False)
+        x = Hiding()(x)
+        x = x.reshape(1, -1) if x.shape[0] == 1 else x.reshape(x.shape[0], -1)
+        table = self.param("table", nn.initializers.ones, (1, 2, 9))
+        x = x + table.reshape(1, 18)
+        rows = nn.vmap(
+            nn.Dense,
+            in_axes=1,
+            out_axes=1,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+        )
+        x = rows(5, name="flatten_0")(x.reshape(x.shape[0], 3, 6))
+        return nn.Dense(3)(x.sum(1))
+
+
+class Hiding(nn.Module):
+    """A layer that pools in a method of its own, and in a function that is compiled apart."""
+
+    @nn.compact
+    def __call__(self, x):
+        return self.pooled(x) + jax.jit(lambda x: nn.max_pool(x, (1, 1)))(x)
+
+    def pooled(self, x):
+        return nn.max_pool(x, (1, 1))
+
+
+def test_what_only_looks_like_a_layer_or_hides_one():
+    assert rows(Tricky()) == [
+        ("Conv_0", "Conv", (12, 12, 2), 9 * 2 * 2 + 2),
+        ("max_pool_0", "max_pool", (6, 6, 2), 0),
+        ("avg_pool_0", "avg_pool", (3, 3, 2), 0),
+        ("Hiding_0", "Hiding", (3, 3, 2), 0),
+        ("flatten_1", "flatten", (18,), 0),
+        ("flatten_0", "Dense", (5,), 3 * (6 * 5 + 5)),
+        ("Dense_0", "Dense", (3,), 5 * 3 + 3),
+        ("network", "Tricky", (3,), 18),
     ]

@@ -212,10 +212,10 @@ def test_damage_is_noted(eight, finished, tmp_path):
 
 def test_mistakes_get_one_line(finished, eight, tmp_path):
     """Of the command, which writes nothing then."""
-    strange = changed(copy_of(finished, tmp_path / "a"), format=2)
+    strange = changed(copy_of(finished, tmp_path / "a"), format=3)
     run = finished.store.path
     said = one_line(report(run, strange, folder=tmp_path))
-    assert f"{strange}/search.json: has format 2; this version reads 1" in said
+    assert f"{strange}/search.json: has format 3; this version reads 2" in said
     said = one_line(report(run, f"{run}/../small", folder=tmp_path))
     assert "is given twice" in said
     said = one_line(report(run, tmp_path / "nothing", folder=tmp_path))
