@@ -24,7 +24,7 @@ from jaxmnist.settings import RANGED, RECIPES
 
 # A network of one's own, as the page about them has it.
 NETWORK = re.search(
-    r"```python\n(.*?)\nown = ", (ROOT / "docs" / "own_network.md").read_text("utf-8"), re.DOTALL
+    r"```python\n((?:(?!```).)*?)\nown = ", (ROOT / "docs" / "own_network.md").read_text("utf-8"), re.DOTALL
 )
 
 

@@ -241,7 +241,7 @@ class PlainModule:
     @cached_property
     def _initialized(self) -> tuple[tuple[str, ...], dict[str, Any]]:
         """The streams that initializing asks for, and the shapes of all that it makes."""
-        key, found = a_key(), dict[str, Any]()
+        key, found = jax.eval_shape(a_key), dict[str, Any]()  # shapes need no device
 
         def trace(names: Sequence[str]) -> None:
             found.update(jax.eval_shape(lambda k: self._init(k, names), key))
@@ -353,10 +353,11 @@ class PlainModule:
         """The random streams that a call with variables of these shapes asks for."""
 
         def call(names: Sequence[str]) -> None:
-            keys = dict.fromkeys(names, a_key())
-            jax.eval_shape(
-                lambda v, x: self._apply(v, x, keys, training=training), shapes, self._image(2)
-            )
+            def apply(variables: Any, images: jax.Array) -> Any:
+                keys = dict.fromkeys(names, a_key())
+                return self._apply(variables, images, keys, training=training)
+
+            jax.eval_shape(apply, shapes, self._image(2))
 
         return _served(USUAL_STREAMS if training else (), call)
 

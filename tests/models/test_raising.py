@@ -69,7 +69,7 @@ def test_what_is_no_ordinary_exception(search, tmp_path, raised, place):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("rest", slow_after(1, [20, *range(1, 36, 3)]))
+@pytest.mark.parametrize("rest", slow_after(1, [20, *range(1, 32, 3)]))
 def test_what_is_raised_later(search, tmp_path, rest):
     """Wherever the module is called again: in a trial's thread, or when all are done."""
     done = search("raise GeneratorExit", "module", rest)
