@@ -23,9 +23,8 @@ from jaxmnist.data.array_files import read_idx_folder
 from jaxmnist.settings import RANGED, RECIPES
 
 # A network of one's own, as the page about them has it.
-NETWORK = re.search(
-    r"```python\n((?:(?!```).)*?)\nown = ", (ROOT / "docs" / "own_network.md").read_text("utf-8"), re.DOTALL
-)
+PAGE = (ROOT / "docs" / "own_network.md").read_text("utf-8")
+NETWORK = re.search(r"```python\n((?:(?!```).)*?)\nown = ", PAGE, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
