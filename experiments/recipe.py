@@ -22,11 +22,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -34,14 +35,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, truncnorm
 
 from jaxmnist.data.dataset import Dataset, dataset_in_memory, load_arrays, load_dataset
 from jaxmnist.engine.events import TrialFinished
 from jaxmnist.engine.lanes import Stacking
 from jaxmnist.engine.local import Engine
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.models.interface import DataSpec, by_path, from_paths
+from jaxmnist.models.interface import DataSpec, by_path, from_paths, is_kernel
 from jaxmnist.models.network import STUDY, Network
 from jaxmnist.models.space import Space
 from jaxmnist.models.study import build_model, configuration
@@ -111,8 +112,26 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-# Of recipes with another one than the study's: the same with the initial weights of Flax's layers.
-NETWORKS = {"lecun-normal": Network(build_model)}
+def lecun_normal(shapes: Any, seed: int, index: int) -> dict[str, Any]:
+    """The study's initial variables of the distribution that Flax's layers have by default."""
+    random = np.random.default_rng([seed, index, 1])
+
+    def draw(path: Any, x: Any) -> np.ndarray:
+        if not is_kernel(path, x):
+            return np.zeros(x.shape, x.dtype)
+        # The standard deviation of a normal distribution that is cut off at two of them.
+        scale = math.prod(x.shape[:-1]) ** -0.5 / truncnorm.std(-2, 2)
+        return truncnorm.rvs(-2, 2, scale=scale, size=x.shape, random_state=random).astype(x.dtype)
+
+    found: dict[str, Any] = jax.tree_util.tree_map_with_path(draw, shapes)
+    return found
+
+
+assert STUDY.known is not None
+# Of recipes with another one than the study's.
+NETWORKS = {
+    "lecun-normal": Network(build_model, known=replace(STUDY.known, draw=lecun_normal)),
+}
 
 
 def networks() -> dict[str, Hyperparameters]:

@@ -359,7 +359,7 @@ class Costs:
 
     def step_seconds(self, layers: Sequence[Layer], batch_size: int) -> float:
         """The seconds of a training step."""
-        values = sum(math.prod(layer.output_shape) for layer in layers if layer.parameters)
+        values = sum(math.prod(layer.output_shape) for layer in layers)
         per_image = self.value * values + self.multiplication * multiplications(layers)
         return self.step + batch_size * per_image
 

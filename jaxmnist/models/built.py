@@ -524,6 +524,7 @@ def layer_table(plain: PlainModule) -> tuple[Layer, ...]:
     containers: set[str] = set()  # modules that call others
 
     def mark(method: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+        """Call a method; note the module, and mark what it returns."""
         if context.method_name != "__call__":
             return method(*arguments, **keywords)
         path = "/".join(context.module.path)

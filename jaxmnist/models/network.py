@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from types import ModuleType
 from typing import Any
@@ -60,6 +59,8 @@ class Known:
     """What this package declares of a network of its own, which then needs no trying.
 
     definition: its name, and its hyperparameters, which are asked for without Flax.
+    draw: maps (the variables' shapes, seed, index) to a trial's initial variables, of the module's
+      own distributions: compiling its initializers would take seconds for each configuration.
     paddings: multiples to which hyperparameters may be padded, by name, the narrowest first: trials
       that are padded to equal ones share programs.
     pads: whether a configuration may be padded.
@@ -68,6 +69,7 @@ class Known:
     """
 
     definition: Definition
+    draw: Callable[[Any, int, int], dict[str, Any]]
     paddings: tuple[Mapping[str, int], ...]
     pads: Callable[[Hyperparameters], bool]
     resize: Callable[[Parameters, Any, Hyperparameters, Hyperparameters], dict[str, Any]]
@@ -182,12 +184,13 @@ class Network:
             optimizer = as_transformation(optimizer)
         return check_module(found), optimizer
 
-    def build(self, hyperparameters: Hyperparameters, data: DataSpec) -> Built:
-        """A configuration, built anew.
+    def build(self, bound: BoundNetwork) -> Built:
+        """A configuration of this network, built anew.
 
         Raises `NetworkError` if it can't be built, or if the function asks for something else when
         it is called again.
         """
+        hyperparameters, data = bound.hyperparameters, bound.data
         hp = Questions(
             answers_of(hyperparameters),
             image_shape=data.image_shape,
@@ -211,29 +214,30 @@ class Network:
         plain = PlainModule(module, data.image_shape).complete()
         return Built(plain, optimizer, data.classes)
 
-    def build_as_before(self, hyperparameters: Hyperparameters, data: DataSpec) -> Built:
+    def build_as_before(self, bound: BoundNetwork) -> Built:
         """As `build`; `NetworkError` if it computes something else than it did before."""
-        built = self.build(hyperparameters, data)
+        built = self.build(bound)
         if self.known:
             return built
-        before = self._computations.setdefault((hyperparameters, data), built.computation)
+        before = self._computations.setdefault(bound.key, built.computation)
         if different := before.differences(built.computation):
             raise NetworkError(
-                f"{self.name} isn't deterministic: two calls with {hyperparameters} returned"
+                f"{self.name} isn't deterministic: two calls with {bound.hyperparameters} returned"
                 f" networks with different {different}"
             )
         return built
 
-    def tried(self, built: Built, hyperparameters: Hyperparameters, data: DataSpec) -> Tried:
+    def tried(self, bound: BoundNetwork) -> Tried:
         """What trying a configuration has shown; that of an equal one is known.
 
         The function must return the same network twice.
         """
         if self.known:
             return Tried("independent", independent=True, bounded=False)
-        if (hyperparameters, data) not in self._built_twice:
-            self.build_as_before(hyperparameters, data)
-            self._built_twice.add((hyperparameters, data))
+        built = bound.built
+        if bound.key not in self._built_twice:
+            self.build_as_before(bound)
+            self._built_twice.add(bound.key)
         if built.computation not in self._tried:
             self._tried[built.computation] = built.tried
         return self._tried[built.computation]
@@ -250,15 +254,20 @@ class BoundNetwork:
     hyperparameters: Hyperparameters
     data: DataSpec
 
+    @property
+    def key(self) -> tuple[Hyperparameters, DataSpec]:
+        """What tells it from others of its network."""
+        return self.hyperparameters, self.data
+
     @cached_property
     def built(self) -> Built:
         """The configuration, built once."""
-        return self.network.build_as_before(self.hyperparameters, self.data)
+        return self.network.build_as_before(self)
 
     @cached_property
     def tried(self) -> Tried:
         """What trying it has shown."""
-        return self.network.tried(self.built, self.hyperparameters, self.data)
+        return self.network.tried(self)
 
     def check(self) -> None:
         """Build, trace and try it; `NetworkError` if it can't be trained as it is meant."""
@@ -347,11 +356,10 @@ class BoundNetwork:
     def initial_weights(self, seed: int, index: int) -> dict[str, Any]:
         """The initial weights of trial `index` with `seed`: arrays in host memory.
 
-        The module's own initial variables, with a key from (seed, index). Those of a known network
-        are drawn by NumPy from the same distributions, as compiling takes seconds.
+        The module's own initial variables, with a key from (seed, index); or see `Known.draw`.
         """
-        if self.network.known:
-            return drawn_weights(self.shapes, seed, index)
+        if known := self.network.known:
+            return known.draw(self.shapes, seed, index)
         self.check()
         return self.built.variables(seed, index)
 
@@ -435,33 +443,11 @@ class BoundNetwork:
             return without
         try:
             other = drawn.replace(**{name: 0.5 for name in NUMBERS if name in drawn})
-            same = self.optimizer is None and (
-                self.built.computation == self.network.build(other, self.data).computation
-            )
+            found = self.network.build(replace(self, hyperparameters=other))
+            same = self.optimizer is None and self.built.computation == found.computation
         except Exception:  # its trial says why
             return drawn
         return without if same else drawn
-
-
-def drawn_weights(shapes: Any, seed: int, index: int) -> dict[str, Any]:
-    """Initial weights of Flax's layers: Glorot-uniform kernels, and zeros elsewhere.
-
-    Uniform within ±√(6 / (fan-in + fan-out)), float32.
-
-    Reference: Glorot and Bengio, 'Understanding the difficulty of training deep feedforward neural
-    networks', 2010.
-    """
-    random = np.random.default_rng([seed, index, 1])
-
-    def draw(path: Any, x: Any) -> np.ndarray:
-        if not is_kernel(path, x):
-            return np.zeros(x.shape, x.dtype)
-        field = math.prod(x.shape[:-2])
-        limit = np.sqrt(6 / (field * (x.shape[-2] + x.shape[-1])))
-        return np.asarray(random.uniform(-limit, limit, x.shape), x.dtype)
-
-    found: dict[str, Any] = jax.tree_util.tree_map_with_path(draw, shapes)
-    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -594,8 +580,8 @@ class Model:
 
         block: the indices of the images; those of no image are left out of BatchNorm's statistics.
         """
-        masked = block is not None and self.bound.batching == "masked"
-        present = block >= 0 if masked and block is not None else None
+        masked = self.bound.batching == "masked"
+        present = None if block is None or not masked else block >= 0
 
         def apply(weights: Any, images: jax.Array) -> tuple[jax.Array, Any]:
             plain = self.bound.built.plain
@@ -626,5 +612,5 @@ class Model:
 STUDY = Network(
     study.build_model,
     "the study's network",
-    Known(study.DEFINITION, study.PADDINGS, study.pads, study.resize),
+    Known(study.DEFINITION, study.draw, study.PADDINGS, study.pads, study.resize),
 )

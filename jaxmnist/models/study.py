@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ def build_model(hp: Questions) -> Any:
     from flax import linen as nn
 
     filters, conv_layers, dense_layers, units, kernel_size, dropout = ask(hp)
-    start = nn.initializers.glorot_uniform()
+    start = nn.initializers.glorot_uniform()  # as `draw`
 
     class ConvolutionalNetwork(nn.Module):
         @nn.compact
@@ -143,6 +144,40 @@ def configuration(
     return hp.values
 
 
+# --- Its initial weights, drawn without compiling ---
+
+
+def draw(shapes: Any, seed: int, index: int) -> dict[str, Any]:
+    """The initial variables of trial `index` with `seed`, arrays in host memory, drawn by NumPy.
+
+    Kernels are uniform within ±√(6 / (fan-in + fan-out)), biases zero; float32.
+
+    Reference: Glorot and Bengio, 'Understanding the difficulty of training deep feedforward neural
+    networks', 2010.
+
+    Args:
+      shapes: of the variables: {'params': {layer: {'kernel': …, 'bias': …}}}.
+      seed, index: of the trial.
+    """
+    import numpy as np
+
+    random = np.random.default_rng([seed, index, 1])
+
+    def kernel(shape: tuple[int, ...]) -> Any:
+        """Of this shape: the last two axes are channels, or inputs, and filters or units."""
+        limit = np.sqrt(6 / (math.prod(shape[:-2]) * (shape[-2] + shape[-1])))
+        return random.uniform(-limit, limit, shape).astype(np.float32)
+
+    layers = {
+        layer: {
+            name: kernel(x.shape) if name == "kernel" else np.zeros(x.shape, np.float32)
+            for name, x in arrays.items()
+        }
+        for layer, arrays in sorted(shapes["params"].items())
+    }
+    return {"params": layers}
+
+
 # --- Zero-padding, so that trials of different widths share programs on an accelerator ---
 
 # Units cost little, filters much: the first ones are tried first.
@@ -177,6 +212,7 @@ def resize(
     import numpy as np
 
     def resized(layer: str, name: str, array: Any) -> Any:
+        """An array of a layer, in its other shape."""
         wanted = shapes[layer][name].shape
         old, new = array.shape, wanted
         if (layer, name) == ("Dense_0", "kernel"):  # its rows are pixels × filters

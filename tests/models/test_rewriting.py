@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import float64, slow_after
 
-from jaxmnist.models.rewriting import rewritten, with_pooling_by_axis
+from jaxmnist.models.rewriting import Rewriting, rewritten, with_pooling_by_axis
 
 
 def primitives(function, *arguments):
@@ -300,3 +300,30 @@ def test_who_pools_by_corners():
     names = primitives(rewritten(function, "convolution"), *arguments)
     assert names.count("conv_general_dilated") == 1
     assert "reduce_window_max" not in names
+
+
+def test_which_dense_kernels_are_taken_apart():
+    """A row for each image, one type, used once: others would cost memory or be wrong."""
+
+    def function(kernels, x):
+        first = x @ kernels["of images"]
+        pixels = x.reshape(-1, 2) @ kernels["of pixels"]
+        twice = first @ kernels["twice"] @ kernels["twice"]
+        half = jax.lax.dot_general(
+            first.astype(jnp.bfloat16), kernels["half"], (((1,), (0,)), ((), ()))
+        )
+        returned = first @ kernels["returned"]
+        return twice.sum() + pixels.sum() + half.sum() + returned.sum(), kernels["returned"]
+
+    shapes = {"of images": (6, 4), "of pixels": (2, 4), "twice": (4, 4), "half": (4, 4)}
+    kernels = {name: jnp.ones(shape) for name, shape in (*shapes.items(), ("returned", (4, 4)))}
+    x = jnp.ones((3, 6))
+    traced = Rewriting(function, kernels, x)
+    places = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(kernels)]
+    found = traced.dense_products(range(len(places)), rows=3)
+    assert [places[place] for place in found] == ["['of images']"]
+    (place,) = found
+    assert found[place].shape == (3, 4)
+    value, factors = traced.with_factors({place: jnp.zeros((3, 4))}, kernels, x)
+    assert np.array_equal(factors[place], x)
+    assert float(value[0]) == float(function(kernels, x)[0])

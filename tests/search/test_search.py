@@ -308,6 +308,9 @@ def test_the_space_is_the_end(options, tmp_path, capsys):
     assert "the space has 4 configurations, fewer than 50: all are trained" in said
 
 
+# The last value is drawn late: configurations with large numbers are looked at, not the first ones.
+MANY_FILTERS = ["--filters", ",".join(map(str, (*range(8, 200, 8), 99999))), "--conv-layers", "1"]
+MANY_FILTERS += ["--dense-layers", "0", "--max-trials", "25", "--seed", "1"]
 BAD = [
     (["--dataset", "no_such_dataset"], "no_such_dataset"),
     (["--data-dir", "nowhere"], "nowhere: no such folder or file"),
@@ -324,7 +327,10 @@ BAD = [
     (["--filters", "-4"], "--filters"),
     (["--conv-layers", "9"], "--conv-layers 9 is too many for images of 28×28"),
     (["--select", "worst"], "--select"),
-    (["--filters", "99999", "--max-trials", "1"], "GiB of memory; choose smaller values"),
+    (
+        MANY_FILTERS,
+        "filters=99999 conv_layers=1 dense_layers=0 dropout=0.0: training needs at least",
+    ),
     (["--max-trials", "1000000"], "--max-trials must be a whole number from 1 to 100000"),
     (["--project-name", "a/b"], "--project-name"),
     (["--svm-backend", "cuml"], "--svm-backend cuml is not installed"),
