@@ -46,25 +46,25 @@ for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # a shell may have them ignored in
 from jaxmnist.engine.devices import cache_folder, keep_programs
 from jaxmnist.commands import parser as command, search
 keep_programs(cache_folder(sys.argv[2]))
-from jaxmnist.models.network import StudyNetwork
+from jaxmnist.models.network import BoundNetwork
 import soak
 
-marks, drawn = Path(sys.argv[1]), StudyNetwork.initial_parameters
+marks, drawn = Path(sys.argv[1]), BoundNetwork.initial_weights
 
-def bad(*arguments, index, **options):
-    parameters = drawn(*arguments, index=index, **options)
+def bad(network, seed, index):
+    weights = drawn(network, seed, index)
     kind, mark = index % soak.PERIOD, marks / str(index)
     if kind == soak.DIVERGES:
-        for layer in parameters.values():
+        for layer in weights["params"].values():
             layer["kernel"] *= 1e30
     if kind == soak.RAISES:
         raise MemoryError("as if there were no room")
     if kind == soak.RAISES_ONCE and not mark.exists():
         mark.touch()
         raise RuntimeError("as if the device had gone")
-    return parameters
+    return weights
 
-StudyNetwork.initial_parameters = bad
+BoundNetwork.initial_weights = bad
 sys.exit(command.run_command(search.main, sys.argv[3:]))
 """
 
