@@ -20,7 +20,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from jaxmnist.commands.main import COMMANDS  # noqa: E402
+from jaxmnist.__main__ import COMMANDS  # noqa: E402
 from jaxmnist.settings import PARTS, SETTINGS  # noqa: E402
 
 # Files of the repository that the site has under the same path; README is its first page.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmnist import Run
-from jaxmnist.commands.main import main
+from jaxmnist.__main__ import main
 from jaxmnist.commands.parser import run_command
 
 

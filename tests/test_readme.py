@@ -18,7 +18,7 @@ from processes import command
 from sessions import PAGES, ROOT, blocks
 
 from jaxmnist import Run
-from jaxmnist.commands.main import COMMANDS
+from jaxmnist.__main__ import COMMANDS
 from jaxmnist.data.array_files import read_idx_folder
 from jaxmnist.settings import RANGED, RECIPES
 

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from jaxmnist.commands import main as commands
+from jaxmnist import __main__ as commands
 from jaxmnist.commands.parser import run_command
 from jaxmnist.commands.search import EXAMPLES, as_typed, main, parser_of
 from jaxmnist.models.space import Space

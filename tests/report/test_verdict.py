@@ -15,7 +15,7 @@ import pytest
 from conftest import writing
 
 from jaxmnist import Run, random_search
-from jaxmnist.commands import main as commands
+from jaxmnist import __main__ as commands
 from jaxmnist.commands.parser import run_command
 from jaxmnist.files import read_json, write_json
 from jaxmnist.report.console import MOST_ROWS, Console, Display

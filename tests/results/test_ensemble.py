@@ -14,7 +14,7 @@ from conftest import writing
 from processes import command, flags, looks_of
 
 from jaxmnist import Run, UsageError, random_search
-from jaxmnist.commands import main as commands
+from jaxmnist import __main__ as commands
 from jaxmnist.commands.parser import run_command
 from jaxmnist.files import as_json, read_json, write_json
 from jaxmnist.report.page import make_page

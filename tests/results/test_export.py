@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from jaxmnist import Run, TrainedModel, UsageError
-from jaxmnist.commands import main as commands
+from jaxmnist import __main__ as commands
 from jaxmnist.commands.parser import run_command
 from jaxmnist.engine import portable
 from jaxmnist.files import as_json, read_json, write_json
