@@ -12,8 +12,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from jaxmnist.api import random_search
     from jaxmnist.data.dataset import load_arrays
-    from jaxmnist.data.pictures import read_pictures
-    from jaxmnist.data.preparation import Preparation
+    from jaxmnist.data.preparation import Preparation, read_pictures
     from jaxmnist.errors import EnvironmentFailure, JaxmnistError, NetworkError, UsageError
     from jaxmnist.hyperparameters import Hyperparameters
     from jaxmnist.models.study import build_model
@@ -39,7 +38,7 @@ _HOMES = {
     "build_model": "models.study",
     "load_arrays": "data.dataset",
     "random_search": "api",
-    "read_pictures": "data.pictures",
+    "read_pictures": "data.preparation",
 }
 __all__ = [
     "EnvironmentFailure",

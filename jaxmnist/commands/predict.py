@@ -14,8 +14,7 @@ from jaxmnist.errors import UsageError, local_path, printable
 if TYPE_CHECKING:
     import numpy as np
 
-    from jaxmnist.data.pictures import Picture
-    from jaxmnist.data.preparation import Preparation
+    from jaxmnist.data.preparation import Picture, Preparation
     from jaxmnist.results.trained import Ensemble, TrainedModel
 
 
@@ -100,7 +99,7 @@ def _parser(program: str) -> Parser:
 
 def _read(names: list[str], preparation: Preparation) -> tuple[list[Picture], int]:
     """The images of files and folders, and the exit status; complains of those that have none."""
-    from jaxmnist.data.pictures import files_of, read_file
+    from jaxmnist.data.preparation import files_of, read_file
 
     pictures: list[Picture] = []
     status = 0

@@ -52,7 +52,7 @@ from jaxmnist.data.contents import (
     what_it_is,
 )
 from jaxmnist.data.download import load_named
-from jaxmnist.data.picture_files import read_class_folders
+from jaxmnist.data.pictures import read_class_folders
 from jaxmnist.data.preparation import Preparation, preparation_of
 from jaxmnist.data.split import digests, limited, notes_on, part_fingerprint, validation_part
 from jaxmnist.data.tables import read_table, read_table_files, table_parts

@@ -1,351 +1,532 @@
-"""Images for prediction: from pictures, prepared like the training images, and from arrays."""
+"""The one reader of pictures, alone or in a folder for each class: what a file holds, as pixels.
+
+Training and prediction both read files here. What can only be decided for all pictures of a dataset
+together, the background of transparent ones and the meaning of levels of more than 8 bits, is kept
+with the model (`arrays.Source`).
+"""
 
 from __future__ import annotations
 
-import logging
-import os
-import stat
+import importlib
+import re
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from jaxmnist.data.array_files import TRANSPOSED, read_stack
-from jaxmnist.data.arrays import ARRAYS, EIGHT_BITS, OVER, Source, check_levels
-from jaxmnist.data.contents import files_below, unreadable
-from jaxmnist.data.ink import find_ink
-from jaxmnist.data.picture_files import (
-    NAMES,
-    NotAPicture,
-    Raster,
-    bits_of,
-    colour_name,
-    converted,
-    ground_of,
-    in_channels,
-    read_rasters,
-)
-from jaxmnist.data.preparation import Placing, Preparation, Takes, preparation_for
-from jaxmnist.errors import JaxmnistError, UsageError, local_path
+from jaxmnist.data.arrays import Found, Part, Source
+from jaxmnist.data.contents import PARTS, files_below, listed, reason, unreadable, visible
+from jaxmnist.data.split import eight_bits
+from jaxmnist.errors import JaxmnistError, SettingError, UsageError
+from jaxmnist.files import largest_file
 
-# --- Ink that was cut out, placed in an image as the training images' shapes are ---
+# --- The one reader of pictures: what a file holds, upright, and how that becomes pixels ---
 
-FAINT = 192  # ink whose strongest pixel is below this level gets its contrast stretched
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+NAMES = "PNG, JPEG, BMP, GIF, WebP, TIFF, PPM"
+LARGEST_PICTURE = 64 * 10**6  # pixels; more than a phone's camera takes
+OPAQUE = 255
+BRIGHT = 127  # strokes above this level are put on black where they were on nothing
+LEAST_LEVEL = 64  # of 255; colours of 16 bits whose upper 8 stay below it have few levels left
+HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+ORIENTATION = 0x0112  # EXIF's tag
+SUBFILE, REDUCED_OR_MASK = 254, 0b101  # TIFF's tag NewSubfileType: no page of its own
+# More of TIFF's tags: bits and kind of a level, whether 0 is white, values a pixel.
+BITS, FORMAT, PHOTOMETRIC, SAMPLES = 258, 339, 262, 277
+SIGNED, WHITE_IS_ZERO = 2, 0
+# How to turn pixels [h, w, …] upright, by EXIF's orientation (EXIF 2.3).
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
 
-
-def place(
-    ink: np.ndarray, placing: Placing, height: int, width: int
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Scale ink into its box, with its aspect ratio kept, and centre it.
-
-    For MNIST's placing that is what MNIST's authors did. Centring moves by whole pixels, and no
-    further than the image reaches.
-
-    Args:
-      ink: float32[h, w] from 0, no ink, to 255.
-      placing: size, centre and levels of shapes in the training images.
-      height: H of the result.
-      width: W of the result.
-
-    Returns:
-      image: float32[H, W] from 0 to 255, of 0 and 255 where the training images are black and
-        white.
-      steps: what was done, in order.
-
-    References:
-      Y. LeCun, C. Cortes, C. Burges: The MNIST database of handwritten digits (its web page: size
-      normalised to fit in a 20×20 box with the aspect ratio preserved, grey levels from
-      anti-aliasing, centred in 28×28 by the centre of mass).
-    """
-    side = placing.box((height, width, 1))
-    rows, columns = (max(1, round(length * side / max(ink.shape))) for length in ink.shape)
-    # When they shrink an image, Pillow's filters cover all of the source, which anti-aliases. In
-    # floating point, a thin line on a large sheet doesn't round to 0 before it is stretched.
-    exact = Image.fromarray(ink.astype(np.float32))
-    shape = np.asarray(exact.resize((columns, rows), Image.Resampling.BICUBIC)).clip(0, 255)
-    steps = [f"scaled into {side}×{side}"]
-    if shape.max() < FAINT:
-        steps.append("faint: contrast stretched")
-        shape = shape * (255 / shape.max())
-    shape = np.round(shape)
-    by_mass = placing.centre == "mass"
-    steps.append(f"centred by {'centre of mass' if by_mass else 'bounding box'}")
-    corner = [
-        _corner(shape.sum(axis=1 - axis), length, by_mass)
-        for axis, length in enumerate((height, width))
-    ]
-    image = np.zeros((height, width), np.float32)
-    top, left = corner
-    image[top : top + rows, left : left + columns] = shape
-    if (placing.ground, placing.ink) != (0, 1):
-        image = 255 * placing.ground + (placing.ink - placing.ground) * image
-    return image, tuple(steps)
+RGB = tuple[int, int, int]
 
 
-def _corner(masses: np.ndarray, length: int, by_mass: bool) -> int:
-    """Where a shape with these masses along an axis begins in an image of `length` pixels."""
-    room = length - len(masses)
-    if not by_mass:
-        return room // 2
-    masses = masses.astype(np.float64)
-    centre = float(masses @ np.arange(len(masses)) / masses.sum())
-    return min(max(round(length / 2 - centre), 0), room)
+class NotAPicture(UsageError):
+    """A file is no picture, or one of a format that isn't read."""
 
 
-# --- Images for prediction ---
+@dataclass(frozen=True, eq=False)
+class Raster:
+    """A picture as its file holds it, upright.
 
-logger = logging.getLogger("jaxmnist")
-ALIKE = 64  # levels; a picture of the right size with a border as near to the ground is an image
-
-
-@dataclass(frozen=True, eq=False)  # arrays don't compare to a single truth value
-class Picture:
-    """One image for a network, with the steps that made it.
-
-    Attributes:
-      name: what to call it in output: the path, or "path[3]" for one of a stack of images.
-      image: uint8 or float32[H, W, C], as the network takes it.
-      steps: a phrase for each step, in order; empty if the image is used as it is.
-      warnings: a phrase for each reason to doubt the image.
-      prepared: whether it was a picture and no array.
+    pixels: uint8[h, w] grey or [h, w, 3] RGB; int64 or float32[h, w] for levels of more than 8
+      bits.
+    alpha: uint8[h, w], below 255 where the picture is transparent; None if it is opaque.
+    steps: a phrase for each thing that was done to it.
+    is_reduced: whether the pixels are the upper 8 of 16 bits a colour, all that Pillow keeps.
     """
 
-    name: str
-    image: np.ndarray
-    steps: tuple[str, ...]
-    warnings: tuple[str, ...] = ()
-    prepared: bool = True
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+    steps: tuple[str, ...] = ()
+    is_reduced: bool = False
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether its levels have more than 8 bits."""
+        return self.pixels.dtype != np.uint8
+
+    @property
+    def levels(self) -> np.ndarray:
+        """Its pixels that are not transparent, whose levels mean something: [n] or [h, w, …]."""
+        return self.pixels if self.alpha is None else self.pixels[self.alpha > 0]
 
 
-def read_pictures(
-    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-    model: Takes | Preparation,
-    prepare: str = "auto",
-) -> np.ndarray:
-    """Read images from files, prepared like the images that a model was trained on.
+def read_rasters(path: Path) -> list[Raster]:
+    """Read the pictures of a file: the pages of a TIFF file, or the first frame of an animation.
 
-    Args:
-      paths: files and folders, or one of them, as `jaxmnist predict` takes them.
-      model: a trained model, or a preparation.
-      prepare: 'auto', 'mnist', 'inverted' or 'resize': the option `--prepare` of the command.
-
-    Returns:
-      uint8 or float32[N, H, W, C], in the order of the paths and, in folders, of the names.
+    Pages of another size than the first, and those that TIFF marks as previews or masks, are left
+    out, which the steps of the first say.
 
     Raises:
-      UsageError: there is no file, or one has no image.
-
-    >>> read_pictures("digit.png", model).shape
-    (1, 28, 28, 1)
+      NotAPicture: the file is no picture, or one of another format.
+      UsageError: it is too large. Damaged files raise whatever Pillow raises.
     """
-    preparation = model if isinstance(model, Preparation) else preparation_for(model, prepare)
-    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    found = []
-    for path in given:
-        for file in files_of(Path(local_path(path))):
-            found += read_file(file, preparation)
+    if not path.is_file():  # a pipe would block
+        raise OSError("is no regular file")
+    with path.open("rb") as file:
+        try:
+            picture = _open(path, file)
+        except Image.DecompressionBombError:
+            raise _too_large(path) from None
+        pages = getattr(picture, "n_frames", 1)
+        if pages == 1:
+            return [_raster(path, picture)]
+        if picture.format != "TIFF":
+            return [_raster(path, picture, "only the first frame is used")]
+        if pages * picture.width * picture.height > largest_file():
+            raise UsageError(f"{path}: its {pages} pages are more than can be loaded")
+        return _pages(path, picture, pages)
+
+
+def _pages(path: Path, picture: Image.Image, pages: int) -> list[Raster]:
+    """The pages of a TIFF file; see `read_rasters`."""
+    found: list[Raster] = []
+    size, left_out = picture.size, 0
+    for page in range(pages):
+        picture.seek(page)
+        kind = getattr(picture, "tag_v2", {}).get(SUBFILE, 0)
+        if picture.size == size and not kind & REDUCED_OR_MASK:
+            found.append(_raster(path, picture))
+        else:
+            left_out += 1
     if not found:
-        raise UsageError("paths names no file")
-    for picture in found:
-        for line in picture.warnings:
-            logger.warning("%s: %s", picture.name, line)
-    return np.stack([picture.image for picture in found])
-
-
-def files_of(path: Path) -> list[Path]:
-    """The files of a folder and of the folders in it, in the order of their names; a file itself.
-
-    Hidden and system files are left out. `UsageError` if a folder can't be read or has none, or a
-    link in it leads out of it.
-    """
-    if not path.is_dir():
-        return [path]
-    if found := files_below(path, path):
-        return found
-    raise UsageError(f"{path}: has no files")
-
-
-def read_file(path: Path, preparation: Preparation) -> list[Picture]:
-    """Read the images of a file, whose type is determined by its content, not its name.
-
-    Args:
-      path: numbers, which are used as they are (see `array_files.read_stack`); or a picture (PNG,
-        JPEG, BMP, GIF, WebP, TIFF, PPM, and HEIC where pillow-heif is installed), which is
-        prepared. Each page of a TIFF file is a picture.
-      preparation: how pictures become images.
-
-    Raises:
-      UsageError: the file can't be read, is damaged, is too large, is blank, or doesn't suit the
-        network.
-    """
-    channels = preparation.image_shape[2]
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UsageError(f"{path}: is a folder or a device, not a file with an image")
-        # Whatever Pillow and NumPy warn about is either harmless here or refused below.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            arrays = read_stack(path, preparation)
-            if arrays is not None:
-                return _as_they_are(path, *arrays, preparation)
-            if channels not in (1, 3):
-                raise UsageError(
-                    f"{path}: is not an array (.npy, .npz, .csv); this network's images have"
-                    f" {channels} channels, and pictures give only 1 or 3"
-                )
-            rasters = read_rasters(path)
-    except NotAPicture:
-        raise UsageError(
-            f"{path}: is not a readable image: {NAMES}, IDX, .npy, .npz or .csv is needed"
-        ) from None
-    except JaxmnistError:
-        raise
-    except Exception as error:  # given damaged bytes, decoders raise anything
-        raise unreadable(path, error) from None
-    names = [str(path)] if len(rasters) == 1 else [f"{path}[{k}]" for k in range(len(rasters))]
-    return [
-        _prepared(name, raster, preparation) for name, raster in zip(names, rasters, strict=True)
-    ]
-
-
-def _as_they_are(
-    path: Path, stack: np.ndarray, single: bool, steps: tuple[str, ...], preparation: Preparation
-) -> list[Picture]:
-    """The pictures of a stack of arrays."""
-    found = []
-    for k, image in enumerate(stack):
-        unusual = preparation.unusual(image)
-        name = str(path) if single else f"{path}[{k}]"
-        found.append(Picture(name, image, steps, (unusual,) if unusual else (), False))
+        raise ValueError("has only previews and masks")
+    if left_out:
+        step = f"{left_out} of {pages} pages are left out: previews, or of another size"
+        found[0] = replace(found[0], steps=(*found[0].steps, step))
     return found
 
 
-def _prepared(name: str, raster: Raster, preparation: Preparation) -> Picture:
-    """Make an image of a picture."""
-    height, width, channels = preparation.image_shape
-    source, scale = preparation.source, preparation.scale
-    pixels, steps = _pixels(name, raster, source)
-    if source.pictures and source.transposed:
-        pixels = pixels.swapaxes(0, 1)
-        steps += (TRANSPOSED,)
-    doubts: tuple[str, ...] = ()
-    white = _white(pixels, preparation)
-    suitable = pixels.shape[:2] == (height, width) and (channels == 3 or pixels.ndim == 2)
-    if source.pictures and preparation.as_trained and suitable and white == scale:
-        image = in_channels(pixels, channels)
-        check_levels(name, image[None], scale)
+def _too_large(path: Path) -> UsageError:
+    return UsageError(f"{path}: is too large: over {LARGEST_PICTURE // 10**6} megapixels")
+
+
+def _open(path: Path, file: BinaryIO) -> Image.Image:
+    """Open a picture, an HEIC one by pillow-heif."""
+    head = file.read(12)
+    file.seek(0)
+    formats: tuple[str, ...] = FORMATS
+    if head[4:8] == b"ftyp" and head[8:12] in HEIC:
+        try:
+            importlib.import_module("pillow_heif").register_heif_opener()
+        except ImportError:
+            raise ValueError(
+                "is an HEIC photo: python -m pip install pillow-heif, or convert it to JPEG"
+            ) from None
+        formats = ("HEIF",)
+    try:
+        return Image.open(file, formats=formats)
+    except UnidentifiedImageError:
+        raise NotAPicture(f"{path}: is not a picture; {NAMES} can be read") from None
+
+
+def _raster(path: Path, picture: Image.Image, *steps: str) -> Raster:
+    """The current page of a picture."""
+    if picture.width * picture.height > LARGEST_PICTURE:
+        raise _too_large(path)
+    deep = _has_deep_colours(picture)
+    picture.load()
+    upright = UPRIGHT.get(picture.getexif().get(ORIENTATION, 1))
+    pixels, alpha = _pixels(picture)
+    reduced = deep and pixels.dtype == np.uint8
+    if reduced:
+        steps += ("colours of 16 bits are reduced to 8 bits",)
+    if upright is not None:
+        pixels, alpha = upright(pixels), None if alpha is None else upright(alpha)
+        steps += ("rotated by the EXIF orientation",)
+    return Raster(pixels, alpha, steps, reduced)
+
+
+def _has_deep_colours(picture: Image.Image) -> bool:
+    """Whether a picture that isn't loaded yet has more than 8 bits a colour or grey level."""
+    decoder = str(getattr(picture, "tile", ""))  # Pillow's decoder and its arguments
+    if picture.format == "PPM":
+        largest = re.search(r"'RGB', (\d+)", decoder)
+        return largest is not None and int(largest[1]) > OPAQUE
+    return picture.format in ("PNG", "TIFF") and ";16" in decoder
+
+
+def _pixels(picture: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
+    """The pixels and the alpha of a `Raster`, not yet upright."""
+    alpha = None
+    tags = getattr(picture, "tag_v2", {})
+    if picture.format == "TIFF":
+        _check_tiff(tags, picture.mode)
+    if picture.mode.startswith("I") or picture.mode == "F":
+        pixels = np.array(picture)
+        if picture.mode == "F" and not np.isfinite(pixels).all():
+            raise ValueError("has pixels that are not finite numbers")
+        if picture.mode != "F":
+            is_unsigned = tags.get(BITS, (0,))[0] == 32 and tags.get(FORMAT, (1,))[0] == 1
+            pixels = (pixels.view(np.uint32) if is_unsigned else pixels).astype(np.int64)
+        if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+            pixels = 2 ** tags.get(BITS, (16,))[0] - 1 - pixels
+        if "transparency" in picture.info:
+            alpha = np.uint8(OPAQUE) * (pixels != picture.info["transparency"])
+    elif picture.has_transparency_data:
+        both = np.array(picture.convert("RGBA"))
+        pixels, alpha = both[..., :3].copy(), both[..., 3].copy()
     else:
-        if white != EIGHT_BITS:
-            pixels = np.rint(pixels * (EIGHT_BITS / white)).clip(0, EIGHT_BITS).astype(np.uint8)
-        image, more, doubts = _resized_or_placed(name, pixels, preparation)
-        steps += more
-        if scale == EIGHT_BITS:
-            image = np.rint(image).astype(np.uint8)
+        grey = picture.mode in ("1", "L", "LA", "La")
+        pixels = np.array(picture.convert("L" if grey else "RGB"))
+    if pixels.ndim == 3 and (pixels[..., :1] == pixels[..., 1:]).all():
+        pixels = pixels[..., 0].copy()
+    return pixels, None if alpha is None or alpha.min() == OPAQUE else alpha
+
+
+def _check_tiff(tags: Mapping[int, Any], mode: str) -> None:
+    """Raise `ValueError` for TIFF's kinds of levels that Pillow reads as other ones."""
+    if tags.get(FORMAT, (1,))[0] == SIGNED and tags.get(BITS, (1,))[0] == 8:
+        raise ValueError("has signed levels of 8 bits, which are not read: save it with 16 bits")
+    if tags.get(SAMPLES, 1) == 2 and mode not in ("LA", "La", "PA"):
+        raise ValueError("has two values a pixel, which are neither grey nor RGB")
+
+
+def bits_of(rasters: Sequence[Raster], *, keep: bool) -> int | None:
+    """How levels of more than 8 bits in all of these pictures are to be read; see `arrays.Source`.
+
+    Args:
+      rasters: the pictures.
+      keep: whether levels may be kept. They are where all pictures have such levels and none is
+        transparent, unless the levels come from 8 bits: 65535 is 257 × 255.
+    """
+    deep = [raster for raster in rasters if raster.is_deep]
+    if not deep:
+        return None
+    levels = [raster.levels for raster in deep]
+    largest = max(float(pixels.max(initial=0)) for pixels in levels)
+    if largest < 2**16 and all((pixels % 257 == 0).all() for pixels in levels):
+        return 16
+    if keep and len(deep) == len(rasters) and all(raster.alpha is None for raster in deep):
+        return 0
+    if largest <= 1 and any(raster.pixels.dtype.kind == "f" for raster in deep):
+        return 1
+    return next((n for n in (8, 10, 12, 14, 16) if largest < 2**n), int(largest).bit_length())
+
+
+def ground_of(raster: Raster) -> RGB:
+    """The background of one picture that is transparent in places.
+
+    Under strokes it is white, or black if they are pale. A picture that is mostly opaque, such as
+    one with round corners, has a background of its own, which goes on.
+    """
+    assert raster.alpha is not None
+    solid = raster.pixels[raster.alpha >= 128]
+    if 2 * len(solid) > raster.alpha.size and not raster.is_deep:
+        colour = np.broadcast_to(np.median(solid, axis=0), 3)
+        return int(colour[0]), int(colour[1]), int(colour[2])
+    return common_ground([raster], bits_of([raster], keep=False))
+
+
+def common_ground(rasters: Sequence[Raster], bits: int | None) -> RGB:
+    """The background of pictures, as far as they are transparent: black under pale strokes.
+
+    bits: how levels of more than 8 bits are read; see `arrays.Source`.
+    """
+    total = weight = 0.0
+    for raster in rasters:
+        if raster.alpha is not None:
+            alpha = raster.alpha.astype(np.float64)
+            grey = raster.pixels if raster.pixels.ndim == 2 else raster.pixels.mean(2)
+            if raster.is_deep and bits:
+                grey = eight_bits(grey, 2**bits - 1)
+            total += float((grey * alpha).sum())
+            weight += float(alpha.sum())
+    return (0, 0, 0) if total > BRIGHT * weight else (255, 255, 255)
+
+
+def colour_name(colour: RGB) -> str:
+    """A background as a word."""
+    known = {(255, 255, 255): "white", (0, 0, 0): "black"}
+    return known.get(colour, "the colour of the rest")
+
+
+def converted(raster: Raster, source: Source) -> np.ndarray:
+    """The pixels of a picture: uint8[h, w] or [h, w, 3]; float32[h, w] where levels are kept.
+
+    Args:
+      raster: the picture. If it is transparent its levels aren't kept.
+      source: how levels of more than 8 bits are read, and what replaces transparency.
+    """
+    pixels, background = raster.pixels, source.background
+    if raster.is_deep and source.bits:
+        pixels = eight_bits(pixels, 2**source.bits - 1)
+    elif raster.is_deep:
+        pixels = (pixels - source.black).clip(0).astype(np.float32)
+    if raster.alpha is None or background is None:
+        return pixels
+    alpha = raster.alpha[..., None].astype(np.float32) / OPAQUE
+    colour = np.array(background, np.float32)
+    grey = pixels.ndim == 2
+    mixed: np.ndarray = np.rint(
+        (pixels[..., None] if grey else pixels) * alpha + colour * (1 - alpha)
+    )
+    flat = mixed.astype(np.uint8)
+    return flat[..., 0] if (flat[..., :1] == flat[..., 1:]).all() else flat
+
+
+def in_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """Pixels as [h, w, C]; RGB without colours becomes grey for one channel."""
+    if pixels.ndim == 2:
+        return np.repeat(pixels[..., None], channels, 2)
+    return pixels[..., :channels]
+
+
+# --- Folders of pictures, a folder for each class ---
+
+# Names of files that nobody means as pictures.
+OTHER_NAME = re.compile(
+    r"\.(txt|md|rst|json|ya?ml|toml|ini|cfg|xml|csv|tsv|html?|pdf|docx?|xlsx?|py|ipynb|sh|log|pkl"
+    r"|npy|npz|mat|h5|hdf5|pth?|onnx|safetensors|zip|gz|tar|db)$",
+    re.IGNORECASE,
+)
+# Names that a part may have, also those that are no part's here, as Kaggle's test1.
+LIKE_PART = re.compile(rf"({'|'.join(PARTS)})([-_ ]?(\d+|set|data|imgs?|images?|pictures?))*")
+MOST_NOTES = 10  # classes of which a note says what is left out
+
+
+@dataclass
+class _Reading:
+    """What has been read so far.
+
+    shape: (H, W) of all pictures, which is that of the file `first`.
+    size: bytes of pixels.
+    left_out: why files are left out, and how many, by the name of their class, or "".
+    files: the number of files of each class.
+    """
+
+    root: Path
+    shape: tuple[int, int] | None = None
+    first: Path | None = None
+    size: int = 0
+    left_out: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
+    files: Counter[str] = field(default_factory=Counter)
+
+    def leave_out(self, name: str, line: str, count: int = 1) -> None:
+        """Leave out so many files of a class, or something outside the classes."""
+        self.left_out.setdefault(name, []).append((line, count))
+
+    def notes(self) -> list[str]:
+        """A note for each class of which something is left out."""
+        notes = []
+        for name, lines in sorted(self.left_out.items())[:MOST_NOTES]:
+            count = sum(count for _, count in lines)
+            what = f"class {name}: {count} of {self.files[name]} files are left out"
+            if not name:
+                what = f"files or folders outside the classes are left out: {count}"
+            notes.append(f"note: {what}; {'the first: ' * (count > 1)}{lines[0][0]}")
+        if (more := len(self.left_out) - MOST_NOTES) > 0:
+            notes.append(f"note: files of {more} more classes are left out")
+        return notes
+
+
+def read_class_folders(folder: Path, root: Path) -> Found:
+    """Read pictures of one size, in a folder for each class.
+
+    Pictures are greyscale, or RGB if one of them has colours. Files that are no pictures are left
+    out, which a note says for each class. Transparency becomes black under pale strokes and white
+    under others, the same in all pictures; levels of more than 8 bits are kept if all pictures
+    have them.
+
+    Args:
+      folder: holds folders of classes, or train/ and test/ (also val/) that hold them.
+      root: the folder that a person named, which links must not lead out of.
+
+    Raises:
+      UsageError: no pictures, pictures of different sizes, or a class none of which can be read.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Pillow warns about is refused here, or harmless
+        return _read_parts(folder, root)
+
+
+def _parts(folder: Path, root: Path) -> tuple[dict[str, Path], list[str]]:
+    """Return the folders of the parts, or `folder` itself as the training part; and notes.
+
+    A folder that is named like a part is one if it holds folders; else it is a class.
+    """
+    parts: dict[str, Path] = {}
+    notes, others = [], []
+    names = visible(folder, root)[0]
+    for name in names:
+        part = PARTS.get(name.lower())
+        if part is None:
+            others.append(name)
+        elif not visible(folder / name, root)[0]:
+            notes.append(f"note: {folder / name} has no folders of classes, and is no {part} part")
+        elif part in parts:
+            raise UsageError(f"{folder}: {parts[part].name} and {name} are both the {part} part")
         else:
-            image = image * np.float32(scale / EIGHT_BITS)
-            steps += (f"white is {scale:g}, as in the training images",)
-    unusual = preparation.unusual(image)
-    doubts += (unusual,) if unusual else ()
-    return Picture(name, image, steps, doubts)
+            parts[part] = folder / name
+    if not parts:
+        lower = [name.lower() for name in names]
+        if not PARTS.keys().isdisjoint(lower) and all(map(LIKE_PART.fullmatch, lower)):
+            raise UsageError(
+                f"{folder}: {listed(names)} contain no class folders: put the pictures of each"
+                f" class into a folder of its own, such as {names[-1]}/cat/1.png"
+            )
+        return {"train": folder}, []
+    if "train" not in parts:
+        found = parts[min(parts)].name
+        raise UsageError(f"{folder}: has a folder {found}, but no folder train with classes in it")
+    if others:
+        found = listed(others)
+        notes.append(f"note: folders other than train, validation and test are left out: {found}")
+    return parts, notes
 
 
-def _pixels(name: str, raster: Raster, source: Source) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The pixels of a picture, as training read its like, and the steps.
-
-    uint8[h, w] or uint8[h, w, 3]; or, if training kept levels of more than 8 bits, float32[h, w].
-    """
-    steps = raster.steps
-    largest = float(raster.levels.max(initial=0))
-    if not source.pictures:
-        source = ARRAYS
-    if raster.is_deep and (source.bits is None or (source.bits == 0 and raster.alpha is not None)):
-        source = replace(source, bits=bits_of([raster], keep=False))
-        if source.bits not in (1, 16):
-            steps += (f"read as {source.bits} bits a pixel: its levels reach {largest:g}",)
-    if raster.is_deep and source.bits and largest > 2**source.bits - 1:
+def _read_parts(folder: Path, root: Path) -> Found:
+    parts, notes = _parts(folder, root)
+    reading = _Reading(root)
+    read = {part: _read_classes(path, reading) for part, path in parts.items()}
+    notes += reading.notes()
+    rasters = [raster for found, _ in read.values() for raster in found]
+    steps = Counter(step for raster in rasters for step in raster.steps)
+    source = Source(pictures=True, bits=bits_of(rasters, keep=True))
+    reduced = [int(r.pixels.max()) for r in rasters if r.is_reduced and r.alpha is None]
+    if 0 < max(reduced, default=0) < LEAST_LEVEL:
         raise UsageError(
-            f"{name}: its levels reach {largest:g}, and the training pictures have"
-            f" {source.bits} bits: use the same scale for both"
+            f"{folder}: its colours of 16 bits are so dark that 8 bits would lose their levels:"
+            " save the pictures as greyscale, or with 8 bits a colour"
         )
-    if raster.alpha is not None:
-        background = source.background or ground_of(raster)
+    if clear := sum(raster.alpha is not None for raster in rasters):
+        background = common_ground(rasters, source.bits)
         source = replace(source, background=background)
-        steps += (f"transparency replaced by {colour_name(background)}",)
-    return converted(raster, source), steps
+        steps[f"transparency is replaced by {colour_name(background)}"] = clear
+    if deep := sum(raster.is_deep for raster in rasters):
+        step = f"levels of {source.bits} bits are converted to 8 bits"
+        if source.bits == 0:
+            source = replace(source, black=min(float(r.pixels.min()) for r in read["train"][0]))
+            step = f"levels of more than 8 bits are kept; the smallest, {source.black:g}, becomes 0"
+        elif source.bits == 1:
+            step = "fractions are converted to 8 bits"
+        if source.bits != 8:
+            steps[step] = deep
+        kinds = {raster.pixels.dtype.kind: raster for raster in rasters if raster.is_deep}
+        if len(kinds) == 2 and source.bits == 0 and kinds["f"].pixels.max() <= 1:
+            raise UsageError(
+                f"{folder}: some pictures have fractions as levels and others whole numbers:"
+                " use the same scale for all"
+            )
+    notes += [f"note: {n} picture{'s' * (n > 1)}: {step}" for step, n in steps.items()]
+    pixels = {
+        part: [converted(raster, source) for raster in found] for part, (found, _) in read.items()
+    }
+    channels = max(array.shape[2] if array.ndim == 3 else 1 for a in pixels.values() for array in a)
+    found: dict[str, Part] = {}
+    for part, arrays in pixels.items():
+        stack = np.stack([in_channels(array, channels) for array in arrays])
+        found[part] = stack, np.array(read[part][1])
+    return Found.of(found, notes, source)
 
 
-def _white(pixels: np.ndarray, preparation: Preparation) -> float:
-    """The scale of a picture's levels: that of the training images if it is a picture like theirs.
-
-    A picture of 8 bits with levels far above theirs, such as 255 where they have 0 and 1, isn't.
-    """
-    source, scale = preparation.source, preparation.scale
-    if pixels.dtype != np.uint8:
-        return scale
-    alike = source.pictures and source.bits != 0 and float(pixels.max()) <= OVER * scale
-    return scale if alike else EIGHT_BITS
-
-
-def _resized_or_placed(
-    name: str, pixels: np.ndarray, preparation: Preparation
-) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
-    """Make float32[H, W, C] from 0 to 255 of a picture's pixels of 8 bits; steps and warnings."""
-    height, width, channels = preparation.image_shape
-    placing = preparation.placing
-    doubts: tuple[str, ...] = ()
-    same_size = pixels.shape[:2] == (height, width)
-    if placing is None or (same_size and _is_image(pixels, placing)):
-        image, steps = _resized(pixels, preparation)
-        if placing is None and preparation.colour and _is_grey(pixels):
-            doubts = ("it has no colours, and the training images have",)
-    else:
-        image, steps, doubts = _placed(name, pixels, placing, height, width)
-    return in_channels(image, channels), steps, doubts
+def _read_classes(folder: Path, reading: _Reading) -> tuple[list[Raster], list[str]]:
+    """Read the pictures of one part, and the name of the class of each."""
+    rasters: list[Raster] = []
+    labels: list[str] = []
+    classes, others = visible(folder, reading.root)
+    for name in others:
+        reading.leave_out("", f"{folder / name} is not in a class folder")
+    for name in classes:
+        read = _read_class(folder / name, reading)
+        rasters += read
+        labels += [name] * len(read)
+    if not rasters:
+        raise UsageError(f"{folder}: has no pictures in folders of classes")
+    return rasters, labels
 
 
-def _placed(
-    name: str, pixels: np.ndarray, placing: Placing, height: int, width: int
-) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
-    """Cut the ink out of a picture and place it: float32[H, W], steps and warnings."""
-    ink = find_ink(name, pixels)
-    image, more = place(ink.levels, placing, height, width)
-    steps = ink.steps
-    if ink.dark != placing.dark:
-        was = "dark ink on a bright ground" if ink.dark else "bright ink on a dark ground"
-        steps += (f"inverted: {was}",)
-    return image, steps + more, ink.warnings
+def _read_class(folder: Path, reading: _Reading) -> list[Raster]:
+    """Read the pictures of one class; none of a folder without files that are meant as pictures."""
+    inner, files = visible(folder, reading.root)
+    rasters: list[Raster] = []
+    wrong: list[str] = []
+    for file in files:
+        path = folder / file
+        try:
+            rasters += _read(path, reading)
+        except NotAPicture:
+            wrong.append(f"{path} is no picture")
+        except JaxmnistError:
+            raise
+        except Exception as error:  # given damaged bytes, decoders raise anything
+            found = unreadable(path, error)
+            if not isinstance(found, UsageError):
+                raise found from None
+            wrong.append(f"{path} can't be read: {reason(error)}")
+    if inner and not rasters:
+        raise SettingError(
+            "{folder}: has no pictures but the folder {inner}; {data_dir} must name the folder that"
+            " holds the folders of classes",
+            folder=folder,
+            inner=inner[0],
+        )
+    if not rasters and not all(map(OTHER_NAME.search, files)):
+        raise UsageError(
+            f"{folder}: none of its {len(files)} files is a readable picture (first: {wrong[0]}):"
+            " repair them, or remove the folder"
+        )
+    if not rasters:
+        reading.leave_out("", f"{folder} has no pictures")
+        return []
+    reading.files[folder.name] += len(files)
+    for line in wrong:
+        reading.leave_out(folder.name, line)
+    for name in inner:
+        if below := len(files_below(folder / name, reading.root)):
+            reading.files[folder.name] += below
+            line = f"{folder / name} is a subfolder of a class, with {below} files"
+            reading.leave_out(folder.name, line, below)
+    return rasters
 
 
-def _is_grey(pixels: np.ndarray) -> bool:
-    """Whether a picture uint8[h, w] or uint8[h, w, 3] has no colours."""
-    return pixels.ndim == 2 or bool((pixels[..., :1] == pixels[..., 1:]).all())
-
-
-def _is_image(pixels: np.ndarray, placing: Placing) -> bool:
-    """Whether a picture of the right size is an image already: it has ink on the same ground."""
-    grey = np.asarray(Image.fromarray(pixels).convert("L"), np.float64)
-    border = np.concatenate([grey[0], grey[-1], grey[1:-1, 0], grey[1:-1, -1]])
-    near = abs(float(np.median(border)) - 255 * placing.ground) <= ALIKE
-    return near and bool(grey.max() > grey.min())
-
-
-def _resized(pixels: np.ndarray, preparation: Preparation) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Scale a whole picture to float32[H, W] or [H, W, 3]; give the steps too."""
-    height, width, channels = preparation.image_shape
-    steps = []
-    picture = Image.fromarray(pixels)
-    if channels == 1:
-        if not _is_grey(pixels):
-            steps.append("converted to grey")
-        picture = picture.convert("L")
-    else:
-        if pixels.ndim == 2:
-            steps.append("converted from grey to RGB")
-        picture = picture.convert("RGB")
-    if picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-        steps.append(f"scaled as a whole to {height}×{width}")
-    return np.asarray(picture, np.float32), tuple(steps)
+def _read(path: Path, reading: _Reading) -> list[Raster]:
+    """Read the pictures of a file, all of the size of the first."""
+    rasters = read_rasters(path)
+    for raster in rasters:
+        shape = raster.pixels.shape[:2]
+        if reading.shape is None:
+            reading.shape, reading.first = shape, path
+        if shape != reading.shape:
+            height, width = reading.shape
+            raise UsageError(
+                f"{reading.first} is {height}×{width} pixels and {path} {shape[0]}×{shape[1]}:"
+                " resize the pictures to one size, such as 28×28"
+            )
+        reading.size += raster.pixels.nbytes + (0 if raster.alpha is None else raster.alpha.nbytes)
+        if reading.size > largest_file():
+            raise UsageError(f"{path}: the pictures up to this one are more than can be loaded")
+    return rasters

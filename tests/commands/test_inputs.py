@@ -32,8 +32,7 @@ from jaxmnist.commands.search import main as search
 from jaxmnist.data.array_files import read_idx, read_npz
 from jaxmnist.data.arrays import check_arrays
 from jaxmnist.data.dataset import read_files
-from jaxmnist.data.pictures import read_file
-from jaxmnist.data.preparation import MNIST, Preparation
+from jaxmnist.data.preparation import MNIST, Preparation, read_file
 from jaxmnist.files import DamagedFile, as_json, from_json, read_json, write_json
 from jaxmnist.models.space import Space
 from jaxmnist.models.study import DEFINITION

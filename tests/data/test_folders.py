@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmnist.data import picture_files
+from jaxmnist.data import pictures
 from jaxmnist.data.dataset import read_files, split
-from jaxmnist.data.pictures import files_of
+from jaxmnist.data.preparation import files_of
 from jaxmnist.errors import EnvironmentFailure, UsageError
 
 RNG = np.random.default_rng(0)
@@ -336,14 +336,14 @@ def test_hidden_files_in_subfolders_are_not_counted(tmp_path):
 def test_what_fails_around_a_picture_is_not_left_out(tmp_path, monkeypatch, number):
     """Too many open files, a disk's error, too little memory: another search would have more."""
     fill(tmp_path, names=("a", "b"))
-    read = picture_files.read_rasters
+    read = pictures.read_rasters
 
     def fail(path: Path):
         if path.name == "003.png":
             raise MemoryError if number is None else OSError(number, os.strerror(number))
         return read(path)
 
-    monkeypatch.setattr(picture_files, "read_rasters", fail)
+    monkeypatch.setattr(pictures, "read_rasters", fail)
     with pytest.raises(EnvironmentFailure, match=r"b/003.png: can.t be read: "):
         read_files(tmp_path)
 

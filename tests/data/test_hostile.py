@@ -37,8 +37,7 @@ from jaxmnist.data.array_files import (
 )
 from jaxmnist.data.contents import open_file
 from jaxmnist.data.dataset import read_files
-from jaxmnist.data.pictures import read_file
-from jaxmnist.data.preparation import MNIST, Preparation
+from jaxmnist.data.preparation import MNIST, Preparation, read_file
 from jaxmnist.data.tables import read_rows
 from jaxmnist.errors import UsageError
 

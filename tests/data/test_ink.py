@@ -17,8 +17,7 @@ from sklearn.datasets import load_sample_image
 
 from jaxmnist import Preparation, UsageError
 from jaxmnist.data.arrays import Arrays
-from jaxmnist.data.pictures import Picture, read_file
-from jaxmnist.data.preparation import INVERTED, MNIST, Placing
+from jaxmnist.data.preparation import INVERTED, MNIST, Picture, Placing, read_file
 
 SIDE = 240  # pixels of the pictures
 Y, X = np.mgrid[0:SIDE, 0:SIDE] / (SIDE - 1)

@@ -15,9 +15,8 @@ from PIL import Image
 
 import jaxmnist
 from jaxmnist.data.array_files import read_idx
-from jaxmnist.data.pictures import Picture, read_file
 from jaxmnist.data.preparation import MNIST as PLACING
-from jaxmnist.data.preparation import Preparation
+from jaxmnist.data.preparation import Picture, Preparation, read_file
 from jaxmnist.errors import UsageError
 
 MNIST = Preparation((28, 28, 1), placing=PLACING)

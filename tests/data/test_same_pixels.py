@@ -14,9 +14,8 @@ from PIL import Image
 
 from jaxmnist.data.arrays import Arrays, Source
 from jaxmnist.data.dataset import Dataset, read_files, split
-from jaxmnist.data.picture_files import read_rasters
-from jaxmnist.data.pictures import files_of, read_file
-from jaxmnist.data.preparation import Preparation, preparation_for
+from jaxmnist.data.pictures import read_rasters
+from jaxmnist.data.preparation import Preparation, files_of, preparation_for, read_file
 from jaxmnist.errors import UsageError
 from jaxmnist.files import as_json, from_json
 
