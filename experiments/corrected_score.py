@@ -21,8 +21,7 @@ import numpy as np
 from scipy.special import gammaln
 
 from jaxmnist.results.ranking import changing, course, interval, resampled
-from jaxmnist.results.selection import Rule, rule_of
-from jaxmnist.results.statistics import Z
+from jaxmnist.results.selection import Rule, Z, rule_of
 from jaxmnist.settings import SELECTIONS
 
 # By how much accuracy grows in the last epochs of a trial: the last value is that of the score.

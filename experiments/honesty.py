@@ -40,8 +40,7 @@ from jaxmnist.results.importance import (
     tuning_curve,
 )
 from jaxmnist.results.ranking import Corrected, choose_finalist, corrected
-from jaxmnist.results.selection import Rule, rule_of
-from jaxmnist.results.statistics import wilson
+from jaxmnist.results.selection import Rule, rule_of, wilson
 from jaxmnist.runs.trial import Key, Trial, pack_right, unpack_right
 from jaxmnist.settings import RECIPES, USUAL_RECIPE
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxmnist.results.importance import adjusted, basis, share_interval, standard_ranks, widening
-from jaxmnist.results.statistics import holm
+from jaxmnist.results.selection import holm
 
 VALUES = {"filters": 7, "conv_layers": 3, "dense_layers": 3, "units": 8, "optimizer": 3}
 CATEGORIES = {"optimizer"}

@@ -26,8 +26,7 @@ from jaxmnist.report.sentences import accuracy, count, duration
 from jaxmnist.results.evaluation import kept_look
 from jaxmnist.results.layout import shortened
 from jaxmnist.results.run import Run
-from jaxmnist.results.selection import Ranked
-from jaxmnist.results.statistics import p_value, signed
+from jaxmnist.results.selection import Ranked, p_value, signed
 from jaxmnist.runs.records import File, ModelReport, Search, SvmReport
 from jaxmnist.runs.trial import METRICS, Trial
 from jaxmnist.settings import IN_MEMORY, SETTINGS, SearchSettings, flag

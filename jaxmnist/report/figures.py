@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice, pairwise
@@ -25,8 +26,7 @@ from jaxmnist.results.confusion import Evaluation, confusions
 from jaxmnist.results.evaluation import Calibration
 from jaxmnist.results.importance import Importance, TuningCurve
 from jaxmnist.results.layout import short_names, shortened, widest
-from jaxmnist.results.selection import Standing
-from jaxmnist.results.statistics import bins, wilson
+from jaxmnist.results.selection import Standing, wilson
 from jaxmnist.runs.trial import Trial
 
 # --- The confusion matrix as a figure, for any number of classes: its size is bounded ---
@@ -335,6 +335,14 @@ def histogram(scores: Sequence[float], winner: float) -> Figure:
         f"Trials by validation accuracy: {', '.join(rows)}. The winner has {winner:.4f}.",
         plot,
     )
+
+
+def bins(scores: Sequence[float], most: int = 12) -> np.ndarray:
+    """Edges of a histogram's bins: √n bins, rounded up, at most `most`, at least one."""
+    low, high = min(scores), max(scores)
+    if high - low < 1e-9:
+        return np.array([low - 5e-4, high + 5e-4])
+    return np.linspace(low, high, min(most, math.ceil(math.sqrt(len(scores)))) + 1)
 
 
 def importances(found: Sequence[Importance]) -> Figure | None:

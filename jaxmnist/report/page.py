@@ -31,7 +31,6 @@ from jaxmnist.results.importance import FEWEST_FOR_IMPORTANCE, Importance, impor
 from jaxmnist.results.layout import short_names
 from jaxmnist.results.ranking import Finalist, finalists_table
 from jaxmnist.results.run import Run
-from jaxmnist.results.statistics import two_components
 from jaxmnist.runs.ledger import Looks
 from jaxmnist.runs.records import Classification, File
 from jaxmnist.runs.store import read_times
@@ -108,6 +107,29 @@ def features_in_two(run: Run, dataset: Dataset) -> tuple[np.ndarray, np.ndarray,
     chosen = np.linspace(0, len(dataset.y_validation) - 1, dots).round().astype(int)
     points, shares = two_components(model.features(dataset.x_validation[chosen]))
     return points, dataset.y_validation[chosen], shares
+
+
+def two_components(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first two principal components of features float[N, D].
+
+    Computed from the N×N matrix of inner products, as there are fewer images than features.
+
+    Returns:
+      The coordinates float64[N, 2], with signs such that the largest absolute value of each
+      component is positive, and the fractions of the variance float64[2] that the two explain.
+
+    References:
+      Pearson, 'On lines and planes of closest fit to systems of points in space', 1901.
+    """
+    centred = features - features.mean(0, dtype=np.float64).astype(features.dtype)
+    products = (centred @ centred.T).astype(np.float64)
+    values, vectors = np.linalg.eigh(products)
+    values, vectors = values[::-1][:2].clip(0), vectors[:, ::-1][:, :2]
+    total = np.trace(products)
+    largest = np.abs(vectors).argmax(0)
+    signs = np.sign(vectors[largest, np.arange(vectors.shape[1])])
+    coordinates = vectors * signs * np.sqrt(values)
+    return coordinates, values / total if total > 0 else np.zeros(len(values))
 
 
 # --- Variables of the page's sections on the test set ---

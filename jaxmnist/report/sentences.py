@@ -19,7 +19,7 @@ from jaxmnist.results.evaluation import about_labels, score_of
 from jaxmnist.results.importance import FEWEST_FOR_IMPORTANCE, Importance, most_gain
 from jaxmnist.results.layout import shortened
 from jaxmnist.results.run import Run
-from jaxmnist.results.statistics import chance_of_new_best, standard_error, wilson
+from jaxmnist.results.selection import chance_of_new_best, standard_error, wilson
 from jaxmnist.runs.records import File, ModelReport
 from jaxmnist.runs.trial import REFIT, Trial
 from jaxmnist.search.beginning import Preview

@@ -17,8 +17,7 @@ import numpy as np
 from jaxmnist.errors import printable, wrong
 from jaxmnist.files import DamagedFile, content_sha256, read_array, read_record
 from jaxmnist.results.confusion import Evaluation, beside_constant
-from jaxmnist.results.selection import Ranked
-from jaxmnist.results.statistics import difference_p_values, holm, p_value, signed
+from jaxmnist.results.selection import Ranked, difference_p_values, holm, p_value, signed
 from jaxmnist.runs.records import (
     Compared,
     Comparisons,

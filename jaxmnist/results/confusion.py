@@ -11,7 +11,7 @@ import numpy as np
 from jaxmnist.data.arrays import class_names_of
 from jaxmnist.errors import printable
 from jaxmnist.results.layout import right, short_names, shortened, widest
-from jaxmnist.results.statistics import wilson
+from jaxmnist.results.selection import wilson
 from jaxmnist.runs.records import AVERAGES, Classification
 
 

@@ -32,7 +32,7 @@ from jaxmnist.results.confusion import (
 from jaxmnist.results.layout import shortened
 from jaxmnist.results.ranking import Corrected, interval
 from jaxmnist.results.run import Run
-from jaxmnist.results.statistics import signed
+from jaxmnist.results.selection import signed
 from jaxmnist.runs.ledger import Looks, ledger_path
 from jaxmnist.runs.records import (
     BINS,

@@ -12,8 +12,7 @@ import numpy as np
 
 from jaxmnist.hyperparameters import text
 from jaxmnist.models.questions import is_number
-from jaxmnist.results.selection import Standing
-from jaxmnist.results.statistics import LEVEL, holm
+from jaxmnist.results.selection import LEVEL, Standing, holm
 
 # --- What more trials bring: the tuning curve of a search, and what twice the budget may add ---
 

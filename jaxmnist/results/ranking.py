@@ -11,8 +11,17 @@ from functools import cached_property
 import numpy as np
 
 from jaxmnist.errors import UsageError
-from jaxmnist.results.selection import Course, Ranked, Rule, Standing, rule_of
-from jaxmnist.results.statistics import difference_p_values, holm, only_first, wilson
+from jaxmnist.results.selection import (
+    Course,
+    Ranked,
+    Rule,
+    Standing,
+    difference_p_values,
+    holm,
+    only_first,
+    rule_of,
+    wilson,
+)
 from jaxmnist.runs.records import FinalistRecord
 from jaxmnist.runs.trial import DONE, REFIT, Key, Trial, state_of, unpack_right
 from jaxmnist.settings import SearchSettings
@@ -201,7 +210,7 @@ def interval(score: float, images: float, variance: float = 0.0) -> tuple[float,
     Wilson's, of as many images as have the variance p(1 − p)/n + `variance` of the correction.
 
     References:
-      As for `statistics.wilson`.
+      As for `selection.wilson`.
     """
     spread = score * (1 - score)
     number = images / (1 + variance * images / spread) if spread > 0 else images
@@ -329,7 +338,7 @@ class Finalist:
         reruns have right, or all wrong, varies more than one on which they differ.
 
         References:
-          Wilson, as for `statistics.wilson`; Korn and Graubard, 'Confidence intervals for
+          Wilson, as for `selection.wilson`; Korn and Graubard, 'Confidence intervals for
           proportions with small expected number of positive counts estimated from survey data',
           1998, for the effective number.
         """

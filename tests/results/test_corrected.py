@@ -22,8 +22,7 @@ from jaxmnist.results.ranking import (
     interval,
     resampled,
 )
-from jaxmnist.results.selection import Course, rule_of
-from jaxmnist.results.statistics import wilson
+from jaxmnist.results.selection import Course, rule_of, wilson
 from jaxmnist.runs.trial import pack_right
 
 IMAGES = 300

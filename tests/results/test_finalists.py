@@ -17,7 +17,7 @@ from jaxmnist.results.ranking import (
     indistinguishable,
     rerun_keys,
 )
-from jaxmnist.results.statistics import wilson
+from jaxmnist.results.selection import wilson
 from jaxmnist.runs.trial import Key, pack_right
 
 IMAGES = 203  # no multiple of 8

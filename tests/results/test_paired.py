@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from jaxmnist.results.statistics import decrease_p_values, difference_p_values, holm, only_first
+from jaxmnist.results.selection import decrease_p_values, difference_p_values, holm, only_first
 from jaxmnist.runs.trial import pack_right
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxmnist.results import statistics as ours
+from jaxmnist.report.figures import bins
+from jaxmnist.report.page import two_components
+from jaxmnist.results import selection as ours
 
 SCORES = [0.981, 0.987, 0.979, 0.987, 0.990, 0.970]
 
@@ -26,7 +28,7 @@ def test_chance_of_a_new_best():
 
 def test_bins_hold_every_score():
     for scores in (SCORES, [0.5], [0.5, 0.5], list(np.random.default_rng(0).random(400))):
-        edges = ours.bins(scores)
+        edges = bins(scores)
         assert np.histogram(scores, edges)[0].sum() == len(scores)
         assert len(edges) <= 13
 
@@ -35,12 +37,12 @@ def test_two_components_are_scikit_learns():
     from sklearn.decomposition import PCA
 
     features = np.random.default_rng(2).normal(size=(40, 90)) * np.linspace(3, 0.1, 90)
-    points, shares = ours.two_components(features)
+    points, shares = two_components(features)
     pca = PCA(2, svd_solver="full").fit(features)
     theirs = pca.transform(features)
     np.testing.assert_allclose(np.abs(points), np.abs(theirs), atol=1e-8)
     np.testing.assert_allclose(shares, pca.explained_variance_ratio_, atol=1e-10)
     assert (points[np.abs(points).argmax(0), [0, 1]] > 0).all()
-    constant, nothing = ours.two_components(np.ones((5, 3)))
+    constant, nothing = two_components(np.ones((5, 3)))
     assert not constant.any()
     assert not nothing.any()
