@@ -250,9 +250,8 @@ def dry_run(
     """
     note = start(settings, network.definition if network else DEFINITION)
     from jaxmnist.models.network import STUDY
-    from jaxmnist.report.console import Console, notes_on
+    from jaxmnist.report.console import Console, fitted, notes_on
     from jaxmnist.report.sentences import describe_preview
-    from jaxmnist.results.layout import fitted
     from jaxmnist.search.beginning import preview
 
     with notes_on(Console(settings.output.quiet)):

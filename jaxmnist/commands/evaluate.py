@@ -24,10 +24,9 @@ def main(arguments: list[str], program: str = "jaxmnist evaluate") -> None:
     given = parser.parse_args(arguments)
     # Imported late: JAX takes a second, during which signals must already be handled.
     from jaxmnist.api import own_network
-    from jaxmnist.report.console import Console, notes_on
+    from jaxmnist.report.console import Console, fitted, notes_on
     from jaxmnist.results import comparisons
     from jaxmnist.results.evaluation import describe_evaluation, look
-    from jaxmnist.results.layout import fitted
     from jaxmnist.results.run import locked_run
 
     with notes_on(Console()), locked_run(given.run, own_network(given.model)) as run:

@@ -30,7 +30,7 @@ def main(arguments: list[str], program: str = "jaxmnist predict") -> int:
 
     from jaxmnist.api import own_network
     from jaxmnist.data.preparation import preparation_for
-    from jaxmnist.results.layout import fitted
+    from jaxmnist.report.console import fitted
     from jaxmnist.results.run import Run
 
     run = Run(given.run, own_network(given.model))
@@ -132,7 +132,7 @@ def _said(name: int | str) -> str:
 
 def _write_lines(names: list[int | str], pictures: list[Picture], rows: np.ndarray) -> None:
     """Print a line for each image; names: of the K classes; rows: probabilities, float32[N, K]."""
-    from jaxmnist.results.layout import fitted
+    from jaxmnist.report.console import fitted
 
     for picture, row in zip(pictures, rows, strict=True):
         best, second = (-row).argsort(kind="stable")[:2]

@@ -45,9 +45,8 @@ def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
     # Imported late: JAX takes a second, during which signals must already be handled.
     from jaxmnist.api import own_network
     from jaxmnist.data.dataset import load_dataset
-    from jaxmnist.report.console import Console, notes_on
+    from jaxmnist.report.console import Console, fitted, notes_on
     from jaxmnist.results import comparisons
-    from jaxmnist.results.layout import fitted
     from jaxmnist.results.run import locked_run
     from jaxmnist.results.svm import describe_svm, fit_on_run
 

@@ -22,9 +22,8 @@ from jaxmnist.report.drawing import MOST_LABELS, Figure
 from jaxmnist.report.facts import MARK, Cell, Facts, csv_of, data_url, render
 from jaxmnist.report.figures import Group, by_row, how_to_read
 from jaxmnist.results.comparisons import Predictions, compare_models, tested_models
-from jaxmnist.results.confusion import Evaluation, beside_constant
+from jaxmnist.results.confusion import Evaluation, beside_constant, shortened
 from jaxmnist.results.evaluation import describe_looks, looks_of
-from jaxmnist.results.layout import shortened
 from jaxmnist.results.run import Run
 from jaxmnist.runs.records import File, Pair
 

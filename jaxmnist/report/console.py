@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
+import shutil
 import sys
 import time
 from collections import Counter
@@ -19,6 +21,7 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE
+from rich.cells import cell_len
 from rich.console import Console as RichConsole
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -40,7 +43,6 @@ from jaxmnist.engine.events import (
 from jaxmnist.errors import printable
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.report.sentences import about_more, duration, lost
-from jaxmnist.results.layout import fitted, wrapped
 from jaxmnist.results.ranking import finalists_as_text
 from jaxmnist.results.run import rows_as_text
 from jaxmnist.results.selection import Rule, Standing
@@ -48,6 +50,52 @@ from jaxmnist.runs.trial import Key
 
 if TYPE_CHECKING:
     from jaxmnist.results.run import Run
+
+
+# --- Sentences broken into the lines of a terminal ---
+
+COLUMNS = re.compile(r"\S {2,}\S")  # in a line of a table, and not in a sentence
+
+
+def wrapped(text: str, width: int) -> str:
+    """A text whose sentences are broken between words, so that lines have at most `width` columns.
+
+    Tables stay as they are: the lines of a paragraph from the first one with columns on, which at
+    least two spaces divide. So does a word that is wider. A line that goes on is indented as far
+    as it was.
+
+    >>> print(wrapped("  the trials of a search\\ntrial  score\\n    0   0.99", 16))
+      the trials of
+      a search
+    trial  score
+        0   0.99
+    """
+    lines, in_table = [], False
+    for line in text.split("\n"):
+        in_table = bool(line.strip()) and (in_table or bool(COLUMNS.search(line)))
+        lines += [line] if in_table or cell_len(line) <= width else _broken(line, width)
+    return "\n".join(lines)
+
+
+def _broken(line: str, width: int) -> list[str]:
+    """The lines of a sentence that is wider than `width` columns."""
+    words = line.split()
+    indent = " " * (len(line) - len(line.lstrip(" ")))
+    lines, last = [], indent + words[0]
+    for word in words[1:]:
+        if cell_len(last) + 1 + cell_len(word) <= width:
+            last += f" {word}"
+        else:
+            lines.append(last)
+            last = indent + word
+    return [*lines, last]
+
+
+def fitted(text: str) -> str:
+    """A text as it is to be printed: `wrapped` for a terminal, and else as it is."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return text
+    return wrapped(text, shutil.get_terminal_size().columns)
 
 
 # --- The progress of a search, as the console shows it ---

@@ -29,7 +29,7 @@ from jaxmnist.report.drawing import (
     plain_number,
     stretch,
 )
-from jaxmnist.results.layout import short_names, shortened
+from jaxmnist.results.confusion import short_names, shortened
 from jaxmnist.runs.trial import Trial
 
 # --- Figures of learning curves: of the trials of a run, or of the winners of several runs ---

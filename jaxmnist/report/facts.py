@@ -23,8 +23,8 @@ from jaxmnist.hyperparameters import text
 from jaxmnist.models.space import SpaceDescription
 from jaxmnist.models.study import DEFINITION
 from jaxmnist.report.sentences import accuracy, count, duration
+from jaxmnist.results.confusion import shortened
 from jaxmnist.results.evaluation import kept_look
-from jaxmnist.results.layout import shortened
 from jaxmnist.results.run import Run
 from jaxmnist.results.selection import Ranked, p_value, signed
 from jaxmnist.runs.records import File, ModelReport, Search, SvmReport

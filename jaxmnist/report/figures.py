@@ -22,10 +22,9 @@ from jaxmnist.report.drawing import (
     draw,
     log_axis,
 )
-from jaxmnist.results.confusion import Evaluation, confusions
+from jaxmnist.results.confusion import Evaluation, confusions, short_names, shortened, widest
 from jaxmnist.results.evaluation import Calibration
 from jaxmnist.results.importance import Importance, TuningCurve
-from jaxmnist.results.layout import short_names, shortened, widest
 from jaxmnist.results.selection import Standing, wilson
 from jaxmnist.runs.trial import Trial
 

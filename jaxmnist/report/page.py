@@ -25,10 +25,15 @@ from jaxmnist.report.drawing import Figure
 from jaxmnist.report.facts import Facts, render, several_nodes, shares_of
 from jaxmnist.report.figures import confusion_figure
 from jaxmnist.results import comparisons
-from jaxmnist.results.confusion import Evaluation, beside_constant, confusions, worst_classes
+from jaxmnist.results.confusion import (
+    Evaluation,
+    beside_constant,
+    confusions,
+    short_names,
+    worst_classes,
+)
 from jaxmnist.results.evaluation import Calibration, about_gap, about_probabilities, looks_at_test
 from jaxmnist.results.importance import FEWEST_FOR_IMPORTANCE, Importance, importances, tuning_curve
-from jaxmnist.results.layout import short_names
 from jaxmnist.results.ranking import Finalist, finalists_table
 from jaxmnist.results.run import Run
 from jaxmnist.runs.ledger import Looks

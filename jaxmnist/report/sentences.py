@@ -14,10 +14,9 @@ from jaxmnist.errors import printable
 from jaxmnist.models.space import SHOWN_VALUES, SpaceDescription
 from jaxmnist.models.study import DEFINITION
 from jaxmnist.results import evaluation
-from jaxmnist.results.confusion import SENTENCE, Evaluation, beside_constant, confusions
+from jaxmnist.results.confusion import SENTENCE, Evaluation, beside_constant, confusions, shortened
 from jaxmnist.results.evaluation import about_labels, score_of
 from jaxmnist.results.importance import FEWEST_FOR_IMPORTANCE, Importance, most_gain
-from jaxmnist.results.layout import shortened
 from jaxmnist.results.run import Run
 from jaxmnist.results.selection import chance_of_new_best, standard_error, wilson
 from jaxmnist.runs.records import File, ModelReport

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from rich.cells import cell_len, set_cell_size
 
 from jaxmnist.data.arrays import class_names_of
 from jaxmnist.errors import printable
-from jaxmnist.results.layout import right, short_names, shortened, widest
 from jaxmnist.results.selection import wilson
 from jaxmnist.runs.records import AVERAGES, Classification
 
@@ -131,6 +132,59 @@ def judge(
     pairs = truth.astype(np.int64) * classes + predictions
     matrix = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
     return Evaluation(tuple(int(label) for label in labels), matrix, tuple(class_names))
+
+
+# --- Names in columns of a terminal, where a Chinese character is as wide as two letters ---
+
+ELLIPSIS = "…"
+
+
+def shortened(text: str, cells: int) -> str:
+    """A text, cut off at its end if it is wider than `cells` columns, of which there are 2 or more.
+
+    >>> shortened("Ankle boot", 6), shortened("数字二", 4)
+    ('Ankle…', '数…')
+    """
+    if cell_len(text) <= cells:
+        return text
+    return set_cell_size(text, cells - 1).rstrip() + ELLIPSIS
+
+
+def short_names(names: Sequence[str], cells: int) -> list[str]:
+    """Names of at most `cells` columns: cut off at the end, or before it where that is the same.
+
+    >>> short_names(["class 001", "class 002", "another"], 6)
+    ['cl…001', 'cl…002', 'anoth…']
+    """
+    short = [shortened(name, cells) for name in names]
+    counts = Counter(short)
+    return [
+        cut if counts[cut] == 1 else _with_end(name, cells)
+        for name, cut in zip(names, short, strict=True)
+    ]
+
+
+def _with_end(text: str, cells: int) -> str:
+    """A text of at most `cells` columns: its start and, of the same width, its end."""
+    if cell_len(text) <= cells:
+        return text
+    start = set_cell_size(text, max(0, cells // 2 - 1)).rstrip()
+    end, room = "", cells - cell_len(start) - cell_len(ELLIPSIS)
+    for character in reversed(text):
+        if cell_len(character + end) > room:
+            break
+        end = character + end
+    return start + ELLIPSIS + end.lstrip()
+
+
+def right(text: str, cells: int) -> str:
+    """A text with spaces before it, so that it fills `cells` columns."""
+    return " " * (cells - cell_len(text)) + text
+
+
+def widest(texts: Sequence[str]) -> int:
+    """The width of the widest text, in columns."""
+    return max(map(cell_len, texts), default=0)
 
 
 # --- What an evaluation says of each class, as text for a terminal ---

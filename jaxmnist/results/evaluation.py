@@ -28,8 +28,8 @@ from jaxmnist.results.confusion import (
     describe_classes,
     describe_confusions,
     judge,
+    shortened,
 )
-from jaxmnist.results.layout import shortened
 from jaxmnist.results.ranking import Corrected, interval
 from jaxmnist.results.run import Run
 from jaxmnist.results.selection import signed

@@ -19,7 +19,7 @@ from safetensors.numpy import save as save_tensors
 from jaxmnist import __version__
 from jaxmnist.data.arrays import EIGHT_BITS, check_images, check_levels, class_names_of
 from jaxmnist.data.preparation import Preparation
-from jaxmnist.engine import portable
+from jaxmnist.engine import programs
 from jaxmnist.engine.devices import start_jax
 from jaxmnist.engine.training import apply, weights_seed
 from jaxmnist.errors import NetworkError, UsageError, local_path
@@ -134,7 +134,7 @@ class Exportable:
     described: the fields of `Exported` that describe the model.
     """
 
-    probabilities: portable.Function
+    probabilities: programs.Function
     examples: np.ndarray
     weights: Callable[[], bytes]
     described: Mapping[str, Any]
@@ -163,14 +163,14 @@ def _nothing() -> None:
 # By the ending of the file's name.
 FORMATS = {
     ".stablehlo": Format(
-        lambda model: portable.stablehlo(model.probabilities, model.examples),
+        lambda model: programs.stablehlo(model.probabilities, model.examples),
         _nothing,
         ("jax", "jaxlib", "flax"),
-        tuple(portable.PLATFORMS),
+        tuple(programs.PLATFORMS),
     ),
     ".onnx": Format(
-        lambda model: portable.onnx(model.probabilities, model.examples),
-        portable.check_onnx,
+        lambda model: programs.onnx(model.probabilities, model.examples),
+        programs.check_onnx,
         ("jax", "flax", "jax2onnx", "onnx"),
     ),
     ".safetensors": Format(lambda model: model.weights(), _nothing, ("jax", "flax")),

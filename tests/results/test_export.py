@@ -20,7 +20,7 @@ import pytest
 from jaxmnist import Run, TrainedModel, UsageError
 from jaxmnist import __main__ as commands
 from jaxmnist.commands.parser import run_command
-from jaxmnist.engine import portable
+from jaxmnist.engine import programs
 from jaxmnist.files import as_json, read_json, write_json
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.interface import DataSpec
@@ -269,12 +269,12 @@ def test_a_full_disk_leaves_the_earlier_export(tmp_path, monkeypatch):
 
 
 def test_onnx_without_jax2onnx(finished, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(portable, "find_spec", lambda name: None)
+    monkeypatch.setattr(programs, "find_spec", lambda name: None)
     path = str(tmp_path / "a.onnx")
-    assert run_command(commands.main, ["export", str(finished.store.path), path]) == 2
-    line = capsys.readouterr().err
-    assert line.count("\n") == 1
-    assert "needs jax2onnx: python -m pip install jax2onnx" in line
+    for run in (finished.store.path, tmp_path / "no run"):  # it is told before a run is read
+        assert run_command(commands.main, ["export", str(run), path]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == said.count("needs jax2onnx: python -m pip install jax2onnx") == 2
 
 
 @pytest.mark.slow
@@ -301,6 +301,6 @@ def test_onnx_in_onnx_runtime(finished, mnist, tmp_path):
     with pytest.raises(
         UsageError, match=r"but to \.stablehlo: jax2onnx converts it to a model that"
     ):
-        portable._compare(content, lambda x: jax.numpy.full((x.shape[0], 10), 0.1), images[:5])
+        programs._compare(content, lambda x: jax.numpy.full((x.shape[0], 10), 0.1), images[:5])
     with pytest.raises(UsageError, match=r"but to \.stablehlo: InvalidProtobuf"):
-        portable._compare(b"no model", lambda x: x, images[:5])
+        programs._compare(b"no model", lambda x: x, images[:5])

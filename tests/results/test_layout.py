@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from jaxmnist.results.layout import fitted, right, short_names, shortened, wrapped
+from jaxmnist.report.console import fitted, wrapped
+from jaxmnist.results.confusion import right, short_names, shortened
 
 
 @pytest.mark.parametrize(
