@@ -119,7 +119,7 @@ def train(directory: Path, recipe: str) -> list[list[Trained]]:
                 for trial in run.trials
             ]
         )
-        print(f"search {number}: {run.results_table()[1][1]}", flush=True)
+        print(f"search {number}: {run.results_table().texts[0][1]}", flush=True)
     return searches
 
 

@@ -16,15 +16,23 @@ from jaxmnist.data.dataset import Dataset
 from jaxmnist.errors import JaxmnistError, UsageError
 from jaxmnist.files import read_bytes, write_bytes
 from jaxmnist.hyperparameters import text
-from jaxmnist.report import sentences
 from jaxmnist.report.curves import Line, draw_lines
 from jaxmnist.report.drawing import MOST_LABELS, Figure
-from jaxmnist.report.facts import MARK, Cell, Facts, csv_of, data_url, render
+from jaxmnist.report.facts import MARK, Facts, data_url, render
 from jaxmnist.report.figures import Group, by_row, how_to_read
 from jaxmnist.results.comparisons import Predictions, compare_models, tested_models
 from jaxmnist.results.confusion import Evaluation, beside_constant, shortened
 from jaxmnist.results.evaluation import describe_looks, looks_of
 from jaxmnist.results.run import Run
+from jaxmnist.results.table import (
+    MISSING,
+    Column,
+    Table,
+    accuracy,
+    column_of,
+    duration,
+    with_commas,
+)
 from jaxmnist.runs.records import File, Pair
 
 # --- The comparison ---
@@ -41,7 +49,6 @@ LEFT_OUT = (
     "ranges",
     "checkpoint_every",
 )
-MISSING = "–"
 
 
 @dataclass(frozen=True)
@@ -152,17 +159,6 @@ def differing(runs: Sequence[Run]) -> tuple[dict[str, list[str]], dict[str, str]
 # --- The page ---
 
 NAME = 14  # columns of a run's name beside a line
-HEADS = (
-    "run",
-    "test",
-    "95 % interval",
-    "corrected",
-    "validation",
-    "SVM",
-    "trials",
-    "failed",
-    "time",
-)
 
 
 @dataclass(frozen=True)
@@ -224,12 +220,10 @@ def make_comparison(runs: Sequence[Run], folder: Path) -> str:
         for name, run in zip(names, runs, strict=True)
     ]
     notes: dict[str, list[str]] = {}
-    rows = [_row(entry) for entry in entries]
+    results = _results(entries)
     families = _families(entries, notes)
     different, same = differing([entry.run for entry in entries])
-    head, winners = _winners(entries)
-    whole = [[*row, *winner[1:]] for row, winner in zip(rows, winners, strict=True)]
-    content = csv_of([*HEADS, *head[1:]], [[cell.raw for cell in row] for row in whole])
+    winners = _winners(entries)
     looks = [_looks(entries, family) for family in families]
     for entry in entries:  # last, as making the parts above has added to them
         kept = [f"{entry.name}: {note}" for found in entry.facts.notes.values() for note in found]
@@ -239,11 +233,9 @@ def make_comparison(runs: Sequence[Run], folder: Path) -> str:
         reload=None,
         names=names,
         pages=[entry.page for entry in entries],
-        heads=HEADS,
-        rows=rows,
-        winner_heads=head,
+        results=results,
         winners=winners,
-        csv=data_url(content),
+        csv=data_url(Table({**results.columns, **winners.columns}).as_csv()),
         families=families,
         looks=looks,
         about=_about_images(entries),
@@ -267,50 +259,60 @@ def _page_of(run: Run, folder: Path) -> str | None:
     return quote(os.path.relpath(path, folder)) if path.is_file() else None
 
 
-def _row(entry: Entry) -> list[Cell]:
-    """A row of the table of results, in the order of `HEADS`."""
-    facts, winner = entry.facts, entry.facts.winner
-    found = facts.attempt("winner", lambda: entry.run.ranking.corrected) if winner else None
-    svm = facts.attempt("test", facts.svm)
-    test = facts.tested
-    low, high = test.confidence_interval if test else (None, None)
-    seconds = sum(trial.seconds for trial in facts.trials)
-    return [
-        Cell(entry.name),
-        _accuracy(test.accuracy if test else None),
-        Cell(f"{low:.4f}–{high:.4f}" if test else ""),
-        _accuracy(found.score if found else None),
-        _accuracy(found.raw if found else winner.score if winner else None),
-        _accuracy(svm.accuracy if svm else None),
-        Cell(str(facts.count("completed"))),
-        Cell(str(facts.count("failed"))),
-        Cell(sentences.duration(seconds), seconds),
+def _results(entries: Sequence[Entry]) -> Table:
+    """The table of results, a row for each run."""
+    found = [
+        entry.facts.attempt("winner", lambda: entry.run.ranking.corrected)  # noqa: B023
+        if entry.facts.winner
+        else None
+        for entry in entries
     ]
+    svms = [entry.facts.attempt("test", entry.facts.svm) for entry in entries]
+    tests = [entry.facts.tested for entry in entries]
+    raw = [
+        each.raw if each else entry.facts.winner and entry.facts.winner.score
+        for each, entry in zip(found, entries, strict=True)
+    ]
+    intervals = (test and "{:.4f}–{:.4f}".format(*test.confidence_interval) for test in tests)
+    seconds = (sum(trial.seconds for trial in entry.facts.trials) for entry in entries)
+    return Table(
+        {
+            "run": Column.of(entry.name for entry in entries),
+            "test": Column.of((test and test.accuracy for test in tests), accuracy),
+            "95 % interval": Column.of(intervals),
+            "corrected": Column.of((each and each.score for each in found), accuracy),
+            "validation": Column.of(raw, accuracy),
+            "SVM": Column.of((svm and svm.accuracy for svm in svms), accuracy),
+            "trials": Column.of(entry.facts.count("completed") for entry in entries),
+            "failed": Column.of(entry.facts.count("failed") for entry in entries),
+            "time": Column.of(seconds, duration),
+        }
+    )
 
 
-def _winners(entries: Sequence[Entry]) -> tuple[list[str], list[list[Cell]]]:
-    """The table of winners: its headings, with what varies in any run, and a row for each run."""
+def _winners(entries: Sequence[Entry]) -> Table:
+    """The table of winners, with what varies in any run, and a row for each run."""
     names = list(dict.fromkeys(name for entry in entries for name in entry.facts.space.varied))
-    rows = []
-    for entry in entries:
-        winner = entry.facts.winner
-        if winner is None:
-            cells = [Cell("")] * (len(names) + 2)
-        else:
-            # Whole, as what varies in one run may be fixed in another.
-            given = next(t for t in entry.run.trials if t.index == winner.index).hyperparameters
-            cells = [Cell(text(given[name]) if name in given else "") for name in names]
-            cells = [
-                Cell(str(winner.index)),
-                *cells,
-                Cell(f"{winner.parameters:,}", winner.parameters),
-            ]
-        rows.append([Cell(entry.name), *cells])
-    return ["run", "trial", *names, "parameters"], rows
-
-
-def _accuracy(value: float | None) -> Cell:
-    return Cell("" if value is None else sentences.accuracy(value), value)
+    # Their records' whole configurations, as what varies in one run may be fixed in another.
+    winners = [
+        winner and next(t for t in entry.run.trials if t.index == winner.index)
+        for entry in entries
+        for winner in (entry.facts.winner,)
+    ]
+    asked = {
+        column_of(name): Column.of(
+            winner and winner.hyperparameters.get(name) for winner in winners
+        )
+        for name in names
+    }
+    return Table(
+        {
+            "run": Column.of(entry.name for entry in entries),
+            "trial": Column.of(winner and winner.index for winner in winners),
+            **asked,
+            "parameters": Column.of((w and w.parameters for w in winners), with_commas),
+        }
+    )
 
 
 def _families(entries: Sequence[Entry], notes: dict[str, list[str]]) -> list[Family]:

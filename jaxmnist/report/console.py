@@ -26,7 +26,7 @@ from rich.console import Console as RichConsole
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from jaxmnist.engine.events import (
@@ -42,10 +42,9 @@ from jaxmnist.engine.events import (
 )
 from jaxmnist.errors import printable
 from jaxmnist.hyperparameters import Hyperparameters
-from jaxmnist.report.sentences import about_more, duration, lost
-from jaxmnist.results.ranking import finalists_as_text
-from jaxmnist.results.run import rows_as_text
+from jaxmnist.report.sentences import about_more, lost
 from jaxmnist.results.selection import Rule, Standing
+from jaxmnist.results.table import Table, duration, finalists_table
 from jaxmnist.runs.trial import Key
 
 if TYPE_CHECKING:
@@ -375,23 +374,21 @@ class Console:
         if self.quiet and not self.verbose:
             return
         shown, left = self.first_rows(run)
-        self.result(
-            "\n".join(["", rows_as_text(shown), *([left] if left else []), "", run.ranking.why()])
-        )
+        self.result("\n".join(["", str(shown), *([left] if left else []), "", run.ranking.why()]))
         if run.ranking.finals:
-            self.result(f"\n{finalists_as_text(run.ranking.finals)}\n")
+            self.result(f"\n{finalists_table(run.ranking.finals)}\n")
         for line in self.about(run):
             self.result(line)
 
-    def first_rows(self, run: Run) -> tuple[list[tuple[str, ...]], str]:
+    def first_rows(self, run: Run) -> tuple[Table, str]:
         """The rows of the ranking to print, and a line on those that are left out, if any are."""
-        rows = run.results_table()
-        if self.verbose or len(rows) <= MOST_ROWS + 1:
-            return rows, ""
-        more = rows[MOST_ROWS + 1 :]
-        without = sum(score == "–" for _, score, *_ in more)
+        whole = run.results_table()
+        if self.verbose or len(whole) <= MOST_ROWS:
+            return whole, ""
+        without = run.table.columns["status"].values[MOST_ROWS:].count("failed")
         some = f", {without} of them failed" if without else ""
-        return rows[: MOST_ROWS + 1], f"… and {len(more)} more trials{some} (--verbose shows all)"
+        more = f"… and {len(whole) - MOST_ROWS} more trials{some} (--verbose shows all)"
+        return whole.first(MOST_ROWS), more
 
     def about(self, run: Run) -> list[str]:
         """What is said of the winner's score beside the verdict, in sentences."""
@@ -526,18 +523,20 @@ class Display(Console):
     def results(self, run: Run) -> None:
         """Print the ranking as a table, and what `Console.results` says below it."""
         self.close()
-        table = Table(header_style="dim", show_edge=False, pad_edge=False, box=SIMPLE)
-        (head, *rows), left = self.first_rows(run)
-        for name in head:
-            table.add_column(name, justify="left" if name == head[-1] else "right")
-        winner = str(run.best_trial.index)
-        for place, row in enumerate(rows):
-            failed = "dim" if place >= len(run.ranking.ranked) else ""
-            table.add_row(*map(Text, row), style="bold green" if row[0] == winner else failed)
+        table = RichTable(header_style="dim", show_edge=False, pad_edge=False, box=SIMPLE)
+        shown, left = self.first_rows(run)
+        for name, column in shown.columns.items():
+            table.add_column(name, justify="left" if column.holds_text else "right")
+        winner = run.best_trial.index
+        for (index, *_), row, score in zip(
+            shown.rows, shown.texts, run.table.columns["score"].values, strict=False
+        ):
+            failed = "dim" if score is None else ""
+            table.add_row(*map(Text, row), style="bold green" if index == winner else failed)
         for part in ("", table, Text(left, style="dim"), Text(run.ranking.why())):
             self._console.print(part)
         if run.ranking.finals:
-            self.result(f"\n{finalists_as_text(run.ranking.finals)}\n")
+            self.result(f"\n{finalists_table(run.ranking.finals)}\n")
         for said in self.about(run):
             self.result(said)
 
@@ -563,7 +562,7 @@ class Display(Console):
         """The running trials, and the progress of the search."""
         progress = self.progress
         assert progress is not None
-        table = Table(header_style="dim", show_edge=False, pad_edge=False, box=None)
+        table = RichTable(header_style="dim", show_edge=False, pad_edge=False, box=None)
         for name in ("trial", "epoch", "accuracy", "val_accuracy", "images/s"):
             table.add_column(name, justify="right")
         table.add_column("hyperparameters", style="dim")
@@ -573,7 +572,7 @@ class Display(Console):
             cells = _cells(trial, progress.epochs)
             where = [Text(trial.node)] if progress.cluster else []
             table.add_row(str(key), *cells, Text(str(progress.configurations[key])), *where)
-        line = Table.grid(padding=(0, 2))
+        line = RichTable.grid(padding=(0, 2))
         bar = ProgressBar(total=1.0, completed=progress.share, width=24)
         line.add_row(bar, Text(str(progress), style="bold"))
         shares = [Text(f"trials by node: {progress.nodes}", style="dim")] if progress.nodes else []

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
-import io
 import shlex
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
@@ -22,13 +20,14 @@ from jaxmnist.files import DamagedFile, MissingFile
 from jaxmnist.hyperparameters import text
 from jaxmnist.models.space import SpaceDescription
 from jaxmnist.models.study import DEFINITION
-from jaxmnist.report.sentences import accuracy, count, duration
+from jaxmnist.report.sentences import count
 from jaxmnist.results.confusion import shortened
 from jaxmnist.results.evaluation import kept_look
 from jaxmnist.results.run import Run
 from jaxmnist.results.selection import Ranked, p_value, signed
+from jaxmnist.results.table import Table, accuracy, column_of, duration
 from jaxmnist.runs.records import File, ModelReport, Search, SvmReport
-from jaxmnist.runs.trial import METRICS, Trial
+from jaxmnist.runs.trial import Trial
 from jaxmnist.settings import IN_MEMORY, SETTINGS, SearchSettings, flag
 
 # --- What a report knows of a run: the content of readable files, and notes about the others ---
@@ -330,122 +329,16 @@ def shares_of(trials: Sequence[Trial]) -> list[NodeShare]:
     return sorted(found, key=lambda share: -share.seconds)
 
 
-# --- The table of all trials: its rows for the page, and the same as CSV ---
-
-MISSING = "–"
+# --- The table of all trials, for the page ---
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A cell of the table.
-
-    shown: its text.
-    value: the number that it is sorted by; None where that is its text.
-    """
-
-    shown: str
-    value: float | None = None
-
-    @property
-    def raw(self) -> str | float:
-        """What stands in CSV: the number in full precision, or the text."""
-        return self.shown if self.value is None else self.value
-
-
-@dataclass(frozen=True)
-class Row:
-    """A trial in the table.
-
-    index: of the trial.
-    kind: 'won', or its status.
-    cells: beside the index.
-    """
-
-    index: int
-    kind: str
-    cells: tuple[Cell, ...]
-
-
-def trial_heads(facts: Facts) -> list[str]:
-    """The headings of the columns beside the index."""
-    where = ["node"] if several_nodes(facts.run.trials) else []
-    return [
-        *facts.space.varied,
-        "accuracy",
-        facts.run.ranking.rule.column,
-        "parameters",
-        "time",
-        *where,
-    ]
-
-
-def trial_rows(facts: Facts, running: bool) -> list[Row]:
-    """The trials as they rank, then those that have not completed.
-
-    running: whether the search runs; a trial that began in one that does not was interrupted.
-    """
-    found = []
-    winner = facts.winner.index if facts.winner else None
-    for entry in facts.ranked:
-        shown = facts.run.ranking.rule.cell(entry)
-        scores = (Cell(accuracy(entry.score), entry.score), Cell(shown, entry.fall))
-        kind = "won" if entry.trial.index == winner else "completed"
-        found.append(_row(facts, entry.trial, kind, scores))
-    for trial in facts.trials:
-        if trial.status != "completed":
-            status = "interrupted" if trial.status == "running" and not running else trial.status
-            found.append(_row(facts, trial, trial.status, (Cell(status), Cell(MISSING))))
-    return found
-
-
-def _row(facts: Facts, trial: Trial, kind: str, scores: tuple[Cell, ...]) -> Row:
-    given = trial.hyperparameters
-    values = [Cell(text(given[n]) if n in given else MISSING) for n in facts.space.varied]
-    costs = (
-        Cell(f"{trial.parameters:,}", trial.parameters),
-        Cell(duration(trial.seconds), trial.seconds),
-    )
-    where = [Cell(trial.node or MISSING)] if several_nodes(facts.run.trials) else []
-    return Row(trial.index, kind, (*values, *scores, *costs, *where))
-
-
-def trials_as_csv(facts: Facts) -> str:
-    """All trials as CSV, in the order of the table, with all hyperparameters and metrics.
-
-    Numbers are in full precision.
-    """
-    names = list(facts.space.parameters)
-    order = {entry.trial.index: place for place, entry in enumerate(facts.ranked, 1)}
-    falls = {entry.trial.index: entry.fall for entry in facts.ranked}
-    trials = sorted(facts.run.trials, key=lambda t: order.get(t.index, len(order) + 1))
-    lines: list[list[Any]] = []
-    for trial in trials:
-        given = trial.hyperparameters
-        last = [trial.metric(name)[-1] if trial.history else None for name in METRICS]
-        values = [given.get(name) for name in names]
-        place, fall = order.get(trial.index), falls.get(trial.index)
-        rest = (fall, trial.parameters, trial.seconds, trial.device, trial.node, trial.error)
-        lines.append([trial.index, place, trial.status, *values, *last, *rest])
-    head = ["trial", "rank", "status", *names, *METRICS]
-    head += ["largest_fall", "parameters", "seconds", "device", "node", "error"]
-    return csv_of(head, lines)
-
-
-def csv_of(head: Sequence[Any], lines: Iterable[Sequence[Any]]) -> str:
-    """Lines as CSV. Text that a spreadsheet would take for a formula begins with an apostrophe."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    for line in (head, *lines):
-        writer.writerow(map(_safe, line))
-    return buffer.getvalue()
-
-
-def _safe(value: Any) -> Any:
-    """A value that a spreadsheet takes for a number or for text."""
-    if isinstance(value, bool | tuple):
-        return text(value)
-    begins = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if begins else value
+def trial_columns(facts: Facts, table: Table) -> Table:
+    """The columns that the page shows: what varies, the score and its fall, and what it cost."""
+    varied = map(column_of, facts.space.varied)
+    heads = {"trial": "trial", **{name: name for name in varied}, "score": "accuracy"}
+    heads |= {"largest_fall": facts.run.ranking.rule.column, "parameters": "parameters"}
+    heads |= {"seconds": "time"}
+    return table.only(heads | ({"node": "node"} if several_nodes(facts.run.trials) else {}))
 
 
 def data_url(content: str) -> str:

@@ -34,8 +34,9 @@ from jaxmnist.results.confusion import (
 )
 from jaxmnist.results.evaluation import Calibration, about_gap, about_probabilities, looks_at_test
 from jaxmnist.results.importance import FEWEST_FOR_IMPORTANCE, Importance, importances, tuning_curve
-from jaxmnist.results.ranking import Finalist, finalists_table
+from jaxmnist.results.ranking import Finalist
 from jaxmnist.results.run import Run
+from jaxmnist.results.table import Column, Table, finalists_table, trials_table
 from jaxmnist.runs.ledger import Looks
 from jaxmnist.runs.records import Classification, File
 from jaxmnist.runs.store import read_times
@@ -296,12 +297,12 @@ def table_context(facts: Facts, running: bool) -> dict[str, Any]:
     index = facts.winner.index if facts.winner else None
     varied = {name: facts.space.parameters[name] for name in facts.space.varied}
     trials = [entry.trial for entry in facts.ranked]
-    content = facts.attempt("trials", facts_module.trials_as_csv, facts)
+    table = facts.attempt("trials", trials_table, facts.run.ranking, facts.space, running)
     return {
         "rule": facts.run.ranking.rule,
-        "trial_heads": facts_module.trial_heads(facts),
-        "trial_rows": facts_module.trial_rows(facts, running),
-        "trial_csv": facts_module.data_url(content) if content else None,
+        "trial_table": facts_module.trial_columns(facts, table) if table else None,
+        "kinds": _kinds(table, index) if table else [],
+        "trial_csv": facts_module.data_url(table.as_csv()) if table else None,
         "unranked": [trial for trial in facts.trials if trial.status != "completed"],
         "parallel": facts.attempt(
             "trials", parallel, varied, trials, index, facts.validation_images
@@ -309,14 +310,16 @@ def table_context(facts: Facts, running: bool) -> dict[str, Any]:
     }
 
 
-def _finalists(facts: Facts, finals: Sequence[Finalist]) -> list[tuple[str, ...]]:
+def _kinds(table: Table, winner: int | None) -> list[str]:
+    """Of each row its kind, by which it is coloured: 'won', or the trial's status."""
+    found = zip(table.columns["trial"].values, table.columns["status"].values, strict=True)
+    return ["won" if index == winner else status for index, status in found]
+
+
+def _finalists(facts: Facts, finals: Sequence[Finalist]) -> Table:
     """The table of finalists with their configurations."""
-    head, *rows = finalists_table(finals)
-    shown = [str(facts.space.shown(each.trial.hyperparameters)) for each in finals]
-    return [
-        (*head, "configuration"),
-        *((*row, text) for row, text in zip(rows, shown, strict=True)),
-    ]
+    shown = Column.of(str(facts.space.shown(each.trial.hyperparameters)) for each in finals)
+    return Table({**finalists_table(finals).columns, "configuration": shown})
 
 
 def trial_context(facts: Facts) -> dict[str, Any]:

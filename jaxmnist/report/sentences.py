@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from jaxmnist.errors import printable
 from jaxmnist.models.space import SHOWN_VALUES, SpaceDescription
 from jaxmnist.models.study import DEFINITION
@@ -19,6 +17,7 @@ from jaxmnist.results.evaluation import about_labels, score_of
 from jaxmnist.results.importance import FEWEST_FOR_IMPORTANCE, Importance, most_gain
 from jaxmnist.results.run import Run
 from jaxmnist.results.selection import chance_of_new_best, standard_error, wilson
+from jaxmnist.results.table import Column, Table, aligned, duration, with_commas
 from jaxmnist.runs.records import File, ModelReport
 from jaxmnist.runs.trial import REFIT, Trial
 from jaxmnist.search.beginning import Preview
@@ -28,21 +27,6 @@ if TYPE_CHECKING:
 
 
 # --- The sentences of the page: numbers, and how certain they are ---
-
-
-def accuracy(value: float | None) -> str:
-    """An accuracy with four decimals; a dash if there is none."""
-    return "–" if value is None or not np.isfinite(value) else f"{value:.4f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as readable text: 8.2 s, 3 min 05 s, 2 h 10 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def count(number: int, thing: str) -> str:
@@ -313,24 +297,32 @@ def _space(space: SpaceDescription) -> list[str]:
         size = count(known, "value") + (" or more" if known == SHOWN_VALUES else "")
         if any(each.values is None for each in distributions):
             size = "continuous"
-        rows.append((name, ranges[name], size))
-    widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
-    lines = [f"  {name:{widths[0]}}  {values:{widths[1]}}  {size}" for name, values, size in rows]
+        rows.append((f"  {name}", ranges[name], size))
+    lines = aligned(rows, left=(0, 1, 2))
     noun = "configuration" if space.size == 1 else "configurations"
-    return [f"Space: {space.size_text} {noun}", *lines]
+    return [f"Space: {space.size_text} {noun}", lines]
 
 
 def _draws(found: Preview) -> list[str]:
     """The first trials as a table."""
     shown = found.draws[:MOST_DRAWS]
-    lines = [f"{'trial':>5}  {'parameters':>10}  {'memory':>9}  {'time':>11}  hyperparameters"]
-    for draw in shown:
-        said = printable(str(found.space.shown(draw.hyperparameters)))
-        cells = f"{draw.parameters:,}", f"{draw.memory / 2**20:,.0f} MB", duration(draw.seconds)
-        if draw.problem is not None:
-            cells, said = ("–", "–", "–"), f"{said}: would fail: {printable(draw.problem)}"
-        numbers = f"{draw.key!s:>5}  {cells[0]:>10}  {cells[1]:>9}  {cells[2]:>11}"
-        lines.append(f"{numbers}  {said}")
+    well = [None if draw.problem else draw for draw in shown]
+    table = Table(
+        {
+            "trial": Column.of(draw.key.index for draw in shown),
+            "parameters": Column.of((draw and draw.parameters for draw in well), with_commas),
+            "memory": Column.of(
+                (draw and draw.memory / 2**20 for draw in well), lambda size: f"{size:,.0f} MB"
+            ),
+            "time": Column.of((draw and draw.seconds for draw in well), duration),
+            "hyperparameters": Column.of(
+                printable(str(found.space.shown(draw.hyperparameters)))
+                + (f": would fail: {printable(draw.problem)}" if draw.problem else "")
+                for draw in shown
+            ),
+        }
+    )
+    lines = [str(table)]
     if len(shown) < found.trials:
         lines.append(f"… and {found.trials - len(shown):,} more trials")
     head = f"{count(found.trials, 'trial')} of {found.space.size_text}"

@@ -398,26 +398,6 @@ def _added(chosen: Finalist, rivals: Sequence[Finalist]) -> Optimism:
     return twice_resampled(judge, counts[None].astype(float), rivals.index(chosen), RESAMPLES)
 
 
-def finalists_table(finalists: Sequence[Finalist]) -> list[tuple[str, ...]]:
-    """The table of finalists: its header, then rows, the chosen one first."""
-    head = ("trial", "mean", "deviation", "95 % interval", "reruns")
-    rows: list[tuple[str, ...]] = [head]
-    for each in finalists:
-        low, high = each.interval
-        scores = [f"{score:.4f}" for score in each.scores] + ["failed"] * each.failed
-        known = bool(each.reruns)
-        rows.append(
-            (
-                str(each.trial.index),
-                f"{each.mean:.4f}" if known else "–",
-                f"{each.deviation:.4f}" if len(each.reruns) > 1 else "–",
-                f"{low:.4f} to {high:.4f}" if known else "–",
-                " ".join(scores),
-            )
-        )
-    return rows
-
-
 def describe_finalists(finalists: Sequence[Finalist]) -> str:
     """Which finalist is chosen, and what its mean is, in sentences."""
     chosen = finalists[0]
@@ -482,12 +462,6 @@ def finalist_records(finalists: Sequence[Finalist]) -> tuple[FinalistRecord, ...
         )
         for each in finalists
     )
-
-
-def finalists_as_text(finalists: Sequence[Finalist]) -> str:
-    """The table, a line for each row."""
-    rows = finalists_table(finalists)
-    return "\n".join(f"{a:>5}  {b:>6}  {c:>9}  {d:>16}  {e}" for a, b, c, d, e in rows)
 
 
 # --- Which trial won ---

@@ -14,14 +14,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jaxmnist.data.dataset import Dataset, dataset_in_memory, load_dataset
 from jaxmnist.data.download import check_downloaded
 from jaxmnist.engine.devices import set_pool_size
-from jaxmnist.errors import SettingError, UsageError, printable
+from jaxmnist.errors import SettingError, UsageError
 from jaxmnist.files import DamagedFile, MissingFile, from_json, read_record
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.space import SpaceDescription
 from jaxmnist.results import comparisons
-from jaxmnist.results.ranking import (
-    Ranking,
-    finalists_as_text,
+from jaxmnist.results.ranking import Ranking
+from jaxmnist.results.table import (
+    Table,
+    aligned,
+    epochs_table,
+    finalists_table,
+    shown_configurations,
+    trials_table,
 )
 from jaxmnist.runs.records import Comparisons, EnsembleReport, File, Winner
 from jaxmnist.runs.store import Store, continue_run
@@ -233,25 +238,31 @@ class Run:
         self._check_trial(trial)
         return self._load(self.store.file(File.WEIGHTS, trial.key), trial.weights_sha256)
 
-    def results_table(self) -> list[tuple[str, ...]]:
-        """The table of trials: its header, then rows as they rank, those that failed last."""
-        head = ("trial", "val_accuracy", self.ranking.rule.column, "seconds", "hyperparameters")
-        rows = [
-            (
-                str(entry.trial.index),
-                f"{entry.score:.4f}",
-                self.ranking.rule.cell(entry),
-                f"{entry.trial.seconds:.1f}",
-                str(self.space.shown(entry.trial.hyperparameters)),
-            )
-            for entry in self.ranking.ranked
-        ]
-        for trial in self.trials:
-            if trial.status != "completed":
-                shown = self.space.shown(trial.hyperparameters)
-                what = f"{shown}: {printable(trial.error or trial.status)}"
-                rows.append((str(trial.index), "–", "–", f"{trial.seconds:.1f}", what))
-        return [head, *rows]
+    @cached_property
+    def table(self) -> Table:
+        """The table of trials: see `table.trials_table`."""
+        return trials_table(self.ranking, self.space)
+
+    def to_pandas(self) -> Any:
+        """A `pandas.DataFrame` with a row for each trial, as they rank: see `trials_table`."""
+        return self.table.to_pandas()
+
+    def history(self) -> Any:
+        """A `pandas.DataFrame` with a row for each epoch of each trial, running ones too.
+
+        Its columns are trial, epoch, loss, accuracy, val_loss and val_accuracy.
+        """
+        return epochs_table(self.trials).to_pandas()
+
+    def results_table(self) -> Table:
+        """What a terminal shows of the trials: as they rank, those that failed last."""
+        fall = self.ranking.rule.column
+        heads = {"trial": "trial", "score": "val_accuracy", "largest_fall": fall, "seconds": "time"}
+        shown = self.table.only(heads)
+        by_index = {trial.index: trial for trial in self.trials}
+        trials = [by_index[index] for index in shown.columns["trial"].values]
+        configurations = shown_configurations(trials, self.space)
+        return Table({**shown.columns, "hyperparameters": configurations})
 
     def results_summary(self) -> str:
         """A line for each trial in the order of the ranking, then those that failed.
@@ -261,10 +272,10 @@ class Run:
         what was tested.
         """
         ranking = self.ranking
-        lines = [rows_as_text(self.results_table())]
+        lines = [str(self.results_table())]
         if ranking.ranked:
             lines += ["", ranking.why()]
-            lines += [f"\n{finalists_as_text(ranking.finals)}\n"] if ranking.finals else []
+            lines += [f"\n{finalists_table(ranking.finals)}\n"] if ranking.finals else []
             lines += [ranking.about_score()]
             found = self.kept_ensemble()
             lines += [comparisons.describe_ensemble(found)] if found else []
@@ -283,10 +294,8 @@ class Run:
 
     def search_space_summary(self) -> str:
         """A line for each hyperparameter with its range, and the number of configurations."""
-        ranges = self.space.ranges()
-        width = max(map(len, ranges), default=0)
-        lines = [f"{name:{width}}  {values}" for name, values in ranges.items()]
-        return "\n".join([f"{self.space.size_text} configurations", *lines])
+        ranges = aligned(list(self.space.ranges().items()), left=(0, 1))
+        return f"{self.space.size_text} configurations\n{ranges}".rstrip()
 
     @cached_property
     def best_model(self) -> TrainedModel:
@@ -402,11 +411,6 @@ class Run:
             raise UsageError(f"{problem}; {MENDS}") from None
         # A store for reading alone: a model outlives the lock of a run that is written.
         return replace(model, origin=Origin(self.store.for_reading(), sha256))
-
-
-def rows_as_text(rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows of `Run.results_table` as text, a line for each."""
-    return "\n".join(f"{a:>5}  {b:>12}  {c:>14}  {d:>7}  {e}" for a, b, c, d, e in rows)
 
 
 def _network_of(given: Network | Callable[[Any], Any] | None) -> Network | None:

@@ -14,8 +14,8 @@ from conftest import a_trial, history
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.models.questions import Choice, Float, Int
 from jaxmnist.report.curves import curves, how_to_read, parallel
-from jaxmnist.report.facts import csv_of
 from jaxmnist.report.figures import quality
+from jaxmnist.results.table import Column, Table
 
 PARAMETERS = {
     "rate": (Float(1e-4, 1e-1, sampling="log"),),
@@ -118,5 +118,6 @@ def test_means_are_of_two_or_more():
 
 @pytest.mark.parametrize("word", ["=1+1", "+x", "-x", "@x", "\tx"])
 def test_a_spreadsheet_finds_no_formula(word):
-    (line,) = csv.DictReader(io.StringIO(csv_of(["a", "b"], [[word, -1.5]])))
+    table = Table({"a": Column.of([word]), "b": Column.of([-1.5])})
+    (line,) = csv.DictReader(io.StringIO(table.as_csv()))
     assert line == {"a": f"'{word}", "b": "-1.5"}

@@ -26,6 +26,7 @@ from jaxmnist.results.confusion import Evaluation
 from jaxmnist.results.evaluation import about_probabilities
 from jaxmnist.results.importance import most_gain
 from jaxmnist.results.ranking import describe_corrected
+from jaxmnist.results.table import accuracy, duration
 from jaxmnist.runs import ledger
 from jaxmnist.runs.records import ModelReport
 from jaxmnist.runs.trial import METRICS, Key, Metrics
@@ -326,10 +327,10 @@ def test_how_to_repeat_what_was_given_in_python():
 
 
 def test_words():
-    assert sentences.duration(8.2) == "8.2 s"
-    assert sentences.duration(185) == "3 min 05 s"
-    assert sentences.duration(7800) == "2 h 10 min"
-    assert sentences.accuracy(None) == sentences.accuracy(float("nan")) == "–"
+    assert duration(8.2) == "8.2 s"
+    assert duration(185) == "3 min 05 s"
+    assert duration(7800) == "2 h 10 min"
+    assert accuracy(None) == accuracy(float("nan")) == "–"
 
 
 @pytest.mark.parametrize(

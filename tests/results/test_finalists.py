@@ -13,11 +13,11 @@ from jaxmnist.results.ranking import (
     choose_finalist,
     corrected_mean,
     describe_finalists,
-    finalists_table,
     indistinguishable,
     rerun_keys,
 )
 from jaxmnist.results.selection import wilson
+from jaxmnist.results.table import finalists_table
 from jaxmnist.runs.trial import Key, pack_right
 
 IMAGES = 203  # no multiple of 8
@@ -63,7 +63,7 @@ def test_the_best_mean_of_the_reruns_alone_wins(right):
         f"Trial 1 is chosen: the mean validation accuracy of its 3 reruns is {means[1]:.4f}" in text
     )
     assert f"Being the best of 4 means has added about {means[1] - found[0].corrected:.4f}" in text
-    assert finalists_table(found)[1][:2] == ("1", f"{means[1]:.4f}")
+    assert finalists_table(found).texts[0][:2] == ("1", f"{means[1]:.4f}")
 
 
 def test_the_best_mean_is_corrected_for_the_choice():
@@ -132,7 +132,7 @@ def test_failed_reruns_come_last_and_are_never_tested(right):
     for key in ended:
         ended[key] = trial(key.index, rerun=key.rerun, status="failed")
     assert choose_finalist([trial(index) for index in range(4)], ended, 3, IMAGES) == ()
-    assert finalists_table(found)[4] == ("0", "–", "–", "–", "failed failed failed")
+    assert finalists_table(found).texts[3] == ("0", "–", "–", "–", "failed failed failed")
 
 
 def test_the_interval_is_over_images(right):
