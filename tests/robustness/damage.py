@@ -234,6 +234,12 @@ def ended_trials(folder: Path) -> set[str]:
     }
 
 
+def names_no_weights(record: Path) -> bool:
+    """Whether a trial's record says, as a valid one may, that its weights are not kept."""
+    content = json.loads(record.read_bytes())
+    return content.get("weights_sha256", "") is None
+
+
 class Source(NamedTuple):
     """A run with its ledger; its `tree`, and its `ended_trials`."""
 
@@ -261,6 +267,7 @@ def outcome(
       images: to predict.
     """
     damaged, before, ended = tree(folder), source.before, source.ended
+    unnamed = {name for name in ended if kind == LATER and names_no_weights(folder / name)}
     for read in readers(folder / "run", images):
         try:
             read()
@@ -294,8 +301,9 @@ def outcome(
             # What a later version wrote there may be valid, and is rewritten in any case.
             rewritten = ("search.json", "best/config.json", "best/comparisons.json")
             derived = name.removeprefix("run/") in rewritten and kind == LATER
-            # So is the record of a trial that is resumed.
-            derived |= name.endswith("trial.json") and name not in ended and kind == LATER
+            # So is the record of a trial that is resumed, or trained again for its weights.
+            resumed = name not in ended or name in unnamed
+            derived |= name.endswith("trial.json") and resumed and kind == LATER
             # Weights that are no longer among the best are deleted, damaged or not.
             derived |= name.endswith("model.safetensors") and name not in after
             must(kept or derived, f"{name} is set aside")
