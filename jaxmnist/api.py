@@ -257,4 +257,4 @@ def dry_run(
     with notes_on(Console(settings.output.quiet)):
         for line in (*notes, *([note] if note else [])):
             logger.info(line)
-        return fitted(describe_preview(preview(settings, network or STUDY)))
+        return fitted(*describe_preview(preview(settings, network or STUDY)))

@@ -31,7 +31,7 @@ def main(arguments: list[str], program: str = "jaxmnist evaluate") -> None:
 
     with notes_on(Console()), locked_run(given.run, own_network(given.model)) as run:
         dataset = run.load_dataset(getattr(given, "data_dir", None))
-        print(fitted(describe_evaluation(run, look(run, dataset, "evaluation"))))
+        print(fitted(*describe_evaluation(run, look(run, dataset, "evaluation"))))
         comparisons.write_comparisons(
             run.store, run.ranking.ranked, run.ranking.tested_sha256, dataset.y_test
         )

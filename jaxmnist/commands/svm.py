@@ -78,8 +78,6 @@ def main(arguments: list[str], program: str = "jaxmnist svm") -> None:
         )
     print(
         fitted(
-            "\n".join(
-                [describe_svm(run, content), "", *comparisons.describe_comparisons(compared)]
-            ).rstrip()
-        )
+            *describe_svm(run, content), "", *comparisons.describe_comparisons(compared)
+        ).rstrip()
     )

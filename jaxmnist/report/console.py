@@ -8,12 +8,11 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -44,7 +43,7 @@ from jaxmnist.errors import printable
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.report.sentences import about_more, lost
 from jaxmnist.results.selection import Rule, Standing
-from jaxmnist.results.table import Table, duration, finalists_table
+from jaxmnist.results.table import Laid, Table, duration, finalists_table
 from jaxmnist.runs.trial import Key
 
 if TYPE_CHECKING:
@@ -53,26 +52,21 @@ if TYPE_CHECKING:
 
 # --- Sentences broken into the lines of a terminal ---
 
-COLUMNS = re.compile(r"\S {2,}\S")  # in a line of a table, and not in a sentence
-
 
 def wrapped(text: str, width: int) -> str:
-    """A text whose sentences are broken between words, so that lines have at most `width` columns.
+    """A text whose lines are broken between words to have at most `width` columns, unless `Laid`.
 
-    Tables stay as they are: the lines of a paragraph from the first one with columns on, which at
-    least two spaces divide. So does a word that is wider. A line that goes on is indented as far
-    as it was.
+    A word that is wider stays whole. A line that goes on is indented as far as it was.
 
-    >>> print(wrapped("  the trials of a search\\ntrial  score\\n    0   0.99", 16))
+    >>> print(wrapped("  the trials of a search", 16))
       the trials of
       a search
-    trial  score
-        0   0.99
     """
-    lines, in_table = [], False
+    if isinstance(text, Laid):
+        return text
+    lines = []
     for line in text.split("\n"):
-        in_table = bool(line.strip()) and (in_table or bool(COLUMNS.search(line)))
-        lines += [line] if in_table or cell_len(line) <= width else _broken(line, width)
+        lines += [line] if cell_len(line) <= width else _broken(line, width)
     return "\n".join(lines)
 
 
@@ -90,11 +84,12 @@ def _broken(line: str, width: int) -> list[str]:
     return [*lines, last]
 
 
-def fitted(text: str) -> str:
-    """A text as it is to be printed: `wrapped` for a terminal, and else as it is."""
+def fitted(*lines: str) -> str:
+    """Lines as they are to be printed: `wrapped` for a terminal, and else as they are."""
     if sys.stdout is None or not sys.stdout.isatty():
-        return text
-    return wrapped(text, shutil.get_terminal_size().columns)
+        return "\n".join(lines)
+    width = shutil.get_terminal_size().columns
+    return "\n".join(wrapped(line, width) for line in lines)
 
 
 # --- The progress of a search, as the console shows it ---
@@ -350,20 +345,19 @@ class Console:
             with suppress(OSError):  # standard error may be full or closed
                 print(f"jaxmnist: {printable(line)}", file=sys.stderr, flush=True)
 
-    def result(self, text: str) -> None:
+    def result(self, *lines: str) -> None:
         """Print a result; on a terminal its sentences are wrapped."""
         if not self._silent:
-            print(fitted(text), flush=True)
+            print(fitted(*lines), flush=True)
 
-    def detail(self, text: str) -> None:
+    def detail(self, lines: Sequence[str]) -> None:
         """Print a long report, if that is wanted."""
         if self.verbose:
-            self.result(text)
+            self.result(*lines)
 
-    def verdict(self, text: str) -> None:
+    def verdict(self, lines: Sequence[str]) -> None:
         """Print the verdict, apart from what was printed before it."""
-        above = "" if self.quiet and not self.verbose else "\n"
-        self.result(above + text)
+        self.result(*([] if self.quiet and not self.verbose else [""]), *lines)
 
     def results(self, run: Run) -> None:
         """Print the first trials of the ranking, and why the winner won.
@@ -374,9 +368,9 @@ class Console:
         if self.quiet and not self.verbose:
             return
         shown, left = self.first_rows(run)
-        self.result("\n".join(["", str(shown), *([left] if left else []), "", run.ranking.why()]))
+        self.result("", str(shown), *([left] if left else []), "", run.ranking.why())
         if run.ranking.finals:
-            self.result(f"\n{finalists_table(run.ranking.finals)}\n")
+            self.result("", str(finalists_table(run.ranking.finals)), "")
         for line in self.about(run):
             self.result(line)
 
@@ -516,9 +510,10 @@ class Display(Console):
         """Print a note above the running trials."""
         self._console.print(Text(printable(line), style="dim"))
 
-    def result(self, text: str) -> None:
+    def result(self, *lines: str) -> None:
         """Print a result: sentences are wrapped, tables are not."""
-        self._console.print(Text(wrapped(text, self._console.width)), soft_wrap=True)
+        for line in lines:
+            self._console.print(Text(wrapped(line, self._console.width)), soft_wrap=True)
 
     def results(self, run: Run) -> None:
         """Print the ranking as a table, and what `Console.results` says below it."""
@@ -536,7 +531,7 @@ class Display(Console):
         for part in ("", table, Text(left, style="dim"), Text(run.ranking.why())):
             self._console.print(part)
         if run.ranking.finals:
-            self.result(f"\n{finalists_table(run.ranking.finals)}\n")
+            self.result("", str(finalists_table(run.ranking.finals)), "")
         for said in self.about(run):
             self.result(said)
 

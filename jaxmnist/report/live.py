@@ -272,9 +272,9 @@ class Show(Listener):
         """Show the ranking of the trials."""
         self._console.results(run)
 
-    def detail(self, text: str) -> None:
+    def detail(self, lines: Sequence[str]) -> None:
         """Print a long report, if that is wanted."""
-        self._console.detail(text)
+        self._console.detail(lines)
 
 
 def open_console(quiet: bool = False, silent: bool = False, verbose: bool = False) -> Console:

@@ -17,7 +17,7 @@ from jaxmnist.results.evaluation import about_labels, score_of
 from jaxmnist.results.importance import FEWEST_FOR_IMPORTANCE, Importance, most_gain
 from jaxmnist.results.run import Run
 from jaxmnist.results.selection import chance_of_new_best, standard_error, wilson
-from jaxmnist.results.table import Column, Table, aligned, duration, with_commas
+from jaxmnist.results.table import Column, Laid, Table, aligned, duration, with_commas
 from jaxmnist.runs.records import File, ModelReport
 from jaxmnist.runs.trial import REFIT, Trial
 from jaxmnist.search.beginning import Preview
@@ -124,8 +124,8 @@ def most_confused(evaluation: Evaluation, most: int = 3) -> str:
 # --- The end of a search in four lines: what won, how good it is, and what to do next ---
 
 
-def verdict(run: Run, command: str = "jaxmnist") -> str:
-    """What a finished search has found, from the run's files.
+def verdict(run: Run, command: str = "jaxmnist") -> list[str]:
+    """What a finished search has found, from the run's files, in lines.
 
     Its lines say the test accuracy and what won, and what a constant answer has unless that is
     clearly beaten; the validation accuracy, corrected for selection, and what may be wrong if the
@@ -142,20 +142,18 @@ def verdict(run: Run, command: str = "jaxmnist") -> str:
     winner = run.ranking.final or run.best_trial
     ranked = len(run.ranking.ranked)
     of = f" of {ranked}" if ranked > 1 else ""
-    return "\n".join(
-        [
-            f"Test accuracy: {test.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}) on"
-            f" {test.images:,} images; {_named(winner)}{of} won:"
-            f" {printable(str(run.space.shown(winner.hyperparameters)))}",
-            *beside_constant(test),
-            _about_validation(run),
-            *about_labels(score_of(run, report), test),
-            *_about_training(run.best_trial),
-            " ".join([*_others(run, test), evaluation.looks_at_test(run)]),
-            *_where(run),
-            *_next(run, command),
-        ]
-    )
+    return [
+        f"Test accuracy: {test.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}) on"
+        f" {test.images:,} images; {_named(winner)}{of} won:"
+        f" {printable(str(run.space.shown(winner.hyperparameters)))}",
+        *beside_constant(test),
+        _about_validation(run),
+        *about_labels(score_of(run, report), test),
+        *_about_training(run.best_trial),
+        " ".join([*_others(run, test), evaluation.looks_at_test(run)]),
+        *_where(run),
+        _next(run, command),
+    ]
 
 
 def _named(trial: Trial) -> str:
@@ -249,17 +247,16 @@ def _where(run: Run) -> list[str]:
     return [f"Results: {printable(str(folder))}"]
 
 
-def _next(run: Run, command: str) -> list[str]:
-    """The commands to type next, with what they do; tables, so that they are not wrapped."""
+def _next(run: Run, command: str) -> Laid:
+    """The commands to type next, with what they do."""
     folder = shlex.quote(printable(str(run.store.path)))
     lines = []
     model = run.settings.space.model
     if model is not None or run.store.search.identity["network"] == DEFINITION.name:
         own = "" if model is None else f" --model {shlex.quote(printable(model))}"
-        lines.append((f"{command} predict {folder} picture.png{own}", "classifies a picture"))
-    lines.append((f"{command} report {folder}", "makes the page again"))
-    width = max(len(line) for line, _ in lines)
-    return [f"  {line:{width}}  {what}" for line, what in lines]
+        lines.append((f"  {command} predict {folder} picture.png{own}", "classifies a picture"))
+    lines.append((f"  {command} report {folder}", "makes the page again"))
+    return aligned(lines, left=(0, 1))
 
 
 # --- What a search would do, as text: the space, the first draws, the time ---
@@ -267,26 +264,24 @@ def _next(run: Run, command: str) -> list[str]:
 MOST_DRAWS = 10
 
 
-def describe_preview(found: Preview) -> str:
+def describe_preview(found: Preview) -> list[str]:
     """The space with each hyperparameter's range, the first draws, and the estimated time."""
     data = found.dataset
     shape = "×".join(map(str, data.image_shape))
-    return "\n".join(
-        [
-            f"Data: {printable(data.name)}, {len(data.y_train):,} training,"
-            f" {len(data.y_validation):,} validation and {len(data.y_test):,} test images of"
-            f" {shape}, {data.classes} classes",
-            "",
-            *_space(found.space),
-            "",
-            *_draws(found),
-            "",
-            _time(found),
-            "",
-            f"Nothing was written: without --dry-run the search is in"
-            f" {printable(str(found.directory))}.",
-        ]
-    )
+    return [
+        f"Data: {printable(data.name)}, {len(data.y_train):,} training,"
+        f" {len(data.y_validation):,} validation and {len(data.y_test):,} test images of"
+        f" {shape}, {data.classes} classes",
+        "",
+        *_space(found.space),
+        "",
+        *_draws(found),
+        "",
+        _time(found),
+        "",
+        f"Nothing was written: without --dry-run the search is in"
+        f" {printable(str(found.directory))}.",
+    ]
 
 
 def _space(space: SpaceDescription) -> list[str]:

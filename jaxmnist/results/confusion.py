@@ -13,6 +13,7 @@ from rich.cells import cell_len, set_cell_size
 from jaxmnist.data.arrays import class_names_of
 from jaxmnist.errors import printable
 from jaxmnist.results.selection import wilson
+from jaxmnist.results.table import Laid, aligned
 from jaxmnist.runs.records import AVERAGES, Classification
 
 
@@ -212,7 +213,7 @@ def worst_classes(evaluation: Evaluation, most: int = MOST_CLASSES) -> list[int]
     return [int(k) for k in np.argsort(scores, kind="stable")[:most]]
 
 
-def table(matrix: np.ndarray, names: Sequence[str]) -> str:
+def table(matrix: np.ndarray, names: Sequence[str]) -> Laid:
     """A confusion matrix int64[K, K] as text: rows are true, columns predicted classes.
 
     The rows have the names of the classes; the names above the columns are shorter where a line of
@@ -222,15 +223,12 @@ def table(matrix: np.ndarray, names: Sequence[str]) -> str:
     counts = len(str(matrix.max()))
     first = max(counts, widest(rows))
     width = min(first, max((LINE - first) // len(names) - 1, FEWEST, counts))
-    lines = [[" " * first, *(right(name, width) for name in short_names(names, width))]]
-    lines += [
-        [right(name, first), *(str(count).rjust(width) for count in row)]
-        for name, row in zip(rows, matrix.tolist(), strict=True)
-    ]
-    return "\n".join(map(" ".join, lines))
+    heads = [right(name, width) for name in short_names(names, width)]
+    lines = [[name, *map(str, row)] for name, row in zip(rows, matrix.tolist(), strict=True)]
+    return aligned([["", *heads], *lines], gap=1)
 
 
-def report_table(evaluation: Evaluation, shown: Sequence[int]) -> str:
+def report_table(evaluation: Evaluation, shown: Sequence[int]) -> Laid:
     """The classification report of some classes and the averages, laid out as by scikit-learn.
 
     A last column has the 95 % interval of each class's recall.
@@ -238,59 +236,52 @@ def report_table(evaluation: Evaluation, shown: Sequence[int]) -> str:
     report = evaluation.classification_report()
     intervals = evaluation.recall_intervals()
     names = short_names([evaluation.class_names[k] for k in shown], NAME)
-    averages = ("macro avg", "weighted avg")
-    first = widest([*names, *averages])
 
-    def line(name: str, row: dict[str, float], interval: tuple[float, float] | None = None) -> str:
-        numbers = "".join(f" {row[key]:>9.3f}" for key in ("precision", "recall", "f1-score"))
-        return f"{right(name, first)} {numbers} {row['support']:>9.0f}" + (
-            "" if interval is None else f"  {interval[0]:.3f}–{interval[1]:.3f}"
-        )
+    def numbers(name: str) -> list[str]:
+        row = report[name]
+        shares = (f"{row[key]:.3f}" for key in ("precision", "recall", "f1-score"))
+        return [*shares, f"{row['support']:.0f}"]
 
-    heads = "".join(f" {head:>9}" for head in ("precision", "recall", "f1-score", "support"))
-    heads += "  recall, 95 %"
-    accuracy = f"{report['accuracy']:>9.3f} {evaluation.images:>9}"
-    rows = [report[evaluation.class_names[k]] for k in shown]
-    return "\n".join(
-        [
-            f"{'':{first}} {heads}",
-            "",
-            *map(line, names, rows, (intervals[k] for k in shown)),
-            "",
-            f"{'accuracy':>{first}} {'':20} {accuracy}",
-            *(line(name, report[name]) for name in averages),
-        ]
-    )
+    def recall(interval: tuple[float, float] | None) -> list[str]:
+        return [f" {interval[0]:.3f}–{interval[1]:.3f}"] if interval else []
+
+    classes = [
+        [name, *numbers(evaluation.class_names[k]), *recall(intervals[k])]
+        for name, k in zip(names, shown, strict=True)
+    ]
+    accuracy = ["accuracy", "", "", f"{report['accuracy']:.3f}", str(evaluation.images)]
+    averages = [[name, *numbers(name)] for name in ("macro avg", "weighted avg")]
+    heads = ["", " precision", "   recall", " f1-score", "  support", " recall, 95 %"]
+    return aligned([heads, [], *classes, [], accuracy, *averages], left=(5,), gap=1)
 
 
-def describe_confusions(evaluation: Evaluation, file: str) -> str:
-    """The confusion matrix as text; with many classes, only the most frequent confusions.
+def describe_confusions(evaluation: Evaluation, file: str) -> list[str]:
+    """The confusion matrix in lines; with many classes, only the most frequent confusions.
 
     file: the run's file that has the whole matrix; the text refers to it.
     """
     names = evaluation.class_names
     if len(names) <= MOST_CLASSES:
         head = "Confusion matrix (rows: truth, columns: prediction):"
-        return f"{head}\n{table(evaluation.confusion_matrix, names)}"
+        return [head, table(evaluation.confusion_matrix, names)]
     found = confusions(evaluation)
     if not found:
-        return f"No image of {len(names)} classes is misclassified."
+        return [f"No image of {len(names)} classes is misclassified."]
     lines = [f"The most frequent confusions of {len(names)} classes ({file} has the whole matrix):"]
     for i, j, count in found:
         images = "1 image" if count == 1 else f"{count} images"
         truth, prediction = (shortened(names[k], SENTENCE) for k in (i, j))
         lines.append(f"  {truth} classified as {prediction}: {images}")
-    return "\n".join(lines)
+    return lines
 
 
-def describe_classes(evaluation: Evaluation, file: str) -> str:
-    """The classification report as text; with many classes, only those of the lowest f1-score.
+def describe_classes(evaluation: Evaluation, file: str) -> list[str]:
+    """The classification report in lines; with many classes, only those of the lowest f1-score.
 
     file: the run's file that has the whole report; the text refers to it.
     """
     classes = len(evaluation.labels)
     if classes <= MOST_CLASSES:
-        return f"Classification report:\n{report_table(evaluation, range(classes))}"
+        return ["Classification report:", report_table(evaluation, range(classes))]
     head = f"Classification report of the {MOST_CLASSES} worst of {classes} classes"
-    rows = report_table(evaluation, worst_classes(evaluation))
-    return f"{head} ({file} has all):\n{rows}"
+    return [f"{head} ({file} has all):", report_table(evaluation, worst_classes(evaluation))]

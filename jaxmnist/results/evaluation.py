@@ -527,24 +527,22 @@ def about_probabilities(run: Run, report: ModelReport) -> str:
     return describe_calibration(Calibration.of(report), trained.label_smoothing)
 
 
-def describe_evaluation(run: Run, report: ModelReport) -> str:
-    """The run's best/test.json as text, and all evaluations of the test set."""
+def describe_evaluation(run: Run, report: ModelReport) -> list[str]:
+    """The run's best/test.json in lines, and all evaluations of the test set."""
     evaluation = Evaluation.of(report)
     low, high = evaluation.confidence_interval()
-    return "\n".join(
-        [
-            f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images"
-            f" (95 % interval {low:.4f} to {high:.4f})",
-            *beside_constant(evaluation),
-            looks_at_test(run),
-            about_probabilities(run, report),
-            about_gap(run, report),
-            "",
-            describe_confusions(evaluation, "best/test.json"),
-            "",
-            describe_classes(evaluation, "best/test.json"),
-        ]
-    )
+    return [
+        f"Test accuracy: {evaluation.accuracy:.4f} on {evaluation.images} images"
+        f" (95 % interval {low:.4f} to {high:.4f})",
+        *beside_constant(evaluation),
+        looks_at_test(run),
+        about_probabilities(run, report),
+        about_gap(run, report),
+        "",
+        *describe_confusions(evaluation, "best/test.json"),
+        "",
+        *describe_classes(evaluation, "best/test.json"),
+    ]
 
 
 # --- The best trials' ensemble on the test set: evaluated once, and read again afterwards ---

@@ -522,8 +522,8 @@ def _kept(task: Task, place: tuple[str, ...]) -> SvmReport | None:
     )
 
 
-def describe_svm(run: Run, report: SvmReport) -> str:
-    """The run's svm.json as text, and all evaluations of the test set."""
+def describe_svm(run: Run, report: SvmReport) -> list[str]:
+    """The run's svm.json in lines, and all evaluations of the test set."""
     evaluation = Evaluation.of(report)
     low, high = evaluation.confidence_interval()
     stages = ", ".join(
@@ -555,4 +555,4 @@ def describe_svm(run: Run, report: SvmReport) -> str:
             f" {low:.4f} to {high:.4f})"
         )
     file = f"svm/{printable(report.folder)}/svm.json"
-    return "\n".join([*lines, "", describe_classes(evaluation, file)])
+    return [*lines, "", *describe_classes(evaluation, file)]

@@ -45,6 +45,12 @@ def with_commas(number: int) -> str:
 # --- Tables ---
 
 
+class Laid(str):
+    """Text that is laid out, such as a table: its lines stay as they are on a narrow terminal."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of a table.
@@ -114,7 +120,7 @@ class Table:
             for row in zip(self.texts, self.rows, strict=True)
         ]
 
-    def __str__(self) -> str:
+    def __str__(self) -> Laid:
         left = [place for place, c in enumerate(self.columns.values()) if c.holds_text]
         return aligned([tuple(self.columns), *self.texts], left)
 
@@ -143,7 +149,7 @@ def _safe(value: Any) -> Any:
     return f"'{value}" if begins else value
 
 
-def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (), gap: int = 2) -> str:
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (), gap: int = 2) -> Laid:
     """Rows of texts as lines in columns, `gap` spaces apart; a row without texts is an empty line.
 
     left: the columns whose texts begin at their left; those of others end at their right.
@@ -156,7 +162,7 @@ def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (), gap: int 
         return shown + room if c in left else room + shown
 
     lines = ((" " * gap).join(cell(shown, c) for c, shown in enumerate(row)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    return Laid("\n".join(line.rstrip() for line in lines))
 
 
 # --- The trials of a run ---

@@ -23,6 +23,7 @@ from jaxmnist.results import comparisons, evaluation, svm
 from jaxmnist.results.evaluation import evaluate_ensemble
 from jaxmnist.results.ranking import finalist_records
 from jaxmnist.results.run import Run
+from jaxmnist.results.table import Laid
 from jaxmnist.runs.records import File, Winner
 from jaxmnist.runs.store import Store, begin_run
 from jaxmnist.runs.trial import REFIT, Key
@@ -53,7 +54,7 @@ class Listener:
     def ranked(self, run: Run) -> None:
         """All trials are done and ranked."""
 
-    def detail(self, text: str) -> None:
+    def detail(self, lines: Sequence[str]) -> None:
         """A long report, whose content lies in the run's files.
 
         It is the network's summary, the report of the test-set evaluation, of the ensemble or the
@@ -92,7 +93,7 @@ def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Liste
     """
     listener.stage("test")
     keep_winner(run)
-    listener.detail("\n" + run.best_model.summary() + "\n")
+    listener.detail(["", Laid(run.best_model.summary()), ""])
     kept = run.store.mended(lambda: evaluation.kept_look(run))
     test = kept or evaluation.look(run, dataset, "winner")
     listener.detail(evaluation.describe_evaluation(run, test))
@@ -106,13 +107,13 @@ def finish(run: Run, settings: SearchSettings, dataset: Dataset, listener: Liste
             wanted=settings.output.svm_backend,
             draws=settings.output.svm_search,
         )
-        listener.detail("\n" + svm.describe_svm(run, content))
+        listener.detail(["", *svm.describe_svm(run, content)])
     if lines := comparisons.describe_comparisons(
         comparisons.write_comparisons(
             run.store, run.ranking.ranked, run.ranking.tested_sha256, dataset.y_test
         )
     ):
-        listener.detail("\n" + "\n".join(lines))
+        listener.detail(["", *lines])
 
 
 def _test_ensemble(run: Run, count: int, dataset: Dataset, listener: Listener) -> None:
@@ -124,7 +125,7 @@ def _test_ensemble(run: Run, count: int, dataset: Dataset, listener: Listener) -
         return
     listener.stage("ensemble")
     description = comparisons.describe_ensemble(evaluate_ensemble(run, dataset, count))
-    listener.detail(f"\n{description}\n{evaluation.looks_at_test(run)}")
+    listener.detail(["", description, evaluation.looks_at_test(run)])
 
 
 def keep_winner(run: Run) -> None:

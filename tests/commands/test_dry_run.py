@@ -199,13 +199,13 @@ def test_more_work_takes_more_time(found):
 
 
 def test_the_text_says_where_the_estimate_comes_from(found):
-    said = describe_preview(found)
+    said = "\n".join(describe_preview(found))
     pace = found.pace
     assert f"{pace.steps} steps of one configuration" in said
     assert str(found.space.shown(pace.hyperparameters)) in said
     assert f"{1000 * pace.step:.1f} ms each" in said
     ended = replace(found, done=found.trials)
-    assert "This is an estimate" not in describe_preview(ended)
+    assert "This is an estimate" not in "\n".join(describe_preview(ended))
 
 
 @pytest.mark.slow

@@ -396,7 +396,7 @@ def printable(text: str) -> None:
 def winner_report(run: Path) -> str:
     found = Run(run)
     content = kept_look(found)
-    return describe_evaluation(found, content) if content else ""
+    return "\n".join(describe_evaluation(found, content)) if content else ""
 
 
 def svm_report(run: Path) -> str:
@@ -410,7 +410,7 @@ def svm_report(run: Path) -> str:
 
     task = svm.Task.of(found, Data())
     content = svm._kept(task, (task.name,))
-    return svm.describe_svm(found, content) if content else ""
+    return "\n".join(svm.describe_svm(found, content)) if content else ""
 
 
 @pytest.mark.parametrize(

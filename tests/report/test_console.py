@@ -343,7 +343,7 @@ def test_a_search_on_a_real_terminal(options: dict, tmp_path: Path):
     assert "trial 0 epoch" not in text  # such lines are for pipes
     # The end is the verdict, wrapped between words; commands and links are not.
     end = text[text.index("Test accuracy: ") :].replace("\r\n", "\n")
-    words = verdict(Run(tmp_path / "small"), f"{sys.executable} -m jaxmnist")
+    words = "\n".join(verdict(Run(tmp_path / "small"), f"{sys.executable} -m jaxmnist"))
     assert end.split() == words.split()
     lines = end.splitlines()
     assert len(lines) > len(words.splitlines())

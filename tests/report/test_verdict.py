@@ -57,7 +57,7 @@ def copy(finished, tmp_path):
 
 
 def test_the_numbers_are_those_of_the_files(finished):
-    first, second, third, *_ = verdict(finished).splitlines()
+    first, second, third, *_ = verdict(finished)
     files = finished.store.path
     test = json.loads((files / "best" / "test.json").read_text())
     config = json.loads((files / "best" / "config.json").read_text())
@@ -91,7 +91,7 @@ def test_the_numbers_are_those_of_the_files(finished):
 
 
 def test_the_link_leads_to_the_page_and_the_commands_can_be_typed(copy, mnist, capsys):
-    *_, link, predict, report = verdict(copy).splitlines()
+    *_, link, predict, report = "\n".join(verdict(copy)).splitlines()
     address = urlparse(link.removeprefix("Page: "))
     assert (address.scheme, " " in address.path) == ("file", False)
     assert url2pathname(address.path) == str(copy.store.file(File.PAGE))
@@ -128,12 +128,12 @@ def test_a_constant_answer_is_beside_every_accuracy_that_does_not_beat_it(tmp_pa
             " largest class."
         )
 
-    lines = verdict(run).splitlines()
+    lines = verdict(run)
     assert lines[1] == beside(test)
     assert beside(of_svm) in lines[3]
     assert beside(ensemble) in lines[3]
-    assert beside(test) in evaluation.describe_evaluation(run, test).splitlines()
-    assert beside(of_svm) in svm.describe_svm(run, of_svm).splitlines()
+    assert beside(test) in evaluation.describe_evaluation(run, test)
+    assert beside(of_svm) in svm.describe_svm(run, of_svm)
     assert beside(ensemble) in run.results_summary()
     page = (path / "report.html").read_text()
     for content in (test, of_svm, ensemble):
@@ -152,28 +152,32 @@ def test_test_labels_that_are_numbered_otherwise_are_told(options, mnist, tmp_pa
     data = (x, y, mnist.x_test[:200], (mnist.y_test[:200] + 1) % 10)
     del given["data_dir"], given["units"]
     run = random_search(**given, data=data)
-    (said,) = [line for line in verdict(run).splitlines() if "Renaming" in line]
+    (said,) = [line for line in verdict(run) if "Renaming" in line]
     assert said in (run.store.path / "report.html").read_text()
 
 
 def test_without_a_page_or_another_model(options, tmp_path):
     given = {**options, "max_trials": 1, "epochs": 1, "svm": False}
     run = random_search(**given, directory=str(tmp_path), project_name="a\u00e9")
-    first, second, third, fourth, *_ = verdict(run, ".venv/bin/python -m jaxmnist").splitlines()
+    first, second, third, fourth, *_ = "\n".join(
+        verdict(run, ".venv/bin/python -m jaxmnist")
+    ).splitlines()
     assert " images; trial 0 won: " in first
     assert re.fullmatch(
         r"Validation accuracy: 0\.\d{4} \(95 % interval 0\.\d{4} to 0\.\d{4}\)", second
     )
     assert third == f"Test set evaluated once: winner of {run.store.name}."
     assert fourth == f"Results: {run.store.path}"
-    assert "  .venv/bin/python -m jaxmnist report " in verdict(run, ".venv/bin/python -m jaxmnist")
+    assert "  .venv/bin/python -m jaxmnist report " in "\n".join(
+        verdict(run, ".venv/bin/python -m jaxmnist")
+    )
 
 
 def test_a_network_of_python_s_own_can_not_be_typed(copy):
     path = copy.store.path / "search.json"
     content = read_json(path)
     write_json(path, {**content, "identity": {**content["identity"], "network": "mine"}})
-    said = verdict(replace_identity(copy))
+    said = "\n".join(verdict(replace_identity(copy)))
     assert "predict" not in said
     assert "jaxmnist report " in said
 
@@ -189,12 +193,12 @@ def replace_identity(run: Run) -> Run:
 def test_finalists_and_a_refit(options, tmp_path):
     given = {**options, "max_trials": 2, "epochs": 1, "svm": False, "directory": str(tmp_path)}
     again = random_search(**given, finalists=2, reruns=1)
-    first, second, *_ = verdict(again).splitlines()
+    first, second, *_ = verdict(again)
     assert f"rerun 1 of trial {again.best_trial.index} of 2 won: " in first
     assert second.startswith("Mean validation accuracy of its reruns: 0.")
     assert "chosen among 2 finalists about " in second
     refitted = random_search(**given, refit=True)
-    first, second, *_ = verdict(refitted).splitlines()
+    first, second, *_ = verdict(refitted)
     assert f"the refit of trial {refitted.best_trial.index} of 2 won: " in first
     assert second.startswith("Validation accuracy (before the refit): 0.")
 
@@ -202,7 +206,7 @@ def test_finalists_and_a_refit(options, tmp_path):
 def test_an_ensemble_is_named_too(copy, options):
     given = {**options, "report": True, "directory": str(copy.store.path.parent)}
     run = random_search(**given, ensemble=3)
-    third = verdict(run).splitlines()[2]
+    third = verdict(run)[2]
     assert third.count("Ensemble of the first 3 trials: test accuracy ") == 1
     assert third.count("SVM on its features: test accuracy ") == 1
     assert "Test set evaluated 3 times: " in third
@@ -241,7 +245,7 @@ def test_statistics_that_have_not_settled_are_told(options, tmp_path):
         run = random_search(**own, momentum=momentum, project_name=f"{momentum}")
         last = run.best_trial.history[-1]
         assert last.accuracy > 0.8
-        said[momentum] = [line for line in verdict(run).splitlines() if "BatchNorm" in line]
+        said[momentum] = [line for line in verdict(run) if "BatchNorm" in line]
         assert (last.val_accuracy < 0.4) == (momentum == 0.999)
     assert said[0.5] == []
     assert said[0.999] == [

@@ -91,8 +91,8 @@ def test_tables_with_names_are_aligned_and_safe(count):
     rng = np.random.default_rng(0)
     truth, predictions = rng.integers(0, count, (2, 3000))
     evaluation = judge(truth, predictions, range(count), names)
-    matrix = describe_confusions(evaluation, "some.json").splitlines()[1:]
-    report = [line for line in describe_classes(evaluation, "").splitlines()[1:] if line]
+    matrix = "\n".join(describe_confusions(evaluation, "some.json")).splitlines()[1:]
+    report = [line for line in "\n".join(describe_classes(evaluation, "")).splitlines()[1:] if line]
     assert len({columns(line) for line in matrix}) == 1
     assert len({columns(line) for line in report[1 : count + 1]}) == 1
     assert len({columns(line) for line in report[count + 1 :]}) == 1
@@ -183,19 +183,19 @@ def test_of_many_classes_the_worst_are_shown():
     predictions = np.where(rng.random(2000) < 0.7, truth, predictions)
     evaluation = judge(truth, predictions, range(100, 150))
     scores = f1_score(truth, predictions, average=None)
-    lines = describe_classes(evaluation, "some.json").splitlines()
+    lines = "\n".join(describe_classes(evaluation, "some.json")).splitlines()
     assert "20 worst of 50 classes (some.json has all)" in lines[0]
     assert [int(line.split()[0]) - 100 for line in lines[3:23]] == list(
         np.argsort(scores, kind="stable")[:20]
     )
     assert [line.split()[0] for line in lines[24:]] == ["accuracy", "macro", "weighted"]
     matrix = confusion_matrix(truth, predictions)
-    lines = describe_confusions(evaluation, "some.json").splitlines()
+    lines = "\n".join(describe_confusions(evaluation, "some.json")).splitlines()
     assert "some.json has the whole matrix" in lines[0]
     counts = sorted(matrix[~np.eye(50, dtype=bool)])[::-1]
     assert [int(line.split()[-2]) for line in lines[1:]] == counts[:20]
     right = judge(truth, truth, range(50))
-    assert describe_confusions(right, "some.json") == "No image of 50 classes is misclassified."
+    assert describe_confusions(right, "some.json") == ["No image of 50 classes is misclassified."]
 
 
 def selected(score: float, images: int, luck: float = 0.0, trials: int = 10) -> Corrected:

@@ -13,7 +13,7 @@ from jaxmnist import UsageError
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.report.console import fitted, wrapped
 from jaxmnist.results.confusion import right, short_names, shortened
-from jaxmnist.results.table import Column, Table, trials_table
+from jaxmnist.results.table import Column, Laid, Table, trials_table
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,8 @@ SENTENCE = "These images don't tell 2 of the other 3 trials from the winner (McN
 
 @pytest.mark.parametrize("width", [8, 20, 40, 79])
 def test_sentences_are_broken_between_words_and_tables_are_not(width):
-    text = f"{SENTENCE}\n{TABLE}\n\n{SENTENCE}"
-    before, table, after = wrapped(text, width).partition(TABLE)
-    assert table
-    for part in (before, after):
+    assert wrapped(Laid(TABLE), width) == TABLE
+    for part in wrapped(f"{SENTENCE}\n\n{SENTENCE}", width).split("\n\n"):
         assert part.split() == SENTENCE.split()
         assert all(len(line) <= max(width, len("indistinguish")) for line in part.splitlines())
         # No line could take the first word of the next one.

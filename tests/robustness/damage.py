@@ -201,7 +201,7 @@ def readers(folder: Path, images: np.ndarray) -> list[Callable[[], Any]]:
 def winner_report(run: Run) -> str | None:
     """The winner's test report as text; None if it is another's."""
     kept = evaluation.kept_look(run)
-    return None if kept is None else evaluation.describe_evaluation(run, kept)
+    return None if kept is None else "\n".join(evaluation.describe_evaluation(run, kept))
 
 
 def looks_at(run: Run) -> int:

@@ -550,7 +550,7 @@ def test_the_whole_command(options, finished, tmp_path):
         assert part in done.stdout
     run = Run(tmp_path / "small")
     assert facts(run) == facts(finished)
-    said = verdict(run, as_typed(sys.argv, sys.orig_argv))
+    said = "\n".join(verdict(run, as_typed(sys.argv, sys.orig_argv)))
     assert done.stdout.endswith(f"\n{said}\n")
     # The same command again says what is essential; quiet, the verdict alone.
     again = command("search", *line).stdout
