@@ -582,7 +582,7 @@ class RunningSettings(Part):
             )
 
 
-SVM_BACKENDS = ("auto", "sklearn", "sklearnex", "cuml")
+SVM_BACKENDS = ("auto", "sklearn", "cuml")
 KEEP = 3  # trials whose weights are kept, unless more are needed or a person says otherwise
 
 

@@ -34,20 +34,13 @@ C = 5.0  # the default, used unless C is searched for
 BLOCK = 1024  # rows for which the kernel is computed at a time
 MOST_APART = 32  # classes whose pairs are fitted apart; with more, starting each costs too much
 MOST_DECISIONS = 2**24  # numbers held for the decisions of a block of rows
-# How to install what a backend needs.
-INSTALL = {
-    "sklearnex": "pip install scikit-learn-intelex",
-    "cuml": "pip install cuml-cu12 (RAPIDS, for a CUDA GPU)",
-}
 
 
 def choose_backend(wanted: str, platform: str) -> str:
-    """The library that fits the SVM: 'sklearn', 'sklearnex' or 'cuml'.
+    """The library that fits the SVM: 'sklearn' or 'cuml'.
 
     Args:
-      wanted: one of these, or 'auto': cuML on a GPU where it is installed, else scikit-learn. On
-        the features of a network scikit-learn-intelex is slower at every size that was measured
-        (experiments/README.md).
+      wanted: one of these, or 'auto': cuML on a GPU where it is installed, else scikit-learn.
       platform: 'cpu', 'gpu' or 'tpu'.
 
     Raises:
@@ -60,22 +53,21 @@ def choose_backend(wanted: str, platform: str) -> str:
     except ImportError as error:
         if find_spec(wanted):
             raise wrong("svm_backend", f"{wanted} can't be imported: {error}") from None
-        raise wrong("svm_backend", f"{wanted} is not installed: {INSTALL[wanted]}") from None
+        how = "pip install cuml-cu12 (RAPIDS, for a CUDA GPU)"
+        raise wrong("svm_backend", f"{wanted} is not installed: {how}") from None
     return wanted
 
 
 def classifier(backend: str) -> Callable[..., Any]:
     """The SVC class of a backend, with scikit-learn's parameters C and gamma."""
     # Only the backend that is used has to be installed, and each takes seconds to import.
-    if backend == "sklearnex":
-        from sklearnex.svm import SVC
-    elif backend == "cuml":
+    if backend == "cuml":
         # One classifier for each pair of classes, as scikit-learn trains; cuML's default differs.
         from cuml.svm import SVC as CumlSVC
 
         return partial(CumlSVC, decision_function_shape="ovo")
-    else:
-        from sklearn.svm import SVC
+    from sklearn.svm import SVC
+
     found: Callable[..., Any] = SVC
     return found
 
@@ -140,7 +132,7 @@ class RbfSvm:
         """Fit on features float32[N, P] and labels int64[N]."""
         if backend == "cuml":
             arrays = one_against_one(classifier(backend), x, y, parameters)
-        elif backend == "sklearn" and 2 < len(np.unique(y)) <= MOST_APART:
+        elif 2 < len(np.unique(y)) <= MOST_APART:
             arrays = one_against_one(classifier(backend), x, y, parameters, jobs=cores())
         else:
             arrays = libsvm_arrays(cls.estimator(backend, **parameters).fit(x, y))
@@ -286,7 +278,6 @@ def one_against_one(
 # --- The pipeline: scaler, PCA and SVM ---
 
 SVM_METADATA = "svm"  # the metadata key for everything that isn't an array
-SVMS = {svm.kind: svm for svm in (RbfSvm,)}
 
 
 @dataclass(frozen=True)
@@ -323,7 +314,7 @@ PROJECTION = ("scaler_mean", "scaler_scale", "pca_mean", "pca_components")
 class PipelineRecord:
     """What the file of a pipeline has beside its arrays.
 
-    kind: in `SVMS`. gamma, c: see `RbfSvm`. content_sha256: of arrays and the other fields.
+    kind: `RbfSvm.kind`. gamma, c: see `RbfSvm`. content_sha256: of arrays and the other fields.
     """
 
     kind: str
@@ -332,7 +323,7 @@ class PipelineRecord:
     content_sha256: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind not in SVMS:
+        if self.kind != RbfSvm.kind:
             raise ValueError("an unknown SVM")
 
 
@@ -375,16 +366,15 @@ class SvmPipeline:
         arrays, content = read_tensors(path, SVM_METADATA)
         problem = "is not a file of jaxmnist's SVM"
         record = record_of(path, content, PipelineRecord, problem)
-        kind = SVMS[record.kind]
         dtypes = {name: np.dtype(np.float32) for name in PROJECTION}
-        dtypes |= {name: np.dtype(dtype) for name, dtype in kind.arrays.items()}
+        dtypes |= {name: np.dtype(dtype) for name, dtype in RbfSvm.arrays.items()}
         if {name: array.dtype for name, array in arrays.items()} != dtypes:
             raise DamagedFile(path, problem)
         if record.content_sha256 != _sha256(arrays, record):
             raise DamagedFile(path, "its content does not match its SHA-256")
         project = Projection(**{name: arrays.pop(name) for name in PROJECTION})
         fields: dict[str, Any] = arrays
-        svm = cls(project, kind(**fields, gamma=record.gamma, c=record.c))
+        svm = cls(project, RbfSvm(**fields, gamma=record.gamma, c=record.c))
         if not project.fits() or not svm.classifier.fits(len(project.pca_components)):
             raise DamagedFile(path, problem)
         return svm

@@ -21,7 +21,7 @@ from jaxmnist.errors import SettingError, UsageError, printable
 from jaxmnist.files import array_bytes, memory
 from jaxmnist.results.confusion import Evaluation, beside_constant, describe_classes, judge
 from jaxmnist.results.evaluation import describe_looks, read_report, write_report
-from jaxmnist.results.pipeline import SVMS, Projection, RbfSvm, SvmPipeline, choose_backend
+from jaxmnist.results.pipeline import Projection, RbfSvm, SvmPipeline, choose_backend
 from jaxmnist.results.run import Run
 from jaxmnist.runs.records import SvmFit, SvmReport
 from jaxmnist.runs.trial import Key
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from jaxmnist.results.trained import TrainedModel
 
 
-# --- Fitting scaler → PCA → SVC on features, with scikit-learn, scikit-learn-intelex or cuML ---
+# --- Fitting scaler → PCA → SVC on features, with scikit-learn or cuML ---
 
 COMPONENTS = 64
 SCALER_ROWS = 1024  # rows that are scaled at a time
@@ -46,12 +46,10 @@ class Fitting:
 
     backend: the library, as returned by `choose_backend`.
     draws: number of draws of its parameters to try; 0 for the default parameters.
-    kind: the SVM's name in `pipeline.SVMS`.
     """
 
     backend: str
     draws: int = 0
-    kind: str = "rbf"
 
 
 @dataclass
@@ -83,9 +81,9 @@ class Tuned:
     seconds: float
 
 
-def check_svm_memory(kind: str, classes: int, images: int) -> None:
+def check_svm_memory(classes: int, images: int) -> None:
     """Raise `UsageError` if fitting on these images may need more than this machine's memory."""
-    needed = SVMS[kind].largest_size(classes, images)
+    needed = RbfSvm.largest_size(classes, images)
     if needed > memory():
         raise SettingError(
             "an SVM of {classes} classes on {images} images can need {needed:.0f} GiB, and this"
@@ -126,15 +124,15 @@ def fit(
     if tuned:
         clock.seconds["search"] = tuned.seconds
     x, project = _fit_projection(batches, width, train[0], seed, clock)
-    kind, backend = SVMS[how.kind], how.backend
+    backend = how.backend
     tried = tuned.tried if tuned else []
     if how.draws and not tuned:
         tried = _tried(batches, (x, train[1]), validation, project, how=how, seed=seed)
         clock.lap("search")
-    parameters = kind.default(x)
+    parameters = RbfSvm.default(x)
     if tried:
         parameters = {name: tried[0][name] for name in parameters}
-    fitted = _interruptible(lambda: kind.fit(x, train[1], backend, parameters))
+    fitted = _interruptible(lambda: RbfSvm.fit(x, train[1], backend, parameters))
     clock.lap("svc")
     return Fit(SvmPipeline(project, fitted), backend, clock.seconds, tried)
 
@@ -166,11 +164,10 @@ def _tried(
     seed: int,
 ) -> list[dict[str, float]]:
     """The search on projected features float32[N, P] and labels, and on validation images."""
-    kind = SVMS[how.kind]
     held_out = np.concatenate([project(values) for _, values in batches(validation[0])])
-    parts, default = (train, (held_out, validation[1])), kind.default(train[0])
+    parts, default = (train, (held_out, validation[1])), RbfSvm.default(train[0])
     found: list[dict[str, float]] = _interruptible(
-        lambda: _search(kind, how.backend, *parts, default, draws=how.draws, seed=seed)
+        lambda: _search(how.backend, *parts, default, draws=how.draws, seed=seed)
     )
     return found
 
@@ -237,7 +234,6 @@ def _interruptible(work: Callable[[], Any]) -> Any:
 
 
 def _search(
-    kind: type[RbfSvm],
     backend: str,
     train: tuple[np.ndarray, np.ndarray],
     validation: tuple[np.ndarray, np.ndarray],
@@ -250,10 +246,10 @@ def _search(
     # Imported here for the same reason as above.
     from sklearn.model_selection import GridSearchCV, ParameterSampler, PredefinedSplit
 
-    sampled = ParameterSampler(kind.space(default), draws, random_state=seed)
+    sampled = ParameterSampler(RbfSvm.space(default), draws, random_state=seed)
     fold = np.repeat([-1, 0], [len(train[0]), len(validation[0])])
     search = GridSearchCV(
-        kind.estimator(backend),
+        RbfSvm.estimator(backend),
         [{name: [float(value)] for name, value in tried.items()} for tried in (default, *sampled)],
         cv=PredefinedSplit(fold),
         refit=False,
@@ -418,7 +414,7 @@ class Task:
         seed = self.run.settings.space.seed
         # The same SVM on other training images is another evaluation of the same test images.
         trained_on = self.dataset.fingerprint[:16]
-        details = f"{how.kind}, {how.backend}, {how.draws} draws, data {trained_on}"
+        details = f"{RbfSvm.kind}, {how.backend}, {how.draws} draws, data {trained_on}"
         test_sha256 = self.dataset.test_sha256
         self.run.store.record_look(purpose, self.model_sha256, test_sha256, details)
         return fit_and_test(batches, width, data, how=how, seed=seed, tuned=tuned)
@@ -478,13 +474,13 @@ def fit_on_run(
     if (
         kept
         and wanted in ("auto", kept.backend)
-        and kept.kind == how.kind
+        and kept.kind == RbfSvm.kind
         and draws in (0, kept.draws)
         and (kept.baselines or not baselines)
     ):
         return kept
     fitted = len(dataset.y_train) + task.refitted * len(dataset.y_validation)
-    check_svm_memory(how.kind, dataset.classes, fitted)
+    check_svm_memory(dataset.classes, fitted)
     how = dataclasses.replace(how, backend=choose_backend(wanted, start_jax()))
     model = task.model
     result = task.test(

@@ -194,7 +194,7 @@ def check_memory(
     """
     if settings.output.svm:
         fitted = len(dataset.y_train) + settings.selection.refit * len(dataset.y_validation)
-        svm.check_svm_memory(svm.Fitting.kind, dataset.classes, fitted)
+        svm.check_svm_memory(dataset.classes, fitted)
     # Tracing hundreds of networks would take minutes: those with the largest numbers are checked.
     batch_size = settings.training.batch_size
     data = DataSpec.of(dataset, settings.training)

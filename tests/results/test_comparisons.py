@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from itertools import combinations
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import writing
 from processes import looks_of
 from scipy.stats import binomtest
+from sklearn.svm import SVC
 
 from jaxmnist import Run
 from jaxmnist.files import as_json, read_json, write_json
@@ -46,7 +49,7 @@ def test_one_model_is_compared_with_nothing():
     assert comparisons.describe_comparisons(None) == []
 
 
-def test_a_runs_comparisons(finished, tmp_path, said):
+def test_a_runs_comparisons(finished, tmp_path, said, monkeypatch):
     path = tmp_path / "small"
     shutil.copytree(finished.store.path, path)
     run, dataset = Run(writing(path)), finished.load_dataset()
@@ -65,13 +68,15 @@ def test_a_runs_comparisons(finished, tmp_path, said):
     assert lines[0] == "On the same test images (McNemar's exact test):"
     assert f"{accuracies[1]:.4f} − {accuracies[0]:.4f}" in lines[1]
     assert lines[1] in make_page(run, images=False).replace("&#39;", "'")
-    # Another backend's result lies beside the first one, which stays.
+    # Another backend's result (scikit-learn in cuML's place) lies beside the first, which stays.
+    monkeypatch.setitem(sys.modules, "cuml", ModuleType("cuml"))
+    monkeypatch.setitem(sys.modules, "cuml.svm", SimpleNamespace(SVC=SVC))
     before = run.store.file(File.SVM, ("small",)).read_bytes()
     for _ in range(2):
-        other = fit_on_run(run, dataset, wanted="sklearnex", draws=0)
-    assert (other.backend, other.folder) == ("sklearnex", "small/sklearnex")
+        other = fit_on_run(run, dataset, wanted="cuml", draws=0)
+    assert (other.backend, other.folder) == ("cuml", "small/cuml")
     assert looks_of(run) == ["winner", "svm", "svm"]
-    assert read_json(path / "svm" / "small" / "sklearnex" / "svm.json") == as_json(other)
+    assert read_json(path / "svm" / "small" / "cuml" / "svm.json") == as_json(other)
     assert run.store.file(File.SVM, ("small",)).read_bytes() == before
     assert fit_on_run(run, dataset, wanted="auto", draws=0) == svm
     assert fit_on_run(run, dataset, wanted="sklearn", draws=0) == svm
@@ -80,7 +85,7 @@ def test_a_runs_comparisons(finished, tmp_path, said):
     content = comparisons.write_comparisons(
         run.store, run.ranking.ranked, run.ranking.tested_sha256, dataset.y_test
     )
-    assert list(content.models) == ["network", "SVM", "SVM by sklearnex"]
+    assert list(content.models) == ["network", "SVM", "SVM by cuml"]
     assert run.kept_comparisons() == content
     # Damage: the file is set aside and made again, lost predictions are left out.
     run.store.file(File.COMPARISONS).write_bytes(b"{}")
@@ -92,7 +97,7 @@ def test_a_runs_comparisons(finished, tmp_path, said):
         == content
     )
     assert len(said) == 1
-    run.store.file(File.PREDICTIONS, ("small", "sklearnex")).write_bytes(b"")
+    run.store.file(File.PREDICTIONS, ("small", "cuml")).write_bytes(b"")
     content = comparisons.write_comparisons(
         run.store, run.ranking.ranked, run.ranking.tested_sha256, dataset.y_test
     )

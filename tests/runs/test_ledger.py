@@ -140,7 +140,7 @@ def test_each_result_keeps_looks_but_not_behind_a_link(tmp_path):
         "winner": run.file(File.TEST),
         "ensemble": run.file(File.ENSEMBLE),
         "svm": run.file(File.SVM, ("small",)),
-        "another svm": run.file(File.SVM, ("small", "sklearnex")),
+        "another svm": run.file(File.SVM, ("small", "cuml")),
     }
     for purpose, path in results.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def test_each_result_keeps_looks_but_not_behind_a_link(tmp_path):
         results["another svm"],
     ]
     for folder, left in (
-        ("svm/small/sklearnex", {"winner", "ensemble", "svm"}),
+        ("svm/small/cuml", {"winner", "ensemble", "svm"}),
         ("svm/small", {"winner", "ensemble"}),
         ("best/ensemble", {"winner"}),
         ("best", set()),
