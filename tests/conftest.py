@@ -23,6 +23,7 @@ import pytest
 from jaxmnist import Run, random_search
 from jaxmnist.data.array_files import IDX_NAMES, read_idx_folder
 from jaxmnist.data.arrays import Arrays
+from jaxmnist.data.preparation import Placing
 from jaxmnist.engine.events import rows
 from jaxmnist.engine.training import constants_of, optimizer, start_training
 from jaxmnist.files import array_bytes, sha256
@@ -213,6 +214,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
         for name, value in before.items():
             jax.config.update(name, value)
+
+
+# How MNIST's digits stand in their images, and their negatives.
+DIGITS = Placing(0.0, 1.0, 20 / 28, "mass")
+INVERTED = Placing(1.0, 0.0, 20 / 28, "mass")
 
 
 @pytest.fixture(scope="session")

@@ -42,8 +42,7 @@ def main(arguments: list[str], program: str = "jaxmnist predict") -> int:
     transposition = preparation.describe_transposition()
     lines = [transposition] if transposition else []
     if any(picture.prepared for picture in pictures):
-        how = {"auto": "like the training images", "resize": "as --prepare says"}
-        like = how.get(given.prepare, "like MNIST's digits")
+        like = "like the training images" if given.prepare == "auto" else "as --prepare says"
         lines.append(f"Pictures are prepared {like}: {preparation.describe()}.")
     for line in lines:
         # What machines read has predictions alone.
@@ -80,9 +79,8 @@ def _parser(program: str) -> Parser:
         "--prepare",
         metavar="WORD",
         default="auto",
-        help="how pictures are prepared [auto, like the training images; mnist, bright ink on"
-        " black, scaled and centred like MNIST's; inverted, the same with dark ink on white;"
-        " resize, resized only] (default auto)",
+        help="how pictures are prepared [auto, like the training images; resize, resized only]"
+        " (default auto)",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument(

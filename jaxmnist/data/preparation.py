@@ -7,7 +7,6 @@ bright; photographs and textures are only resized.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import os
@@ -54,7 +53,7 @@ from jaxmnist.files import NOT_STORED
 SAMPLE = 2000  # training images that are looked at, evenly spread
 NEAR = 0.1  # of the scale; levels closer than that are one ground
 STRONG = 0.25  # of the scale; levels further from the ground than that are ink
-WORDS = ("auto", "mnist", "inverted", "resize")  # of `preparation_for`
+WORDS = ("auto", "resize")  # of `preparation_for`
 
 
 @dataclass(frozen=True)
@@ -85,10 +84,6 @@ class Placing:
     def box(self, image_shape: tuple[int, int, int]) -> int:
         """The longer side of a shape in an image of (H, W, C), in pixels."""
         return max(1, round(self.size * min(image_shape[:2])))
-
-
-MNIST = Placing(0.0, 1.0, 20 / 28, "mass")
-INVERTED = Placing(1.0, 0.0, 20 / 28, "mass")
 
 
 @dataclass(frozen=True)
@@ -168,26 +163,23 @@ def preparation_for(model: Takes, word: str = "auto", option: str = "prepare") -
 
     Args:
       model: what takes the images.
-      word: 'auto', like the training images; 'mnist', like MNIST's digits; 'inverted', like those,
-        but dark on a bright ground; 'resize', resized only.
+      word: 'auto', like the training images; 'resize', resized only.
       option: what the word was given as, for errors.
 
     Raises:
       UsageError: another word, or a model that doesn't know its training images.
     """
     if word not in WORDS:
-        raise UsageError(f"{option} must be one of {', '.join(WORDS)}, not {word!r}")
+        raise UsageError(f"{option} must be {' or '.join(WORDS)}, not {word!r}")
     known = model.preparation
-    if word == "auto":
-        if known is None:
-            raise UsageError(
-                f"the model doesn't say what its training images look like: give {option}"
-                f" {', '.join(WORDS[1:-1])} or {WORDS[-1]}"
-            )
-        return known
-    placing = {"mnist": MNIST, "inverted": INVERTED}.get(word)
-    known = known or Preparation(model.image_shape, model.scale)
-    return dataclasses.replace(known, placing=placing, as_trained=placing is None)
+    if word == "resize":
+        return replace(known or Preparation(model.image_shape, model.scale), placing=None)
+    if known is None:
+        raise UsageError(
+            "the model doesn't say what its training images look like: give a Preparation, or"
+            f" {option} resize"
+        )
+    return known
 
 
 def preparation_of(images: np.ndarray, scale: float, source: Source = ARRAYS) -> Preparation:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import DIGITS
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save as save_tensors
@@ -32,7 +33,7 @@ from jaxmnist.commands.search import main as search
 from jaxmnist.data.array_files import read_idx, read_npz
 from jaxmnist.data.arrays import check_arrays
 from jaxmnist.data.dataset import read_files
-from jaxmnist.data.preparation import MNIST, Preparation, read_file
+from jaxmnist.data.preparation import Preparation, read_file
 from jaxmnist.files import DamagedFile, as_json, from_json, read_json, write_json
 from jaxmnist.models.space import Space
 from jaxmnist.models.study import DEFINITION
@@ -222,7 +223,7 @@ def test_npz(place, content):
     path.write_bytes(content)
     with takes_at_most(16 * 2**20):
         holds(lambda: read_files(path))
-        holds(lambda: read_file(path, Preparation((2, 3, 1), placing=MNIST)))
+        holds(lambda: read_file(path, Preparation((2, 3, 1), placing=DIGITS)))
 
 
 def test_what_a_decoder_complains_of_stays_short(place):
@@ -233,7 +234,7 @@ def test_what_a_decoder_complains_of_stays_short(place):
     content[26:28] = struct.pack("<H", 4000)  # the length of the member's name
     path.write_bytes(content)
     with pytest.raises(UsageError) as refused:
-        read_file(path, Preparation((2, 3, 1), placing=MNIST))
+        read_file(path, Preparation((2, 3, 1), placing=DIGITS))
     assert len(str(refused.value)) < 1000
 
 
@@ -280,7 +281,7 @@ def test_pictures(place, noise, form):
     path = place / "picture"
     path.write_bytes(starts[form] + noise)
     with takes_at_most(16 * 2**20):
-        holds(lambda: read_file(path, Preparation((28, 28, 1), placing=MNIST)))
+        holds(lambda: read_file(path, Preparation((28, 28, 1), placing=DIGITS)))
 
 
 FIELDS = st.sampled_from(["0", "255", "7", "-1", "0.5", "", "a", '"', "nan", "1e999", "é", "1_0"])
@@ -317,7 +318,7 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
         for read, name, says in (
             (read_npz, "bomb.npz", "more than can be loaded"),
             (
-                lambda path: read_file(path, Preparation((10, 10, 1), placing=MNIST)),
+                lambda path: read_file(path, Preparation((10, 10, 1), placing=DIGITS)),
                 "bomb.npz",
                 "more than can be loaded",
             ),

@@ -106,16 +106,15 @@ def test_what_prepares_can_be_said(
     run, path = str(finished.store.path), tmp_path / "drawn.png"
     Image.fromarray(255 - images[0, ..., 0]).resize((90, 90)).save(path)
     for word, says in (
-        ("mnist", "like MNIST's digits: bright ink on a dark"),
-        ("inverted", "like MNIST's digits: dark ink on a bright"),
+        ("auto", "like the training images: bright ink on a dark"),
         ("resize", "as --prepare says: as they are, resized to 28×28."),
     ):
         assert run_command(main, [run, str(path), "--prepare", word]) == 0
         first, line = capsys.readouterr().out.splitlines()
         assert first.startswith(f"Pictures are prepared {says}")
-        assert ("exchanged" in line) == (word != "mnist")
+        assert ("exchanged" in line) == (word == "resize")
     assert run_command(main, [run, str(path), "--prepare", "none"]) == 2
-    assert "--prepare must be one of auto, mnist" in capsys.readouterr().err
+    assert "--prepare must be auto or resize, not 'none'" in capsys.readouterr().err
 
 
 def test_own_data(finished: Run, mnist: Arrays, tmp_path: Path) -> None:
@@ -174,7 +173,7 @@ def test_reading_in_python(
     with pytest.raises(UsageError, match="paths names no file"):
         read_pictures([], model)
     for word in ("thumbs", ""):
-        with pytest.raises(UsageError, match=r"^prepare must be one of"):
+        with pytest.raises(UsageError, match=r"^prepare must be auto or resize"):
             read_pictures(folder, model, word)
 
 
@@ -210,7 +209,7 @@ def test_a_model_that_knows_no_preparation(
     assert loaded.preparation is None
     with pytest.raises(UsageError, match="doesn't say what its training images look like"):
         read_pictures(folder, loaded)
-    assert (read_pictures(folder, loaded, "mnist") == images[[0, 2, 1, 3]]).all()
+    assert (read_pictures(folder, loaded, "resize") == images[[0, 2, 1, 3]]).all()
 
 
 def test_a_search_of_transposed_images(

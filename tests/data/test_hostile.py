@@ -20,7 +20,7 @@ from tempfile import TemporaryFile
 import numpy as np
 import pytest
 import scipy.io
-from conftest import PACKAGED
+from conftest import DIGITS, PACKAGED
 from processes import process
 from scipy.io import loadmat, savemat
 
@@ -37,7 +37,7 @@ from jaxmnist.data.array_files import (
 )
 from jaxmnist.data.contents import open_file
 from jaxmnist.data.dataset import read_files
-from jaxmnist.data.preparation import MNIST, Preparation, read_file
+from jaxmnist.data.preparation import Preparation, read_file
 from jaxmnist.data.tables import read_rows
 from jaxmnist.errors import UsageError
 
@@ -311,7 +311,7 @@ def test_a_list_of_members_without_end(tmp_path):
     listed = b"".join(b"PK\1\2" + bytes(42) for _ in range(count))
     end = struct.pack("<4H2IH", 0, 0, 0xFFFF, 0xFFFF, len(listed), 4, 0)
     path = written(tmp_path / "a.npz", b"PK\3\4" + listed + b"PK\5\6" + end)
-    preparation = Preparation((8, 8, 1), placing=MNIST)
+    preparation = Preparation((8, 8, 1), placing=DIGITS)
     with takes_at_most(4e6):
         refused(read_files, path, "it lists too many files")
         refused(lambda path: read_file(path, preparation), path, "it lists too many files")
@@ -357,7 +357,7 @@ def test_bad_headers_get_a_line_without_numpys_advice(tmp_path, name):
     content = with_header(BAD_HEADERS[name])
     (tmp_path / "x_train.npy").write_bytes(content)
     np.save(tmp_path / "y_train.npy", Y)
-    preparation = Preparation((8, 8, 1), placing=MNIST)
+    preparation = Preparation((8, 8, 1), placing=DIGITS)
     lines = [
         refused(lambda _: read_files(tmp_path), tmp_path / "x_train.npy"),
         refused(lambda path: read_array(path, text=True), tmp_path / "x_train.npy"),

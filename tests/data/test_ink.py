@@ -12,17 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import DIGITS, INVERTED
 from PIL import Image, ImageDraw, ImageFilter
 from sklearn.datasets import load_sample_image
 
 from jaxmnist import Preparation, UsageError
 from jaxmnist.data.arrays import Arrays
-from jaxmnist.data.preparation import INVERTED, MNIST, Picture, Placing, read_file
+from jaxmnist.data.preparation import Picture, Placing, read_file
 
 SIDE = 240  # pixels of the pictures
 Y, X = np.mgrid[0:SIDE, 0:SIDE] / (SIDE - 1)
 INDICES = (0, 1, 2, 3, 4, 8, 11, 18, 61)  # a digit of each class but 8, and one 8
-DIGITS = Preparation((28, 28, 1), placing=MNIST)
+LIKE_MNIST = Preparation((28, 28, 1), placing=DIGITS)
 
 
 def coverage(digit: np.ndarray, size: int = 168, top: int = 40, left: int = 50) -> np.ndarray:
@@ -144,7 +145,7 @@ def digits(mnist: Arrays) -> np.ndarray:
     return mnist.x_test[list(INDICES), ..., 0]
 
 
-def read(picture: Image.Image, folder: Path, preparation: Preparation = DIGITS) -> Picture:
+def read(picture: Image.Image, folder: Path, preparation: Preparation = LIKE_MNIST) -> Picture:
     picture.save(folder / "picture.png")
     (found,) = read_file(folder / "picture.png", preparation)
     return found
@@ -223,7 +224,7 @@ def test_images_are_placed_as_the_training_images(digits: np.ndarray, tmp_path: 
     dark = read(picture, tmp_path, Preparation((28, 28, 1), placing=INVERTED))
     assert (dark.image[..., 0] == 255 - usual).all()
     assert not any("inverted" in step for step in dark.steps)
-    rgb = read(picture, tmp_path, Preparation((28, 28, 3), placing=MNIST)).image
+    rgb = read(picture, tmp_path, Preparation((28, 28, 3), placing=DIGITS)).image
     assert (rgb == usual[..., None]).all()
     levels = Preparation((28, 28, 1), 16.0, Placing(0.25, 0.75, 20 / 28, "mass"))
     found = read(picture, tmp_path, levels).image[..., 0]

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import DIGITS
 from PIL import Image
 
 import jaxmnist
 from jaxmnist.data.array_files import read_idx
-from jaxmnist.data.preparation import MNIST as PLACING
 from jaxmnist.data.preparation import Picture, Preparation, read_file
 from jaxmnist.errors import UsageError
 
-MNIST = Preparation((28, 28, 1), placing=PLACING)
+MNIST = Preparation((28, 28, 1), placing=DIGITS)
 CIFAR = Preparation((32, 32, 3))
 
 
@@ -149,7 +149,7 @@ def test_placement_scale_and_aspect_ratio_by_hand(tmp_path: Path) -> None:
     assert picture.steps == ("scaled into 20×20", "centred by centre of mass")
     assert (picture.image[..., 0] == expected).all()
     assert (
-        one(tmp_path / "bar.png", Preparation((14, 42, 1), placing=PLACING)).image.any((1, 2)).sum()
+        one(tmp_path / "bar.png", Preparation((14, 42, 1), placing=DIGITS)).image.any((1, 2)).sum()
         == 10
     )
 

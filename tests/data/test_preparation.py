@@ -8,16 +8,17 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from conftest import DIGITS, INVERTED
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
 from jaxmnist import Preparation, UsageError
 from jaxmnist.data import preparation as module
 from jaxmnist.data.arrays import Arrays
-from jaxmnist.data.preparation import INVERTED, MNIST, Placing, preparation_for, preparation_of
+from jaxmnist.data.preparation import Placing, preparation_for, preparation_of
 from jaxmnist.files import as_json, from_json
 
-MNIST_ROUNDED = dataclasses.replace(MNIST, size=0.7143)
+ROUNDED = dataclasses.replace(DIGITS, size=0.7143)
 
 
 def filling(digit: np.ndarray) -> np.ndarray:
@@ -35,11 +36,11 @@ def filling(digit: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("change", "scale", "placing"),
     [
-        (lambda x: x, 255, MNIST_ROUNDED),
+        (lambda x: x, 255, ROUNDED),
         (lambda x: 255 - x, 255, dataclasses.replace(INVERTED, size=0.7143)),
-        (lambda x: x.repeat(3, 3), 255, MNIST_ROUNDED),
-        (lambda x: (x > 127).astype(np.uint8), 1, MNIST_ROUNDED),
-        (lambda x: x.astype(np.float32) * 16, 4080, MNIST_ROUNDED),
+        (lambda x: x.repeat(3, 3), 255, ROUNDED),
+        (lambda x: (x > 127).astype(np.uint8), 1, ROUNDED),
+        (lambda x: x.astype(np.float32) * 16, 4080, ROUNDED),
         (lambda x: (204 - x * 0.6).astype(np.uint8), 255, Placing(0.8, 0.2, 0.7143, "mass")),
         (
             lambda x: np.stack([filling(d[..., 0]) for d in x])[..., None],
@@ -167,12 +168,10 @@ def test_words() -> None:
 
     model = Model()
     assert preparation_for(model) is model.preparation
-    changed = dataclasses.replace(model.preparation, placing=MNIST, as_trained=False)
-    assert preparation_for(model, "mnist") == changed
     assert preparation_for(model, "resize").placing is None
-    with pytest.raises(UsageError, match=r"^prepare must be one of auto, mnist, inverted, resize"):
+    with pytest.raises(UsageError, match=r"^prepare must be auto or resize, not 'invert'"):
         preparation_for(model, "invert")
     model.preparation = None
-    assert preparation_for(model, "inverted").placing == INVERTED
-    with pytest.raises(UsageError, match=r"give prepare mnist, inverted or resize$"):
+    assert preparation_for(model, "resize") == Preparation((28, 28, 1))
+    with pytest.raises(UsageError, match=r"give a Preparation, or prepare resize$"):
         preparation_for(model)
