@@ -309,25 +309,17 @@ def _renamed(test: Evaluation) -> tuple[Evaluation, list[str]]:
 
 
 def describe_gap(found: Corrected, test: Evaluation) -> str:
-    """What luck has added to the validation accuracy, and what the gap to the test accuracy says.
+    """What the gap between the corrected validation accuracy and the test accuracy says.
 
     Args:
       found: the winner's score and what selection has added to it.
       test: the winner on the test images.
     """
     gap = gap_between(found, test)
-    luck = (
-        ""
-        if found.trials == 1
-        else (
-            f"Luck gives the best of {found.trials} about {found.raw - found.score:.4f} on these"
-            " validation images. "
-        )
-    )
-    corrected = "Validation" if found.trials == 1 else "Corrected for that, validation"
+    what = "Validation accuracy" if found.trials == 1 else "Corrected validation accuracy"
     line = (
-        f"{luck}{corrected} accuracy {found.score:.4f} − test accuracy {test.accuracy:.4f} ="
-        f" {signed(gap.size)} (95 % interval {signed(gap.low)} to {signed(gap.high)})"
+        f"{what} {found.score:.4f} − test accuracy {test.accuracy:.4f} = {signed(gap.size)}"
+        f" (95 % interval {signed(gap.low)} to {signed(gap.high)})"
     )
     if wrong := about_labels(found, test):
         sure = ", more than chance explains" if gap.low > 0 else ""
@@ -337,7 +329,7 @@ def describe_gap(found: Corrected, test: Evaluation) -> str:
     if gap.low > 0:
         return (
             f"{line}, more than chance explains: the search has overfitted the validation images"
-            " beyond that luck, or the test images are harder."
+            " beyond what selection explains, or the test images are harder."
         )
     if gap.high < 0:
         return (
