@@ -24,7 +24,6 @@ from jaxmnist.settings import RECIPES, TrainingSettings
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
-import dependencies  # noqa: E402
 import gpu_kernels  # noqa: E402
 import measure  # noqa: E402
 import recipe  # noqa: E402
@@ -38,16 +37,6 @@ def script(name: str, *arguments: object) -> str:
     done = subprocess.run(line, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-@pytest.mark.slow
-def test_the_study(tmp_path):
-    output = script("study.py", "--epochs", 1, "--train-limit", 1000, "--directory", tmp_path)
-    table = output[output.index("the study") :].splitlines()
-    assert table[1].split() == ["parameters", "1021562", "1021562"]
-    assert len(table) == 29
-    test = json.loads((tmp_path / "study-seed0" / "best" / "test.json").read_text())
-    assert table[2].split() == ["accuracy,", "network", "0.9885", f"{test['accuracy']:.4f}"]
 
 
 @pytest.mark.slow
@@ -319,22 +308,6 @@ def test_the_accelerator_script(tmp_path):
     assert set(content["precisions"]) == {"highest"}
     assert "precision bfloat16 is left out" in output
     assert "--precision bfloat16 is for GPUs and TPUs" in output
-
-
-def test_the_size_of_dependencies():
-    """Every one of pyproject.toml's has its row; sizes are those of the folders."""
-    names = dependencies.dependencies()
-    assert sorted(names) == sorted(dependencies.PURPOSES)
-    brought = dependencies.alone("tensorflow-datasets")
-    assert {"tensorflow-datasets", "pyarrow"} <= brought
-    assert not brought & {"numpy", "protobuf", "jax"}  # others need them too
-    packages = Path(importlib.util.find_spec("rich").origin).parents[1]
-    folders = [packages / "rich", *packages.glob("rich-*.dist-info")]
-    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
-    size = sum(file.stat().st_size for file in files) / 1e6
-    assert dependencies.megabytes(["rich"]) == pytest.approx(size, rel=0.05)
-    assert dependencies.name_of("jax>=0.6.1,!=0.10.2") == "jax"
-    assert dependencies.name_of("Ruamel_yaml[x] ; extra == 'y'") == "ruamel-yaml"
 
 
 MODULE = """\
