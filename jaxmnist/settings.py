@@ -268,7 +268,8 @@ class DataSettings(Part):
 
     dataset: str | None = setting(
         None,
-        "mnist (default), fashion_mnist, kmnist or another name of tensorflow-datasets",
+        "mnist (default), fashion_mnist, kmnist, or with the extra [tfds] a name of"
+        " tensorflow-datasets",
         "NAME",
         name_or_path,
     )

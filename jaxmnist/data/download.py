@@ -1,11 +1,9 @@
-"""Datasets by name, through tensorflow-datasets (tfds).
+"""Datasets by name: downloaded against registered checksums, or from tensorflow-datasets (tfds).
 
-tfds prepares almost every dataset with TensorFlow, which is large and not needed for anything
-else here. Datasets that are published as four IDX files like MNIST's (mnist, fashion_mnist,
-kmnist) are therefore downloaded and verified by tfds and read by `array_files`. Any other
-is read, without TensorFlow, from the files that tfds has prepared on disk; TensorFlow is needed
-only where these are missing. The directory is tfds' own: `TFDS_DATA_DIR`, or
-`~/tensorflow_datasets`.
+Fashion-MNIST and KMNIST are published as four IDX files like MNIST's, which are kept in the user's
+cache folder. Other names need the extra `[tfds]`. tfds prepares almost every dataset with
+TensorFlow, which is large and not needed for anything else here: what tfds has prepared on disk is
+read without it. That directory is tfds' own: `TFDS_DATA_DIR`, or `~/tensorflow_datasets`.
 """
 
 from __future__ import annotations
@@ -16,17 +14,20 @@ import errno
 import functools
 import importlib.util
 import io
+import logging
 import math
 import os
 import re
 import struct
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import numpy as np
+import platformdirs
 
 from jaxmnist.data.array_files import IDX_NAMES, read_idx
 from jaxmnist.data.arrays import Arrays, Found, Part, check, check_arrays
@@ -38,10 +39,10 @@ READ_SECONDS = 30.0  # without data from a connected host
 
 
 def load_named(name: str) -> Arrays:
-    """Load the parts train, validation and test of the tfds dataset `name`, as `emnist/letters`.
+    """Load the parts train, validation and test of a dataset by its name, as `emnist/letters`.
 
     Args:
-      name: as tfds lists it, in lower case; `name/config` for a configuration.
+      name: in `PUBLISHED`; or as tfds lists it, in lower case, `name/config` for a configuration.
 
     Returns:
       images uint8[N, H, W, C], labels int64[N] and the names of the classes. Without a test part
@@ -53,17 +54,14 @@ def load_named(name: str) -> Arrays:
         train, or its files are damaged or can't be written.
       EnvironmentFailure: it can't be downloaded or prepared here.
     """
-    with _tamed_tfds() as tfds:
-        data_dir = _data_dir(tfds)
-        builder = _find_builder(tfds, name, data_dir)
-        urls = _idx_urls(builder)
-        if urls:
-            arrays = _load_idx(tfds, name, urls, builder.url_infos, data_dir / "downloads")
-        else:
-            _check_features(tfds, name, builder.info.features)
-            if not builder.is_prepared():
-                _prepare(tfds, name, builder)
-            arrays = _read_prepared(tfds, name, builder)
+    if published := PUBLISHED.get(name):
+        return _load_published(name, published)
+    with _tamed_tfds(name) as tfds:
+        builder = _find_builder(tfds, name, _data_dir(tfds))
+        _check_features(tfds, name, builder.info.features)
+        if not builder.is_prepared():
+            _prepare(tfds, name, builder)
+        arrays = _read_prepared(tfds, name, builder)
         names = getattr(builder.info.features["label"], "names", None) or ()
         return arrays._replace(names={k: printable(str(name)) for k, name in enumerate(names)})
 
@@ -75,34 +73,123 @@ def check_downloaded(name: str | None) -> None:
     """
     if name in (None, "mnist"):
         return
-    with _tamed_tfds() as tfds:
-        data_dir = _data_dir(tfds)
-        builder = _find_builder(tfds, name, data_dir)
-        urls = _idx_urls(builder)
-        if urls is None:
-            there = builder.is_prepared()
-        else:
-            infos = builder.url_infos
-            files = [(url, infos[url].checksum, infos[url].filename) for url in urls.values()]
-            there = all(_is_kept(tfds, name, data_dir / "downloads", *file) for file in files)
+    if published := PUBLISHED.get(name or ""):
+        folder = downloads()
+        there = all(
+            path.is_file() and _sha256(path) == published.sha256[key]
+            for key, path in published.paths(folder / str(name)).items()
+        )
+    else:
+        with _tamed_tfds(str(name)) as tfds:
+            folder = _data_dir(tfds)
+            there = _find_builder(tfds, str(name), folder).is_prepared()
     if not there:
         raise UsageError(
-            f"{name} is not on this machine (looked in {data_dir}); to download it, run: jaxmnist"
+            f"{name} is not on this machine (looked in {folder}); to download it, run: jaxmnist"
             f" search --dataset {name} --dry-run"
         )
 
 
-def _is_kept(
-    tfds: Any, name: str, downloads: Path, url: str, checksum: str, filename: str | None
-) -> bool:
-    """Whether a file that tfds downloads is where its `DownloadManager` looks for it."""
-    resource = tfds.core.download.resource
-    if filename and (downloads / "manual" / filename).exists():
-        return True
-    kept = resource.get_dl_fname(url, checksum)
-    return any(
-        resource.is_locally_cached(folder / kept) for folder in (downloads / name, downloads)
+# --- Datasets that are published as IDX files ---
+
+
+@dataclass(frozen=True)
+class Published:
+    """A dataset of four gzipped IDX files.
+
+    url: of the folder that they are in, with a slash at its end.
+    sha256: of each file, by the name of its array, as tensorflow-datasets 4.9.10 registers it.
+    names: of the classes 0, 1, ….
+    """
+
+    url: str
+    sha256: dict[str, str]
+    names: tuple[str, ...]
+
+    def paths(self, folder: Path) -> dict[str, Path]:
+        """Where the files are kept in a folder, by the names of their arrays."""
+        return {key: folder / f"{file}.gz" for key, file in IDX_NAMES.items()}
+
+
+PUBLISHED = {
+    "fashion_mnist": Published(
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        {
+            "x_train": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "y_train": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "x_test": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "y_test": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        },
+        (
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
+    ),
+    "kmnist": Published(
+        "http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
+        {
+            "x_train": "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4",
+            "y_train": "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17",
+            "x_test": "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",
+            "y_test": "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
+        },
+        ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+    ),
+}
+
+
+def downloads() -> Path:
+    """The folder that has a folder for each downloaded dataset."""
+    return Path(platformdirs.user_cache_dir("jaxmnist", appauthor=False)) / "datasets"
+
+
+def _sha256(path: Path) -> str:
+    import pooch  # imported here, as below: few searches download anything
+
+    found: str = pooch.file_hash(str(path))
+    return found
+
+
+def _load_published(name: str, published: Published) -> Arrays:
+    """Read four IDX files, each downloaded unless it is kept with the right checksum."""
+    import pooch
+
+    folder = downloads() / name
+    quiet, before = pooch.get_logger(), pooch.get_logger().level
+    quiet.setLevel(logging.ERROR)
+    # As a stream it would leave the connection open where the server refuses.
+    once = pooch.HTTPDownloader(
+        chunk_size=2**20, stream=False, timeout=(CONNECT_SECONDS, READ_SECONDS)
     )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for key, path in published.paths(folder).items():
+            pooch.retrieve(
+                published.url + path.name,
+                f"sha256:{published.sha256[key]}",
+                path.name,
+                folder,
+                downloader=once,
+            )
+    except Exception as error:  # of pooch, requests or the file system
+        files = ", ".join(f"{file}.gz" for file in IDX_NAMES.values())
+        advice = f"put {files} into a folder and name it with --data-dir, in Python data_dir"
+        raise _explain(f"{name} can't be downloaded", error, folder, advice) from None
+    finally:
+        quiet.setLevel(before)
+    found = {key: read_idx(path) for key, path in published.paths(folder).items()}
+    return check_arrays(name, **found)._replace(names=dict(enumerate(published.names)))
+
+
+# --- Datasets of tensorflow-datasets ---
 
 
 def _data_dir(tfds: Any) -> Path:
@@ -110,18 +197,23 @@ def _data_dir(tfds: Any) -> Path:
 
 
 @contextlib.contextmanager
-def _tamed_tfds() -> Iterator[Any]:
-    """Yield the module tensorflow_datasets, quiet and with short time-outs; restore it on exit."""
+def _tamed_tfds(name: str) -> Iterator[Any]:
+    """Yield the module tensorflow_datasets, quiet and with short time-outs; restore it on exit.
+
+    name: of the dataset that needs it.
+    """
     try:
-        # Only datasets by name need it; a search on other data works without it.
-        import tensorflow_datasets as tfds
+        import tensorflow_datasets as tfds  # the extra [tfds]
         from absl import logging
         from tensorflow_datasets.core.download import downloader
         from tensorflow_datasets.core.utils import tqdm_utils
     except ImportError as error:
+        near = difflib.get_close_matches(name.lower(), ["mnist", *PUBLISHED])
+        mean = f"did you mean {near[0]}? " if near else ""
         raise EnvironmentFailure(
-            f"datasets by name need tensorflow-datasets, which can't be imported here ({error}):"
-            " pip install tensorflow-datasets importlib_resources pillow"
+            f"dataset {printable(name[:100])!r}: {mean}names other than mnist,"
+            f" {', '.join(PUBLISHED)} need tensorflow-datasets ({one_line(error)}):"
+            ' pip install "jaxmnist[tfds]"'
         ) from None
     before = downloader.MAX_RETRIES, downloader._open_url, tqdm_utils._active
     verbosity = logging.get_verbosity()
@@ -171,40 +263,6 @@ def _find_builder(tfds: Any, name: str, data_dir: Path) -> Any:
     if not config and importlib.util.find_spec("tensorflow") is None:
         hint += " (some datasets exist only where TensorFlow is installed)"
     raise UsageError(f"tensorflow-datasets has no {what}{hint}")
-
-
-def _idx_urls(builder: Any) -> dict[str, str] | None:
-    """Return the URLs of the four IDX files, if the dataset is published as such."""
-    base = getattr(builder, "URL", None)
-    if not isinstance(base, str):
-        return None
-    urls = {key: urljoin(base, f"{file}.gz") for key, file in IDX_NAMES.items()}
-    return urls if all(url in builder.url_infos for url in urls.values()) else None
-
-
-def _load_idx(
-    tfds: Any, name: str, urls: dict[str, str], url_infos: Any, downloads: Path
-) -> Arrays:
-    """Read the arrays of four IDX files, downloaded unless they are in `downloads` already."""
-    try:
-        manager = tfds.download.DownloadManager(
-            download_dir=downloads,
-            manual_dir=downloads / "manual",
-            dataset_name=name,
-            url_infos=url_infos,
-            force_checksums_validation=True,
-        )
-        # One after the other, so that no thread keeps trying when the first has failed.
-        paths = {key: Path(manager.download(url)) for key, url in urls.items()}
-    except Exception as error:  # of tfds, requests or the file system
-        files = ", ".join(f"{file}.gz" for file in IDX_NAMES.values())
-        advice = f"put {files} into a folder and name it with --data-dir, in Python data_dir"
-        raise _explain(f"{name} can't be downloaded", error, downloads, advice) from None
-    try:
-        found = {key: read_idx(path) for key, path in paths.items()}
-    except UsageError as error:
-        raise UsageError(f"{error}; delete it to download it again") from None
-    return check_arrays(name, **found)
 
 
 def _check_features(tfds: Any, name: str, features: Any) -> None:
@@ -286,21 +344,19 @@ def _examples(tfds: Any, builder: Any, part: str) -> Iterator[Any]:
 
 
 def _explain(what: str, error: Exception, folder: Path, advice: str) -> JaxmnistError:
-    """Return the error to raise for an error of tfds, requests or the file system."""
-    # Both come with tensorflow-datasets, which only datasets by name need.
-    import requests
-    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+    """Return the error to raise for an error of pooch, tfds, requests or the file system."""
+    import requests  # comes with pooch
 
     if isinstance(error, (requests.exceptions.ConnectionError, requests.exceptions.Timeout)):
         host = urlsplit(getattr(error.request, "url", None) or "").hostname or "its host"
         kind = type(error).__name__  # ProxyError, SSLError and ConnectTimeout tell more
         more = "" if kind == "ConnectionError" else f", {kind}"
         return EnvironmentFailure(f"{what} (no connection to {host}{more}): {advice}")
-    if isinstance(error, NonMatchingChecksumError):
-        return EnvironmentFailure(f"{what} (a file has a wrong checksum): {advice}")
     if isinstance(error, OSError) and error.errno is not None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return (EnvironmentFailure if full else UsageError)(
-            f"{what} into {folder}: {os.strerror(error.errno)}; TFDS_DATA_DIR names another folder"
+            f"{what} into {folder}: {os.strerror(error.errno)}: {advice}"
         )
-    return EnvironmentFailure(f"{what} ({one_line(error)}): {advice}")
+    # pooch's own error names the temporary file, which nobody knows.
+    line = "a file has a wrong checksum" if "hash of downloaded" in str(error) else one_line(error)
+    return EnvironmentFailure(f"{what} ({line}): {advice}")

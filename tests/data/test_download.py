@@ -24,9 +24,9 @@ import pytest
 from PIL import Image
 from processes import command
 
-import jaxmnist.data.download as download
+from jaxmnist.data import download
 from jaxmnist.data.array_files import IDX_NAMES
-from jaxmnist.data.download import check_downloaded, load_named
+from jaxmnist.data.download import Published, check_downloaded, load_named
 from jaxmnist.errors import EnvironmentFailure, UsageError
 from jaxmnist.files import read_json, write_json
 
@@ -35,9 +35,10 @@ SHAPES = {"x_train": (6, 4, 5), "y_train": (6,), "x_test": (3, 4, 5), "y_test": 
 
 @pytest.fixture(autouse=True)
 def data_dir(tmp_path, monkeypatch):
-    """tfds' directory of this test, and no proxy between it and its server."""
+    """tfds' directory of this test, its own cache, and no proxy between it and its server."""
     folder = tmp_path / "tfds"
     monkeypatch.setenv("TFDS_DATA_DIR", str(folder))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     return folder
@@ -89,23 +90,19 @@ def server(files):
 @pytest.fixture
 def publish(files, monkeypatch):
     """Makes an address the place where Fashion-MNIST is published, with the right checksums."""
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.download.checksums import UrlInfo
+    known = download.PUBLISHED["fashion_mnist"]
+    sums = {k: hashlib.sha256(files[f"{name}.gz"]).hexdigest() for k, name in IDX_NAMES.items()}
 
     def at(url):
-        builder = tfds.builder_cls("fashion_mnist")
-        infos = {
-            url + name: UrlInfo(
-                size=tfds.core.utils.Size(len(content)),
-                checksum=hashlib.sha256(content).hexdigest(),
-                filename=name,
-            )
-            for name, content in files.items()
-        }
-        monkeypatch.setattr(builder, "URL", url)
-        monkeypatch.setattr(builder, "url_infos", infos)
+        monkeypatch.setitem(download.PUBLISHED, "fashion_mnist", Published(url, sums, known.names))
 
     return at
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """The folder that Fashion-MNIST's files are kept in."""
+    return tmp_path / "cache" / "jaxmnist" / "datasets" / "fashion_mnist"
 
 
 @pytest.fixture
@@ -123,7 +120,7 @@ def check_advice(error, *words):
         assert word in line
 
 
-def test_idx_datasets_are_downloaded_once(server, publish, arrays, files, data_dir, capfd):
+def test_published_datasets_are_downloaded_once(server, publish, arrays, files, kept, capfd):
     publish(server.url)
     first = load_named("fashion_mnist")
     assert sorted(server.asked) == sorted(files)
@@ -136,7 +133,8 @@ def test_idx_datasets_are_downloaded_once(server, publish, arrays, files, data_d
             found.y_train, arrays["y_train"].astype(np.int64), strict=True
         )
         np.testing.assert_array_equal(found.y_test, arrays["y_test"].astype(np.int64), strict=True)
-    assert len(list((data_dir / "downloads" / "fashion_mnist").glob("*.gz"))) == 4
+        assert found.names[9] == "Ankle boot"
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == files
     assert capfd.readouterr() == ("", "")
 
 
@@ -155,24 +153,19 @@ def offline(monkeypatch):
     return asked
 
 
-def test_what_is_on_this_machine(server, publish, data_dir, files):
+def test_what_is_on_this_machine(server, publish, kept):
     """Where it would be loaded without the network; of four files not with three."""
     check_downloaded(None)
     check_downloaded("mnist")
     publish(server.url)
     load_named("fashion_mnist")
     check_downloaded("fashion_mnist")
-    path = next((data_dir / "downloads" / "fashion_mnist").glob("*t10k-labels*.gz"))
-    content = path.read_bytes()
-    path.unlink()
-    wanted = r"fashion_mnist is not on this machine \(looked in .*tfds\); "
+    (kept / "t10k-labels-idx1-ubyte.gz").unlink()
+    wanted = r"fashion_mnist is not on this machine \(looked in .*datasets\); "
     with pytest.raises(UsageError, match=wanted):
         check_downloaded("fashion_mnist")
-    (manual := data_dir / "downloads" / "manual").mkdir()
-    (manual / "t10k-labels-idx1-ubyte.gz").write_bytes(content)
-    check_downloaded("fashion_mnist")
     load_named("fashion_mnist")
-    assert len(server.asked) == 4
+    assert len(server.asked) == 5
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "kmnist", "emnist/letters", "cifar10"])
@@ -180,6 +173,7 @@ def test_what_is_not_on_this_machine(offline, tmp_path, monkeypatch, name):
     """The line names the command that downloads it; no connection is tried and no folder made."""
     monkeypatch.setenv("HOME", str(home := tmp_path / "home"))
     monkeypatch.delenv("TFDS_DATA_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     home.mkdir()
     with pytest.raises(UsageError) as error:
@@ -200,6 +194,7 @@ def test_a_run_downloads_nothing(offline, finished, tmp_path, monkeypatch):
     """Its data set isn't here: its page has a note, and other commands a line."""
     monkeypatch.setenv("HOME", str(home := tmp_path / "home"))
     monkeypatch.delenv("TFDS_DATA_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME")
     home.mkdir()
     shutil.copytree(finished.store.path, run := tmp_path / "run")
     content = read_json(run / "search.json")
@@ -217,20 +212,15 @@ def test_a_run_downloads_nothing(offline, finished, tmp_path, monkeypatch):
     assert list(home.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist"])
-def test_the_idx_datasets_of_tfds_are_known_as_such(name):
+@pytest.mark.parametrize("name", ["fashion_mnist", "kmnist"])
+def test_what_is_registered_is_what_tfds_registers(name):
     import tensorflow_datasets as tfds
 
-    urls = download._idx_urls(tfds.builder_cls(name))
-    assert urls is not None
-    assert urls["y_test"].endswith("/t10k-labels-idx1-ubyte.gz")
-
-
-@pytest.mark.parametrize("name", ["emnist", "mnist_corrupted", "cifar10"])
-def test_other_datasets_are_not_taken_for_idx(name):
-    import tensorflow_datasets as tfds
-
-    assert download._idx_urls(tfds.builder_cls(name)) is None
+    builder, ours = tfds.builder_cls(name), download.PUBLISHED[name]
+    assert ours.url == builder.URL.rstrip("/") + "/"
+    theirs = {url.rpartition("/")[2]: info.checksum for url, info in builder.url_infos.items()}
+    assert {f"{IDX_NAMES[key]}.gz": sha256 for key, sha256 in ours.sha256.items()} == theirs
+    assert list(ours.names) == tfds.builder(name).info.features["label"].names
 
 
 def test_a_wrong_byte_is_refused(server, publish, files):
@@ -242,17 +232,16 @@ def test_a_wrong_byte_is_refused(server, publish, files):
     check_advice(error, "wrong checksum")
 
 
-def test_a_kept_file_that_was_damaged_is_named(server, publish, data_dir):
+def test_a_kept_file_that_was_damaged_is_downloaded_again(server, publish, kept, files):
     publish(server.url)
     load_named("fashion_mnist")
-    path = next((data_dir / "downloads" / "fashion_mnist").glob("*train-images*.gz"))
+    path = kept / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(UsageError, match="delete it") as error:
-        load_named("fashion_mnist")
-    assert str(path) in str(error.value)
-    path.unlink()
+    with pytest.raises(UsageError, match="is not on this machine"):
+        check_downloaded("fashion_mnist")
     load_named("fashion_mnist")
     assert len(server.asked) == 5
+    assert path.read_bytes() == files[path.name]
 
 
 @pytest.mark.parametrize("status", [404, 503])
@@ -265,16 +254,12 @@ def test_a_refusing_server_is_reported(server, publish, status):
 
 
 def test_no_connection_is_found_in_seconds(publish, free_port):
-    from tensorflow_datasets.core.download import downloader
-
-    before = downloader.MAX_RETRIES, downloader._open_url
     publish(f"http://127.0.0.1:{free_port}/")
     start = time.monotonic()
     with pytest.raises(EnvironmentFailure) as error:
         load_named("fashion_mnist")
     assert time.monotonic() - start < 5
     check_advice(error, "no connection to 127.0.0.1")
-    assert (downloader.MAX_RETRIES, downloader._open_url) == before
 
 
 def test_a_host_that_does_not_exist(publish):
@@ -290,7 +275,7 @@ def test_a_silent_host_is_given_up(publish, monkeypatch):
         publish(f"http://127.0.0.1:{silent.getsockname()[1]}/")
         with pytest.raises(EnvironmentFailure) as error:
             load_named("fashion_mnist")
-    check_advice(error, "no connection to 127.0.0.1)")
+    check_advice(error, "no connection to 127.0.0.1, ReadTimeout)")
 
 
 def test_a_host_that_swallows_connections_is_given_up(publish, monkeypatch):
@@ -311,22 +296,22 @@ def test_a_host_that_swallows_connections_is_given_up(publish, monkeypatch):
     check_advice(error, "no connection to 127.0.0.1, ConnectTimeout")
 
 
-def test_a_folder_that_cannot_be_written(server, publish, data_dir):
+def test_a_folder_that_cannot_be_written(server, publish, tmp_path):
     publish(server.url)
-    data_dir.write_text("a file where the folder should be")
-    with pytest.raises(UsageError, match=r"Not a directory; TFDS_DATA_DIR names another") as error:
+    (cache := tmp_path / "cache").write_text("a file where the folder should be")
+    with pytest.raises(UsageError, match=r"Not a directory: put train-images") as error:
         load_named("fashion_mnist")
     assert "\n" not in str(error.value)
-    assert str(data_dir) in str(error.value)
+    assert str(cache) in str(error.value)
     assert server.asked == []
 
 
-def test_a_full_disk(server, publish, data_dir, files):
+def test_a_full_disk(server, publish, tmp_path, files):
     publish(server.url)
     # Larger than the disk, so its checksum, which is wrong, is never checked.
     files["train-images-idx3-ubyte.gz"] = bytes(2**20)
-    data_dir.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(data_dir)]
+    (cache := tmp_path / "cache").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(cache)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         assert "CI" not in os.environ, "no tmpfs can be mounted, and CI must see this test"
         pytest.skip("no tmpfs can be mounted here")
@@ -334,9 +319,9 @@ def test_a_full_disk(server, publish, data_dir, files):
         with pytest.raises(EnvironmentFailure, match=r"No space left on device") as error:
             load_named("fashion_mnist")
     finally:
-        subprocess.run(["umount", "-l", str(data_dir)], check=True)
+        subprocess.run(["umount", "-l", str(cache)], check=True)
     assert "\n" not in str(error.value)
-    assert str(data_dir) in str(error.value)
+    assert str(cache) in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -344,7 +329,7 @@ def test_a_full_disk(server, publish, data_dir, files):
     [
         ("fashion_mnits", "did you mean fashion_mnist?"),
         ("Fashion_MNIST", "did you mean fashion_mnist"),
-        ("mnist:3.0.1", "did you mean mnist?"),
+        ("mnist:3.0.1", "did you mean"),
         ("emnist/leters", "did you mean emnist/letters?"),
         ("emnist/..", "did you mean emnist/"),
         ("mnist/batch=1", "has no configuration"),
@@ -389,6 +374,20 @@ def test_a_strange_name_is_no_dataset(name):
         load_named(name)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 300
+
+
+def test_without_tensorflow_datasets(server, publish, monkeypatch):
+    """The published datasets need it not; the message for other names gives the extra."""
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    publish(server.url)
+    assert len(load_named("fashion_mnist").x_train) == 6
+    for name, near in (("fashion_mnits", "did you mean fashion_mnist? "), ("cifar10", "")):
+        for ask in (load_named, check_downloaded):
+            with pytest.raises(EnvironmentFailure) as error:
+                ask(name)
+            line = str(error.value)
+            assert line.startswith(f"dataset {name!r}: {near}names other than mnist, fashion_mnist")
+            assert line.endswith('pip install "jaxmnist[tfds]"')
 
 
 def png(image):
