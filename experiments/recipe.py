@@ -35,7 +35,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy.stats import spearmanr, truncnorm
+from scipy.stats import spearmanr
 
 from jaxmnist.data.dataset import Dataset, dataset_in_memory, load_arrays, load_dataset
 from jaxmnist.engine.events import TrialFinished
@@ -99,7 +99,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     # `--recipe fast`
     "smoothing-decay": {**SMOOTH, "weight_decay": 0.1},
-    "lecun-normal": {**SMOOTH, "weight_decay": 0.1},
+    "glorot-uniform": {**SMOOTH, "weight_decay": 0.1},
     "smoothing-decay-2e-3": {**SMOOTH, "weight_decay": 0.1, "learning_rate": 2e-3},
     "smoothing-decay-6e-3": {**SMOOTH, "weight_decay": 0.1, "learning_rate": 6e-3},
     "smoothing-decay-0.3": {**SMOOTH, "weight_decay": 0.3},
@@ -112,16 +112,15 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def lecun_normal(shapes: Any, seed: int, index: int) -> dict[str, Any]:
-    """The study's initial variables of the distribution that Flax's layers have by default."""
+def glorot_uniform(shapes: Any, seed: int, index: int) -> dict[str, Any]:
+    """The study's initial variables of the distribution that Keras' layers have by default."""
     random = np.random.default_rng([seed, index, 1])
 
     def draw(path: Any, x: Any) -> np.ndarray:
         if not is_kernel(path, x):
             return np.zeros(x.shape, x.dtype)
-        # The standard deviation of a normal distribution that is cut off at two of them.
-        scale = math.prod(x.shape[:-1]) ** -0.5 / truncnorm.std(-2, 2)
-        return truncnorm.rvs(-2, 2, scale=scale, size=x.shape, random_state=random).astype(x.dtype)
+        limit = np.sqrt(6 / (math.prod(x.shape[:-2]) * (x.shape[-2] + x.shape[-1])))
+        return random.uniform(-limit, limit, x.shape).astype(x.dtype)
 
     found: dict[str, Any] = jax.tree_util.tree_map_with_path(draw, shapes)
     return found
@@ -130,7 +129,7 @@ def lecun_normal(shapes: Any, seed: int, index: int) -> dict[str, Any]:
 assert STUDY.known is not None
 # Of recipes with another one than the study's.
 NETWORKS = {
-    "lecun-normal": Network(build_model, known=replace(STUDY.known, draw=lecun_normal)),
+    "glorot-uniform": Network(build_model, known=replace(STUDY.known, draw=glorot_uniform)),
 }
 
 
