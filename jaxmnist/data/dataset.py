@@ -335,7 +335,7 @@ def load_arrays(
     """Load the arrays of a dataset: from `data_dir`, from the package (mnist), or by its name.
 
     Args:
-      dataset: 'mnist' (also if None), or see `download.load_named`.
+      dataset: 'mnist' (also if None), or a name that `download.load_named` takes.
       data_dir: a file or folder that is read instead of `dataset`; see `read_files`.
       transpose: swap rows and columns of the images.
 
@@ -353,7 +353,7 @@ def load_arrays(
 
 
 def _by_name(dataset: str) -> Arrays:
-    """Load a dataset from the package, or see `download.load_named`."""
+    """Load a dataset from the package, or by a name that `download.load_named` takes."""
     if dataset == "mnist":
         with resources.as_file(resources.files("jaxmnist.data") / "mnist") as folder:
             return read_idx_folder(folder, MNIST_SHA256)

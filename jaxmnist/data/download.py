@@ -37,6 +37,8 @@ from jaxmnist.files import largest_file
 CONNECT_SECONDS = 5.0  # for each address of a host
 READ_SECONDS = 30.0  # without data from a connected host
 
+logger = logging.getLogger("jaxmnist")
+
 
 def load_named(name: str) -> Arrays:
     """Load the parts train, validation and test of a dataset by its name, as `emnist/letters`.
@@ -75,10 +77,13 @@ def check_downloaded(name: str | None) -> None:
         return
     if published := PUBLISHED.get(name or ""):
         folder = downloads()
-        there = all(
-            path.is_file() and _sha256(path) == published.sha256[key]
-            for key, path in published.paths(folder / str(name)).items()
-        )
+        try:
+            there = all(
+                path.is_file() and _sha256(path) == published.sha256[key]
+                for key, path in published.paths(folder / str(name)).items()
+            )
+        except OSError:  # they can't be read
+            there = False
     else:
         with _tamed_tfds(str(name)) as tfds:
             folder = _data_dir(tfds)
@@ -172,6 +177,8 @@ def _load_published(name: str, published: Published) -> Arrays:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for key, path in published.paths(folder).items():
+            if not (kept := path.exists()):
+                logger.info(f"downloading {path.name} of {name} …")
             pooch.retrieve(
                 published.url + path.name,
                 f"sha256:{published.sha256[key]}",
@@ -179,10 +186,13 @@ def _load_published(name: str, published: Published) -> Arrays:
                 folder,
                 downloader=once,
             )
+            if not kept:
+                path.chmod(0o644)  # pooch lets its owner alone read it
     except Exception as error:  # of pooch, requests or the file system
         files = ", ".join(f"{file}.gz" for file in IDX_NAMES.values())
         advice = f"put {files} into a folder and name it with --data-dir, in Python data_dir"
-        raise _explain(f"{name} can't be downloaded", error, folder, advice) from None
+        what = f"{name} can't be downloaded"
+        raise _explain(what, error, folder, "XDG_CACHE_HOME", advice) from None
     finally:
         quiet.setLevel(before)
     found = {key: read_idx(path) for key, path in published.paths(folder).items()}
@@ -213,7 +223,7 @@ def _tamed_tfds(name: str) -> Iterator[Any]:
         raise EnvironmentFailure(
             f"dataset {printable(name[:100])!r}: {mean}names other than mnist,"
             f" {', '.join(PUBLISHED)} need tensorflow-datasets ({one_line(error)}):"
-            ' pip install "jaxmnist[tfds]"'
+            " python -m pip install tensorflow-datasets importlib_resources"
         ) from None
     before = downloader.MAX_RETRIES, downloader._open_url, tqdm_utils._active
     verbosity = logging.get_verbosity()
@@ -298,7 +308,8 @@ def _prepare(tfds: Any, name: str, builder: Any) -> None:
             "name a folder of IDX files or an .npz file with --data-dir, in Python data_dir,"
             " instead"
         )
-        raise _explain(f"{name} can't be prepared", error, Path(root), advice) from None
+        what = f"{name} can't be prepared"
+        raise _explain(what, error, Path(root), "TFDS_DATA_DIR", advice) from None
 
 
 def _read_prepared(tfds: Any, name: str, builder: Any) -> Arrays:
@@ -343,8 +354,13 @@ def _examples(tfds: Any, builder: Any, part: str) -> Iterator[Any]:
                 yield builder.info.features.deserialize_example_np(record)
 
 
-def _explain(what: str, error: Exception, folder: Path, advice: str) -> JaxmnistError:
-    """Return the error to raise for an error of pooch, tfds, requests or the file system."""
+def _explain(
+    what: str, error: Exception, folder: Path, variable: str, advice: str
+) -> JaxmnistError:
+    """Return the error to raise for an error of pooch, tfds, requests or the file system.
+
+    variable: of the environment, which names another folder.
+    """
     import requests  # comes with pooch
 
     if isinstance(error, (requests.exceptions.ConnectionError, requests.exceptions.Timeout)):
@@ -352,10 +368,13 @@ def _explain(what: str, error: Exception, folder: Path, advice: str) -> Jaxmnist
         kind = type(error).__name__  # ProxyError, SSLError and ConnectTimeout tell more
         more = "" if kind == "ConnectionError" else f", {kind}"
         return EnvironmentFailure(f"{what} (no connection to {host}{more}): {advice}")
+    if isinstance(error, PermissionError):  # pooch raises it again without its number
+        error.errno = errno.EACCES
     if isinstance(error, OSError) and error.errno is not None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return (EnvironmentFailure if full else UsageError)(
-            f"{what} into {folder}: {os.strerror(error.errno)}: {advice}"
+            f"{what} into {folder}: {os.strerror(error.errno)}; {variable} names another folder; or"
+            f" {advice}"
         )
     # pooch's own error names the temporary file, which nobody knows.
     line = "a file has a wrong checksum" if "hash of downloaded" in str(error) else one_line(error)

@@ -463,7 +463,7 @@ def read_pictures(
     Args:
       paths: files and folders, or one of them, as `jaxmnist predict` takes them.
       model: a trained model, or a preparation.
-      prepare: 'auto', 'mnist', 'inverted' or 'resize': the option `--prepare` of the command.
+      prepare: 'auto' or 'resize': the option `--prepare` of the command.
 
     Returns:
       uint8 or float32[N, H, W, C], in the order of the paths and, in folders, of the names.

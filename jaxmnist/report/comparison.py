@@ -299,12 +299,8 @@ def _winners(entries: Sequence[Entry]) -> Table:
         for entry in entries
         for winner in (entry.facts.winner,)
     ]
-    asked = {
-        column_of(name): Column.of(
-            winner and winner.hyperparameters.get(name) for winner in winners
-        )
-        for name in names
-    }
+    given = [None if winner is None else winner.hyperparameters for winner in winners]
+    asked = {column_of(name): Column.asked(name, given) for name in names}
     return Table(
         {
             "run": Column.of(entry.name for entry in entries),

@@ -72,7 +72,7 @@ def wrapped(text: str, width: int) -> str:
 
 def _broken(line: str, width: int) -> list[str]:
     """The lines of a sentence that is wider than `width` columns."""
-    words = line.split()
+    words = line.strip(" ").split(" ")  # two spaces may belong to a file's name
     indent = " " * (len(line) - len(line.lstrip(" ")))
     lines, last = [], indent + words[0]
     for word in words[1:]:

@@ -335,7 +335,7 @@ def shares_of(trials: Sequence[Trial]) -> list[NodeShare]:
 def trial_columns(facts: Facts, table: Table) -> Table:
     """The columns that the page shows: what varies, the score and its fall, and what it cost."""
     varied = map(column_of, facts.space.varied)
-    heads = {"trial": "trial", **{name: name for name in varied}, "score": "accuracy"}
+    heads = {"trial": "trial", **{name: name for name in varied}, "score": "val_accuracy"}
     heads |= {"largest_fall": facts.run.ranking.rule.column, "parameters": "parameters"}
     heads |= {"seconds": "time"}
     return table.only(heads | ({"node": "node"} if several_nodes(facts.run.trials) else {}))

@@ -244,7 +244,12 @@ class Run:
         return trials_table(self.ranking, self.space)
 
     def to_pandas(self) -> Any:
-        """A `pandas.DataFrame` with a row for each trial, as they rank: see `trials_table`."""
+        """A `pandas.DataFrame` with a row for each trial: as they rank, then the others.
+
+        Its columns are trial, rank, status, one for each hyperparameter, the last epoch's loss,
+        accuracy, val_loss and val_accuracy, score, largest_fall, parameters, seconds, device, node
+        and error. A hyperparameter called as one of these has the column 'hp.NAME'.
+        """
         return self.table.to_pandas()
 
     def history(self) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.cells import cell_len
 
 from jaxmnist.errors import UsageError, printable
-from jaxmnist.hyperparameters import text
+from jaxmnist.hyperparameters import Hyperparameters, text
 from jaxmnist.models.space import SpaceDescription
 from jaxmnist.results.ranking import Finalist, Ranking
 from jaxmnist.runs.trial import METRICS, Trial
@@ -44,6 +44,8 @@ def with_commas(number: int) -> str:
 
 # --- Tables ---
 
+INT_OR_NONE = {int, type(None)}
+
 
 class Laid(str):
     """Text that is laid out, such as a table: its lines stay as they are on a narrow terminal."""
@@ -66,7 +68,15 @@ class Column:
     def of(cls, values: Iterable[Any], show: Callable[[Any], str] = text) -> Column:
         """A column whose values are shown by `show`, and by a dash where there is none."""
         kept = tuple(values)
-        return cls(kept, tuple(MISSING if value is None else show(value) for value in kept))
+        texts = (MISSING if value is None else printable(show(value)) for value in kept)
+        return cls(kept, tuple(texts))
+
+    @classmethod
+    def asked(cls, name: str, configurations: Iterable[Hyperparameters | None]) -> Column:
+        """What configurations have of a hyperparameter, whose value may be None too."""
+        kept = [{} if each is None else each for each in configurations]
+        texts = (printable(text(each[name])) if name in each else MISSING for each in kept)
+        return cls(tuple(each.get(name) for each in kept), tuple(texts))
 
     @property
     def holds_text(self) -> bool:
@@ -111,7 +121,7 @@ class Table:
 
     @property
     def cells(self) -> list[list[tuple[str, Any]]]:
-        """For HTML: of each row what is shown, and the number that it stands for, if it does."""
+        """For HTML: of each cell what is shown, and its number, None for text."""
         return [
             [
                 (shown, value if isinstance(value, int | float) else None)
@@ -133,12 +143,17 @@ class Table:
         return buffer.getvalue()
 
     def to_pandas(self) -> Any:
-        """As a `pandas.DataFrame`; `UsageError` unless pandas is installed."""
+        """As a `pandas.DataFrame`, with <NA> where a whole number is missing.
+
+        Raises `UsageError` unless pandas is installed.
+        """
         try:
             import pandas as pd  # only those who ask for it need it
         except ImportError:
             raise UsageError("a DataFrame needs pandas: python -m pip install pandas") from None
-        return pd.DataFrame({name: list(column.values) for name, column in self.columns.items()})
+        frame = pd.DataFrame({name: list(column.values) for name, column in self.columns.items()})
+        gaps = {name for name, c in self.columns.items() if {*map(type, c.values)} == INT_OR_NONE}
+        return frame.astype(dict.fromkeys(gaps, "Int64"))
 
 
 def _safe(value: Any) -> Any:
@@ -154,6 +169,7 @@ def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (), gap: int 
 
     left: the columns whose texts begin at their left; those of others end at their right.
     """
+    rows = [[printable(shown) for shown in row] for row in rows]
     columns = range(max(map(len, rows), default=0))
     widths = [max(cell_len(row[c]) for row in rows if len(row) > c) for c in columns]
 
@@ -167,19 +183,21 @@ def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (), gap: int 
 
 # --- The trials of a run ---
 
-# The names and headings of columns that every run has.
+# The names and headings of columns that every run has, here and in a comparison of runs.
 TAKEN = {"trial", "rank", "status", *METRICS, "score", "largest_fall", "largest fall", "parameters"}
 TAKEN |= {"seconds", "time", "device", "node", "error", "hyperparameters"}
+TAKEN |= {"run", "test", "corrected", "validation", "svm", "trials", "failed"}
 
 
-def trials_table(ranking: Ranking, space: SpaceDescription, running: bool = False) -> Table:
+def trials_table(ranking: Ranking, space: SpaceDescription, running: bool | None = None) -> Table:
     """A row for each trial: as they rank, then those that have not completed.
 
     Its columns are trial, rank, status, a column for each hyperparameter of the space, the last
     epoch's metrics, score, largest_fall, parameters, seconds, device, node and error. A
     hyperparameter of such a name has the column 'hp.NAME'.
 
-    running: whether the search runs; a trial that began in one that doesn't was interrupted.
+    running: whether the search runs, if that is known: a trial that began in one that doesn't is
+    shown as interrupted.
     """
     entries = {entry.trial.index: entry for entry in ranking.ranked}
     places = {index: place for place, index in enumerate(entries, 1)}
@@ -187,14 +205,15 @@ def trials_table(ranking: Ranking, space: SpaceDescription, running: bool = Fals
     trials = sorted(ranking.trials, key=lambda trial: places.get(trial.index, last))
     ranked = [entries.get(trial.index) for trial in trials]
 
-    def status(trial: Trial) -> str:
-        return "interrupted" if trial.status == "running" and not running else trial.status
+    def word(trial: Trial) -> str:
+        """What stands in place of the score of a trial that has not completed."""
+        return "interrupted" if trial.status == "running" and running is False else trial.status
 
     scores = tuple(entry and entry.score for entry in ranked)
     before = {
         "trial": Column.of(trial.index for trial in trials),
         "rank": Column.of(places.get(trial.index) for trial in trials),
-        "status": Column.of(map(status, trials)),
+        "status": Column.of(trial.status for trial in trials),
     }
     after = {
         name: Column.of(
@@ -205,7 +224,7 @@ def trials_table(ranking: Ranking, space: SpaceDescription, running: bool = Fals
     after["score"] = Column(
         scores,
         tuple(
-            status(trial) if entry is None else accuracy(entry.score)
+            word(trial) if entry is None else accuracy(entry.score)
             for trial, entry in zip(trials, ranked, strict=True)
         ),
     )
@@ -217,26 +236,25 @@ def trials_table(ranking: Ranking, space: SpaceDescription, running: bool = Fals
     after["seconds"] = Column.of((trial.seconds for trial in trials), duration)
     for name in ("device", "node", "error"):
         after[name] = Column.of(getattr(trial, name) for trial in trials)
-    asked = {
-        column_of(name): Column.of(trial.hyperparameters.get(name) for trial in trials)
-        for name in space.parameters
-    }
+    given = [trial.hyperparameters for trial in trials]
+    asked = {column_of(name): Column.asked(name, given) for name in space.parameters}
     return Table({**before, **asked, **after})
 
 
 def column_of(hyperparameter: str) -> str:
-    """The name of a hyperparameter's column beside those that every run has."""
-    return f"hp.{hyperparameter}" if hyperparameter in TAKEN else hyperparameter
+    """The name of a hyperparameter's column beside those that every run has.
+
+    The page's filter doesn't tell capital letters from small ones.
+    """
+    return f"hp.{hyperparameter}" if hyperparameter.lower() in TAKEN else hyperparameter
 
 
 def shown_configurations(trials: Sequence[Trial], space: SpaceDescription) -> Column:
     """What varies in each trial's configuration, as one text; and why a trial failed."""
-    shown = [
-        f"{space.shown(trial.hyperparameters)}"
-        + ("" if trial.status == "completed" else f": {printable(trial.error or trial.status)}")
+    return Column.of(
+        f"{space.shown(trial.hyperparameters)}" + (f": {trial.error}" if trial.error else "")
         for trial in trials
-    ]
-    return Column(tuple(shown), tuple(shown))
+    )
 
 
 def epochs_table(trials: Sequence[Trial]) -> Table:

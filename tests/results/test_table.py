@@ -13,7 +13,7 @@ from jaxmnist import UsageError
 from jaxmnist.hyperparameters import Hyperparameters
 from jaxmnist.report.console import fitted, wrapped
 from jaxmnist.results.confusion import right, short_names, shortened
-from jaxmnist.results.table import Column, Laid, Table, trials_table
+from jaxmnist.results.table import Column, Laid, Table, shown_configurations, trials_table
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_the_history_has_a_row_for_each_epoch(eight):
 
 
 def test_a_hyperparameter_may_have_the_name_of_a_column(eight):
-    names = ["loss", "time", "trial", "width"]
+    names = ["loss", "Time", "trial", "test", "width"]
     trials = [
         replace(trial, hyperparameters=Hyperparameters(dict.fromkeys(names, place)))
         for place, trial in enumerate(eight.trials)
@@ -133,7 +133,7 @@ def test_a_hyperparameter_may_have_the_name_of_a_column(eight):
     space = replace(eight.space, parameters=dict.fromkeys(names, ()))
     columns = trials_table(ranking, space).columns
     order = columns["trial"].values
-    for name in ("hp.loss", "hp.time", "hp.trial", "width"):
+    for name in ("hp.loss", "hp.Time", "hp.trial", "hp.test", "width"):
         assert columns[name].values == order
     assert columns["loss"].values == eight.table.columns["loss"].values
 
@@ -155,3 +155,38 @@ def test_columns_are_as_wide_as_their_widest_text():
     ]
     assert table.first(1).rows == [("數字", 5)]
     assert table.only({"images": "n"}).cells == [[("5", 5)], [("–", None)], [("12000", 12000)]]
+
+
+def test_a_value_of_none_is_not_a_missing_one():
+    given = [Hyperparameters(norm=None), Hyperparameters(other=1), None]
+    column = Column.asked("norm", given)
+    assert column == Column((None, None, None), ("none", "–", "–"))
+
+
+def test_text_of_a_record_commands_no_terminal():
+    table = Table({"a\x1b[2J": Column.of(["b\x1b[31mred\nline"])})
+    assert str(table).replace("\n", "").isprintable()
+    assert len(str(table).splitlines()) == 2
+    assert table.texts[0][0].isprintable()
+
+
+@pytest.mark.parametrize("running", [None, True, False])
+def test_a_running_trial(eight, running):
+    """It is interrupted where the search is known not to run; data keep the record's word."""
+    trials = [
+        replace(trial, status="running", error=None) if trial.index == 0 else trial
+        for trial in eight.trials
+    ]
+    table = trials_table(replace(eight.ranking, trials=trials), eight.space, running)
+    place = table.columns["trial"].values.index(0)
+    assert place == 7
+    assert table.columns["status"].values[place] == "running"
+    shown = "interrupted" if running is False else "running"
+    assert table.columns["score"].texts[place] == shown
+    assert shown_configurations(trials, eight.space).texts[0].count("running") == 0
+
+
+def test_whole_numbers_stay_whole_where_some_are_missing():
+    frame = Table({"units": Column.of([16, None])}).to_pandas()
+    assert frame["units"][0] == 16
+    assert str(frame["units"].dtype) == "Int64"

@@ -24,7 +24,7 @@ const TESTS = {
   ">": (order) => order > 0, "=": (order) => order === 0, "!=": (order) => order !== 0,
 };
 
-// A function of a row for a word of the filter: `batch_size=64`, `accuracy>0.98`, or any text.
+// A function of a row for a word of the filter: `batch_size=64`, `val_accuracy>0.98`, or any text.
 function testOf(word, names) {
   const parts = /^(.+?)(<=|>=|!=|<|>|=)(.+)$/.exec(word);
   if (!parts) return (row) => row.textContent.toLowerCase().includes(word.toLowerCase());
