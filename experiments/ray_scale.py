@@ -85,14 +85,13 @@ def memory(process: int) -> int:
 
 def measure(address: str, trials: int, seconds: float) -> dict[str, float]:
     """Run trials that wait on a cluster; returns seconds, CPU ms a trial, and MB of growth."""
-    from jaxmnist.engine.nodes import Assignment, Job
-
     ours, theirs = Pipe()
     command = [sys.executable, __file__, "--speak", str(theirs.fileno())]
     process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
     theirs.close()
-    waiting = [Assignment(Key(i), f"{i} {seconds}".encode()) for i in range(trials)]
-    ours.send(Job(address, b"", [], waiting, {"CPU": {}}, None, False))
+    waiting = [(Key(i), f"{i} {seconds}".encode(), 0.0) for i in range(trials)]
+    job = {"work": b"", "buffers": [], "environment": {"CPU": {}}, "lanes": None}
+    ours.send({**job, "address": address, "trials": waiting, "consecutive": False})
     began = cpu = own = first = 0.0
     ended = 0
     while True:

@@ -32,7 +32,6 @@ from jaxmnist.data.arrays import (
     square_shape,
 )
 from jaxmnist.data.contents import NPY, ZIP, files_below, head_of, unreadable
-from jaxmnist.data.ink import find_ink
 from jaxmnist.data.pictures import (
     NAMES,
     NotAPicture,
@@ -643,6 +642,9 @@ def _placed(
     name: str, pixels: np.ndarray, placing: Placing, height: int, width: int
 ) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
     """Cut the ink out of a picture and place it: float32[H, W], steps and warnings."""
+    # Imported here: SciPy's functions of images take a fifth of a second, which no search needs.
+    from jaxmnist.data.ink import find_ink
+
     ink = find_ink(name, pixels)
     image, more = place(ink.levels, placing, height, width)
     steps = ink.steps

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -27,10 +27,133 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jaxmnist.engine import nodes
-from jaxmnist.engine.nodes import Assignment, Job, Machine, Node, describe_machine, node_of, refusal
+from jaxmnist import machine
 from jaxmnist.errors import one_line
+from jaxmnist.machine import Machine, describe_machine
 from jaxmnist.runs.trial import Key
+
+# --- What the engine asks for, and the nodes of the cluster ---
+
+WIDEST = 32  # trials in one task for an accelerator
+LONGEST = 16  # trials in one task for a core
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A trial to train.
+
+    content: what `ray.train` gets of it.
+    work: how long it takes, in any unit.
+    """
+
+    key: Key
+    content: bytes
+    work: float = 0.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the engine asks for: it sends the fields by their names.
+
+    work, buffers: the pickled `ray.Work`, and its arrays.
+    trials: the trials, in their order, each as the fields of an `Assignment`.
+    environment: variables of the tasks, by a node's kind.
+    lanes: trials in one program, if the user chose that.
+    consecutive: whether trials start in the order in which they are given.
+    """
+
+    address: str
+    work: bytes
+    buffers: list[bytes]
+    trials: list[tuple[Key, bytes, float]]
+    environment: dict[str, dict[str, str]]
+    lanes: int | None
+    consecutive: bool
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that trains trials.
+
+    name: its host's name, with a number where several nodes have the same.
+    kind: 'CPU', 'GPU' or 'TPU'.
+    tasks: how many tasks it runs at once: one for each core or GPU, one for all chips of a TPU.
+    needs: how much of its `kind` a task takes.
+    """
+
+    id: str
+    name: str
+    kind: str
+    tasks: int
+    needs: float = 1.0
+
+    def trials(self, waiting: int, tasks: int, lanes: int | None, consecutive: bool = False) -> int:
+        """The number of trials of its next task.
+
+        An accelerator gets half of its equal share of what is waiting, so that accelerators that
+        are slow or come late end together with the others. A core, which trains one after the
+        other, gets a quarter, as a task costs the search some milliseconds.
+
+        Args:
+          waiting: number of trials that wait.
+          tasks: number of tasks that run at once on all nodes.
+          lanes: trials in one program, if the user chose that.
+          consecutive: whether trials start in the order in which they are given.
+        """
+        if self.kind == "CPU":
+            share = 1 if consecutive else waiting // (4 * max(tasks, 1))
+            return lanes or max(1, min(LONGEST, share))
+        return max(lanes or 1, min(WIDEST, -(-waiting // (2 * max(tasks, 1)))))
+
+    def __str__(self) -> str:
+        what = {"CPU": "core", "GPU": "GPU"}.get(self.kind)
+        if what is None:
+            return f"{self.name} (TPU, {self.needs:g} chips)"
+        return f"{self.name} ({self.tasks} {what}{'s' * (self.tasks != 1)})"
+
+
+def refusal(name: str, node: Machine, own: Machine) -> str | None:
+    """Why a node can't train for this machine, as a line; None if it can.
+
+    >>> own = Machine({"jaxmnist": "1", "jax": "2"}, "x")
+    >>> refusal("b", Machine({"jaxmnist": "1", "jax": "3"}, "x"), own)
+    'node b is not used: it has jax 3, and this machine has 2; install the same version there'
+    """
+    if node.versions["jaxmnist"] is None:
+        return (
+            f"node {name} is not used: jaxmnist is not installed for the Python that Ray runs there"
+        )
+    for package, wanted in own.versions.items():
+        found = node.versions[package]
+        if found != wanted:
+            what = f"it has {package} {found}" if found else f"it has no {package}"
+            return (
+                f"node {name} is not used: {what}, and this machine has {wanted}; install the same"
+                " version there"
+            )
+    return None
+
+
+def node_of(described: Mapping[str, Any], taken: Collection[str]) -> Node | None:
+    """The node that Ray describes, or None if it has nothing to train on.
+
+    Args:
+      described: an item of `ray.nodes()`.
+      taken: the names of the nodes before it.
+    """
+    resources, host = described["Resources"], described["NodeManagerHostname"]
+    name, number = host, 1
+    while name in taken:
+        number += 1
+        name = f"{host}-{number}"
+    if chips := resources.get("TPU"):
+        return Node(described["NodeID"], name, "TPU", 1, chips)
+    if gpus := int(resources.get("GPU", 0)):
+        return Node(described["NodeID"], name, "GPU", gpus)
+    if cores := int(resources.get("CPU", 0)):
+        return Node(described["NodeID"], name, "CPU", cores)
+    return None
+
 
 # --- Trials given to the nodes of a Ray cluster, and what becomes of them ---
 
@@ -93,7 +216,7 @@ class Cluster:
         self._address = address
         self._connection = connection
         self._task = ray.remote(num_returns="streaming", max_retries=0)(task)
-        self._waiting = deque(job.trials)
+        self._waiting = deque(Assignment(*trial) for trial in job.trials)
         self._nodes: dict[str, Node] = {}
         self._tasks: dict[str, Any] = {}  # the remote function as each node takes it
         self._known: set[str] = set()  # identifiers of all nodes seen so far
@@ -146,7 +269,7 @@ class Cluster:
             said, content = self._connection.recv()
             if said == "again":
                 self._expected -= 1
-                self._waiting.appendleft(content)
+                self._waiting.appendleft(Assignment(*content))
             else:
                 self._end(stop=said == "stop")
         if self._stopping or (self._ending and self._began):
@@ -371,11 +494,11 @@ def train_there(*arguments: Any) -> Iterator[Any]:
 
 
 def main(connection: Connection, task: Callable[..., Iterator[Any]] = train_there) -> None:
-    """Receive a `Job`, do it, and say how it ended.
+    """Receive the fields of a `Job`, do it, and say how it ended.
 
     task: the remote function, unless a measurement has another one.
     """
-    job: Job = connection.recv()
+    job = Job(**connection.recv())
     # Ray waits without end for a server that isn't its own, and can't be interrupted.
     nothing = f"no Ray cluster answers at {job.address}: nothing Ray understands in {JOIN:g} s"
     late = threading.Timer(JOIN, _give_up, (connection, nothing))
@@ -429,7 +552,7 @@ def _join(address: str) -> str:
     try:
         if address != "auto":
             _connect(address)
-        ray.cloudpickle.register_pickle_by_value(nodes)
+        ray.cloudpickle.register_pickle_by_value(machine)
         ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
         found: str = ray.get_runtime_context().gcs_address
         return found

@@ -19,7 +19,6 @@ from typing import Any
 
 import platformdirs
 
-from jaxmnist.engine.nodes import processor
 from jaxmnist.errors import (
     EnvironmentFailure,
     Named,
@@ -29,7 +28,7 @@ from jaxmnist.errors import (
     one_line,
     wrong,
 )
-from jaxmnist.machine import check_threads, cores, is_inherited
+from jaxmnist.machine import check_threads, cores, is_inherited, processor
 
 # --- Starting JAX: its platform, the size of XLA's thread pool, settings that break training ---
 

@@ -35,7 +35,6 @@ from jaxmnist.engine.devices import (
 from jaxmnist.engine.events import Checkpoint, Event, StackingChosen, TrialLost, TrialStarted
 from jaxmnist.engine.lanes import Stacking
 from jaxmnist.engine.local import Engine, Events
-from jaxmnist.engine.nodes import Assignment, Job
 from jaxmnist.engine.programs import multiplications
 from jaxmnist.errors import EnvironmentFailure, UsageError
 from jaxmnist.hyperparameters import Hyperparameters
@@ -174,6 +173,8 @@ def _listening(events: Events, signals: Any) -> Iterator[None]:
 logger = logging.getLogger("jaxmnist")
 WAIT = 0.2  # seconds between two looks at what the user wants
 ENDING = 10.0  # seconds for the process beside this one to end
+# What the process beside this one gets of a trial: the fields of `cluster.Assignment`.
+Assigned = tuple[Key, bytes, float]
 
 
 def load_ray() -> None:
@@ -251,8 +252,8 @@ class RayEngine:
             self.network.bind(hyperparameters, DataSpec.of(self.dataset, self.settings)).layers
         )
 
-    def _job(self, assignments: Iterable[Assignment]) -> Job:
-        """What the process beside this one gets."""
+    def _job(self, trials: Iterable[Assigned]) -> dict[str, Any]:
+        """What the process beside this one gets: the fields of `cluster.Job`."""
         from ray import cloudpickle
 
         # Nodes need not have the files of a network of the user's own.
@@ -274,15 +275,15 @@ class RayEngine:
         packed = cloudpickle.dumps(work, protocol=5, buffer_callback=buffers.append)
         # XLA's warnings of programs from the cache are silenced as in `keep_programs`.
         pool = {POOL_SIZE[0]: str(pool_size()), LOG_LEVEL: "3", **variables_for_nodes()}
-        return Job(
-            self.address,
-            packed,
-            [bytes(buffer.raw()) for buffer in buffers],
-            list(assignments),
-            {"CPU": {**pool, "JAX_PLATFORMS": "cpu"}, "GPU": pool, "TPU": pool},
-            self.lanes,
-            self.consecutive,
-        )
+        return {
+            "address": self.address,
+            "work": packed,
+            "buffers": [bytes(buffer.raw()) for buffer in buffers],
+            "trials": list(trials),
+            "environment": {"CPU": {**pool, "JAX_PLATFORMS": "cpu"}, "GPU": pool, "TPU": pool},
+            "lanes": self.lanes,
+            "consecutive": self.consecutive,
+        }
 
 
 class RayEvents:
@@ -314,11 +315,11 @@ class RayEvents:
         """Start no further trials once `over()` is true; those that run finish."""
         self._over = over
 
-    def assignment(self, key: Key) -> Assignment:
+    def assignment(self, key: Key) -> Assigned:
         """What the other process gets of a trial."""
         hyperparameters = self._trials[key]
         content = key, hyperparameters, self._checkpoints.get(key)
-        return Assignment(key, pickle.dumps(content), self._work(hyperparameters))
+        return key, pickle.dumps(content), self._work(hyperparameters)
 
     def __iter__(self) -> RayEvents:
         return self

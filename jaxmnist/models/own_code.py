@@ -152,7 +152,7 @@ def own_modules(function: Callable[..., Any]) -> list[ModuleType]:
     folder = Path(file).parent
     return [
         other
-        for name, other in list(sys.modules.items())
+        for name, other in sys.modules.copy().items()  # another thread may import
         if name != "__main__"
         and (place := getattr(other, "__file__", None))
         and folder in Path(place).parents

@@ -271,8 +271,8 @@ class Progress:
     @property
     def nodes(self) -> str:
         """How many trials each node has trained in this session, as text."""
-        counts = list(self._trials_of.items())
-        return ", ".join(f"{node} {trials}" for node, trials in sorted(counts))
+        counts = sorted(self._trials_of.copy().items())  # the display reads it in its own thread
+        return ", ".join(f"{node} {trials}" for node, trials in counts)
 
     def __str__(self) -> str:
         if self.stopping:
@@ -563,7 +563,7 @@ class Display(Console):
         table.add_column("hyperparameters", style="dim")
         if progress.cluster:
             table.add_column("node")
-        for key, trial in sorted(progress.running.items(), key=lambda item: item[0]):
+        for key, trial in sorted(progress.running.copy().items(), key=lambda item: item[0]):
             cells = _cells(trial, progress.epochs)
             where = [Text(trial.node)] if progress.cluster else []
             table.add_row(str(key), *cells, Text(str(progress.configurations[key])), *where)

@@ -246,7 +246,8 @@ def column_of(hyperparameter: str) -> str:
 
     The page's filter doesn't tell capital letters from small ones.
     """
-    return f"hp.{hyperparameter}" if hyperparameter.lower() in TAKEN else hyperparameter
+    name = hyperparameter.lower()
+    return f"hp.{hyperparameter}" if name in TAKEN or name.startswith("hp.") else hyperparameter
 
 
 def shown_configurations(trials: Sequence[Trial], space: SpaceDescription) -> Column:

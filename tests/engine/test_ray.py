@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -12,15 +13,17 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from processes import facts, flags, process
 from raylets import Raylets
 
 from jaxmnist import EnvironmentFailure, Run, UsageError, random_search
+from jaxmnist.engine.cluster import Node, node_of, refusal
 from jaxmnist.engine.devices import check_ray
-from jaxmnist.engine.nodes import Machine, Node, node_of, refusal
 from jaxmnist.engine.ray import together
+from jaxmnist.machine import Machine
 from jaxmnist.models.own_code import load_function, own_modules
 from jaxmnist.runs.records import ModelReport
 
@@ -457,3 +460,25 @@ def test_nodes_with_other_versions_are_refused():
     for changed, says in (("0.9.0", "it has jax 0.9.0"), (None, "it has no jax")):
         node = Machine({**own.versions, "jax": changed}, "x")
         assert says in str(refusal("b", node, own))
+
+
+def test_modules_are_imported_while_they_are_listed():
+    """Another thread may import at any moment; here Python's own clean-up does."""
+    names = [f"imported_meanwhile_{number}" for number in range(20)]
+    left = iter(names)
+
+    def load(phase: str, info: dict) -> None:
+        if name := next(left, None):
+            sys.modules[name] = ModuleType("meanwhile")
+
+    before = gc.get_threshold()
+    gc.callbacks.append(load)
+    gc.set_threshold(1)
+    try:
+        assert own_modules(json.dumps) == []
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(load)
+        for name in names:
+            sys.modules.pop(name, None)
+    assert next(left, None) is None  # it did happen

@@ -124,7 +124,7 @@ def test_the_history_has_a_row_for_each_epoch(eight):
 
 
 def test_a_hyperparameter_may_have_the_name_of_a_column(eight):
-    names = ["loss", "Time", "trial", "test", "width"]
+    names = ["loss", "hp.loss", "Time", "trial", "test", "width"]
     trials = [
         replace(trial, hyperparameters=Hyperparameters(dict.fromkeys(names, place)))
         for place, trial in enumerate(eight.trials)
@@ -133,7 +133,7 @@ def test_a_hyperparameter_may_have_the_name_of_a_column(eight):
     space = replace(eight.space, parameters=dict.fromkeys(names, ()))
     columns = trials_table(ranking, space).columns
     order = columns["trial"].values
-    for name in ("hp.loss", "hp.Time", "hp.trial", "hp.test", "width"):
+    for name in ("hp.loss", "hp.hp.loss", "hp.Time", "hp.trial", "hp.test", "width"):
         assert columns[name].values == order
     assert columns["loss"].values == eight.table.columns["loss"].values
 
