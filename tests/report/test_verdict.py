@@ -74,7 +74,7 @@ def test_the_numbers_are_those_of_the_files(finished):
     assert second == (
         f"Validation accuracy: {config['score']:.4f}; without the luck of being chosen among 4"
         f" trials about {config['corrected_score']:.4f} (95 % interval {low:.4f} to {high:.4f});"
-        f" the validation images don't tell {others} other trials from it"
+        f" the validation images don't tell {others} other trial{'s' * (others > 1)} from it"
     )
     low, high = svm["confidence_interval"]
     difference = svm["accuracy"] - test["accuracy"]
@@ -159,9 +159,9 @@ def test_test_labels_that_are_numbered_otherwise_are_told(options, mnist, tmp_pa
 def test_without_a_page_or_another_model(options, tmp_path):
     given = {**options, "max_trials": 1, "epochs": 1, "svm": False}
     run = random_search(**given, directory=str(tmp_path), project_name="a\u00e9")
-    first, second, third, fourth, *_ = "\n".join(
-        verdict(run, ".venv/bin/python -m jaxmnist")
-    ).splitlines()
+    said = verdict(run, ".venv/bin/python -m jaxmnist")
+    # One epoch of few images may not beat a constant answer, which a line would say.
+    first, second, third, fourth, *_ = [line for line in said if "always answering" not in line]
     assert " images; trial 0 won: " in first
     assert re.fullmatch(
         r"Validation accuracy: 0\.\d{4} \(95 % interval 0\.\d{4} to 0\.\d{4}\)", second
